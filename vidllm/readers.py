@@ -1,0 +1,113 @@
+"""Readers of video files behind ``vidllm.load_video``: what a file holds, and chosen frames of it.
+
+A reader first gives a ``Timeline`` without decoding a picture, then decodes only the frames it is
+asked for. PyAV is the default: a demux-only pass lists every packet, frames are then reached from
+the nearest key frame. decord is optional.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from vidllm.errors import InputError
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What a file holds, known before any picture is decoded.
+
+    Attributes:
+        seconds: (n,) float64, when each readable frame is first shown, the first at 0.0.
+        duration: seconds; for a file that was cut off, the length that its header promises.
+        end: seconds at which the last readable frame stops.
+        size: (height, width) as coded, before rotation.
+        holes: (m, 2) float64, stretches of seconds whose data was lost although frames follow.
+        cut: True when the file ends before its header says.
+        notes: one line for each thing that is wrong with the file.
+    """
+
+    seconds: np.ndarray
+    duration: float
+    end: float
+    size: tuple[int, int]
+    holes: np.ndarray
+    cut: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class Reader(Protocol):
+    """What ``load_video`` asks of a reader; ``read`` leaves out frames that cannot be decoded."""
+
+    timeline: Timeline
+
+    def read(self, indices: list[int]) -> dict[int, np.ndarray]:
+        """Decode frames (ascending, unique presentation indices) to (H, W, 3) uint8 RGB."""
+        ...
+
+    def close(self) -> None:
+        """Give the file back."""
+        ...
+
+
+class DecordReader:
+    """decord's reader: fast, but it opens neither cut-off files nor everything else that PyAV does.
+
+    Raises:
+        InputError: decord is not installed, or cannot open the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import decord
+        except ImportError as error:
+            raise InputError(
+                "reader 'decord' is not installed: pip install vidllm[decord], or use reader 'pyav'"
+            ) from error
+        decord.logging.set_level(decord.logging.QUIET)
+        try:
+            self._reader: Any = decord.VideoReader(str(path), ctx=decord.cpu(0))
+            stamps = self._reader.get_frame_timestamp(range(len(self._reader)))
+            height, width = self._reader[0].shape[:2]
+            self._reader.seek(0)
+        except Exception as error:  # decord raises its own DECORDError, or IndexError when empty
+            raise InputError(
+                f"decord cannot read {path.name}: it is no video or is damaged; try reader 'pyav'"
+            ) from error
+        stamps = np.asarray(stamps, dtype=np.float64)
+        stamps = stamps - stamps[0, 0]
+        end = float(stamps[-1, 1])
+        self.timeline = Timeline(stamps[:, 0], end, end, (height, width), np.zeros((0, 2)))
+
+    def read(self, indices: list[int]) -> dict[int, np.ndarray]:
+        """Decode frames; a frame that decord cannot decode is left out."""
+        try:
+            batch = self._reader.get_batch(indices).asnumpy()
+            return dict(zip(indices, batch, strict=True))
+        except Exception:  # one bad frame fails the whole batch: ask one at a time
+            found: dict[int, np.ndarray] = {}
+            for index in indices:
+                try:
+                    found[index] = self._reader[index].asnumpy()
+                except Exception as error:
+                    warnings.warn(f"decord: frame {index}: {error}", stacklevel=2)
+            return found
+
+    def close(self) -> None:
+        """Give the file back."""
+        del self._reader
+
+
+def open_reader(name: str, path: Path) -> Reader:
+    """The reader of that name on a file. Raises ``InputError`` for an unknown name."""
+    if name == "pyav":
+        from vidllm.readers_pyav import PyAVReader
+
+        return PyAVReader(path)
+    if name == "decord":
+        return DecordReader(path)
+    raise InputError(f"unknown reader {name!r}: use 'pyav' or 'decord'")
