@@ -1,0 +1,1 @@
+"""Benchmarks of vidllm, installed as ``vidllm.eval``."""

@@ -1,0 +1,67 @@
+"""vidllm: ask a long video a question, get an answer with times, pay for a tenth of the tokens.
+
+``import vidllm`` is quick: the public names below are loaded on first use (PEP 562), so neither
+torch nor transformers is imported until something needs it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that holds it.
+_EXPORTS = {
+    "Answer": "vidllm.pipeline",
+    "Compressor": "vidllm.compressors",
+    "InputError": "vidllm.errors",
+    "Limits": "vidllm.budget",
+    "Receipt": "vidllm.cost",
+    "Span": "vidllm.timecode",
+    "VideoClip": "vidllm.video",
+    "VideoLLM": "vidllm.pipeline",
+    "VideoTokens": "vidllm.tokens",
+    "VidllmError": "vidllm.errors",
+    "WorkError": "vidllm.errors",
+    "load_video": "vidllm.video",
+}
+
+__all__ = [
+    "Answer",
+    "Compressor",
+    "InputError",
+    "Limits",
+    "Receipt",
+    "Span",
+    "VideoClip",
+    "VideoLLM",
+    "VideoTokens",
+    "VidllmError",
+    "WorkError",
+    "__version__",
+    "load_video",
+]
+
+if TYPE_CHECKING:
+    from vidllm.budget import Limits
+    from vidllm.compressors import Compressor
+    from vidllm.cost import Receipt
+    from vidllm.errors import InputError, VidllmError, WorkError
+    from vidllm.pipeline import Answer, VideoLLM
+    from vidllm.timecode import Span
+    from vidllm.tokens import VideoTokens
+    from vidllm.video import VideoClip, load_video
+
+
+def __getattr__(name: str) -> Any:
+    module = _EXPORTS.get(name)
+    if module is None:
+        raise AttributeError(f"module 'vidllm' has no attribute {name!r}")
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
