@@ -1,0 +1,64 @@
+"""A small convolutional vision tower that learns from scratch in minutes.
+
+Four strided stages with ConvNeXt-like blocks (Liu et al., 2022) end in a grid of cells. It is the
+tower of the shipped weights; full-size models use SigLIP, CLIP or DINOv2 instead.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ConvBlock(nn.Module):
+    """x + MLP(norm(depthwise conv(x))), all at one resolution."""
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.norm = nn.GroupNorm(1, width)
+        self.up = nn.Conv2d(width, 3 * width, 1)
+        self.down = nn.Conv2d(3 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(self.depthwise(x))
+        return x + self.down(nn.functional.gelu(self.up(hidden)))
+
+
+class ConvTower(nn.Module):
+    """Frames (F, 3, S, S) in 0..1 to cells (F, (S/24)², hidden_size), row by row.
+
+    `image_size` S must be a multiple of 24. A learned embedding of the cell's place is added.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 96,
+        hidden_size: int = 256,
+        widths: tuple[int, int, int] = (32, 64, 128),
+        blocks: tuple[int, int, int] = (1, 2, 2),
+    ) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.hidden_size = hidden_size
+        self.side = image_size // 24
+        a, b, c = widths
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, a, 5, stride=2, padding=2),
+            nn.GroupNorm(1, a),
+            nn.GELU(),
+            nn.Conv2d(a, b, 3, stride=2, padding=1),
+            *(ConvBlock(b, 5) for _ in range(blocks[0])),
+            nn.GroupNorm(1, b),
+            nn.Conv2d(b, c, 3, stride=2, padding=1),
+            *(ConvBlock(c, 5) for _ in range(blocks[1])),
+            nn.GroupNorm(1, c),
+            nn.Conv2d(c, hidden_size, 3, stride=3),
+            *(ConvBlock(hidden_size, 3) for _ in range(blocks[2])),
+        )
+        self.norm = nn.LayerNorm(hidden_size)
+        self.place = nn.Parameter(torch.zeros(self.side**2, hidden_size))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        grid = self.stem((frames - 0.4) * 3.0)  # roughly zero mean, unit variance
+        return self.norm(grid.flatten(2).transpose(1, 2)) + self.place

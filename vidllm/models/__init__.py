@@ -1,0 +1,1 @@
+"""Model families: `native` is the project's own model, composed from parts of transformers."""

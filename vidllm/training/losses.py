@@ -1,0 +1,167 @@
+"""What the stage training asks of a model besides the next word.
+
+Four losses: words (cross entropy; a time token's target is a bell over its neighbours, as NVILA
+does for LITA's tokens), sight (what is in each cell of a single frame), meaning (what is in each
+cell once frames have talked, read off with the LLM's own word embeddings), and pointing (the
+attention of a time field lies on the frames of its span).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from ..models.native import NativeVideoLLM
+from ..stage.tracks import MAX_DISTRACTORS
+from ..stage.words import ACTIONS, COLOUR_NAMES, NOUN_NAMES
+from .data import IGNORE
+
+LOOKS = len(NOUN_NAMES) + len(COLOUR_NAMES)
+WORDS = LOOKS + len(ACTIONS)
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """How much each loss counts, and the width of the bell over time tokens (in tokens)."""
+
+    words: float = 1.0
+    sight: float = 0.3
+    meaning: float = 1.0
+    pointing: float = 0.2
+    sigma: float = 1.0
+
+
+class Heads(nn.Module):
+    """The small parts that only training needs."""
+
+    def __init__(self, model: NativeVideoLLM, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__()
+        dim = int(model.language_model.config.hidden_size)
+        self.sight = nn.Linear(dim, LOOKS)
+        self.scale = nn.Parameter(torch.tensor(8.0))
+        self.bias = nn.Parameter(torch.full((WORDS,), -4.0))
+        names = [*NOUN_NAMES, *COLOUR_NAMES, *(a.third.split()[0] for a in ACTIONS)]
+        ids = torch.tensor(tokenizer.convert_tokens_to_ids(names))
+        self.register_buffer("word_ids", ids, persistent=False)
+        nn.init.constant_(self.sight.bias, -3.0)
+
+
+def cell_targets(batch: dict[str, Tensor], side: int) -> tuple[Tensor, Tensor]:
+    """What is in every cell: for one frame (B, T, N, looks) and for its meaning (…, words).
+
+    A frame shows the colour that is seen and nothing that is hidden; the meaning keeps the
+    actor's own colour and its action also while it blinks.
+    """
+    state = batch["state"][:, :, MAX_DISTRACTORS:]
+    x, y, half, alpha = (state[..., i] for i in (0, 1, 2, 4))
+    edge = torch.arange(side, device=x.device) / side
+    reach = 0.6 * half[..., None]
+
+    def inside(v: Tensor) -> Tensor:
+        return ((v[..., None] + reach > edge) & (v[..., None] - reach < edge + 1 / side)).float()
+
+    cover = (inside(y)[..., :, None] * inside(x)[..., None, :]).flatten(-2)  # (B, T, A, N)
+    noun, colour = batch["look"].unbind(-1)
+    present = (noun >= 0).float()
+    nouns = F.one_hot(noun.clamp(min=0), len(NOUN_NAMES)).float() * present[..., None]
+    own = F.one_hot(colour.clamp(min=0), len(COLOUR_NAMES)).float() * present[..., None]
+    action = batch["action"]
+    doing = F.one_hot(action.clamp(min=0), len(ACTIONS)).float() * (action >= 0)[..., None]
+
+    seen = cover * (alpha > 0.25)[..., None] * present[:, None, :, None]
+    look = torch.cat([nouns, own], dim=-1)  # (B, A, looks)
+    sight = torch.einsum("btan,bal->btnl", seen, look).clamp(max=1)
+    busy = (action >= 0) | (alpha > 0.02)
+    known = cover * busy[..., None] * present[:, None, :, None]
+    meaning = torch.cat(
+        [
+            torch.einsum("btan,bal->btnl", known, look),
+            torch.einsum("btan,btal->btnl", known, doing),
+        ],
+        dim=-1,
+    ).clamp(max=1)
+    return sight, meaning
+
+
+def sight_loss(heads: Heads, tokens: Tensor, target: Tensor) -> Tensor:
+    """Binary cross entropy of what single-frame tokens (B, T, N, D) show."""
+    return F.binary_cross_entropy_with_logits(heads.sight(tokens).float(), target) * 20
+
+
+def meaning_loss(
+    heads: Heads, model: NativeVideoLLM, tokens: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Binary cross entropy against the LLM's word embeddings, and the action recall (no grad)."""
+    table = model.embed_tokens(heads.word_ids)
+    flat = F.layer_norm(tokens.float(), tokens.shape[-1:])
+    logits = (flat @ table.float().T) * heads.scale * tokens.shape[-1] ** -0.5 + heads.bias
+    with torch.no_grad():
+        doing = target[..., LOOKS:] > 0
+        hit = logits[..., LOOKS:].argmax(-1)
+        right = doing.gather(-1, hit[..., None])[..., 0][doing.any(-1)].float().mean()
+    return F.binary_cross_entropy_with_logits(logits, target) * 20, right
+
+
+def word_loss(
+    logits: Tensor, labels: Tensor, first_time: int, time_count: int, sigma: float
+) -> Tensor:
+    """Cross entropy (R, V) against (R,); labels that are time tokens become bells of `sigma`."""
+    share = F.log_softmax(logits.float(), dim=-1)
+    plain = -share.gather(-1, labels[:, None])[:, 0]
+    place = labels - first_time
+    is_time = (place >= 0) & (place < time_count)
+    steps = torch.arange(time_count, device=labels.device)
+    bell = torch.softmax(-((steps - place[:, None]) ** 2) / (2 * max(sigma, 1e-3) ** 2), dim=-1)
+    soft = -(bell * share[:, first_time : first_time + time_count]).sum(-1)
+    return torch.where(is_time, soft, plain).mean()
+
+
+def pointing_loss(
+    model: NativeVideoLLM,
+    hidden: Tensor,
+    layer: int,
+    positions: Tensor,
+    video: slice,
+    batch: dict[str, Tensor],
+    span: Tensor,
+) -> Tensor:
+    """How little attention the time fields pay to the tokens of their span, in half the heads.
+
+    Args:
+        hidden: (B, L, D) what enters decoder layer `layer`.
+        positions: (B, L) position ids.
+        video: where the video tokens stand in the sequence.
+        span: (B, V, 2) seconds of the video tokens.
+    """
+    from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
+
+    core = model.language_model.model
+    block = core.layers[layer]
+    attention = block.self_attn
+    normed = block.input_layernorm(hidden)
+    cos, sin = core.rotary_emb(hidden, positions)
+    points = batch["points"]
+    rows = (points.clamp(min=0) + video.stop)[..., None].expand(-1, -1, hidden.shape[-1])
+    heads = attention.config.num_attention_heads
+    query = attention.q_proj(normed.gather(1, rows)).unflatten(-1, (heads, -1)).transpose(1, 2)
+    key = attention.k_proj(normed[:, video]).unflatten(-1, (-1, query.shape[-1])).transpose(1, 2)
+    at = rows[..., :1].expand(-1, -1, cos.shape[-1])
+    query, _ = apply_rotary_pos_emb(query, query, cos.gather(1, at), sin.gather(1, at))
+    key, _ = apply_rotary_pos_emb(key, key, cos[:, video], sin[:, video])
+    half = max(1, heads // 2)
+    key = key.repeat_interleave(heads // key.shape[1], dim=1)[:, :half]
+    scores = (query[:, :half] @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+    want = batch["point_spans"]
+    hit = (span[:, None, :, 0] < want[..., 1:]) & (span[:, None, :, 1] > want[..., :1])
+    mass = (torch.softmax(scores, dim=-1) * hit[:, None]).sum(-1)
+    used = (points >= 0)[:, None].expand_as(mass)
+    return -(mass + 1e-6).log()[used].mean()
+
+
+def answer_rows(labels: Tensor) -> Tensor:
+    """(B, L) bool: positions whose next word is part of an answer."""
+    return labels != IGNORE

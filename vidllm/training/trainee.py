@@ -1,0 +1,209 @@
+"""One training step: from sprite tracks to losses, on the training device."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from vidllm.compressors import build
+from vidllm.encoders.vision import to_pixels
+
+from ..models.native import NativeVideoLLM
+from ..stage.render import render, to_uint8
+from ..tokens import Selection, VideoTokens, apply_all
+from . import losses
+from .data import IGNORE, SHORT_LENGTH, SHORT_SLOTS, block_mask
+from .words import USER
+
+
+def paint(batch: dict[str, Tensor], size: int, *, noisy: bool, chunk: int = 1024) -> Tensor:
+    """Render a batch and prepare it as a decoded file would be: (B·T, 3, size, size) in 0..1.
+
+    `noisy` adds what a codec does to a picture: less grain, half the colour resolution, blur.
+    """
+    count, frames = batch["seconds"].shape
+
+    def spread(value: Tensor) -> Tensor:
+        return value[:, None].expand(count, frames, *value.shape[1:]).flatten(0, 1)
+
+    noise = batch["noise"] * (torch.rand_like(batch["noise"]) if noisy else 1.0)
+    parts = zip(
+        batch["state"].flatten(0, 1).split(chunk),
+        spread(batch["glyph"]).split(chunk),
+        spread(batch["background"]).split(chunk),
+        spread(noise).split(chunk),
+        batch["seconds"].flatten().split(chunk),
+        strict=True,
+    )
+    done = [to_pixels(to_uint8(render(*part)), size) for part in parts]
+    pixels = torch.cat(done)
+    return _codec(pixels) if noisy else pixels
+
+
+def _codec(pixels: Tensor) -> Tensor:
+    luma = pixels.mean(1, keepdim=True)
+    chroma = F.avg_pool2d(pixels - luma, 2)
+    chroma = F.interpolate(chroma, size=pixels.shape[-2:], mode="bilinear", align_corners=False)
+    soft = F.avg_pool2d(F.pad(luma, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    amount = 0.5 * torch.rand(len(pixels), 1, 1, 1, device=pixels.device)
+    return (luma + amount * (soft - luma) + chroma).clamp_(0, 1)
+
+
+def frame_edges(seconds: Tensor, duration: Tensor) -> Tensor:
+    """Spans (B, T, 2) of frames at `seconds` (B, T), by the rule of `VideoTokens.from_grid`."""
+    middle = (seconds[:, 1:] + seconds[:, :-1]) / 2
+    first = torch.zeros_like(seconds[:, :1])
+    last = torch.maximum(duration[:, None], seconds[:, -1:])
+    edges = torch.cat([first, middle, last], dim=1)
+    return torch.stack([edges[:, :-1], edges[:, 1:]], dim=-1)
+
+
+class Reducer:
+    """Compressors that plan without looking at features, applied to a whole batch at once."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+        self.plans: dict[tuple[str, int], tuple[list[Selection], Tensor, Tensor]] = {}
+
+    def plan(self, spec: str, frames: int) -> tuple[list[Selection], Tensor, Tensor]:
+        """Selections, where every original token went (S,), and the kept positions (K,)."""
+        if (spec, frames) not in self.plans:
+            tokens = VideoTokens.blank((frames, self.side, self.side), range(frames), frames)
+            kept, selections = build(spec).run(tokens)
+            self.plans[spec, frames] = selections, kept.source, kept.position
+        return self.plans[spec, frames]
+
+    def __call__(
+        self, spec: str, features: Tensor, span: Tensor, frames: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (B, S, D) and spans (B, S, 2) reduced, and positions (K,)."""
+        selections, source, position = self.plan(spec, frames)
+        if not selections:
+            return features, span, position.to(features.device)
+        device = features.device
+        live = torch.nonzero(source >= 0).flatten().to(device)
+        slot = source.to(device)[live].expand(len(span), -1)
+        low = torch.full((len(span), len(position)), torch.inf, device=device)
+        low = low.scatter_reduce(1, slot, span[:, live, 0], "amin")
+        high = torch.full_like(low, -torch.inf)
+        high = high.scatter_reduce(1, slot, span[:, live, 1], "amax")
+        reduced = apply_all(features, selections)
+        return reduced, torch.stack([low, high], dim=-1), position.to(device)
+
+
+class Trainee(nn.Module):
+    """A model with its training heads; `forward` returns the losses of a batch."""
+
+    def __init__(
+        self,
+        model: NativeVideoLLM,
+        tokenizer: PreTrainedTokenizerFast,
+        weights: losses.LossWeights,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.heads = losses.Heads(model, tokenizer)
+        self.weights = weights
+        self.head_id = int(tokenizer.convert_tokens_to_ids(USER))  # type: ignore[arg-type]
+        self.reducer = Reducer(model.grid_side)
+
+    def forward(
+        self, batch: dict[str, Tensor], *, speak: bool, reduction: str = "none"
+    ) -> dict[str, Tensor]:
+        """Losses by name, `total` among them; without `speak` only sight and meaning are learnt."""
+        with torch.no_grad():
+            pixels = paint(batch, self.model.vision.image_size, noisy=self.training)
+            sight, meaning = losses.cell_targets(batch, self.model.grid_side)
+        frames = batch["seconds"].shape[1]
+        seen = self.model.project(pixels, batch=len(pixels)).unflatten(0, (-1, frames))
+        mixed = self.model.mix(seen, batch["seconds"])
+        w = self.weights
+        out = {"sight": losses.sight_loss(self.heads, seen, sight)}
+        out["meaning"], out["action_recall"] = losses.meaning_loss(
+            self.heads, self.model, mixed, meaning
+        )
+        total = w.sight * out["sight"] + w.meaning * out["meaning"]
+        if speak:
+            spoken = self._speak(batch, mixed, reduction)
+            total = total + w.words * spoken["words"] + w.pointing * spoken["pointing"]
+            out |= spoken
+        return {**out, "total": total}
+
+    def _speak(
+        self, batch: dict[str, Tensor], mixed: Tensor, reduction: str
+    ) -> dict[str, Tensor]:
+        model, config = self.model, self.model.config
+        count, frames, cells = mixed.shape[:3]
+        spans = frame_edges(batch["seconds"], batch["duration"]).repeat_interleave(cells, dim=1)
+        features, spans, position = self.reducer(
+            reduction, mixed.flatten(1, 2), spans, frames
+        )
+        video = model.video_embeds(features, spans, batch["duration"])
+        head = torch.full((count, 1), self.head_id, device=video.device)
+        ids = batch["ids"]
+        embeds = torch.cat(
+            [model.embed_tokens(head), video.to(mixed.dtype), model.embed_tokens(ids)], dim=1
+        )
+        prefix = 1 + len(position)
+        mask, offset = block_mask(prefix, video.device)
+        full = 1 + frames * cells
+        places = torch.cat([position.new_zeros(1), 1 + position, full + offset])[None]
+        places = places.expand(count, -1)
+        result = model.language_model.model(
+            inputs_embeds=embeds,
+            attention_mask=mask.expand(count, -1, -1, -1),
+            position_ids=places,
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        labels = batch["labels"]
+        rows = labels != IGNORE
+        logits = model.language_model.lm_head(result.last_hidden_state[:, prefix:][rows])
+        first, number = config.time_token_start, config.time_tokens
+        layer = model.language_model.config.num_hidden_layers // 2
+        out = {
+            "words": losses.word_loss(logits, labels[rows], first, number, self.weights.sigma),
+            "pointing": losses.pointing_loss(
+                model,
+                result.hidden_states[layer],
+                layer,
+                places,
+                slice(1, prefix),
+                batch,
+                spans,
+            ),
+        }
+        with torch.no_grad():
+            out |= self._scores(batch, logits, rows, labels)
+        return out
+
+    def _scores(
+        self, batch: dict[str, Tensor], logits: Tensor, rows: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Teacher-forced mIoU and R1@0.5 of spans and token accuracy of short answers."""
+        first, number = self.model.config.time_token_start, self.model.config.time_tokens
+        guess = torch.full_like(labels, IGNORE)
+        guess[rows] = logits.argmax(-1)
+        points = batch["points"]
+        said = guess.gather(1, points.clamp(min=0)) - first
+        seconds = said.clamp(0, number - 1) / (number - 1) * batch["duration"][:, None]
+        start, end = seconds[:, 0::2], seconds[:, 1::2]
+        truth = batch["point_spans"][:, 0::2]
+        used = points[:, 0::2] >= 0
+        meet = (torch.minimum(end, truth[..., 1]) - torch.maximum(start, truth[..., 0])).clamp(min=0)
+        union = torch.maximum(end, truth[..., 1]) - torch.minimum(start, truth[..., 0])
+        iou = (meet / union.clamp(min=1e-6))[used]
+        slots = (labels[:, : SHORT_SLOTS * SHORT_LENGTH], guess[:, : SHORT_SLOTS * SHORT_LENGTH])
+        true, made = (s.unflatten(1, (SHORT_SLOTS, SHORT_LENGTH)) for s in slots)
+        is_time = ((true >= first) & (true < first + number)).any(-1)
+        asked = (true != IGNORE).any(-1) & ~is_time
+        right = ((true == made) | (true == IGNORE)).all(-1)
+        return {
+            "iou": iou.mean(),
+            "r50": (iou >= 0.5).float().mean(),
+            "qa": cast(Tensor, right[asked].float().mean()),
+        }
