@@ -1,0 +1,150 @@
+"""AIM's merging before the LLM (arXiv 2412.03248): bipartite matching inside every frame.
+
+`merge` is the authors' function, order and arithmetic; `Aim` is the method on `VideoTokens`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vidllm.errors import InputError
+from vidllm.tokens import Merge, Selection, VideoTokens
+
+from .base import Compressor
+from .registry import register
+from .segments import equal_runs, merge_groups, present_frames, share
+
+
+def match(metric: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Match the even tokens (sources) with the odd ones (destinations) by cosine.
+
+    Args:
+        metric: (B, N, D) features to compare. r: merges wanted, at most N // 2 happen.
+
+    Returns:
+        kept (B, ceil(N/2) - r) sources that stay, in descending order of their best score;
+        merged (B, r) sources; into (B, r) their destinations. All are indices into N. Equal
+        scores: the earlier destination, the earlier source.
+    """
+    count = metric.shape[1]
+    r = max(0, min(r, count // 2))
+    if count < 2:
+        empty = torch.empty(metric.shape[0], 0, dtype=torch.long, device=metric.device)
+        everything = torch.arange(count, device=metric.device).expand(metric.shape[0], -1)
+        return everything, empty, empty
+    exact = metric.to(torch.promote_types(metric.dtype, torch.float32))
+    # The authors divide by the bare norm; a token of zeros then spreads NaN. It scores 0 here.
+    unit = exact / exact.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(exact.dtype).tiny)
+    best, destination = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(dim=-1)
+    order = best.argsort(dim=-1, descending=True, stable=True)
+    merged = order[:, :r]
+    return 2 * order[:, r:], 2 * merged, 2 * destination.gather(1, merged) + 1
+
+
+def merge(x: Tensor, metric: Tensor, r: int) -> Tensor:
+    """One round of AIM's merge, as the authors' code gives it (r <= 0 returns `x`).
+
+    A destination becomes the plain mean of itself and the sources merged into it; no sizes are
+    tracked, so a second round counts a merged token once.
+
+    Args:
+        x: (B, N, C) tokens. metric: (B, N, D) features to compare; AIM uses x itself for video.
+        r: tokens to remove, at most N // 2 happen.
+
+    Returns:
+        (B, N - r, C): the sources that stay in descending order of score, then all destinations
+        in their order.
+
+    Raises:
+        InputError: shapes that do not fit.
+    """
+    if x.dim() != 3 or metric.dim() != 3 or x.shape[:2] != metric.shape[:2]:
+        raise InputError(
+            f"x and metric must be (B, N, C) and (B, N, D), not {tuple(x.shape)} and "
+            f"{tuple(metric.shape)}"
+        )
+    kept, merged, into = match(metric, r)
+    if merged.shape[1] == 0:
+        return x
+    width = x.shape[2]
+    sources = x.gather(1, merged[..., None].expand(-1, -1, width))
+    slot = (into[..., None] // 2).expand(-1, -1, width)
+    means = x[:, 1::2].scatter_reduce(1, slot, sources, "mean", include_self=True)
+    return torch.cat([x.gather(1, kept[..., None].expand(-1, -1, width)), means], dim=1)
+
+
+@register("aim")
+@dataclass
+class Aim(Compressor):
+    """Merge similar tokens of a frame in rounds, each at most halving it (AIM, video merge).
+
+    Every frame gets its share of the budget (the first ones one more); a round removes
+    min(N // 2, N - share) tokens of a frame, so that a quarter is the authors' two rounds. A
+    budget below the number of frames first merges every frame to one token and then the frames'
+    tokens in `budget` equal runs of neighbours, which the authors' code cannot do.
+
+    Attributes:
+        weighting: "mean" as the authors (a merged token counts once in the next round), or
+            "size" (it counts as the tokens that it stands for).
+        faithful: the authors' order inside a frame: sources that stayed by falling score, then
+            destinations. By default tokens stand in time and raster order (the defect: text
+            positions then run against the picture wherever a frame is not exactly halved).
+    """
+
+    weighting: Literal["mean", "size"] = field(
+        default="mean", metadata={"help": "count a merged token once, or by its size"}
+    )
+    faithful: bool = field(default=False, metadata={"help": "the authors' order of tokens"})
+
+    paper = "AIM, arXiv 2412.03248"
+    summary = "similar tokens of a frame merge, in rounds"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weighting not in ("mean", "size"):
+            raise InputError(f"aim: weighting must be 'mean' or 'size', not {self.weighting!r}")
+
+    def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
+        """One round over all frames."""
+        order, frames, counts = present_frames(tokens)
+        if len(tokens) == frames.numel():
+            runs = equal_runs(torch.arange(len(tokens)), len(tokens), budget)
+            group = torch.empty_like(runs)
+            group[order] = runs
+            merged = merge_groups(tokens, group)
+            return Merge(merged.target, merged.representative, self.weighting)
+        sizes: list[int] = counts.tolist()
+        goals = share(budget, sizes) if budget >= len(sizes) else [1] * len(sizes)
+        slot, stays = self._round(tokens, order.split(sizes), goals)
+        number = torch.empty_like(slot)
+        number[stays] = torch.arange(stays.numel())
+        result = Merge(number[slot], stays, self.weighting)
+        return result if self.faithful else result.in_order(tokens.position)
+
+    @staticmethod
+    def _round(
+        tokens: VideoTokens, frames: tuple[Tensor, ...], goals: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        """(L,) the token that every token joins, and the tokens that stay, frame by frame."""
+        alike: dict[tuple[int, int], list[int]] = {}
+        for f, members in enumerate(frames):
+            size = members.numel()
+            alike.setdefault((size, min(size // 2, size - goals[f])), []).append(f)
+        joins = torch.arange(len(tokens))
+        stays = list(frames)
+        for (size, r), which in alike.items():
+            if r == 0:
+                continue
+            index = torch.stack([frames[f] for f in which])
+            metric = tokens.features[index.to(tokens.features.device)]
+            kept, merged, into = (v.cpu() for v in match(metric.detach(), r))
+            joins[index.gather(1, merged)] = index.gather(1, into)
+            odd = torch.arange(1, size, 2).expand(len(which), -1)
+            left = index.gather(1, torch.cat([kept, odd], dim=1))
+            for row, f in enumerate(which):
+                stays[f] = left[row]
+        return joins, torch.cat(stays)

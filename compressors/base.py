@@ -1,0 +1,154 @@
+"""What a compressor is: a budget, and a plan that says which tokens to keep or merge.
+
+A method is a dataclass with one method, `plan` (or `score` for a `Scorer`). Counting, repeating
+until the budget is met exactly, and carrying the plan out are done here and in `vidllm.tokens`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vidllm.budget import budget_of
+from vidllm.errors import InputError, WorkError
+from vidllm.tokens import Keep, Selection, VideoTokens
+
+
+@dataclass
+class Compressor(ABC):
+    """Base of every method; call it on `VideoTokens` to get fewer of them.
+
+    How many remain, first that applies: the `budget` of the call, the field `budget`, what a
+    fixed option implies (a window, a stride), the share `keep`.
+
+    Attributes:
+        keep: share of the tokens that it is given that it keeps, in (0, 1].
+        budget: exact number of tokens; wins over `keep`.
+    """
+
+    keep: float = field(default=1.0, metadata={"help": "share kept, in (0, 1]"})
+    budget: int | None = field(default=None, metadata={"help": "exact number of tokens kept"})
+
+    name: ClassVar[str] = ""
+    stage: ClassVar[str] = "tokens"
+    query_aware: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
+    trained: ClassVar[bool] = False
+    paper: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    uses_features: ClassVar[bool] = True
+    """False: the plan reads places and counts only, so one plan serves a whole batch."""
+    fixed: ClassVar[tuple[str, ...]] = ()
+    """Options that decide the count themselves; they go with neither `keep` nor `budget`."""
+
+    def __post_init__(self) -> None:
+        budget_of(self.keep, 1)  # refuses a share outside (0, 1]
+        if self.budget is not None and self.budget < 1:
+            raise InputError(f"{self.name}: budget must be at least 1, not {self.budget}")
+        for option in self.fixed:
+            value = getattr(self, option)
+            if value is None:
+                continue
+            if value < 1:
+                raise InputError(f"{self.name}: {option} must be at least 1, not {value}")
+            if self.keep != 1.0 or self.budget is not None:
+                raise InputError(
+                    f"{self.name}: {option}={value} already decides how many tokens are kept; "
+                    f"give either {option} or keep/budget"
+                )
+
+    @abstractmethod
+    def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
+        """Decide one round on `tokens`, more than `budget` of them.
+
+        The result must leave fewer tokens than there are and not fewer than `budget`; rounds
+        go on until the count is exact.
+        """
+
+    def fixed_budget(self, tokens: VideoTokens) -> int | None:
+        """The count that a fixed option implies for these tokens; None when none is set."""
+        return None
+
+    def is_free(self) -> bool:
+        """True when no field of its own decides the count, so that a chain may."""
+        unset = all(getattr(self, option) is None for option in self.fixed)
+        return self.keep == 1.0 and self.budget is None and unset
+
+    def goal(self, tokens: VideoTokens, budget: int | None = None) -> int:
+        """How many of these tokens will remain.
+
+        Raises:
+            InputError: a budget below 1, or a budget beside a fixed option.
+        """
+        if budget is not None:
+            if budget < 1:
+                raise InputError(f"{self.name}: budget must be at least 1, not {budget}")
+            if any(getattr(self, option) is not None for option in self.fixed):
+                raise InputError(
+                    f"{self.name}: {' or '.join(self.fixed)} already decides how many tokens are "
+                    "kept; leave it out to give a budget"
+                )
+            wanted = budget
+        elif self.budget is not None:
+            wanted = self.budget
+        else:
+            implied = self.fixed_budget(tokens)
+            wanted = budget_of(self.keep, len(tokens)) if implied is None else implied
+        return min(wanted, len(tokens))
+
+    def run(
+        self, tokens: VideoTokens, budget: int | None = None, query: Tensor | None = None
+    ) -> tuple[VideoTokens, list[Selection]]:
+        """Compress, and also return the selections, one a round.
+
+        For a method with `uses_features` False the selections hold for every clip of the same
+        grid: plan on `VideoTokens.blank`, then `apply_all(features (B, L, D), selections)`.
+
+        Raises:
+            InputError: wrong options, NaN features, or a query that is missing.
+            WorkError: the plan made no progress or went below the budget.
+        """
+        goal = self.goal(tokens, budget)
+        rounds: list[Selection] = []
+        if len(tokens) > goal:
+            if self.query_aware and query is None:
+                raise InputError(f"{self.name} chooses tokens by the question: give it a query")
+            if self.uses_features and not bool(torch.isfinite(tokens.features).all()):
+                raise InputError(f"{self.name}: the video features hold NaN or infinite values")
+        while len(tokens) > goal:
+            selection = self.plan(tokens, goal, query)
+            if not goal <= len(selection) < len(tokens):
+                raise WorkError(
+                    f"{self.name} planned {len(selection)} of {len(tokens)} tokens for a budget "
+                    f"of {goal}: a round must shrink the clip and stay above the budget"
+                )
+            tokens = tokens.apply(selection)
+            rounds.append(selection)
+        return tokens, rounds
+
+    def __call__(
+        self, tokens: VideoTokens, budget: int | None = None, query: Tensor | None = None
+    ) -> VideoTokens:
+        """Compress `tokens`; with nothing to remove they come back untouched (see `run`)."""
+        return self.run(tokens, budget, query)[0]
+
+
+@dataclass
+class Scorer(Compressor):
+    """A method that gives every token a score; the best stay, in time order."""
+
+    @abstractmethod
+    def score(self, tokens: VideoTokens, query: Tensor | None = None) -> Tensor:
+        """(L,) scores, higher is better."""
+
+    def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
+        """Keep the `budget` best tokens; of equal scores the earlier token stays."""
+        scores = self.score(tokens, query)
+        if scores.shape != (len(tokens),) or bool(torch.isnan(scores).any()):
+            raise WorkError(f"{self.name}: score() must give {len(tokens)} numbers, none NaN")
+        best = torch.argsort(scores, descending=True, stable=True)[:budget]
+        return Keep(best.sort().values)

@@ -1,0 +1,145 @@
+"""Several methods one after the other, with one exact budget for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vidllm.budget import budget_of
+from vidllm.errors import InputError
+from vidllm.tokens import Selection, VideoTokens
+
+from .base import Compressor
+
+
+@dataclass
+class Chain:
+    """Methods in order; the last one lands on the exact count.
+
+    With neither `keep` nor `budget` every method does what its own options say. Otherwise the
+    methods that have a share, a budget or a window of their own do exactly that, the others
+    divide what is left to remove in equal proportions, and the last method, which must be one
+    of the others, takes the exact remainder.
+
+    Attributes:
+        items: the methods, at least one.
+        keep: share of the tokens that the whole chain keeps, in (0, 1].
+        budget: exact number of tokens; wins over `keep`.
+
+    Raises:
+        InputError: an empty chain, a keep outside (0, 1], a budget below 1, or a last method
+            that is not free to meet the chain's budget.
+    """
+
+    items: Sequence[Compressor]
+    keep: float = 1.0
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise InputError("a chain needs at least one compressor")
+        budget_of(self.keep, 1)
+        if self.budget is not None and self.budget < 1:
+            raise InputError(f"budget must be at least 1, not {self.budget}")
+        if self.keep != 1.0 or self.budget is not None:
+            self._check_last()
+
+    @property
+    def name(self) -> str:
+        """The names of the methods, comma separated."""
+        return ",".join(item.name for item in self.items)
+
+    @property
+    def stage(self) -> str:
+        """The stages of the methods without repeats, comma separated."""
+        return ",".join(dict.fromkeys(item.stage for item in self.items))
+
+    @property
+    def query_aware(self) -> bool:
+        """True when one of the methods reads the question."""
+        return any(item.query_aware for item in self.items)
+
+    @property
+    def uses_features(self) -> bool:
+        """False when no method reads features, so that one plan serves a batch."""
+        return any(item.uses_features for item in self.items)
+
+    @property
+    def trained(self) -> bool:
+        """True when one of the methods has trained parts."""
+        return any(item.trained for item in self.items)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the methods need of a model, without repeats."""
+        return tuple(dict.fromkeys(need for item in self.items for need in item.needs))
+
+    def goal(self, tokens: VideoTokens, budget: int | None = None) -> int | None:
+        """How many of these tokens will remain; None when the methods' own options decide."""
+        if budget is not None and budget < 1:
+            raise InputError(f"budget must be at least 1, not {budget}")
+        wanted = self.budget if budget is None else budget
+        if wanted is None:
+            if self.keep == 1.0:
+                return None
+            wanted = budget_of(self.keep, len(tokens))
+        return min(wanted, len(tokens))
+
+    def run(
+        self, tokens: VideoTokens, budget: int | None = None, query: Tensor | None = None
+    ) -> tuple[VideoTokens, list[Selection]]:
+        """Compress, and also return the selections of all methods in order (see Compressor.run).
+
+        Raises:
+            InputError: as the methods do, or a chain whose fixed methods leave fewer tokens
+                than its budget.
+        """
+        goal = self.goal(tokens, budget)
+        if goal is not None:
+            self._check_last()
+        if goal == len(tokens):
+            return tokens, []
+        rounds: list[Selection] = []
+        for place, item in enumerate(self.items):
+            aim = None if goal is None else self._aim(tokens, place, goal)
+            tokens, more = item.run(tokens, aim, query)
+            rounds += more
+            if goal is not None and len(tokens) < goal:
+                raise InputError(
+                    f"{item.name} leaves {len(tokens)} tokens, fewer than the {goal} that the "
+                    "chain should keep: raise its own share or lower the chain's"
+                )
+        return tokens, rounds
+
+    def __call__(
+        self, tokens: VideoTokens, budget: int | None = None, query: Tensor | None = None
+    ) -> VideoTokens:
+        """Compress `tokens`; with nothing to remove they come back untouched (see `run`)."""
+        return self.run(tokens, budget, query)[0]
+
+    def _check_last(self) -> None:
+        last = self.items[-1]
+        if not last.is_free():
+            raise InputError(
+                f"the last method of a chain with a budget takes the exact remainder: give "
+                f"{last.name} no keep, budget or window of its own"
+            )
+
+    def _aim(self, tokens: VideoTokens, place: int, goal: int) -> int | None:
+        """The budget of one method: None for a fixed one, a step on the way for the others."""
+        item, later = self.items[place], self.items[place + 1 :]
+        if not item.is_free():
+            return None
+        if not later:
+            return goal
+        count = len(tokens)
+        # What the fixed methods still to come will take, as far as it can be told from here.
+        fixed = 1.0
+        for other in later:
+            if not other.is_free():
+                fixed *= other.goal(tokens) / count
+        steps = 1 + sum(other.is_free() for other in later)
+        share: float = min(1.0, goal / (count * fixed)) ** (1 / steps)
+        return min(count, max(goal, round(count * share)))
