@@ -1,0 +1,281 @@
+"""The command line: ``vidllm ask``, ``ground``, ``caption``, ``list``, ``doctor`` and plug-ins.
+
+``eval``, ``bench``, ``train`` and ``demo`` live in their own rooms and are found by the
+entry-point group ``vidllm.commands``; each is loaded only when it is used, so that
+``vidllm --help`` imports neither torch nor transformers. Exit codes: 0 done, 1 the work failed,
+2 bad usage or bad input, the last two with one line on standard error.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from vidllm.errors import InputError, VidllmError, WorkError
+from vidllm.options import (
+    AsJson,
+    CommonOptions,
+    Debug,
+    clean_output,
+    common_options,
+    debugging,
+    emit,
+    say,
+    tell,
+)
+
+if TYPE_CHECKING:
+    from vidllm.pipeline import Answer, VideoLLM
+    from vidllm.video import VideoClip
+
+# Typer carries its own copy of click in newer versions: find the base of its errors by name.
+_ClickException: type[Any] = next(
+    cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException"
+)
+
+# One line a command for `--help`, so that listing the commands loads none of them.
+_PLUG_INS = {
+    "eval": "Score a model on a benchmark: mIoU, R1@m, QA accuracy, tokens, seconds.",
+    "bench": "Measure readers and compressors on files that it makes.",
+    "train": "Train a recipe, in stages, resumable.",
+    "demo": "Open the web page: a video, a question, the answer with its times.",
+}
+_EXTRAS = {"gradio": "demo", "decord": "decord", "cv2": "opencv", "flash_attn": "flash"}
+
+
+class _Later(TyperCommand):
+    """A plug-in command that is listed but not loaded."""
+
+    def __init__(self, entry: EntryPoint) -> None:
+        super().__init__(entry.name, help=_PLUG_INS.get(entry.name, f"From {entry.module}."))
+        self.entry = entry
+
+    def load(self) -> Any:
+        """The real command. Raises ``InputError`` when a package that it needs is missing."""
+        try:
+            app = self.entry.load()
+        except ModuleNotFoundError as error:
+            package = (error.name or "").split(".")[0]
+            if package in ("", "vidllm"):
+                raise WorkError(f"command {self.name!r} is missing: {error}") from error
+            extra = _EXTRAS.get(package)
+            what = f"'vidllm[{extra}]'" if extra else package
+            raise InputError(f"{self.name} needs {package}: pip install {what}") from error
+        if not isinstance(app, typer.Typer):
+            raise WorkError(f"command {self.name!r} ({self.entry.value}) is not a typer.Typer")
+        command = typer.main.get_command(app)
+        command.name = self.name
+        return command
+
+
+class _Commands(TyperGroup):
+    """The commands of this file, then those of the entry-point group."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        own = list(self.commands)
+        rest = [name for name in plug_ins() if name not in own]
+        known = [name for name in _PLUG_INS if name in rest]
+        return own + known + sorted(set(rest) - set(known))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        found = self.commands.get(cmd_name)
+        entry = plug_ins().get(cmd_name)
+        return found if found or entry is None else _Later(entry)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command.load() if isinstance(command, _Later) else command, rest
+
+
+def plug_ins() -> dict[str, EntryPoint]:
+    """The sub-commands that other rooms and other packages add, by name."""
+    return {entry.name: entry for entry in entry_points(group="vidllm.commands")}
+
+
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    no_args_is_help=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from vidllm import __version__
+
+        tell(f"vidllm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _start(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Ask a long video a question, get an answer with times, pay for a tenth of the tokens."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+Video = Annotated[str, typer.Argument(metavar="VIDEO", help="A video file.", show_default=False)]
+NewTokens = Annotated[
+    int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")
+]
+
+
+@app.command()
+@common_options
+def ask(
+    video: Video,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", show_default=False)],
+    options: CommonOptions,
+    max_new_tokens: NewTokens = None,
+) -> None:
+    """Answer a question about a video, with the times that the answer names."""
+    _not_blank("QUESTION", question)
+    clip, llm = _prepare(video, options)
+    _report(llm.ask(clip, question, max_new_tokens=max_new_tokens), clip, options)
+
+
+@app.command()
+@common_options
+def ground(
+    video: Video,
+    query: Annotated[str, typer.Argument(metavar="QUERY", show_default=False)],
+    options: CommonOptions,
+) -> None:
+    """Find the moments that a description fits."""
+    _not_blank("QUERY", query)
+    clip, llm = _prepare(video, options)
+    _report(llm.ground(clip, query), clip, options)
+
+
+@app.command()
+@common_options
+def caption(video: Video, options: CommonOptions, max_new_tokens: NewTokens = None) -> None:
+    """Describe what happens in a video and when."""
+    clip, llm = _prepare(video, options)
+    _report(llm.caption(clip, max_new_tokens=max_new_tokens), clip, options)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="compressors, models, recipes, encoders or tasks.")
+    ],
+    pattern: Annotated[str, typer.Argument(help='Wildcards, for example "*pool*".')] = "*",
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """List what there is to choose from."""
+    from vidllm.listing import entries, table
+
+    with clean_output(json):
+        found = entries(kind, pattern)
+        emit({kind: found}) if json else tell(table(found))
+
+
+@app.command()
+def doctor(json: AsJson = False, debug: Debug = False) -> None:
+    """Check the install: versions, device, decoders, weights, disk."""
+    from vidllm.doctor import examine
+
+    with clean_output(json):
+        checks = examine()
+        broken = [check.name for check in checks if check.state == "broken"]
+        if json:
+            emit({"ok": not broken, "checks": [check.as_dict() for check in checks]})
+        else:
+            tell("\n".join(str(check) for check in checks))
+        if broken:
+            raise WorkError(f"{len(broken)} checks failed: {', '.join(broken)}")
+
+
+def _not_blank(name: str, text: str) -> None:
+    if not text.strip():
+        raise InputError(f"{name} is empty: write it in quotes, as one argument")
+
+
+def _prepare(video: str, options: CommonOptions) -> tuple[VideoClip, VideoLLM]:
+    """The clip, then the model: a bad file or option fails before the model costs anything."""
+    clip = options.open(video)
+    options.check_compressor()
+    return clip, options.load()
+
+
+def _report(answer: Answer, clip: VideoClip, options: CommonOptions) -> None:
+    for note in answer.notes:
+        say(f"note: {note}")
+    if options.json:
+        emit({"video": clip.path, **answer.as_dict()})
+    else:
+        tell(answer.text)
+        if answer.spans:
+            tell(", ".join(f"{span.start:.1f} s – {span.end:.1f} s" for span in answer.spans))
+    say(str(answer.receipt))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; the console script's entry."""
+    started = time.perf_counter()
+    _quiet()
+    try:
+        command = typer.main.get_command(app)
+        code = command.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="vidllm",
+            standalone_mode=False,
+        )
+        return code if isinstance(code, int) else 0
+    except VidllmError as error:
+        return _fail(str(error), error.exit_code)
+    except _ClickException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "vidllm"
+        message = error.format_message().strip().rstrip(".")
+        return _fail(f"{message} (see {path} --help)", error.exit_code)
+    except typer.Abort:
+        return _fail("stopped", 1)
+    except KeyboardInterrupt:
+        return _fail(f"stopped after {time.perf_counter() - started:.0f} s", 130)
+    except Exception as error:
+        hint = "" if debugging() else " (--debug shows where)"
+        return _fail(f"{type(error).__name__}: {error}{hint}", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    if debugging():
+        traceback.print_exc()
+    say(f"vidllm: {' '.join(message.split())}")
+    return code
+
+
+def _quiet() -> None:
+    """Keep standard error for this program: libraries log there only with VIDLLM_DEBUG=1."""
+    if os.environ.get("VIDLLM_DEBUG", "") in ("", "0"):
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a sign shows "?"
+            stream.reconfigure(errors="replace")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

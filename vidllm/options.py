@@ -1,0 +1,298 @@
+"""The options that every command which runs a model has, and how a command speaks.
+
+Standard output carries the result and, with ``--json``, one JSON object and nothing else;
+everything for the eye (progress, receipts, notes) goes to standard error. Imports typer only, so
+that the command line starts at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_type_hints
+
+import typer
+
+from vidllm.errors import InputError
+
+if TYPE_CHECKING:
+    from vidllm.budget import Limits
+    from vidllm.pipeline import VideoLLM
+    from vidllm.video import VideoClip
+
+READERS = ("pyav", "decord")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+ATTENTION = ("sdpa", "eager", "flash_attention_2")
+
+_MODEL = "The model"
+_TOKENS = "Fewer tokens"
+_VIDEO = "Reading the video"
+_RUN = "The run"
+
+
+class _State:
+    """What outlives one command: the debug switch and the true standard output."""
+
+    debug = False
+    out: TextIO | None = None
+
+
+def set_debug(value: bool) -> bool:
+    """Callback of ``--debug``; once on it stays on."""
+    _State.debug = _State.debug or value
+    return value
+
+
+def debugging() -> bool:
+    """True when tracebacks are to be shown."""
+    return _State.debug
+
+
+def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
+
+
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug",
+        help="Show the traceback of a failure (also VIDLLM_DEBUG=1).",
+        envvar="VIDLLM_DEBUG",
+        show_envvar=False,
+        is_eager=True,
+        callback=set_debug,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+@dataclass(frozen=True)
+class CommonOptions:
+    """The options shared by ``ask``, ``ground``, ``caption`` and every command that runs a model.
+
+    A command takes one parameter ``options: CommonOptions`` under ``@common_options``.
+    """
+
+    model: Annotated[
+        str | None,
+        _option(
+            _MODEL, "--model", help="Shipped name, folder or hub name; the shipped model if absent."
+        ),
+    ] = None
+    recipe: Annotated[
+        str | None, _option(_MODEL, "--recipe", help="A named system: vidllm list recipes.")
+    ] = None
+    device: Annotated[
+        str | None, _option(_MODEL, "--device", help="cpu, cuda, cuda:1, mps; the best if absent.")
+    ] = None
+    dtype: Annotated[
+        str | None, _option(_MODEL, "--dtype", help=f"Number type: {', '.join(DTYPES)}.")
+    ] = None
+    attn: Annotated[
+        str | None, _option(_MODEL, "--attn", help=f"Attention: {', '.join(ATTENTION)}.")
+    ] = None
+    compressor: Annotated[
+        str | None,
+        _option(
+            _TOKENS,
+            "--compressor",
+            metavar="NAME[,NAME]",
+            help="Token reducers, in order: vidllm list compressors.",
+        ),
+    ] = None
+    keep: Annotated[
+        float,
+        _option(_TOKENS, "--keep", help="Share of the video tokens kept, above 0, at most 1."),
+    ] = 1.0
+    frames: Annotated[
+        int | None, _option(_VIDEO, "--frames", help="Sample this many frames, evenly.")
+    ] = None
+    fps: Annotated[
+        float | None, _option(_VIDEO, "--fps", help="Sample at this rate instead of --frames.")
+    ] = None
+    start: Annotated[float | None, _option(_VIDEO, "--start", help="Look from this second on.")] = (
+        None
+    )
+    end: Annotated[float | None, _option(_VIDEO, "--end", help="Look up to this second.")] = None
+    reader: Annotated[
+        str, _option(_VIDEO, "--reader", help=f"Video reader: {' or '.join(READERS)}.")
+    ] = "pyav"
+    max_pixels: Annotated[
+        int | None, _option(_VIDEO, "--max-pixels", help="Refuse frames of more pixels.")
+    ] = None
+    max_seconds: Annotated[
+        float | None, _option(_VIDEO, "--max-seconds", help="Refuse longer videos.")
+    ] = None
+    max_frames: Annotated[
+        int | None, _option(_VIDEO, "--max-frames", help="Refuse to sample more frames.")
+    ] = None
+    seed: Annotated[int, _option(_RUN, "--seed", help="Seed of everything random.")] = 0
+    json: AsJson = False
+    debug: Debug = False
+
+    def check(self) -> None:
+        """Refuse what can be seen to be wrong without loading anything.
+
+        Raises:
+            InputError: an option out of range, an unknown word, or a model that is not there.
+        """
+        if not 0.0 < self.keep <= 1.0:  # also refuses NaN
+            raise InputError(f"--keep must be above 0 and at most 1, got {self.keep:g}")
+        if self.frames is not None and self.frames < 1:
+            raise InputError(f"--frames must be at least 1, got {self.frames}")
+        if self.fps is not None and not (self.fps > 0 and math.isfinite(self.fps)):
+            raise InputError(f"--fps must be above 0, got {self.fps:g}")
+        if self.frames is not None and self.fps is not None:
+            raise InputError("give --frames or --fps, not both")
+        one_of("--reader", self.reader, READERS)
+        one_of("--dtype", self.dtype, DTYPES)
+        one_of("--attn", self.attn, ATTENTION)
+        self.limits()
+        if self.model is not None:
+            from vidllm.shipped import find_model
+
+            find_model(self.model)
+
+    def limits(self) -> Limits:
+        """The limits on reading, with those that were given. Raises ``InputError`` below 1."""
+        from vidllm.budget import Limits
+
+        given = {
+            "max_pixels": self.max_pixels,
+            "max_seconds": self.max_seconds,
+            "max_frames": self.max_frames,
+        }
+        return Limits(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+    def open(self, video: str) -> VideoClip:
+        """The sampled clip of a file. Raises ``InputError`` when it cannot be read."""
+        from vidllm.video import load_video
+
+        return load_video(
+            video,
+            frames=self.frames,
+            fps=self.fps,
+            start=self.start,
+            end=self.end,
+            reader=self.reader,
+            limits=self.limits(),
+        )
+
+    def load(self) -> VideoLLM:
+        """The model with its compressors, ready to be asked."""
+        from vidllm.pipeline import VideoLLM
+        from vidllm.shipped import find_model
+
+        return VideoLLM.from_pretrained(
+            None if self.model is None else find_model(self.model),
+            recipe=self.recipe,
+            compressors=self.compressor,
+            keep=self.keep,
+            device=self.device,
+            dtype=self.dtype,
+            attn=self.attn,
+            frames=self.frames,
+            fps=self.fps,
+            reader=self.reader,
+            seed=self.seed,
+        )
+
+    def check_compressor(self) -> None:
+        """Build the compressors once to see that names and options are right (imports torch)."""
+        if self.compressor is not None:
+            from vidllm.compressors import build
+
+            build(self.compressor, keep=self.keep)
+
+
+def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a typer command every field of ``CommonOptions`` as an option of its own.
+
+    The command declares one parameter annotated ``CommonOptions`` and receives it filled and
+    checked. While it runs under ``--json``, what libraries print goes to standard error.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    holder = next(name for name, hint in hints.items() if hint is CommonOptions)
+    types = get_type_hints(CommonOptions, include_extras=True)
+    own = [
+        parameter.replace(annotation=hints.get(parameter.name, str))
+        for parameter in inspect.signature(command).parameters.values()
+        if parameter.name != holder
+    ]
+    shared = [
+        inspect.Parameter(
+            item.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=item.default,
+            annotation=types[item.name],
+        )
+        for item in fields(CommonOptions)
+    ]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> Any:
+        options = CommonOptions(
+            **{item.name: values.pop(item.name) for item in fields(CommonOptions)}
+        )
+        options.check()
+        with clean_output(options.json):
+            return command(**values, **{holder: options})
+
+    signature = inspect.Signature(
+        [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + shared
+    )
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    return run
+
+
+@contextlib.contextmanager
+def clean_output(only_json: bool) -> Any:
+    """Keep standard output for ``emit`` and ``tell``: other prints go to standard error."""
+    before, _State.out = _State.out, sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if only_json else contextlib.nullcontext():
+            yield
+    finally:
+        _State.out = before
+
+
+def emit(result: Mapping[str, Any]) -> None:
+    """Print the one JSON object of a command on standard output (NaN and infinity as null)."""
+    print(json.dumps(_plain(result), ensure_ascii=False), file=_State.out or sys.stdout, flush=True)
+
+
+def tell(text: str) -> None:
+    """Print a result for people on standard output."""
+    print(text, file=_State.out or sys.stdout, flush=True)
+
+
+def say(text: str) -> None:
+    """Print progress, a receipt or a note on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def one_of(option: str, value: str | None, words: tuple[str, ...]) -> None:
+    """Raise ``InputError`` unless the value is absent or one of the words."""
+    if value is not None and value not in words:
+        raise InputError(f"{option} must be one of {', '.join(words)}, got {value!r}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (str, bool, int)) or value is None:
+        return value
+    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)
