@@ -11,13 +11,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 TYPED := build/typed
 
 .DEFAULT_GOAL := help
-.PHONY: help ask test pytest lint format clean
+.PHONY: help ask test pytest lint format clean distclean
 
 help:
 	@echo "make ask     install and ask the sample video (SAMPLE=..., QUESTION=...)"
 	@echo "make test    install what tests need, run them, then lint"
 	@echo "make lint    ruff and mypy        make format   ruff, in place"
-	@echo "make clean   remove build files and caches, and the environment $(VENV)"
+	@echo "make clean   remove build files and caches; make distclean also removes $(VENV)"
 	@echo "PYTHON=...   the Python (3.10 or newer) that makes the environment"
 
 ask: $(VENV)/.core
@@ -44,7 +44,10 @@ format: $(VENV)/.test
 	@$(BIN)/ruff format -q .
 
 clean:
-	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache $(VENV)
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+distclean: clean
+	@rm -rf $(VENV)
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
