@@ -6,11 +6,14 @@ from bisect import bisect_right
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from av.container.input import InputContainer
 from av.video.stream import VideoStream
+
+NEVER = np.iinfo(np.int64).min  # the time of a packet that has none
 
 
 @dataclass
@@ -25,7 +28,11 @@ class PacketIndex:
         shown: (n,) int64 packet numbers in presentation order, without packets that are never
             shown (edited out, hidden, or before the first key frame).
         timed: False when the file has no presentation times; then ``pts`` only numbers packets.
+        counted: a packet's time is not that of its picture: pictures can only be counted.
         lost_before: packet numbers before which data is missing in the file.
+        faults: packets that the demuxer itself knows to be incomplete.
+        places: packet numbers by byte position, where the demuxer's times cannot be trusted to
+            tell packets apart (AVI: it counts packets, and counts wrong past a damage).
     """
 
     pts: np.ndarray
@@ -34,15 +41,18 @@ class PacketIndex:
     keys: list[int]
     shown: np.ndarray
     timed: bool
+    counted: bool
     lost_before: set[int] = field(default_factory=set)
+    faults: set[int] = field(default_factory=set)
+    places: dict[int, int] | None = None
 
     def __post_init__(self) -> None:
         numbers = range(len(self.pts) - 1, -1, -1)  # of equal times the first packet wins
-        self._numbers = dict(zip(self.pts[::-1].tolist(), numbers, strict=True))
+        self._numbers: dict[int, int] = dict(zip(self.pts[::-1].tolist(), numbers, strict=True))
 
     def number(self, pts: int | None) -> int:
         """The packet presented at ``pts``, -1 if there is none."""
-        return self._numbers.get(pts, -1)
+        return -1 if pts is None else self._numbers.get(pts, -1)
 
     def start_of(self, packet: int) -> int:
         """The packet to start decoding at, to get the picture of ``packet``."""
@@ -60,7 +70,7 @@ class PacketIndex:
         """Whether no fault and no gap lies between the picture and the key frame it needs."""
         start = self.start_of(packet)
         return not (
-            any(start <= fault <= packet for fault in faults)
+            any(start <= fault <= packet for fault in self.faults.union(faults))
             or any(start < lost <= packet for lost in self.lost_before)
         )
 
@@ -71,6 +81,7 @@ def list_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
     rows: list[tuple[int, int, int]] = []
     keys: list[int] = []
     never: list[int] = []
+    faults: set[int] = set()
     hides = stream.codec_context.name == "vp8"
     known = -1
     while len(pts) > known:  # after an unreadable stretch go on, as long as more comes
@@ -81,35 +92,79 @@ def list_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
                     continue
                 if packet.is_keyframe:
                     keys.append(len(pts))
+                if packet.is_corrupt:
+                    faults.add(len(pts))
                 # VP8 keeps pictures that are only referred to in packets of their own
                 # (RFC 6386, 9.1: the show_frame bit).
                 if packet.is_discard or (hides and not memoryview(packet)[0] & 0x10):
                     never.append(len(pts))
                 position = packet.pos
                 pts.append(packet.pts)
-                rows.append((packet.duration or 0, -1 if position is None else position, packet.size))
+                rows.append(
+                    (packet.duration or 0, -1 if position is None else position, packet.size)
+                )
             break
         except av.FFmpegError:
             continue
+    places = _avi_times(container, stream, pts, rows)
     columns = np.asarray(rows, dtype=np.int64).reshape(-1, 3)
-    missing = sum(time is None for time in pts)
-    timed = missing <= len(pts) // 100  # a broadcast may begin in the middle of a picture
+    missing = [number for number, time in enumerate(pts) if time is None]
+    # A recording may begin in the middle of something: packets without a time then come first.
+    leading = bool(missing) and missing[-1] + 1 == len(missing) < len(pts)
+    timed = leading or len(missing) <= len(pts) // 100
     if timed:
-        times = np.asarray([_NEVER if t is None else t for t in pts], dtype=np.int64)
+        times = np.asarray([NEVER if t is None else t for t in pts], dtype=np.int64)
     else:
         times = np.arange(len(pts), dtype=np.int64)
     visible = np.ones(len(times), dtype=bool)
     visible[never] = False
     keys = keys or [0]
     if timed and len(times):
-        visible &= times != _NEVER
+        visible &= times != NEVER
         visible &= times >= times[keys[0]]
     shown = np.flatnonzero(visible)
     shown = shown[np.argsort(times[shown], kind="stable")]
-    return PacketIndex(times, columns[:, 0], columns[:, 1:], keys, shown, timed)
+    return PacketIndex(
+        times,
+        columns[:, 0],
+        columns[:, 1:],
+        keys,
+        shown,
+        timed,
+        counted=not timed,
+        faults=faults,
+        places=places,
+    )
 
 
-_NEVER = np.iinfo(np.int64).min
+def _avi_times(
+    container: InputContainer,
+    stream: VideoStream,
+    pts: list[int | None],
+    rows: list[tuple[int, int, int]],
+) -> dict[int, int] | None:
+    """Where an AVI file lost packets, take the others' times from its index, by byte position.
+
+    Changes ``pts`` and returns the packet numbers by position; None where there is no need.
+    """
+    entries = getattr(stream, "index_entries", ())
+    if container.format.name != "avi" or len(entries) <= len(pts):
+        return None
+    times = {entry.pos: entry.timestamp for entry in entries}
+    header = 8  # the index points to the chunk's header, the packet to what follows
+    if any(place - header not in times for _, place, _ in rows):
+        return None
+    for number, (_, place, _) in enumerate(rows):
+        pts[number] = times[place - header]
+    return {place: number for number, (_, place, _) in enumerate(rows)}
+
+
+def read_only(container: InputContainer, wanted: VideoStream | None) -> None:
+    """Tell the demuxer to skip all other streams (None: to skip none), where PyAV can."""
+    levels: Any = getattr(av.stream, "Discard", None)  # came with a later PyAV than ours at least
+    for stream in container.streams if levels else ():
+        other = wanted is not None and stream.index != wanted.index
+        stream.discard = levels.all if other else levels.default
 
 
 def find_holes(container: InputContainer, index: PacketIndex, seconds: np.ndarray) -> np.ndarray:
@@ -120,55 +175,69 @@ def find_holes(container: InputContainer, index: PacketIndex, seconds: np.ndarra
     """
     steps = np.diff(seconds)
     usual = float(np.median(steps)) if len(steps) else 0.0
-    suspects = np.flatnonzero(steps > max(4 * usual, 0.5))
-    if not len(suspects) or (index.position[:, 0] < 0).any():
-        return np.zeros((0, 2))
-    spans = []
-    for stream in container.streams:
-        stream.discard = "default"
-    container.seek(0)
+    nowhere = np.zeros((0, 2))
+    if (index.position[:, 0] < 0).any():
+        return nowhere
+    slack = max(256, int(np.median(index.position[:, 1])) // 2)
+    suspects = []
+    furthest = np.maximum.accumulate(index.position.sum(axis=1))
+    for at in np.flatnonzero(steps > 1.5 * usual):
+        # Pictures are stored out of order: the loss may be before any packet between the two.
+        near, far = sorted((int(index.shown[at]), int(index.shown[at + 1])))
+        for number in range(near + 1, far + 1):
+            if index.position[number, 0] - furthest[number - 1] > slack:
+                suspects.append((at, number))
+    if not suspects:
+        return nowhere
+    others = _all_places(container)
+    holes = []
+    for at, number in suspects:
+        low, high = int(furthest[number - 1]), int(index.position[number, 0])
+        inside = [low, *others[(others > low) & (others < high)].tolist(), high]
+        if max(np.diff(inside)[::2]) > slack:
+            index.lost_before.add(number)
+            index.faults.add(number - 1)  # the damage may begin within it
+            holes.append((float(seconds[at] + usual), float(seconds[at + 1])))
+    return np.unique(np.asarray(holes, dtype=np.float64).reshape(-1, 2), axis=0)
+
+
+def _all_places(container: InputContainer) -> np.ndarray:
+    """Where packets of any stream begin and end in the file: begin, end, begin, end, …"""
+    places: list[tuple[int, int]] = []
+    read_only(container, None)
     try:
+        container.seek(0)
         for packet in container.demux():
             if packet.size and packet.pos is not None:
-                spans.append((packet.pos, packet.pos + packet.size))
+                places.append((packet.pos, packet.pos + packet.size))
     except av.FFmpegError:
-        return np.zeros((0, 2))
-    spans.sort()
-    starts, ends = np.asarray(spans, dtype=np.int64).T
-    slack = max(512, int(np.median(index.position[:, 1])) // 2)
-    # Frames are presented out of file order, so look at the file just around the long step.
-    holes = []
-    for at in suspects:
-        after = int(index.shown[at + 1])
-        before = index.position[:after, 0]
-        if not len(before):
-            continue
-        low, high = int(before.max()), int(index.position[after, 0])
-        inside = (starts >= low) & (starts <= high)
-        reach = np.maximum.accumulate(ends[inside])
-        gaps = starts[inside][1:] - reach[:-1]
-        if len(gaps) and gaps.max() > slack:
-            index.lost_before.add(after)
-            holes.append((float(seconds[at] + usual), float(seconds[at + 1])))
-    return np.asarray(holes, dtype=np.float64).reshape(-1, 2)
+        pass  # what was found so far still explains the bytes that it covers
+    places.sort()
+    return np.asarray(places, dtype=np.int64).reshape(-1)
 
 
-def cut_off(path: Path) -> bool:
-    """Whether the file is shorter than its own outermost boxes say (MP4/MOV, AVI, Matroska)."""
+def cut_off(path: Path) -> tuple[bool, int]:
+    """Whether a file is shorter than its own outermost boxes say, and the bytes of whole boxes.
+
+    Knows MP4/MOV, AVI, Matroska/WebM and GIF (its last byte); others promise no length.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(12)
+        if head[:4] == b"GIF8":
+            file.seek(-1, 2)
+            return file.read(1) != b";", size
         kind = "riff" if head[:4] == b"RIFF" else "ebml" if head[:4] == b"\x1a\x45\xdf\xa3" else ""
         if not kind and head[4:8] not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-            return False
-        at = 0
+            return False, size
+        at = whole = 0
         while at < size:
             file.seek(at)
             length = _box_length(file.read(16), kind)
             if length is None:
-                return False
-            at += length
-    return at > size
+                return False, size
+            whole, at = at, at + length
+    return at > size, whole if at > size else size
 
 
 def _box_length(head: bytes, kind: str) -> int | None:

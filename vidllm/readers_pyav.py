@@ -10,27 +10,23 @@ a picture is not passed off as the picture.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-from av.container.input import InputContainer
-from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 
+from vidllm.demuxer import Source
 from vidllm.errors import InputError
 from vidllm.packets import PacketIndex, cut_off, find_holes, list_packets
 from vidllm.readers import Timeline
 
-# These demuxers turn text into pictures or open further files that the text names.
-_REFUSED_FORMATS = {"tty", "concat", "hls", "dash", "sdp", "rtsp", "imf"}
 # Each picture is drawn over the one before, whatever the container says about key frames.
 _CUMULATIVE_CODECS = {"gif", "apng"}
 # In H.264 a picture with nal_ref_idc 0 is never referred to; other codecs promise less.
 _SKIPPABLE_CODECS = {"h264"}
-_READ_ON = 48  # packets: reading on over so many costs less than a seek
+_PROBE = 48  # pictures: B-frames show within so many, if a file has any
 
 
 class PyAVReader:
@@ -42,8 +38,8 @@ class PyAVReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._source = _Source(path)
-        self._slow: _Source | None = None
+        self._source = Source(path)
+        self._slow: Source | None = None
         try:
             self._index = self._list()
             self.timeline = self._timeline()
@@ -60,16 +56,31 @@ class PyAVReader:
     def _list(self) -> PacketIndex:
         stream = self._source.stream
         index = list_packets(self._source.container, stream)
+        self._source.next = None
         if not len(index.shown):
             raise InputError(f"{self._path.name} holds a video stream but not one frame")
         if stream.codec_context.name in _CUMULATIVE_CODECS:
             index.keys = index.keys[:1]
-        self._source.next = None
+        # AVI stores no presentation times; what FFmpeg makes up for them is in file order.
+        in_order = bool((np.diff(index.pts) > 0).all())
+        if self._source.container.format.name == "avi" and in_order:
+            index.counted = index.counted or self._reorders()
         return index
+
+    def _reorders(self) -> bool:
+        """Whether the decoder gives pictures in another order than the file holds them."""
+        source, times = Source(self._path), []
+        with source.container, contextlib.suppress(av.FFmpegError):
+            for frame in source.container.decode(source.stream):
+                if frame.pts is not None:
+                    times.append(frame.pts)
+                if len(times) == _PROBE:
+                    break
+        return times != sorted(times)
 
     def _timeline(self) -> Timeline:
         index, stream, container = self._index, self._source.stream, self._source.container
-        base = stream.time_base or 1 / av.time_base
+        base = stream.time_base or Fraction(1, av.time_base)
         notes: list[str] = []
         if index.timed:
             ticks = index.pts[index.shown]
@@ -84,20 +95,30 @@ class PyAVReader:
             if not last > 0:
                 last = 1 / float(stream.average_rate or 25)
         end = duration = float(seconds[-1] + last)
-        cut = cut_off(self._path)
+        cut = cut_off(self._path)[0]
+        if container.format.name == "flv":  # says how long it is, but not in how many bytes
+            cut = (container.duration or 0) / av.time_base > end + 1
         if cut:
-            if stream.duration:
-                duration = max(end, float(stream.duration * base))
-            elif container.duration:
+            if stream.codec_context.name in _CUMULATIVE_CODECS:
+                index.faults.add(len(index.pts) - 1)  # half a picture looks whole to the decoder
+            promised = [float((stream.duration or 0) * base)]
+            if stream.average_rate:
+                promised.append(stream.frames / float(stream.average_rate))
+            if not any(promised) and container.duration:
                 first = float(index.pts[index.shown[0]] * base) if index.timed else 0.0
-                duration = max(end, container.duration / av.time_base - first)
-            notes.append(f"the file is cut off after {end:.1f} of {duration:.1f} seconds")
+                promised.append(container.duration / av.time_base - first)
+            duration = max(end, *promised)
+            of = f" of {duration:.1f}" if duration - end > 0.05 else ""
+            notes.append(f"the file is cut off after {end:.1f}{of} seconds")
         holes = np.zeros((0, 2))
-        if index.timed:
+        # The sample table of an MP4 file lists every frame; other demuxers drop what is damaged.
+        if index.timed and "mp4" not in container.format.name:
             holes = find_holes(self._source.container, index, seconds)
             if len(holes):
                 self._source.next = None
-                notes.append(f"data is missing in the file in {len(holes)} places")
+                where = ", ".join(f"{begin:.1f}" for begin, _ in holes[:5])
+                more = f" and {len(holes) - 5} more places" if len(holes) > 5 else ""
+                notes.append(f"data is missing in the file from second {where}{more} on")
         context = stream.codec_context
         return Timeline(
             seconds, duration, end, (context.height, context.width), holes, cut, tuple(notes)
@@ -105,7 +126,7 @@ class PyAVReader:
 
     def read(self, indices: list[int]) -> dict[int, np.ndarray]:
         """Decode frames (presentation indices); those that cannot be decoded are left out."""
-        if not self._index.timed:
+        if self._index.counted:
             return self._count_through(set(indices))
         packets = sorted(int(self._index.shown[i]) for i in indices)
         pictures: dict[int, np.ndarray] = {}
@@ -154,7 +175,7 @@ class PyAVReader:
     def _run_slowly(self, first: int, wanted: list[int]) -> dict[int, np.ndarray]:
         """The same on one thread, without skipping, from one key frame earlier, past faults."""
         if self._slow is None:
-            self._slow = _Source(self._path, threads=1)
+            self._slow = Source(self._path, threads=1)
         index, context = self._index, self._slow.stream.codec_context
         start = index.key_before(first)
         todo, found, faults = set(wanted), {}, set()
@@ -180,124 +201,38 @@ class PyAVReader:
         return {n: picture for n, picture in found.items() if index.sound(n, faults)}
 
     def _count_through(self, indices: set[int]) -> dict[int, np.ndarray]:
-        """Without timestamps frames are told apart by counting them from the first one on."""
-        source = _Source(self._path)
+        """Pictures whose packets have no times of their own are counted from the first on.
+
+        Past a fault counting starts again at the next key frame, whose packet and picture have
+        the same number (a closed GOP).
+        """
+        source, index = Source(self._path), self._index
+        context = source.stream.codec_context
+        faults = sorted(index.lost_before | index.faults)
         found: dict[int, np.ndarray] = {}
-        count, broken = 0, False
+        shown, past = 0, -1  # number of the next picture; the fault that was counted past
         with source.container:
-            packets = source.container.demux(source.stream)
-            while count <= max(indices):
+            for number, packet in source.packets(index, 0, len(index.pts) - 1):
+                packet.pts = number
                 try:
-                    packet = next(packets)
                     frames = packet.decode()
-                except StopIteration:
-                    break
+                    if number == len(index.pts) - 1:
+                        frames += context.decode(None)
                 except av.FFmpegError:
-                    count, broken = count + 1, True
+                    faults = sorted({*faults, number})
                     continue
                 for frame in frames:
-                    broken = frame.is_corrupt or (broken and not frame.key_frame)
-                    if count in indices and not broken:
-                        found[count] = _picture(frame, self._source.size)
-                    count += 1
+                    if frame.pts is None:
+                        continue
+                    fault = max((f for f in faults if f <= frame.pts), default=-1)
+                    if fault > past and frame.key_frame and not frame.is_corrupt:
+                        shown, past = frame.pts, fault
+                    if shown in indices and fault <= past and not frame.is_corrupt:
+                        found[shown] = _picture(frame, self._source.size)
+                    shown += 1
+                if shown > max(indices):
+                    break
         return found
-
-
-class _Source:
-    """One open file and where its demuxer stands."""
-
-    def __init__(self, path: Path, threads: int = 0) -> None:
-        self._path, self._threads = path, threads
-        self.next: int | None = 0  # number of the packet that comes next, None if unknown
-        self._open()
-
-    def _open(self) -> None:
-        try:
-            # "file:" keeps names such as "a:b.mp4" from being read as a protocol.
-            self.container: InputContainer = av.open(
-                f"file:{self._path.absolute()}",
-                options={"protocol_whitelist": "file"},
-                metadata_errors="ignore",
-            )
-        except (av.FFmpegError, OSError) as error:
-            raise InputError(
-                f"{self._path.name} is not a video, or is damaged beyond reading"
-                f" ({getattr(error, 'strerror', None) or error})"
-            ) from error
-        try:
-            self.stream = self._video_stream()
-        except BaseException:
-            self.container.close()
-            raise
-        self.size = (self.stream.codec_context.height, self.stream.codec_context.width)
-        self._demux = self.container.demux(self.stream)
-        self._waiting: tuple[int, Packet] | None = None
-
-    def _video_stream(self) -> VideoStream:
-        if self.container.format.name in _REFUSED_FORMATS:
-            raise InputError(f"{self._path.name} is not a video but a text or a playlist")
-        cover = av.stream.Disposition.attached_pic
-        streams = [s for s in self.container.streams.video if not s.disposition & cover]
-        if not streams:
-            raise InputError(f"{self._path.name} has no video stream (it may be audio only)")
-        stream = streams[0]
-        if stream.codec_context is None:
-            raise InputError(f"{self._path.name}: no decoder for this kind of video; convert it")
-        for other in self.container.streams:
-            if other.index != stream.index:
-                other.discard = "all"
-        if self._threads:
-            stream.codec_context.thread_count = self._threads
-        else:
-            stream.thread_type = "AUTO"
-        return stream
-
-    def packets(self, index: PacketIndex, first: int, last: int) -> Iterator[tuple[int, Packet]]:
-        """Packets ``first`` to ``last`` with their numbers, from wherever the file stands."""
-        if self.next is None or not self.next <= first <= self.next + _READ_ON:
-            self._go_to(index, first)
-        for number, packet in self._read(index):
-            if number >= first:
-                yield number, packet
-            if number >= last:
-                return
-
-    def _read(self, index: PacketIndex) -> Iterator[tuple[int, Packet]]:
-        if self._waiting is not None:
-            waiting, self._waiting = self._waiting, None
-            self.next = waiting[0] + 1
-            yield waiting
-        failures = 0
-        while failures < 8:
-            try:
-                packet = next(self._demux)
-            except StopIteration:
-                break
-            except av.FFmpegError:
-                failures += 1
-                self._demux = self.container.demux(self.stream)
-                continue
-            number = index.number(packet.pts) if packet.size else -1
-            if number >= 0:
-                self.next = number + 1
-                yield number, packet
-        self.next = None
-
-    def _go_to(self, index: PacketIndex, first: int) -> None:
-        """Stand at or before packet ``first``: by seeking, or from the start where that fails."""
-        target = first
-        for _ in range(3):
-            with contextlib.suppress(av.FFmpegError, OSError):
-                self.container.seek(int(index.pts[target]), stream=self.stream)
-                self._demux = self.container.demux(self.stream)
-                reached = next(self._read(index), None)
-                if reached is not None and reached[0] <= first:
-                    self._waiting, self.next = reached, reached[0]
-                    return
-            target = index.key_before(target)
-        self.container.close()
-        self._open()
-        self.next = 0
 
 
 def _runs(index: PacketIndex, packets: list[int]) -> list[tuple[int, list[int]]]:

@@ -31,7 +31,8 @@ class VideoClip:
             the first frame of the file is at 0.0.
         fps: average frames a second of the file.
         duration: seconds of the whole file (for a file that was cut off, what its header says).
-        indices: (T,) int64 numbers of the frames in the file, in presentation order from 0.
+        indices: (T,) int64 numbers of the frames in the file, in presentation order from 0;
+            in a damaged file only frames that are still there count.
         path: where the frames come from.
         notes: what is missing or was repaired, one line each; empty for a healthy file.
     """
@@ -77,7 +78,7 @@ class VideoClip:
         notes = f", {len(self.notes)} notes" if self.notes else ""
         span = f"{self.seconds[0]:.3f} to {self.seconds[-1]:.3f} s" if len(self) else "empty"
         return (
-            f"VideoClip({os.path.basename(self.path)!r}, {len(self)} frames"
+            f"VideoClip({Path(self.path).name!r}, {len(self)} frames"
             f" {self.width}x{self.height}, {span} of {self.duration:.3f} s,"
             f" {self.fps:.3f} fps{notes})"
         )
@@ -181,7 +182,7 @@ def _sample(
     return VideoClip(
         frames=stack,
         seconds=line.seconds[kept],
-        fps=len(line.seconds) / line.end,
+        fps=len(line.seconds) / (line.end - float(np.diff(line.holes).sum())),
         duration=line.duration,
         indices=kept,
         path=str(file),
@@ -197,16 +198,33 @@ def _moments(
         number = math.ceil(round((stop - begin) * fps, 6))
         if number > limits.max_frames:
             raise _too_many(number, limits)
-        return begin + np.arange(max(number, 1)) / fps
-    number_of = count if count is not None else DEFAULT_FRAMES
-    if number_of > limits.max_frames:
-        raise _too_many(number_of, limits)
+        return np.asarray(begin + np.arange(max(number, 1)) / fps)
+    number = count if count is not None else DEFAULT_FRAMES
+    if number > limits.max_frames:
+        raise _too_many(number, limits)
+    every = _every_frame(line, begin, stop, number)
+    if every is not None:
+        return every
+    return begin + (np.arange(number) + 0.5) * ((stop - begin) / number)
+
+
+def _every_frame(line: Timeline, begin: float, stop: float, number: int) -> np.ndarray | None:
+    """When each frame in the range is shown, if there are no more than ``number``.
+
+    Where the file lost frames, they are taken to have followed at the usual distance.
+    """
     first = max(int(np.searchsorted(line.seconds, begin, side="right")) - 1, 0)
     after = int(np.searchsorted(line.seconds, stop, side="left"))
-    whole = not line.cut and not len(line.holes)
-    if whole and after - first <= number_of:
-        return np.maximum(line.seconds[first:after], begin)
-    return begin + (np.arange(number_of) + 0.5) * ((stop - begin) / number_of)
+    if after - first > number:
+        return None
+    gaps = [(a, b) for a, b in line.holes.tolist()]
+    if line.cut:
+        gaps.append((line.end, line.duration))
+    usual = float(np.median(np.diff(line.seconds))) if len(line.seconds) > 1 else line.end
+    # Half a step short of the end: the frame that ends the gap is there.
+    lost = [np.arange(max(a, begin), min(b, stop) - usual / 2, usual) for a, b in gaps]
+    moments = np.sort(np.concatenate([np.clip(line.seconds[first:after], begin, None), *lost]))
+    return moments if len(moments) <= number else None
 
 
 def _shown_at(line: Timeline, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -284,9 +302,7 @@ def _check_options(
         raise InputError(f"start ({start:g} s) must come before end ({end:g} s)")
 
 
-def _checked_times(
-    times: Sequence[float] | np.ndarray, duration: float, name: str
-) -> np.ndarray:
+def _checked_times(times: Sequence[float] | np.ndarray, duration: float, name: str) -> np.ndarray:
     try:
         moments = np.asarray(times, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -314,6 +330,6 @@ def _checked_range(
 
 def _frozen(array: np.ndarray, dtype: type) -> np.ndarray:
     """The array as ``dtype`` and read-only; the caller's own array stays as it is."""
-    view = np.ascontiguousarray(array, dtype=dtype).view()
+    view: np.ndarray = np.ascontiguousarray(array, dtype=dtype).view()
     view.flags.writeable = False
     return view
