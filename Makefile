@@ -33,7 +33,7 @@ lint: $(VENV)/.test
 	@$(BIN)/ruff check -q .
 	@$(BIN)/ruff format -q --check . || { echo "make format puts that right"; exit 1; }
 	@rm -rf build/lib $(TYPED)
-	@$(PIP) install -q --no-deps --no-build-isolation --target $(TYPED) .
+	@$(PIP) install -qq --no-deps --no-build-isolation --target $(TYPED) .
 	@cd $(TYPED) && $(BIN)/python -m mypy --no-error-summary --config-file $(CURDIR)/pyproject.toml \
 		--cache-dir $(CURDIR)/.mypy_cache -p vidllm
 	@rm -rf build/lib
@@ -57,10 +57,10 @@ $(VENV)/.made:
 
 $(VENV)/.core: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "installing vidllm into $(VENV) (a few minutes the first time)" >&2
-	@$(PIP) install -q -c constraints.txt -e .
+	@$(PIP) install -qq -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "installing vidllm and its test tools into $(VENV) (a few minutes the first time)" >&2
-	@$(PIP) install -q -c constraints.txt -e '.[test]'
+	@$(PIP) install -qq -c constraints.txt -e '.[test]'
 	@touch $(VENV)/.core $@

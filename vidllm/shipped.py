@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +25,16 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def weights_dir() -> Path:
-    """The folder of the shipped weights. Raises ``WorkError`` when the install lacks it."""
+    """The folder of the shipped weights, or the one that ``VIDLLM_WEIGHTS`` names.
+
+    Raises:
+        WorkError: the install lacks it. InputError: ``VIDLLM_WEIGHTS`` is no folder.
+    """
+    elsewhere = os.environ.get("VIDLLM_WEIGHTS")
+    if elsewhere:
+        if not Path(elsewhere).is_dir():
+            raise InputError(f"VIDLLM_WEIGHTS is {elsewhere!r}, which is no folder")
+        return Path(elsewhere)
     try:
         folder = Path(str(files("vidllm.weights")))
     except ModuleNotFoundError:

@@ -1,0 +1,74 @@
+"""What every test shares: no network, few threads, and the command line as a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Before anything imports torch or transformers; child processes inherit it.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TRANSFORMERS_VERBOSITY="error",
+    TOKENIZERS_PARALLELISM="false",
+    GRADIO_ANALYTICS_ENABLED="False",
+    MPLBACKEND="Agg",
+)
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.pop("VIDLLM_DEBUG", None)
+os.environ.pop("VIDLLM_WEIGHTS", None)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The top of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def cli() -> Run:
+    """Run ``vidllm ARGUMENTS`` as a process: ``cli("ask", path, "…", env={…}, cwd=…)``."""
+    script = Path(sys.executable).parent / "vidllm"
+    start = [str(script)] if script.exists() else [sys.executable, "-m", "vidllm.cli"]
+
+    def run(
+        *arguments: object, env: dict[str, str] | None = None, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*start, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "COLUMNS": "200", **(env or {})},
+            cwd=cwd,
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[..., str]:
+    """Assert that a run failed with one clear line and nothing else; gives that line."""
+
+    def check(result: subprocess.CompletedProcess[str], code: int = 2) -> str:
+        lines = result.stderr.splitlines()
+        assert result.returncode == code, result.stderr
+        assert result.stdout == ""
+        assert len(lines) == 1, result.stderr
+        assert lines[0].startswith("vidllm: ")
+        assert "Traceback" not in lines[0]
+        return lines[0]
+
+    return check

@@ -1,0 +1,239 @@
+"""The shape of the repository: floors, imports, packaging, and what the documents promise."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from packaging.requirements import Requirement
+
+from vidllm.cli import app
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it for Python 3.10
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+FOLDERS: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
+
+# Longest prefix wins: module -> (floor, room). A room imports itself and lower floors only.
+ROOMS = {
+    "vidllm.errors": (0, "errors"),
+    "vidllm": (1, "ground"),
+    "vidllm.compressors": (2, "compressors"),
+    "vidllm.encoders": (2, "encoders"),
+    "vidllm.models": (3, "models"),
+    "vidllm.options": (4, "system"),
+    "vidllm.recipes": (4, "system"),
+    "vidllm.pipeline": (4, "system"),
+    "vidllm.cost": (4, "system"),
+    "vidllm.training": (4, "system"),
+    "vidllm.eval": (5, "eval"),
+    "vidllm.cli": (5, "cli"),
+    "vidllm.listing": (5, "cli"),
+    "vidllm.doctor": (5, "cli"),
+    "vidllm.demo": (5, "demo"),
+    "app": (5, "demo"),
+}
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    """Every module of the package as (dotted name, file), and the launcher."""
+    for package, folder in FOLDERS.items():
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            parts = file.relative_to(ROOT / folder).with_suffix("").parts
+            yield ".".join((package, *(part for part in parts if part != "__init__"))), file
+    if (ROOT / "app.py").exists():
+        yield "app", ROOT / "app.py"
+
+
+def room(module: str) -> tuple[int, str]:
+    while module not in ROOMS:
+        module = module.rpartition(".")[0]
+    return ROOMS[module]
+
+
+def imports(name: str, file: Path) -> Iterator[tuple[str, int]]:
+    """Modules of the project that a file imports, at its top or anywhere inside, with lines."""
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    modules = {module for module, _ in sources()}
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base]).rstrip(".")
+            whole = [f"{base}.{alias.name}" for alias in node.names]
+            found = [full if full in modules else base for full in whole]
+        else:
+            continue
+        yield from ((module, node.lineno) for module in found if module.split(".")[0] == "vidllm")
+
+
+def texts() -> Iterator[tuple[Path, str]]:
+    """Every text file of the repository, without what is built or installed."""
+    skip = {".git", ".venv", "build", "dist", "runs", ".cache", ".mypy_cache", ".ruff_cache"}
+    skip |= {".pytest_cache", "__pycache__"}
+    for file in sorted(ROOT.rglob("*")):
+        parts = file.relative_to(ROOT).parts
+        if skip & set(parts) or any(part.endswith(".egg-info") for part in parts):
+            continue
+        if file.is_file() and file.stat().st_size < 2_000_000:
+            try:
+                yield file, file.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                continue
+
+
+@pytest.mark.parametrize(("name", "file"), [pytest.param(*s, id=s[0]) for s in sources()])
+def test_a_file_imports_only_its_own_room_and_lower_floors(name: str, file: Path) -> None:
+    if name == "vidllm":
+        return  # the lazy exports: nothing is imported until it is asked for
+    floor, own = room(name)
+    for module, line in imports(name, file):
+        below, other = room(module)
+        assert other == own or below < floor, f"{file}:{line}: {name} may not import {module}"
+
+
+@pytest.mark.parametrize(("name", "file"), [pytest.param(*s, id=s[0]) for s in sources()])
+def test_a_file_is_short_and_says_what_it_is_for(name: str, file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 350, f"{file} is too long"
+    assert ast.get_docstring(ast.parse(text)), f"{file} has no docstring"
+
+
+def test_importing_vidllm_loads_neither_torch_nor_transformers() -> None:
+    code = "import sys, vidllm, vidllm.cli; print(*{m.split('.')[0] for m in sys.modules})"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    heavy = {"torch", "transformers", "numpy", "av", "pandas", "matplotlib", "gradio"}
+    assert not heavy & set(loaded.stdout.split())
+
+
+def test_every_public_name_is_there() -> None:
+    import vidllm
+
+    assert vidllm.__all__ == sorted(vidllm.__all__)
+    for name in vidllm.__all__:
+        assert getattr(vidllm, name) is not None
+        assert name in dir(vidllm)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = vidllm.no_such_name
+
+
+def test_pyproject_lists_exactly_the_packages_that_there_are() -> None:
+    found = set()
+    for package, folder in FOLDERS.items():
+        for init in (ROOT / folder).rglob("__init__.py"):
+            parts = init.parent.relative_to(ROOT / folder).parts
+            found.add(".".join((package, *parts)))
+    assert found == set(PROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_every_entry_point_names_a_module_of_the_project() -> None:
+    modules = {module for module, _ in sources()}
+    groups = PROJECT["project"]["entry-points"].values()
+    targets = [target for group in groups for target in group.values()]
+    targets += PROJECT["project"]["scripts"].values()
+    assert {target.split(":")[0] for target in targets} <= modules
+
+
+def test_the_constraints_pin_every_dependency_inside_its_range() -> None:
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            pin = Requirement(line)
+            pins[pin.name] = str(pin.specifier).removeprefix("==")
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = [*PROJECT["project"]["dependencies"], *extras["test"], *extras["demo"]]
+    for line in wanted:
+        need = Requirement(line)
+        assert need.specifier.contains(pins[need.name]), line
+
+
+def test_contributing_gives_a_reason_for_every_dependency() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for line in PROJECT["project"]["dependencies"]:
+        assert re.search(rf"^\| `{Requirement(line).name}` \| \S", text, re.M), line
+
+
+def test_the_repository_names_no_machine_and_leaves_nothing_undone() -> None:
+    places = "|".join(("root", "work", "home", "Users", "mnt", "opt"))
+    machine = re.compile(rf"(?<![\w.}}])/(?:{places})/\w")
+    undone = re.compile("|".join(("TO" + "DO", "FIX" + "ME", "NotImplemented" + "Error")))
+    for file, text in texts():
+        for number, line in enumerate(text.splitlines(), 1):
+            where = f"{file.relative_to(ROOT)}:{number}: {line.strip()[:120]}"
+            assert not machine.search(line), where
+            assert not undone.search(line), where
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of the documents in one language, or in none."""
+    found = []
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        found += re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+    return found
+
+
+def shell_lines(program: str) -> list[str]:
+    """Lines of the documents' shell blocks that start a program, comments taken off."""
+    lines = [
+        line
+        for kind in ("", "bash", "sh", "console")
+        for b in blocks(kind)
+        for line in b.splitlines()
+    ]
+    lines = [line.removeprefix("$ ").split(" #")[0].strip() for line in lines]
+    return sorted({line for line in lines if line.split(" ")[0] == program})
+
+
+def test_every_vidllm_command_in_the_documents_exists() -> None:
+    top: Any = typer.main.get_command(app)
+    for line in shell_lines("vidllm"):
+        words = shlex.split(line)[1:]
+        context = top.make_context("vidllm", [], resilient_parsing=True)
+        _, command, rest = top.resolve_command(context, words)
+        while hasattr(command, "resolve_command"):
+            _, command, rest = command.resolve_command(context, rest)
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        used = {word.split("=")[0] for word in rest if re.match(r"--\w", word)}
+        assert used <= known, f"{line}: no option {', '.join(used - known)}"
+
+
+def test_every_make_target_in_the_documents_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    for line in shell_lines("make"):
+        named = [word for word in shlex.split(line)[1:] if "=" not in word]
+        assert set(named) <= targets, line
+
+
+def test_python_in_the_documents_imports_what_there_is() -> None:
+    import vidllm
+
+    for block in blocks("python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module == "vidllm":
+                missing = {alias.name for alias in node.names} - set(vidllm.__all__)
+                assert not missing, block
+
+
+def test_every_compressor_has_a_line_in_the_readme() -> None:
+    from vidllm.compressors import names
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not [name for name in names() if f"`{name}`" not in text]
