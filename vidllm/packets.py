@@ -216,6 +216,42 @@ def _all_places(container: InputContainer) -> np.ndarray:
     return np.asarray(places, dtype=np.int64).reshape(-1)
 
 
+def gif_images(path: Path) -> int | None:
+    """Whole images before the chain of blocks of a GIF file breaks; None if it never does.
+
+    GIF has no check sums and its demuxer goes on as if nothing were missing. The chain breaks
+    where no block can begin, and where a data block before an image's last is not full, if the
+    encoder filled those of the first image (GIF89a specification, sections 15 to 27).
+    """
+    data = path.read_bytes()
+    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    images, fills = 0, True
+    while at < len(data):
+        kind = data[at]
+        if kind == 0x3B and not data[at + 1 :].strip(b"\0"):  # the end, and perhaps padding
+            return None
+        if kind == 0x2C and at + 9 < len(data):  # image: descriptor, colours, LZW code size
+            flags = data[at + 9]
+            at += 11 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+        elif kind == 0x21:  # extension: its label
+            at += 2
+        else:
+            return max(images - 1, 0)
+        sizes = []
+        while at < len(data) and data[at]:
+            sizes.append(data[at])
+            at += 1 + data[at]
+        at += 1
+        if kind == 0x2C and at <= len(data):
+            filled = all(size == 255 for size in sizes[:-1])
+            if not images:
+                fills = filled
+            elif fills and not filled:
+                return images
+            images += 1
+    return images
+
+
 def cut_off(path: Path) -> tuple[bool, int]:
     """Whether a file is shorter than its own outermost boxes say, and the bytes of whole boxes.
 

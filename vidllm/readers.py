@@ -68,6 +68,9 @@ class DecordReader:
             raise InputError(
                 "reader 'decord' is not installed: pip install vidllm[decord], or use reader 'pyav'"
             ) from error
+        from vidllm.demuxer import Source
+
+        Source(path).container.close()  # says what is wrong with a file; decord prints warnings
         decord.logging.set_level(decord.logging.QUIET)
         try:
             self._reader: Any = decord.VideoReader(str(path), ctx=decord.cpu(0))

@@ -19,7 +19,7 @@ from av.video.frame import VideoFrame
 
 from vidllm.demuxer import Source
 from vidllm.errors import InputError
-from vidllm.packets import PacketIndex, cut_off, find_holes, list_packets
+from vidllm.packets import PacketIndex, cut_off, find_holes, gif_images, list_packets
 from vidllm.readers import Timeline
 
 # Each picture is drawn over the one before, whatever the container says about key frames.
@@ -61,6 +61,10 @@ class PyAVReader:
             raise InputError(f"{self._path.name} holds a video stream but not one frame")
         if stream.codec_context.name in _CUMULATIVE_CODECS:
             index.keys = index.keys[:1]
+        if stream.codec_context.name == "gif":
+            whole = gif_images(self._path)
+            if whole is not None:
+                index.faults.update(range(whole, len(index.pts)))
         # AVI stores no presentation times; what FFmpeg makes up for them is in file order.
         in_order = bool((np.diff(index.pts) > 0).all())
         if self._source.container.format.name == "avi" and in_order:
@@ -99,8 +103,6 @@ class PyAVReader:
         if container.format.name == "flv":  # says how long it is, but not in how many bytes
             cut = (container.duration or 0) / av.time_base > end + 1
         if cut:
-            if stream.codec_context.name in _CUMULATIVE_CODECS:
-                index.faults.add(len(index.pts) - 1)  # half a picture looks whole to the decoder
             promised = [float((stream.duration or 0) * base)]
             if stream.average_rate:
                 promised.append(stream.frames / float(stream.average_rate))

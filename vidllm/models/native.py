@@ -202,10 +202,12 @@ class NativeVideoLLM(PreTrainedModel):
 
     def project(self, frames: Tensor, batch: int = 64) -> Tensor:
         """Frames (F, 3, S, S) in 0..1 → tokens (F, N, D), `batch` frames at a time."""
-        cells = torch.cat([self.vision(part) for part in frames.split(batch)])
-        k = self.config.downsample
+        return self.fold(torch.cat([self.vision(part) for part in frames.split(batch)]))
+
+    def fold(self, cells: Tensor) -> Tensor:
+        """Cells of the tower (F, side², C) → tokens (F, N, D): `downsample`² cells to a token."""
+        k, side = self.config.downsample, self.vision.side
         if k > 1:
-            side = self.vision.side
             cells = cells.unflatten(1, (side // k, k, side // k, k)).permute(0, 1, 3, 2, 4, 5)
             cells = cells.reshape(len(cells), (side // k) ** 2, -1)
         return cast(Tensor, self.projector(cells.to(self.projector[1].weight.dtype)))

@@ -67,6 +67,8 @@ def render(
     """
     frames = _backdrop(background, seconds, size)
     sheet = atlas().to(state.device)
+    if size < 96:  # sprites of some twenty pixels: sample a smaller picture, or they sparkle
+        sheet = F.avg_pool2d(sheet, 2)
     for s in range(state.shape[1]):  # few sprites, painted in order: the later is in front
         shown = torch.nonzero((glyph[:, s] >= 0) & (state[:, s, 4] > 0.004)).flatten()
         if not len(shown):
@@ -81,7 +83,10 @@ def render(
         )
         mask = mask * row[:, 4, None, None, None]
         paint = row[:, 5:8, None, None]
-        frames[shown] = frames[shown] * (1 - mask) + paint * mask
+        if len(shown) == len(frames):
+            frames.lerp_(paint, mask)
+        else:
+            frames[shown] = torch.lerp(frames[shown], paint, mask)
     shape = (frames.shape[0], 1, size, size)  # grey noise: a codec keeps it, colour noise it does not
     grain = torch.randn(shape, device=frames.device, generator=generator)
     return (frames + grain * noise[:, None, None, None]).clamp_(0, 1)
@@ -97,16 +102,17 @@ def _axis(size: int, device: torch.device) -> Tensor:
 
 
 def _backdrop(background: Tensor, seconds: Tensor, size: int) -> Tensor:
-    axis = _axis(size, background.device)
-    frames = background[:, 0, 4:7, None, None].expand(-1, -1, size, size).clone()
-    for k in range(1, background.shape[1]):
-        wave = background[:, k]
-        along_x = wave[:, 0, None] * axis
-        along_y = wave[:, 1, None] * axis
-        drift = (wave[:, 2] * seconds + wave[:, 3])[:, None, None]
-        angle = 2 * torch.pi * (along_x[:, None, :] + along_y[:, :, None] + drift)
-        frames += torch.cos(angle)[:, None] * wave[:, 4:7, None, None]
-    return frames
+    # cos(x + y) = cos x cos y − sin x sin y: every wave is a product of rows and columns.
+    axis = 2 * torch.pi * _axis(size, background.device)
+    waves = background[:, 1:]
+    across = waves[..., 0, None] * axis
+    turn = 2 * torch.pi * (waves[..., 2] * seconds[:, None] + waves[..., 3])
+    down = waves[..., 1, None] * axis + turn[..., None]
+    columns = torch.cat([across.cos(), across.sin()], dim=1)  # (F, 2K, W)
+    rows = torch.cat([down.cos(), -down.sin()], dim=1)  # (F, 2K, H)
+    colour = torch.cat([waves[..., 4:7]] * 2, dim=1)  # (F, 2K, 3)
+    painted = torch.einsum("fkc,fky->fcyk", colour, rows).flatten(1, 2) @ columns
+    return painted.unflatten(1, (3, size)) + background[:, 0, 4:7, None, None]
 
 
 def _sprite_grid(row: Tensor, size: int) -> Tensor:

@@ -140,7 +140,7 @@ def _draw_actors(rng: np.random.Generator) -> list[Actor]:
         homes.append(_free_place(rng, homes))
     order = rng.permutation(count)
     return [
-        Actor(*looks[i], home=homes[i], half=float(rng.uniform(0.10, 0.135))) for i in map(int, order)
+        Actor(*looks[i], home=homes[i], half=float(rng.uniform(0.125, 0.165))) for i in map(int, order)
     ]
 
 

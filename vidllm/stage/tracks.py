@@ -110,7 +110,7 @@ def _meet(
     mine, theirs = (_place_before(scene, w, event.start) for w in (who, event.actor + event.other - who))
     towards = np.minimum(1.0, np.minimum(u, 1 - u) / 0.3)[:, None]
     side = -1.0 if (mine[0], who) < (theirs[0], event.actor + event.other - who) else 1.0
-    spot = (mine + theirs) / 2 + np.asarray([side * 0.09, 0.0])
+    spot = (mine + theirs) / 2 + np.asarray([side * 0.13, 0.0])
     place[inside] += (towards * (spot - place))[inside]
 
 

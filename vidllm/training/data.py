@@ -20,10 +20,8 @@ from ..stage.tracks import MAX_ACTORS, tracks
 from ..timecode import TimeCode
 from .words import ASSISTANT, END
 
-SHORT_SLOTS, SHORT_LENGTH, LONG_LENGTH = 9, 32, 96
-TEXT_LENGTH = SHORT_SLOTS * SHORT_LENGTH + LONG_LENGTH
 #: Time fields of one batch row that get a pointer target.
-POINTERS = 2 * SHORT_SLOTS
+POINTERS = 24
 IGNORE = -100
 
 
@@ -34,16 +32,21 @@ class DataSettings:
     Args:
         split: "train" or "val".
         batch: clips in a batch.
-        frames: frame counts to choose from, one for a whole batch, with `frame_weights`.
+        frames: frames of a clip.
+        random_times: frames at random times, for learning to see; else as `load_video` samples.
+        clips: scenes to go round in; 0 draws new scenes for ever.
         word_noise: share of question words replaced by the unknown word, so that a user's own
             words do not throw the model off.
+        first: seed of the first scene.
     """
 
     split: str = "train"
-    batch: int = 64
-    frames: tuple[int, ...] = (64, 48, 32)
-    frame_weights: tuple[float, ...] = (0.8, 0.1, 0.1)
-    word_noise: float = 0.03
+    batch: int = 8
+    frames: int = 64
+    random_times: bool = False
+    clips: int = 0
+    word_noise: float = 0.02
+    first: int = 0
     seed: int = 0
 
 
@@ -60,10 +63,11 @@ def sample_seconds(scene: Scene, frames: int) -> np.ndarray:
 class StageBatches(Dataset[dict[str, Tensor]]):
     """Map-style: item i is a whole batch.
 
-    Keys: `state` (B, T, S, 8), `glyph` (B, S), `background` (B, K, 9), `noise` (B,),
-    `seconds` (B, T), `duration` (B,), `action` (B, T, A), `look` (B, A, 2) noun and colour or −1,
-    `ids` and `labels` (B, text length), `points` (B, P) text positions or −1,
-    `point_spans` (B, P, 2) seconds.
+    Keys: `scene` (B,) seeds, `state` (B, T, S, 8), `glyph` (B, S), `background` (B, K, 9),
+    `noise` (B,), `seconds` (B, T), `duration` (B,), `action` (B, T, A), `look` (B, A, 2) noun and
+    colour or −1; and of the questions, packed one after the other in L tokens a clip: `ids`,
+    `labels`, `slot` (number of the question, −1 for padding), `offset` (place in the question),
+    all (B, L), `points` (B, P) places of time fields or −1, `point_spans` (B, P, 2) seconds.
     """
 
     def __init__(
@@ -82,23 +86,45 @@ class StageBatches(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def seeds(self, index: int) -> np.ndarray:
+        """Scene seeds (B,) of batch `index`; over a limited set, every round has its own order."""
         s = self.settings
-        rng = np.random.default_rng([11, s.seed, index])
-        frames = int(rng.choice(s.frames, p=np.asarray(s.frame_weights) / sum(s.frame_weights)))
-        first = (s.seed * 1_000_000 + index) * s.batch
-        rows = [self._row(make_scene(s.split, first + i), frames, rng) for i in range(s.batch)]
+        at = index * s.batch + np.arange(s.batch)
+        if s.clips:
+            rounds, places = np.divmod(at, s.clips)
+            orders = {int(r): np.random.default_rng([3, s.seed, r]).permutation(s.clips) for r in set(rounds)}
+            at = np.asarray([orders[int(r)][p] for r, p in zip(rounds, places, strict=True)])
+        return s.first + at
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([11, self.settings.seed, index])
+        extra = {"caption": int(rng.random() < 0.25), "highlights": int(rng.random() < 0.4)}
+        rows = [self._row(int(seed), rng, extra) for seed in self.seeds(index)]
+        length = -(-max(len(row["ids"]) for row in rows) // 8) * 8
+        for row in rows:
+            for key, fill in (("ids", self.pad), ("labels", IGNORE), ("slot", -1), ("offset", 0)):
+                full = np.full(length, fill, dtype=np.int64)
+                full[: len(row[key])] = row[key]
+                row[key] = full
         return {k: torch.from_numpy(np.stack([row[k] for row in rows])) for k in rows[0]}
 
-    def _row(self, scene: Scene, frames: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        seconds = sample_seconds(scene, frames)
-        if len(seconds) < frames:  # a batch needs one length: the last frame stands still
-            seconds = np.concatenate([seconds, np.repeat(seconds[-1:], frames - len(seconds))])
+    def _row(
+        self, seed: int, rng: np.random.Generator, extra: dict[str, int]
+    ) -> dict[str, np.ndarray]:
+        s = self.settings
+        scene = make_scene(s.split, seed)
+        if s.random_times:
+            seconds = np.sort(rng.uniform(0, scene.duration, s.frames))
+        else:
+            seconds = sample_seconds(scene, s.frames)
+        if len(seconds) < s.frames:  # a batch needs one length: the last frame stands still
+            seconds = np.pad(seconds, (0, s.frames - len(seconds)), mode="edge")
         moving = tracks(scene, seconds)
         look = np.full((MAX_ACTORS, 2), -1, dtype=np.int64)
         for a, actor in enumerate(scene.actors):
             look[a] = actor.noun, actor.colour
         row = {
+            "scene": np.int64(seed),
             "state": moving.state,
             "glyph": moving.glyph,
             "background": moving.background,
@@ -108,54 +134,52 @@ class StageBatches(Dataset[dict[str, Tensor]]):
             "action": moving.action,
             "look": look,
         }
-        asked = draw(scene, rng_for(scene.split, scene.seed, stream=1), ground=3, qa=4)
+        asked = draw(scene, rng, ground=3, qa=3, **extra)
         return {**row, **self._text(scene, asked, rng)}
 
     def _text(
         self, scene: Scene, asked: list[Question], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        ids = np.full(TEXT_LENGTH, self.pad, dtype=np.int64)
-        labels = np.full(TEXT_LENGTH, IGNORE, dtype=np.int64)
+        ids: list[int] = []
+        labels: list[int] = []
+        slot: list[int] = []
+        offset: list[int] = []
         points = np.full(POINTERS, -1, dtype=np.int64)
         spans = np.zeros((POINTERS, 2), dtype=np.float32)
-        short = [q for q in asked if q.kind != "caption"][:SHORT_SLOTS]
-        places = [(q, i * SHORT_LENGTH, SHORT_LENGTH) for i, q in enumerate(short)]
-        places += [
-            (q, SHORT_SLOTS * SHORT_LENGTH, LONG_LENGTH) for q in asked if q.kind == "caption"
-        ][:1]
         used = 0
-        for question, start, room in places:
+        for number, question in enumerate(asked):
             said = self.core.encode(question.text, add_special_tokens=False).ids
             noise = rng.random(len(said)) < self.settings.word_noise
             said = [self.unknown if n else i for i, n in zip(said, noise, strict=True)]
             answer = question.answer_with(lambda t: self.code.encode(t, scene.duration))
             reply = [*self.core.encode(answer, add_special_tokens=False).ids, self.end]
-            whole = [*said, self.assistant, *reply][:room]
-            ids[start : start + len(whole)] = whole
-            begin = len(said)  # the assistant mark predicts the first word of the reply
-            labels[start + begin : start + len(whole) - 1] = whole[begin + 1 :]
-            times = [begin + i for i, t in enumerate(reply) if t in self.time_ids]
+            start = len(ids) + len(said)  # the assistant mark predicts the first word of the reply
+            times = [start + i for i, t in enumerate(reply) if t in self.time_ids]
             for place, at in enumerate(times):
-                if question.kind != "caption" and used < POINTERS and place // 2 < len(question.spans):
-                    points[used] = start + at
+                if used < POINTERS:
+                    points[used] = at
                     spans[used] = question.spans[place // 2]
                     used += 1
-        return {"ids": ids, "labels": labels, "points": points, "point_spans": spans}
+            whole = [*said, self.assistant, *reply]
+            labels += [*[IGNORE] * len(said), *reply, IGNORE]
+            slot += [number] * len(whole)
+            offset += range(len(whole))
+            ids += whole
+        named = {"ids": ids, "labels": labels, "slot": slot, "offset": offset}
+        arrays = {k: np.asarray(v, dtype=np.int64) for k, v in named.items()}
+        return {**arrays, "points": points, "point_spans": spans}
 
 
-def block_mask(prefix: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Mask and positions of a prefix of `prefix` tokens followed by the question slots.
+def block_mask(slot: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask (B, 1, L, L) of a prefix of `prefix` tokens and packed questions.
 
-    Every question sees the prefix and itself, so that one pass over the video pays for all.
-
-    Returns:
-        (1, 1, L, L) bool, True where a row may look, and (slots' text length,) offsets of the
-        positions inside their slots.
+    Every question of `slot` (B, text length) sees the prefix and itself, so that one pass over
+    the video pays for all. Causal throughout.
     """
-    lengths = [SHORT_LENGTH] * SHORT_SLOTS + [LONG_LENGTH]
-    slot = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
-    offset = torch.cat([torch.arange(n) for n in lengths]).to(device)
-    total = prefix + TEXT_LENGTH
-    mask = torch.ones(total, total, dtype=torch.bool, device=device).tril()
-    mask[prefix:, prefix:] &= slot[:, None] == slot[None, :]
-    return mask[None, None], offset
+    total = prefix + slot.shape[1]
+    number = torch.cat([slot.new_full((len(slot), prefix), -2), slot], dim=1)
+    same = (number[:, :, None] == number[:, None, :]) | (number[:, None, :] == -2)
+    seen = same & torch.ones(total, total, dtype=torch.bool, device=slot.device).tril()
+    return torch.zeros(seen.shape, dtype=dtype, device=slot.device).masked_fill_(
+        ~seen, torch.finfo(dtype).min
+    )[:, None]

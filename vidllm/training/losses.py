@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from ..models.native import NativeVideoLLM
-from ..stage.tracks import MAX_DISTRACTORS
+from ..stage.tracks import MAX_DISTRACTORS, RGB
 from ..stage.words import ACTIONS, COLOUR_NAMES, NOUN_NAMES
-from .data import IGNORE
 
 LOOKS = len(NOUN_NAMES) + len(COLOUR_NAMES)
+#: What a cell says of the actor that stands in it: place in the cell, size, turn, fade.
+POSE = 6
 WORDS = LOOKS + len(ACTIONS)
 
 
@@ -40,8 +41,7 @@ class Heads(nn.Module):
 
     def __init__(self, model: NativeVideoLLM, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
-        dim = int(model.language_model.config.hidden_size)
-        self.sight = nn.Linear(dim, LOOKS)
+        self.sight = nn.Linear(model.vision.hidden_size, LOOKS + POSE)
         self.scale = nn.Parameter(torch.tensor(8.0))
         self.bias = nn.Parameter(torch.full((WORDS,), -4.0))
         names = [*NOUN_NAMES, *COLOUR_NAMES, *(a.third.split()[0] for a in ACTIONS)]
@@ -50,46 +50,71 @@ class Heads(nn.Module):
         nn.init.constant_(self.sight.bias, -3.0)
 
 
-def cell_targets(batch: dict[str, Tensor], side: int) -> tuple[Tensor, Tensor]:
-    """What is in every cell: for one frame (B, T, N, looks) and for its meaning (…, words).
-
-    A frame shows the colour that is seen and nothing that is hidden; the meaning keeps the
-    actor's own colour and its action also while it blinks.
-    """
-    state = batch["state"][:, :, MAX_DISTRACTORS:]
-    x, y, half, alpha = (state[..., i] for i in (0, 1, 2, 4))
+def _cover(batch: dict[str, Tensor], side: int, reach: float) -> Tensor:
+    """(B, T, A, N): 1 where the middle `reach` of an actor touches a cell of a side² grid."""
+    x, y, half = (batch["state"][:, :, MAX_DISTRACTORS:, i, None] for i in (0, 1, 2))
     edge = torch.arange(side, device=x.device) / side
-    reach = 0.6 * half[..., None]
+    margin = reach * half
 
     def inside(v: Tensor) -> Tensor:
-        return ((v[..., None] + reach > edge) & (v[..., None] - reach < edge + 1 / side)).float()
+        return ((v + margin > edge) & (v - margin < edge + 1 / side)).float()
 
-    cover = (inside(y)[..., :, None] * inside(x)[..., None, :]).flatten(-2)  # (B, T, A, N)
+    return (inside(y)[..., :, None] * inside(x)[..., None, :]).flatten(-2)
+
+
+def _looks(batch: dict[str, Tensor]) -> Tensor:
+    """(B, A, looks): noun and colour of every actor, zeros in empty places."""
     noun, colour = batch["look"].unbind(-1)
-    present = (noun >= 0).float()
-    nouns = F.one_hot(noun.clamp(min=0), len(NOUN_NAMES)).float() * present[..., None]
-    own = F.one_hot(colour.clamp(min=0), len(COLOUR_NAMES)).float() * present[..., None]
+    nouns = F.one_hot(noun.clamp(min=0), len(NOUN_NAMES))
+    colours = F.one_hot(colour.clamp(min=0), len(COLOUR_NAMES))
+    return torch.cat([nouns, colours], dim=-1).float() * (noun >= 0)[..., None]
+
+
+def sight_loss(heads: Heads, cells: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """What single frames show: (B, T, N, D) cells of the tower against looks and poses.
+
+    A frame shows the colour that is seen and nothing that is hidden. The pose keeps what motion
+    is made of in the features: place, size, turn and fade of the actor in front.
+    """
+    side = round(cells.shape[2] ** 0.5)
+    state = batch["state"][:, :, MAX_DISTRACTORS:]
+    alpha = state[..., 4]
+    present = (batch["look"][:, None, :, 0] >= 0) & (alpha > 0.2)
+    seen = _cover(batch, side, 0.5) * present[..., None]
+    looks = _looks(batch)[:, None].expand(-1, state.shape[1], -1, -1).clone()
+    rgb = torch.from_numpy(RGB).to(state.device)
+    shown = (state[..., None, 5:8] - rgb).square().sum(-1).argmin(-1)
+    looks[..., len(NOUN_NAMES) :] = F.one_hot(shown, len(COLOUR_NAMES)).float()
+    target = torch.einsum("btan,btal->btnl", seen, looks).clamp(max=1)
+    guess = heads.sight(cells).float()
+    loss = F.binary_cross_entropy_with_logits(guess[..., :LOOKS], target) * LOOKS
+
+    x, y, half, angle = state[..., :4].unbind(-1)
+    pose = torch.stack(
+        [x * side % 1, y * side % 1, half * 5, angle.cos(), angle.sin(), alpha], dim=-1
+    )
+    here = _cover(batch, side, 0.0) * present[..., None]  # the one cell of the actor's centre
+    front = here.flip(2).argmax(2)
+    pose = pose.flip(2).gather(2, front[..., None].expand(-1, -1, -1, POSE))
+    miss = (guess[..., LOOKS:] - pose).abs().mean(-1)[here.any(2)]
+    return loss + miss.mean()
+
+
+def meanings(batch: dict[str, Tensor], side: int) -> Tensor:
+    """What is in every cell over time: (B, T, N, words), the nouns, colours and actions there.
+
+    An actor keeps its own colour and its action also while it blinks or looks different.
+    """
     action = batch["action"]
     doing = F.one_hot(action.clamp(min=0), len(ACTIONS)).float() * (action >= 0)[..., None]
-
-    seen = cover * (alpha > 0.25)[..., None] * present[:, None, :, None]
-    look = torch.cat([nouns, own], dim=-1)  # (B, A, looks)
-    sight = torch.einsum("btan,bal->btnl", seen, look).clamp(max=1)
-    busy = (action >= 0) | (alpha > 0.02)
-    known = cover * busy[..., None] * present[:, None, :, None]
-    meaning = torch.cat(
-        [
-            torch.einsum("btan,bal->btnl", known, look),
-            torch.einsum("btan,btal->btnl", known, doing),
-        ],
-        dim=-1,
-    ).clamp(max=1)
-    return sight, meaning
-
-
-def sight_loss(heads: Heads, tokens: Tensor, target: Tensor) -> Tensor:
-    """Binary cross entropy of what single-frame tokens (B, T, N, D) show."""
-    return F.binary_cross_entropy_with_logits(heads.sight(tokens).float(), target) * 20
+    alpha = batch["state"][:, :, MAX_DISTRACTORS:, 4]
+    known = _cover(batch, side, 0.3) * ((action >= 0) | (alpha > 0.02))[..., None]
+    known = known * (batch["look"][:, None, :, :1] >= 0)
+    parts = [
+        torch.einsum("btan,bal->btnl", known, _looks(batch)),
+        torch.einsum("btan,btal->btnl", known, doing),
+    ]
+    return torch.cat(parts, dim=-1).clamp(max=1)
 
 
 def meaning_loss(
@@ -103,7 +128,7 @@ def meaning_loss(
         doing = target[..., LOOKS:] > 0
         hit = logits[..., LOOKS:].argmax(-1)
         right = doing.gather(-1, hit[..., None])[..., 0][doing.any(-1)].float().mean()
-    return F.binary_cross_entropy_with_logits(logits, target) * 20, right
+    return F.binary_cross_entropy_with_logits(logits, target) * WORDS, right
 
 
 def word_loss(
@@ -160,8 +185,3 @@ def pointing_loss(
     mass = (torch.softmax(scores, dim=-1) * hit[:, None]).sum(-1)
     used = (points >= 0)[:, None].expand_as(mass)
     return -(mass + 1e-6).log()[used].mean()
-
-
-def answer_rows(labels: Tensor) -> Tensor:
-    """(B, L) bool: positions whose next word is part of an answer."""
-    return labels != IGNORE

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +14,7 @@ from ..models.native import NativeVideoLLM
 from ..stage.render import render, to_uint8
 from ..tokens import Selection, VideoTokens, apply_all
 from . import losses
-from .data import IGNORE, SHORT_LENGTH, SHORT_SLOTS, block_mask
+from .data import IGNORE, block_mask
 from .words import USER
 
 
@@ -39,7 +37,7 @@ def paint(batch: dict[str, Tensor], size: int, *, noisy: bool, chunk: int = 1024
         batch["seconds"].flatten().split(chunk),
         strict=True,
     )
-    done = [to_pixels(to_uint8(render(*part)), size) for part in parts]
+    done = [to_pixels(to_uint8(render(*part, size=size)), size) for part in parts]
     pixels = torch.cat(done)
     return _codec(pixels) if noisy else pixels
 
@@ -111,51 +109,58 @@ class Trainee(nn.Module):
         self.head_id = int(tokenizer.convert_tokens_to_ids(USER))  # type: ignore[arg-type]
         self.reducer = Reducer(model.grid_side)
 
-    def forward(
-        self, batch: dict[str, Tensor], *, speak: bool, reduction: str = "none"
-    ) -> dict[str, Tensor]:
-        """Losses by name, `total` among them; without `speak` only sight and meaning are learnt."""
+    def see(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Losses of the tower on single frames."""
         with torch.no_grad():
-            pixels = paint(batch, self.model.vision.image_size, noisy=self.training)
-            sight, meaning = losses.cell_targets(batch, self.model.grid_side)
-        frames = batch["seconds"].shape[1]
-        seen = self.model.project(pixels, batch=len(pixels)).unflatten(0, (-1, frames))
-        mixed = self.model.mix(seen, batch["seconds"])
-        w = self.weights
-        out = {"sight": losses.sight_loss(self.heads, seen, sight)}
+            pixels = paint(batch, self.model.vision.image_size, noisy=True)
+        cells = self.model.vision(pixels).unflatten(0, batch["seconds"].shape)
+        loss = losses.sight_loss(self.heads, cells, batch)
+        return {"sight": loss, "total": loss}
+
+    def forward(
+        self, batch: dict[str, Tensor], *, phase: str, reduction: str = "none"
+    ) -> dict[str, Tensor]:
+        """Losses by name, `total` among them.
+
+        Args:
+            batch: of `StageBatches`; after phase "see" with `cells` (B, T, cells, D) of the tower.
+            phase: "see" (the tower), "mix" (projector and temporal encoders) or "answer" (all but
+                the tower).
+            reduction: compressor spec for this batch.
+        """
+        if phase == "see":
+            return self.see(batch)
+        count, frames = batch["seconds"].shape
+        tokens = self.model.fold(batch["cells"].flatten(0, 1)).unflatten(0, (count, frames))
+        mixed = self.model.mix(tokens, batch["seconds"])
+        out: dict[str, Tensor] = {}
+        target = losses.meanings(batch, self.model.grid_side)
         out["meaning"], out["action_recall"] = losses.meaning_loss(
-            self.heads, self.model, mixed, meaning
+            self.heads, self.model, mixed, target
         )
-        total = w.sight * out["sight"] + w.meaning * out["meaning"]
-        if speak:
+        total = self.weights.meaning * out["meaning"]
+        if phase == "answer":
             spoken = self._speak(batch, mixed, reduction)
+            w = self.weights
             total = total + w.words * spoken["words"] + w.pointing * spoken["pointing"]
             out |= spoken
         return {**out, "total": total}
 
-    def _speak(
-        self, batch: dict[str, Tensor], mixed: Tensor, reduction: str
-    ) -> dict[str, Tensor]:
+    def _speak(self, batch: dict[str, Tensor], mixed: Tensor, reduction: str) -> dict[str, Tensor]:
         model, config = self.model, self.model.config
         count, frames, cells = mixed.shape[:3]
         spans = frame_edges(batch["seconds"], batch["duration"]).repeat_interleave(cells, dim=1)
-        features, spans, position = self.reducer(
-            reduction, mixed.flatten(1, 2), spans, frames
-        )
+        features, spans, position = self.reducer(reduction, mixed.flatten(1, 2), spans, frames)
         video = model.video_embeds(features, spans, batch["duration"])
         head = torch.full((count, 1), self.head_id, device=video.device)
-        ids = batch["ids"]
-        embeds = torch.cat(
-            [model.embed_tokens(head), video.to(mixed.dtype), model.embed_tokens(ids)], dim=1
-        )
-        prefix = 1 + len(position)
-        mask, offset = block_mask(prefix, video.device)
-        full = 1 + frames * cells
-        places = torch.cat([position.new_zeros(1), 1 + position, full + offset])[None]
-        places = places.expand(count, -1)
+        text = model.embed_tokens(batch["ids"])
+        embeds = torch.cat([model.embed_tokens(head), video.to(text.dtype), text], dim=1)
+        prefix, full = 1 + len(position), 1 + frames * cells
+        places = torch.cat([position.new_zeros(1), 1 + position]).expand(count, -1)
+        places = torch.cat([places, full + batch["offset"]], dim=1)
         result = model.language_model.model(
             inputs_embeds=embeds,
-            attention_mask=mask.expand(count, -1, -1, -1),
+            attention_mask=block_mask(batch["slot"], prefix, embeds.dtype),
             position_ids=places,
             use_cache=False,
             output_hidden_states=True,
@@ -165,30 +170,25 @@ class Trainee(nn.Module):
         logits = model.language_model.lm_head(result.last_hidden_state[:, prefix:][rows])
         first, number = config.time_token_start, config.time_tokens
         layer = model.language_model.config.num_hidden_layers // 2
+        hidden = result.hidden_states[layer]
         out = {
             "words": losses.word_loss(logits, labels[rows], first, number, self.weights.sigma),
             "pointing": losses.pointing_loss(
-                model,
-                result.hidden_states[layer],
-                layer,
-                places,
-                slice(1, prefix),
-                batch,
-                spans,
+                model, hidden, layer, places, slice(1, prefix), batch, spans
             ),
         }
         with torch.no_grad():
-            out |= self._scores(batch, logits, rows, labels)
+            out |= self._scores(batch, logits, rows)
         return out
 
     def _scores(
-        self, batch: dict[str, Tensor], logits: Tensor, rows: Tensor, labels: Tensor
+        self, batch: dict[str, Tensor], logits: Tensor, rows: Tensor
     ) -> dict[str, Tensor]:
-        """Teacher-forced mIoU and R1@0.5 of spans and token accuracy of short answers."""
+        """Teacher-forced mIoU and R1@0.5 of all spans, and the accuracy of answers without one."""
+        labels, slot, points = batch["labels"], batch["slot"], batch["points"]
         first, number = self.model.config.time_token_start, self.model.config.time_tokens
         guess = torch.full_like(labels, IGNORE)
         guess[rows] = logits.argmax(-1)
-        points = batch["points"]
         said = guess.gather(1, points.clamp(min=0)) - first
         seconds = said.clamp(0, number - 1) / (number - 1) * batch["duration"][:, None]
         start, end = seconds[:, 0::2], seconds[:, 1::2]
@@ -197,13 +197,15 @@ class Trainee(nn.Module):
         meet = (torch.minimum(end, truth[..., 1]) - torch.maximum(start, truth[..., 0])).clamp(min=0)
         union = torch.maximum(end, truth[..., 1]) - torch.minimum(start, truth[..., 0])
         iou = (meet / union.clamp(min=1e-6))[used]
-        slots = (labels[:, : SHORT_SLOTS * SHORT_LENGTH], guess[:, : SHORT_SLOTS * SHORT_LENGTH])
-        true, made = (s.unflatten(1, (SHORT_SLOTS, SHORT_LENGTH)) for s in slots)
-        is_time = ((true >= first) & (true < first + number)).any(-1)
-        asked = (true != IGNORE).any(-1) & ~is_time
-        right = ((true == made) | (true == IGNORE)).all(-1)
+        wrong, timed, asked = (
+            torch.zeros_like(labels[:, : int(slot.max()) + 1]).scatter_add_(
+                1, slot.clamp(min=0), (flag & (slot >= 0)).long()
+            )
+            for flag in (rows & (guess != labels), (labels >= first) & (labels < first + number), rows)
+        )
+        short = (timed == 0) & (asked > 0)
         return {
             "iou": iou.mean(),
             "r50": (iou >= 0.5).float().mean(),
-            "qa": cast(Tensor, right[asked].float().mean()),
+            "qa": (wrong[short] == 0).float().mean(),
         }
