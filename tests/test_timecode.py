@@ -179,6 +179,7 @@ CAPTIONS = [(Span(0.0, 9.0), "the red star spins"), (Span(10.0, 20.5), "it leave
 FORMS = [
     "from {a} to {b} {x} . from {c} to {d} {y}.",
     "{x} from {a} to {b} . {y} from {c} to {d} .",
+    "{x} from {a} to {b}. {y} from {c} to {d}.",
     "{a} - {b} seconds, {x}. {c} - {d} seconds, {y}.",
 ]
 

@@ -212,9 +212,11 @@ class AbsoluteTime(TimeCode):
             place += range(last, run.start())
             digits = self._digits(run[0])
             follows = answer[run.end() : run.end() + 1]
-            digits += " " if follows and not follows.isspace() else ""  # two runs may touch
             text += digits
             place += [run.start()] * len(digits)
+            if follows and not follows.isspace():  # two runs may touch
+                text += " "
+                place.append(run.end())
             last = run.end()
         return text + answer[last:], [*place, *range(last, len(answer) + 1)]
 

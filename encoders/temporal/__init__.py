@@ -2,7 +2,8 @@
 
 from .base import TemporalEncoder, get_temporal, register_temporal, temporal_names
 from .identity import IdentityEncoder
-from .ssd import SSDEncoder, ssd_chunked, ssd_recurrent
+from .scan import ssd_chunked, ssd_recurrent
+from .ssd import SSDEncoder
 
 __all__ = [
     "IdentityEncoder",
