@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,8 @@ class VideoClip:
             in a damaged file only frames that are still there count.
         path: where the frames come from.
         notes: what is missing or was repaired, one line each; empty for a healthy file.
+        start, end: the range that was sampled, in seconds; end is None for the end of the file.
+        read_seconds: wall seconds that reading took.
     """
 
     frames: np.ndarray
@@ -44,6 +47,9 @@ class VideoClip:
     indices: np.ndarray
     path: str
     notes: tuple[str, ...] = ()
+    start: float = 0.0
+    end: float | None = None
+    read_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         frames = _frozen(self.frames, np.uint8)
@@ -119,14 +125,18 @@ def load_video(
     Raises:
         InputError: not a readable video, or wrong options; one line says which.
     """
+    began = time.perf_counter()
     limits = limits or Limits()
     file = _checked_path(path)
     _check_options(frames, fps, times, start, end)
     source = open_reader(reader, file)
     try:
-        return _sample(source, file, frames, fps, times, start, end, limits)
+        clip = _sample(source, file, frames, fps, times, start, end, limits)
     finally:
         source.close()
+    return replace(
+        clip, start=start or 0.0, end=end, read_seconds=time.perf_counter() - began
+    )
 
 
 def _sample(

@@ -1,10 +1,12 @@
-"""A small convolutional vision tower that learns from scratch in minutes.
+"""A small convolutional vision tower that learns from scratch in minutes on a CPU.
 
 Four strided stages with ConvNeXt-like blocks (Liu et al., 2022) end in a grid of cells. It is the
 tower of the shipped weights; full-size models use SigLIP, CLIP or DINOv2 instead.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ class ConvBlock(nn.Module):
     def __init__(self, width: int, kernel: int) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
-        self.norm = nn.GroupNorm(1, width)
+        self.norm = nn.BatchNorm2d(width)
         self.up = nn.Conv2d(width, 3 * width, 1)
         self.down = nn.Conv2d(3 * width, width, 1)
 
@@ -26,39 +28,40 @@ class ConvBlock(nn.Module):
 
 
 class ConvTower(nn.Module):
-    """Frames (F, 3, S, S) in 0..1 to cells (F, (S/24)², hidden_size), row by row.
+    """Frames (F, 3, S, S) in 0..1 to cells (F, (S/16)², hidden_size), row by row.
 
-    `image_size` S must be a multiple of 24. A learned embedding of the cell's place is added.
+    `image_size` S must be a multiple of 16. A learned embedding of the cell's place is added.
     """
 
     def __init__(
         self,
-        image_size: int = 96,
-        hidden_size: int = 256,
-        widths: tuple[int, int, int] = (32, 64, 128),
-        blocks: tuple[int, int, int] = (1, 2, 2),
+        image_size: int = 64,
+        hidden_size: int = 192,
+        widths: Sequence[int] = (24, 64, 128),
+        blocks: Sequence[int] = (1, 2, 2),
     ) -> None:
         super().__init__()
         self.image_size = image_size
         self.hidden_size = hidden_size
-        self.side = image_size // 24
+        self.side = image_size // 16
         a, b, c = widths
         self.stem = nn.Sequential(
-            nn.Conv2d(3, a, 5, stride=2, padding=2),
-            nn.GroupNorm(1, a),
+            nn.Conv2d(3, a, 3, stride=2, padding=1),
+            nn.BatchNorm2d(a),
             nn.GELU(),
             nn.Conv2d(a, b, 3, stride=2, padding=1),
             *(ConvBlock(b, 5) for _ in range(blocks[0])),
-            nn.GroupNorm(1, b),
+            nn.BatchNorm2d(b),
             nn.Conv2d(b, c, 3, stride=2, padding=1),
             *(ConvBlock(c, 5) for _ in range(blocks[1])),
-            nn.GroupNorm(1, c),
-            nn.Conv2d(c, hidden_size, 3, stride=3),
+            nn.BatchNorm2d(c),
+            nn.Conv2d(c, hidden_size, 3, stride=2, padding=1),
             *(ConvBlock(hidden_size, 3) for _ in range(blocks[2])),
         )
         self.norm = nn.LayerNorm(hidden_size)
         self.place = nn.Parameter(torch.zeros(self.side**2, hidden_size))
 
     def forward(self, frames: Tensor) -> Tensor:
-        grid = self.stem((frames - 0.4) * 3.0)  # roughly zero mean, unit variance
+        pixels = ((frames - 0.4) * 3.0).contiguous(memory_format=torch.channels_last)
+        grid = self.stem(pixels)
         return self.norm(grid.flatten(2).transpose(1, 2)) + self.place

@@ -79,6 +79,7 @@ class TrainSettings:
         clips: clips whose cells are kept on disk (25 KB a frame for 1000 clips of 64 frames).
         minutes: stop and save after so many minutes (0: no limit); `resume` goes on from there.
         init: folder of a trained model to start from (its tower, and all else that fits).
+        cells: file of the kept cells, so that runs with one tower share it; default in `out`.
     """
 
     out: str
@@ -104,6 +105,7 @@ class TrainSettings:
     minutes: float = 0.0
     resume: bool = False
     init: str = ""
+    cells: str = ""
     log_every: int = 50
     save_every: int = 500
     device: str = "auto"
@@ -365,7 +367,8 @@ class _Run:
                 if phase == "answer":
                     self.model.vision.requires_grad_(False).eval()
                     self.average.hold(self.model)
-                    cache = CellCache(self.out / "cells.bin", s, self.model)
+                    path = Path(s.cells) if s.cells else self.out / "cells.bin"
+                    cache = CellCache(path, s, self.model)
                     if not cache.ready():
                         cache.fill(
                             self.accelerator.unwrap_model(self.trainee),

@@ -1,0 +1,80 @@
+"""What a run costs: the receipt that every answer carries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Stopwatch:
+    """Wall seconds by stage, in the order in which the stages first ran."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count what runs inside towards `name`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - began)
+
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The one-line account of an answer.
+
+    Args:
+        frames: frames that the model saw.
+        tokens_full: video tokens without compression; tokens_kept: those that the LLM saw.
+        kv_full_mb, kv_kept_mb: KV cache of these tokens, in MB (10⁶ bytes).
+        seconds: wall seconds by stage. `decode` is reading the video.
+    """
+
+    frames: int
+    tokens_full: int
+    tokens_kept: int
+    kv_full_mb: float
+    kv_kept_mb: float
+    seconds: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """Seconds of all stages together."""
+        return sum(self.seconds.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; seconds rounded to 0.1 ms."""
+        plain = asdict(self)
+        plain["seconds"] = {k: round(v, 4) for k, v in self.seconds.items()}
+        plain["kv_full_mb"] = round(self.kv_full_mb, 3)
+        plain["kv_kept_mb"] = round(self.kv_kept_mb, 3)
+        return {**plain, "total_seconds": round(self.total, 4)}
+
+    def __str__(self) -> str:
+        share = 100 * self.tokens_kept / max(1, self.tokens_full)
+        parts = [
+            f"{self.frames} frames",
+            f"tokens {self.tokens_full} → {self.tokens_kept} ({share:.3g} %)",
+            f"KV {self.kv_full_mb:.1f} → {self.kv_kept_mb:.1f} MB",
+        ]
+        unit = " s"  # said once, on the first stage
+        for name, seconds in self.seconds.items():
+            parts.append(f"{name} {seconds:.{2 if seconds >= 0.01 else 3}f}{unit}")
+            unit = ""
+        return " · ".join(parts)
+
+
+def kv_bytes_per_token(config: Any, element_size: int) -> int:
+    """Bytes that one token takes in the KV cache of a decoder with this transformers config."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width * element_size)

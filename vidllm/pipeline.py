@@ -1,0 +1,436 @@
+"""`VideoLLM`: a video file and a question in, an answer with seconds and a receipt out."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from vidllm.compressors import Chain, Compressor, build
+from vidllm.encoders.vision import to_pixels
+
+from .cost import Receipt, Stopwatch, kv_bytes_per_token
+from .errors import InputError, WorkError
+from .models.native import NativeConfig, NativeVideoLLM
+from .recipes import get_recipe
+from .shipped import default_model, find_model
+from .timecode import Span, get_timecode
+from .tokens import VideoTokens
+from .video import VideoClip, load_video
+
+VIDEO_MARK = "<|video|>"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: Words that `ground`, `caption` and `highlights` put around what the user says.
+PROMPTS = {
+    "ground": "find the moment when {query} .",
+    "highlights": "show every moment when {query} .",
+    "caption": "describe what happens with times .",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said.
+
+    Args:
+        text: the answer with its times as seconds.
+        spans: the times it names, in seconds of the video.
+        receipt: what it cost. Questions asked together share the stages up to `prefill`; their
+            receipts show the same seconds.
+        raw: the model's own words, time tokens and all.
+        failed: a time was asked for and none was found (`spans` then holds what the time code
+            does in this case: the whole video, or nothing).
+        notes: what the user should know, one line each.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    receipt: Receipt
+    raw: str = ""
+    failed: bool = False
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: spans as [start, end]."""
+        return {
+            "text": self.text,
+            "spans": [[round(s.start, 3), round(s.end, 3)] for s in self.spans],
+            "failed": self.failed,
+            "raw": self.raw,
+            "receipt": self.receipt.as_dict(),
+            "notes": list(self.notes),
+        }
+
+
+class VideoLLM:
+    """A model that answers questions about videos; make one with `from_pretrained`."""
+
+    def __init__(
+        self,
+        model: NativeVideoLLM,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        compressors: str | Compressor | Chain | None = None,
+        keep: float | None = None,
+        frames: int | None = None,
+        fps: float | None = None,
+        reader: str = "pyav",
+        seed: int = 0,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.config: NativeConfig = model.config
+        self.compressor = _compressor(self.config, compressors, keep)
+        options = {"n": self.config.time_tokens} if self.config.time_code == "relative" else {}
+        self.code = get_timecode(self.config.time_code, **options)
+        self.frames, self.fps, self.reader, self.seed = frames, fps, reader, seed
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str] | None = None,
+        *,
+        recipe: str | None = None,
+        compressors: str | Compressor | Chain | None = None,
+        keep: float | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        attn: str | None = None,
+        frames: int | None = None,
+        fps: float | None = None,
+        reader: str = "pyav",
+        seed: int = 0,
+    ) -> VideoLLM:
+        """Load a model.
+
+        Args:
+            name: a shipped model, a folder or a name on the hub; None for the shipped default.
+            recipe: a named system; `compressors` and `keep` override its own.
+            compressors: a spec such as "temporal-pool" or "aim,uniform", or an instance; None
+                for what the model was trained with.
+            keep: share of the video tokens kept, in (0, 1]; `keep=1` alone is no compression.
+            device: "cpu", "cuda", …; None for a GPU where there is one.
+            dtype: "float32", "bfloat16", "float16" or "auto" (float32 on a CPU, bfloat16 on a GPU).
+            attn: attention implementation of transformers; None for its default.
+            frames, fps: how many frames of a video are sampled if a call does not say.
+            reader: "pyav" or "decord".
+            seed: of everything random.
+
+        Raises:
+            InputError: a name, option or combination that is wrong.
+            WorkError: weights that cannot be loaded.
+        """
+        if recipe is not None:
+            named = get_recipe(recipe)
+            if compressors is None:
+                compressors, keep = named.compressors, named.keep if keep is None else keep
+        folder = str(default_model()) if name is None else find_model(str(name))
+        model, tokenizer = _load(folder, attn)
+        place = _device(device)
+        if dtype in (None, "auto"):
+            kind = torch.float32 if place.type == "cpu" else torch.bfloat16
+        elif dtype in DTYPES:
+            kind = DTYPES[str(dtype)]
+        else:
+            raise InputError(f"dtype must be auto or one of {', '.join(DTYPES)}, not '{dtype}'")
+        torch.manual_seed(seed)
+        return cls(
+            model.to(device=place, dtype=kind),
+            tokenizer,
+            compressors=compressors,
+            keep=keep,
+            frames=frames,
+            fps=fps,
+            reader=reader,
+            seed=seed,
+        )
+
+    @overload
+    def ask(self, video: str | os.PathLike[str] | VideoClip, question: str, **options: Any) -> Answer: ...
+    @overload
+    def ask(
+        self, video: str | os.PathLike[str] | VideoClip, question: Sequence[str], **options: Any
+    ) -> list[Answer]: ...
+    def ask(
+        self,
+        video: str | os.PathLike[str] | VideoClip,
+        question: str | Sequence[str],
+        *,
+        frames: int | None = None,
+        fps: float | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Answer | list[Answer]:
+        """Answer one question, or several about the same video, which is then read once.
+
+        Args:
+            video: a file, or a clip from `load_video`.
+            question: what to ask; a list for several.
+            frames, fps: how to sample a file; start, end: seconds between which to look.
+            max_new_tokens: the longest answer; default 128.
+
+        Raises:
+            InputError: a video, question or option that is wrong.
+        """
+        questions = [question] if isinstance(question, str) else list(question)
+        if not questions:
+            raise InputError("no question was asked: give at least one")
+        prompts = [self._prompt(q) for q in questions]
+        watch = Stopwatch()
+        clip = self._clip(video, frames, fps, start, end, watch)
+        tokens, duration = self.encode(clip, watch)
+        kept = self.compress(tokens, watch)
+        heads = {tuple(head) for head, _ in prompts}
+        if len(heads) > 1:
+            raise WorkError("the chat template puts different text before the video")
+        with watch.stage("prefill"):
+            prefix = self.model.prefill(prompts[0][0], kept, duration, self._stamps(clip, duration))
+        with watch.stage("generate"):
+            replies = self.model.generate_from(
+                prefix,
+                [tail for _, tail in prompts],
+                max_new_tokens=max_new_tokens or 128,
+                eos=int(self.tokenizer.eos_token_id),  # type: ignore[arg-type]
+            )
+        receipt = self._receipt(clip, tokens, kept, watch)
+        answers = [
+            self._answer(q, reply, clip, duration, receipt)
+            for q, reply in zip(questions, replies, strict=True)
+        ]
+        return answers[0] if isinstance(question, str) else answers
+
+    def ground(
+        self, video: str | os.PathLike[str] | VideoClip, query: str, **options: Any
+    ) -> list[Span]:
+        """When what `query` describes happens: spans in seconds, none if the model cannot say.
+
+        Options as for `ask`.
+        """
+        answer = self.ground_answer(video, query, **options)
+        return [] if answer.failed else list(answer.spans)
+
+    def ground_answer(
+        self, video: str | os.PathLike[str] | VideoClip, query: str, **options: Any
+    ) -> Answer:
+        """As `ground`, with text and receipt."""
+        return self._timed(self.ask(video, self._wrap("ground", query), **options))
+
+    def highlights(
+        self, video: str | os.PathLike[str] | VideoClip, query: str, **options: Any
+    ) -> list[Span]:
+        """Every moment that fits `query`, as `ground`."""
+        answer = self._timed(self.ask(video, self._wrap("highlights", query), **options))
+        return [] if answer.failed else list(answer.spans)
+
+    def caption(self, video: str | os.PathLike[str] | VideoClip, **options: Any) -> Answer:
+        """What happens in the video and when."""
+        return self._timed(self.ask(video, PROMPTS["caption"], **options))
+
+    def encode(self, clip: VideoClip, watch: Stopwatch | None = None) -> tuple[VideoTokens, float]:
+        """Video tokens of a clip before compression, and the seconds that they are relative to."""
+        watch = watch or Stopwatch()
+        with watch.stage("encode"):
+            start, duration = self._window(clip)
+            frames = torch.from_numpy(clip.frames.copy()).to(self.model.device)
+            pixels = to_pixels(frames, self.model.vision.image_size)
+            return self.model.encode(pixels, clip.seconds - start, duration), duration
+
+    def compress(self, tokens: VideoTokens, watch: Stopwatch | None = None) -> VideoTokens:
+        """What the compressors leave of the tokens."""
+        with (watch or Stopwatch()).stage("compress"):
+            return self.compressor(tokens)
+
+    def _window(self, clip: VideoClip) -> tuple[float, float]:
+        """Origin and length of the time line that the model is told.
+
+        Relative time tokens are spread over the range that was looked at, so that a minute out of
+        an hour is told as finely as a minute; absolute codes stay in the whole video's seconds.
+        """
+        if self.config.time_code != "relative":
+            return 0.0, clip.duration
+        end = clip.duration if clip.end is None else min(clip.end, clip.duration)
+        return clip.start, max(end - clip.start, 1e-3)
+
+    def _clip(
+        self,
+        video: str | os.PathLike[str] | VideoClip,
+        frames: int | None,
+        fps: float | None,
+        start: float | None,
+        end: float | None,
+        watch: Stopwatch,
+    ) -> VideoClip:
+        if isinstance(video, VideoClip):
+            if any(v is not None for v in (frames, fps, start, end)):
+                raise InputError("frames, fps, start and end belong to load_video when a clip is given")
+            watch.add("decode", video.read_seconds)
+            return video
+        if frames is None and fps is None:
+            frames, fps = self.frames, self.fps
+        if frames is None and fps is None:
+            frames = self.config.frames
+        began = time.perf_counter()
+        clip = load_video(video, frames=frames, fps=fps, start=start, end=end, reader=self.reader)
+        watch.add("decode", time.perf_counter() - began)
+        return clip
+
+    def _wrap(self, task: str, query: str) -> str:
+        if not query.strip():
+            raise InputError("the query is empty: say what to look for")
+        if query.strip().endswith("?"):
+            return query
+        return PROMPTS[task].format(query=query.strip().rstrip(" ."))
+
+    def _prompt(self, question: str) -> tuple[list[int], list[int]]:
+        """Ids before and after the video."""
+        if not question.strip():
+            raise InputError("the question is empty: ask something")
+        if "<|" in question:
+            raise InputError("the question holds '<|', which marks control tokens: leave it out")
+        content = VIDEO_MARK + question.strip()
+        if self.tokenizer.chat_template:
+            turn = [{"role": "user", "content": content}]
+            content = str(
+                self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            )
+        head, tail = content.split(VIDEO_MARK, 1)
+        return tuple(  # type: ignore[return-value]
+            self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in (head, tail)
+        )
+
+    def _stamps(self, clip: VideoClip, duration: float) -> list[list[int]] | None:
+        if not self.config.stamps:
+            return None
+        texts = self.code.stamps(clip.seconds - self._window(clip)[0], duration)
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [list(row) for row in ids]  # type: ignore[union-attr]
+
+    def _answer(
+        self, question: str, reply: list[int], clip: VideoClip, duration: float, receipt: Receipt
+    ) -> Answer:
+        raw = str(self.tokenizer.decode(reply, skip_special_tokens=False)).strip()
+        origin = self._window(clip)[0]
+        found = self.code.find(raw, duration)
+        spans = tuple(Span(s.start + origin, s.end + origin, s.score) for s, *_ in found)
+        text = _shift(self.code.readable(raw, duration), origin)
+        return Answer(text, spans, receipt, raw, notes=(*clip.notes, *self._unknown(question)))
+
+    def _timed(self, answer: Answer) -> Answer:
+        """The answer to a question for a time: without one it failed."""
+        if answer.spans:
+            return answer
+        note = "the answer names no time"
+        return Answer(
+            answer.text, (), answer.receipt, answer.raw, True, (*answer.notes, note)
+        )
+
+    def _unknown(self, question: str) -> tuple[str, ...]:
+        """A note on words that a word tokenizer does not know."""
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None:
+            return ()
+        words = re.findall(r"[^\W_]+", question.lower())
+        missing = [
+            w for w in words if unknown in self.tokenizer(w, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+        ]
+        if not missing:
+            return ()
+        return (f"the model does not know: {', '.join(dict.fromkeys(missing))}",)
+
+    def _receipt(
+        self, clip: VideoClip, full: VideoTokens, kept: VideoTokens, watch: Stopwatch
+    ) -> Receipt:
+        text = self.model.language_model.config
+        size = kv_bytes_per_token(text, full.features.element_size())
+        return Receipt(
+            len(clip),
+            len(full),
+            len(kept),
+            len(full) * size / 1e6,
+            len(kept) * size / 1e6,
+            dict(watch.seconds),
+        )
+
+
+def _shift(text: str, origin: float) -> str:
+    """Move every "12.3 s" of a text by `origin` seconds."""
+    if not origin:
+        return text
+    return re.sub(r"(\d+\.\d) s\b", lambda m: f"{float(m[1]) + origin:.1f} s", text)
+
+
+def _compressor(
+    config: NativeConfig, compressors: str | Compressor | Chain | None, keep: float | None
+) -> Compressor | Chain:
+    """The compressors of a call; what is not said comes from the model's own training."""
+    if keep is not None and not 0 < keep <= 1:
+        raise InputError(f"keep is the share of tokens kept, above 0 and at most 1, not {keep:g}")
+    if compressors is None:
+        if keep is None:
+            return build(config.compressors, keep=config.keep)
+        if keep == 1:
+            return build("none")
+        spec = config.compressors if config.compressors != "none" else "uniform"
+        return build(spec, keep=keep)
+    if not isinstance(compressors, str):
+        if keep is not None:
+            raise InputError("keep goes with a compressor's name; an instance has its own")
+        return compressors
+    if keep is not None:
+        return build(compressors, keep=keep)
+    made = build(compressors)
+    free = made.items[-1].is_free() if isinstance(made, Chain) else made.is_free()
+    if free and made.name != "none":
+        raise InputError(f"how much should '{compressors}' keep? Give keep, for example keep=0.25")
+    return made
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device '{name}' cannot be used here: use cpu") from error
+    return device
+
+
+def _load(folder: str, attn: str | None) -> tuple[NativeVideoLLM, PreTrainedTokenizerBase]:
+    try:
+        kind = AutoConfig.from_pretrained(folder).model_type if not Path(folder).is_dir() else None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no model '{folder}': it is no folder and the hub has it not or cannot be reached"
+        ) from error
+    if kind is None:
+        kind = NativeConfig.get_config_dict(folder)[0].get("model_type")
+    if kind != NativeConfig.model_type:
+        raise InputError(
+            f"'{folder}' is a {kind} model; this version answers with {NativeConfig.model_type} "
+            "models: leave --model out for the shipped one"
+        )
+    options = {} if attn is None else {"attn_implementation": attn}
+    try:
+        model, report = NativeVideoLLM.from_pretrained(
+            folder, output_loading_info=True, dtype=torch.float32, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WorkError(f"the model in {folder} cannot be loaded: {line}") from error
+    missing = [k for k in report["missing_keys"] if not k.endswith("lm_head.weight")]
+    if missing or report["unexpected_keys"]:
+        raise WorkError(
+            f"the weights in {folder} do not fit their config: {len(missing)} missing, "
+            f"{len(report['unexpected_keys'])} too many"
+        )
+    return model, tokenizer

@@ -1,0 +1,86 @@
+"""`vidllm train stage`: train the project's own model from nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InputError
+from ..options import AsJson, Debug, clean_output, emit, say
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="What to train on: stage.")],
+    out: Annotated[str, typer.Option("--out", help="Folder of the result.")],
+    size: Annotated[str, typer.Option(help="small (as shipped) or tiny (for trying out).")] = "small",
+    temporal: Annotated[str, typer.Option(help="Temporal encoder: ssd or identity.")] = "ssd",
+    reduction: Annotated[
+        bool, typer.Option(help="Train under a mixture of token reductions.")
+    ] = True,
+    steps_see: Annotated[int, typer.Option(min=0, help="Steps of the vision tower.")] = 2000,
+    steps_mix: Annotated[int, typer.Option(min=0, help="Steps of the temporal encoders.")] = 400,
+    steps_answer: Annotated[int, typer.Option(min=0, help="Steps of the whole model.")] = 9000,
+    batch: Annotated[int, typer.Option(min=1, help="Clips in a batch.")] = 8,
+    clips: Annotated[int, typer.Option(min=1, help="Clips whose cells are kept on disk.")] = 10000,
+    frames: Annotated[int, typer.Option(min=2, help="Frames of a clip.")] = 64,
+    lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 1e-3,
+    init: Annotated[str, typer.Option(help="Folder of a model to start from.")] = "",
+    cells: Annotated[str, typer.Option(help="File of cells to use or make.")] = "",
+    minutes: Annotated[float, typer.Option(min=0, help="Stop and save after; 0 is never.")] = 0.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw scenes.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 for all.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    compressor: Annotated[str, typer.Option(help="Default compressor of the result.")] = "none",
+    keep: Annotated[float, typer.Option(help="Default share of tokens kept.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model from nothing, in stages; a stopped run goes on with --resume."""
+    if recipe != "stage":
+        raise InputError(f"no training recipe '{recipe}': there is stage")
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device must be auto, cpu or cuda, not '{device}'")
+    if out and Path(out).is_file():
+        raise InputError(f"--out {out} is a file: give a folder")
+    with clean_output(json):
+        from vidllm.compressors import build
+
+        from .loop import TrainSettings
+        from .loop import train as run
+
+        build(compressor, keep=keep)
+        folder = run(
+            TrainSettings(
+                out=out,
+                size=size,
+                temporal=temporal,
+                reduce=reduction,
+                steps_see=steps_see,
+                steps_mix=steps_mix,
+                steps_answer=steps_answer,
+                batch=batch,
+                clips=clips,
+                frames=frames,
+                lr=lr,
+                init=init,
+                cells=cells,
+                minutes=minutes,
+                resume=resume,
+                workers=workers,
+                threads=threads,
+                device=device,
+                compressors=compressor,
+                keep=keep,
+                seed=seed,
+            )
+        )
+        if json:
+            emit({"out": str(folder)})
+        say(f"saved in {folder}")
