@@ -75,6 +75,8 @@ class _Later(TyperCommand):
             raise WorkError(f"command {self.name!r} ({self.entry.value}) is not a typer.Typer")
         command = typer.main.get_command(app)
         command.name = self.name
+        completion = ("install_completion", "show_completion")  # of a program, not of its parts
+        command.params = [item for item in command.params if item.name not in completion]
         return command
 
 
@@ -162,7 +164,7 @@ def ground(
     """Find the moments that a description fits."""
     _not_blank("QUERY", query)
     clip, llm = _prepare(video, options)
-    _report(llm.ground(clip, query), clip, options)
+    _report(llm.ground_answer(clip, query), clip, options)
 
 
 @app.command()
@@ -214,7 +216,7 @@ def _not_blank(name: str, text: str) -> None:
 def _prepare(video: str, options: CommonOptions) -> tuple[VideoClip, VideoLLM]:
     """The clip, then the model: a bad file or option fails before the model costs anything."""
     clip = options.open(video)
-    options.check_compressor()
+    options.check_words()
     return clip, options.load()
 
 
@@ -245,6 +247,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VidllmError as error:
         return _fail(str(error), error.exit_code)
     except _ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # a group without its command
+            tell(error.format_message())
+            return 0
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "vidllm"
         message = error.format_message().strip().rstrip(".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from fnmatch import fnmatch
 from importlib.metadata import entry_points
 from typing import Any
@@ -39,6 +40,8 @@ def table(found: list[dict[str, Any]]) -> str:
 
 def _line(entry: dict[str, Any]) -> str:
     tags = [str(entry[key]) for key in ("kind", "stage") if entry.get(key)]
+    if entry.get("compressors"):
+        tags.append(f"{entry['compressors']}, keep {entry.get('keep'):g}")
     tags += ["reads the question"] if entry.get("query_aware") else []
     tags += ["trained"] if entry.get("trained") else []
     paper = f" [{entry['paper']}]" if entry.get("paper") else ""
@@ -66,9 +69,9 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _recipes() -> list[dict[str, Any]]:
-    from vidllm.recipes import describe
+    from vidllm.recipes import list_recipes
 
-    return describe()
+    return [asdict(recipe) for recipe in list_recipes()]
 
 
 def _encoders() -> list[dict[str, Any]]:

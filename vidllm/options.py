@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_type_hints
 
 import typer
 
-from vidllm.errors import InputError
+from vidllm.errors import InputError, WorkError
 
 if TYPE_CHECKING:
     from vidllm.budget import Limits
@@ -107,9 +107,11 @@ class CommonOptions:
         ),
     ] = None
     keep: Annotated[
-        float,
-        _option(_TOKENS, "--keep", help="Share of the video tokens kept, above 0, at most 1."),
-    ] = 1.0
+        float | None,
+        _option(
+            _TOKENS, "--keep", help="Share of the video tokens kept, above 0, at most 1 (1: all)."
+        ),
+    ] = None
     frames: Annotated[
         int | None, _option(_VIDEO, "--frames", help="Sample this many frames, evenly.")
     ] = None
@@ -142,7 +144,7 @@ class CommonOptions:
         Raises:
             InputError: an option out of range, an unknown word, or a model that is not there.
         """
-        if not 0.0 < self.keep <= 1.0:  # also refuses NaN
+        if self.keep is not None and not 0.0 < self.keep <= 1.0:  # also refuses NaN
             raise InputError(f"--keep must be above 0 and at most 1, got {self.keep:g}")
         if self.frames is not None and self.frames < 1:
             raise InputError(f"--frames must be at least 1, got {self.frames}")
@@ -154,10 +156,17 @@ class CommonOptions:
         one_of("--dtype", self.dtype, DTYPES)
         one_of("--attn", self.attn, ATTENTION)
         self.limits()
-        if self.model is not None:
-            from vidllm.shipped import find_model
+        self.model_name()
 
-            find_model(self.model)
+    def model_name(self) -> str | None:
+        """The folder or hub name of the model; None for the shipped default.
+
+        Raises:
+            InputError: no such model.
+        """
+        from vidllm.shipped import find_model
+
+        return None if self.model is None else find_model(self.model)
 
     def limits(self) -> Limits:
         """The limits on reading, with those that were given. Raises ``InputError`` below 1."""
@@ -171,12 +180,20 @@ class CommonOptions:
         return Limits(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
     def open(self, video: str) -> VideoClip:
-        """The sampled clip of a file. Raises ``InputError`` when it cannot be read."""
+        """The sampled clip of a file. Raises ``InputError`` when it cannot be read.
+
+        Without ``--frames`` and ``--fps`` it has the frames that the model was trained with.
+        """
+        from vidllm.shipped import trained_frames
         from vidllm.video import load_video
 
+        frames = self.frames
+        if frames is None and self.fps is None:
+            with contextlib.suppress(WorkError):  # no model: said when it is to be loaded
+                frames = trained_frames(self.model_name())
         return load_video(
             video,
-            frames=self.frames,
+            frames=frames,
             fps=self.fps,
             start=self.start,
             end=self.end,
@@ -187,10 +204,9 @@ class CommonOptions:
     def load(self) -> VideoLLM:
         """The model with its compressors, ready to be asked."""
         from vidllm.pipeline import VideoLLM
-        from vidllm.shipped import find_model
 
         return VideoLLM.from_pretrained(
-            None if self.model is None else find_model(self.model),
+            self.model_name(),
             recipe=self.recipe,
             compressors=self.compressor,
             keep=self.keep,
@@ -203,12 +219,20 @@ class CommonOptions:
             seed=self.seed,
         )
 
-    def check_compressor(self) -> None:
-        """Build the compressors once to see that names and options are right (imports torch)."""
+    def check_words(self) -> None:
+        """See that recipe and compressors exist and fit, before a model is loaded.
+
+        Raises:
+            InputError: a name or an option of a compressor that is wrong.
+        """
+        if self.recipe is not None:
+            from vidllm.recipes import get_recipe
+
+            get_recipe(self.recipe)
         if self.compressor is not None:
             from vidllm.compressors import build
 
-            build(self.compressor, keep=self.keep)
+            build(self.compressor, keep=1.0 if self.keep is None else self.keep)
 
 
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:

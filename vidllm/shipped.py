@@ -103,6 +103,22 @@ def find_model(name: str) -> str:
     raise InputError(f"no model {name!r}: {hint}")
 
 
+def trained_frames(name: str | None) -> int | None:
+    """Frames of a clip that a model was trained with, from its config; None where it says nothing.
+
+    Args:
+        name: what ``find_model`` gave, or None for the shipped default.
+    """
+    file = (default_model() if name is None else Path(name)) / "config.json"
+    if not file.is_file():  # a name on the hub
+        return None
+    try:
+        frames = json.loads(file.read_text(encoding="utf-8")).get("frames")
+    except (ValueError, AttributeError):
+        raise InputError(f"{file} is not a model's config: it is no JSON object") from None
+    return frames if isinstance(frames, int) else None
+
+
 def broken_files() -> list[str]:
     """What is wrong with the files of the manifest, one line each; empty when all are right."""
     problems = []
