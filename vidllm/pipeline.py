@@ -183,14 +183,47 @@ class VideoLLM:
         questions = [question] if isinstance(question, str) else list(question)
         if not questions:
             raise InputError("no question was asked: give at least one")
-        prompts = [self._prompt(q) for q in questions]
+        for text in questions:  # a wrong question fails before the video costs anything
+            self._prompt(text)
         watch = Stopwatch()
         clip = self._clip(video, frames, fps, start, end, watch)
         tokens, duration = self.encode(clip, watch)
-        kept = self.compress(tokens, watch)
+        answers = self.answer(
+            clip, tokens, duration, questions, watch=watch, max_new_tokens=max_new_tokens
+        )
+        return answers[0] if isinstance(question, str) else answers
+
+    def answer(
+        self,
+        clip: VideoClip,
+        tokens: VideoTokens,
+        duration: float,
+        questions: Sequence[str],
+        *,
+        compressor: Compressor | Chain | None = None,
+        watch: Stopwatch | None = None,
+        max_new_tokens: int | None = None,
+    ) -> list[Answer]:
+        """The second half of `ask`: from the tokens of `encode` to answers.
+
+        For those who encode a clip once and compress it in several ways.
+
+        Args:
+            clip, tokens, duration: a clip and what `encode` made of it.
+            questions: at least one.
+            compressor: instead of the model's own.
+            watch: where the seconds of the stages so far are kept; the receipt shows them too.
+            max_new_tokens: the longest answer; default 128.
+
+        Raises:
+            InputError: an empty question, or one with control tokens.
+        """
+        watch = watch or Stopwatch()
+        prompts = [self._prompt(q) for q in questions]
         heads = {tuple(head) for head, _ in prompts}
-        if len(heads) > 1:
+        if len(heads) != 1:
             raise WorkError("the chat template puts different text before the video")
+        kept = self.compress(tokens, watch, compressor)
         with watch.stage("prefill"):
             prefix = self.model.prefill(prompts[0][0], kept, duration, self._stamps(clip, duration))
         with watch.stage("generate"):
@@ -201,11 +234,10 @@ class VideoLLM:
                 eos=int(self.tokenizer.eos_token_id),  # type: ignore[arg-type]
             )
         receipt = self._receipt(clip, tokens, kept, watch)
-        answers = [
+        return [
             self._answer(q, reply, clip, duration, receipt)
             for q, reply in zip(questions, replies, strict=True)
         ]
-        return answers[0] if isinstance(question, str) else answers
 
     def ground(
         self, video: str | os.PathLike[str] | VideoClip, query: str, **options: Any
@@ -243,10 +275,15 @@ class VideoLLM:
             pixels = to_pixels(frames, self.model.vision.image_size)
             return self.model.encode(pixels, clip.seconds - start, duration), duration
 
-    def compress(self, tokens: VideoTokens, watch: Stopwatch | None = None) -> VideoTokens:
-        """What the compressors leave of the tokens."""
+    def compress(
+        self,
+        tokens: VideoTokens,
+        watch: Stopwatch | None = None,
+        compressor: Compressor | Chain | None = None,
+    ) -> VideoTokens:
+        """What the model's compressors, or another one, leave of the tokens."""
         with (watch or Stopwatch()).stage("compress"):
-            return self.compressor(tokens)
+            return (compressor or self.compressor)(tokens)
 
     def _window(self, clip: VideoClip) -> tuple[float, float]:
         """Origin and length of the time line that the model is told.
