@@ -133,6 +133,10 @@ class Source:
                     self._waiting, self.next = reached, reached[0]
                     return
             target = index.key_before(target)
+        self.restart()
+
+    def restart(self) -> None:
+        """Stand before the first packet."""
         self.container.close()
         self._open()
         self.next = 0

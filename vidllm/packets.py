@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import numpy as np
 from av.container.input import InputContainer
 from av.video.stream import VideoStream
 
+from vidllm.sampletable import sample_table
+
+_CHECKED = 32  # packets that must agree before a sample table is believed
 NEVER = np.iinfo(np.int64).min  # the time of a packet that has none
 
 
@@ -47,12 +51,16 @@ class PacketIndex:
     places: dict[int, int] | None = None
 
     def __post_init__(self) -> None:
-        numbers = range(len(self.pts) - 1, -1, -1)  # of equal times the first packet wins
-        self._numbers: dict[int, int] = dict(zip(self.pts[::-1].tolist(), numbers, strict=True))
+        order = np.argsort(self.pts, kind="stable")  # of equal times the first packet wins
+        self._times: list[int] = self.pts[order].tolist()
+        self._numbers: list[int] = order.tolist()
 
     def number(self, pts: int | None) -> int:
         """The packet presented at ``pts``, -1 if there is none."""
-        return -1 if pts is None else self._numbers.get(pts, -1)
+        if pts is None:
+            return -1
+        at = bisect_left(self._times, pts)
+        return self._numbers[at] if at < len(self._times) and self._times[at] == pts else -1
 
     def start_of(self, packet: int) -> int:
         """The packet to start decoding at, to get the picture of ``packet``."""
@@ -73,6 +81,43 @@ class PacketIndex:
             any(start <= fault <= packet for fault in self.faults.union(faults))
             or any(start < lost <= packet for lost in self.lost_before)
         )
+
+
+def index_from_table(
+    path: Path, container: InputContainer, stream: VideoStream
+) -> PacketIndex | None:
+    """The index of an MP4 or MOV file from its sample table; None where that cannot be trusted.
+
+    FFmpeg works edit lists into what it demuxes. The table is used if what FFmpeg made of it is
+    the same up to one constant: as many samples, and the first packets and the last alike.
+    Leaves the demuxer a few packets into the file.
+    """
+    entries: Any = getattr(stream, "index_entries", ())
+    if "mp4" not in container.format.name or not len(entries):
+        return None
+    table = sample_table(path, stream.id)
+    if table is None or len(table.decode) != len(entries) or not table.keys:
+        return None
+    last = entries[len(entries) - 1]
+    if last.is_discard or last.timestamp - entries[0].timestamp != table.decode[-1]:
+        return None
+    shift: int | None = None
+    keys = set(table.keys)
+    packets = (packet for packet in container.demux(stream) if packet.size)
+    for number, packet in enumerate(islice(packets, min(_CHECKED, len(entries)))):
+        if packet.pts is None or packet.is_discard or packet.is_keyframe != (number in keys):
+            return None
+        if shift is None:
+            shift = packet.pts - int(table.present[number])
+        elif packet.pts != table.present[number] + shift:
+            return None
+    if shift is None:
+        return None
+    times = table.present + shift
+    shown = np.argsort(times, kind="stable")
+    shown = shown[times[shown] >= times[table.keys[0]]]
+    unknown = np.full((len(times), 2), -1, dtype=np.int64)
+    return PacketIndex(times, table.duration, unknown, table.keys, shown, True, False)
 
 
 def list_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:

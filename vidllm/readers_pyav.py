@@ -10,8 +10,11 @@ a picture is not passed off as the picture.
 from __future__ import annotations
 
 import contextlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from queue import SimpleQueue
 
 import av
 import numpy as np
@@ -19,13 +22,21 @@ from av.video.frame import VideoFrame
 
 from vidllm.demuxer import Source
 from vidllm.errors import InputError
-from vidllm.packets import PacketIndex, cut_off, find_holes, gif_images, list_packets
+from vidllm.packets import (
+    PacketIndex,
+    cut_off,
+    find_holes,
+    gif_images,
+    index_from_table,
+    list_packets,
+)
 from vidllm.readers import Timeline
 
 # Each picture is drawn over the one before, whatever the container says about key frames.
 _CUMULATIVE_CODECS = {"gif", "apng"}
 # In H.264 a picture with nal_ref_idc 0 is never referred to; other codecs promise less.
 _SKIPPABLE_CODECS = {"h264"}
+_WORKERS = 8  # decoders side by side at most: each holds pictures of its own
 _PROBE = 48  # pictures: B-frames show within so many, if a file has any
 
 
@@ -55,7 +66,12 @@ class PyAVReader:
 
     def _list(self) -> PacketIndex:
         stream = self._source.stream
-        index = list_packets(self._source.container, stream)
+        index = None
+        if not cut_off(self._path)[0]:  # else only reading tells what is still there
+            index = index_from_table(self._path, self._source.container, stream)
+        if index is None:
+            self._source.restart()
+            index = list_packets(self._source.container, self._source.stream)
         self._source.next = None
         if not len(index.shown):
             raise InputError(f"{self._path.name} holds a video stream but not one frame")
@@ -131,28 +147,58 @@ class PyAVReader:
         if self._index.counted:
             return self._count_through(set(indices))
         packets = sorted(int(self._index.shown[i]) for i in indices)
+        runs = _runs(self._index, packets)
+        workers = min(_processors(), _WORKERS, len(runs) // 2)
         pictures: dict[int, np.ndarray] = {}
-        for first, wanted in _runs(self._index, packets):
-            found = self._run(first, wanted)
-            if len(found) < len(wanted):
-                found = self._run_slowly(first, wanted)
-            pictures.update(found)
+        if workers > 1:
+            for found in self._run_together(runs, workers):
+                pictures.update(found)
+        else:
+            for run in runs:
+                pictures.update(self._run(self._source, *run))
+        for first, wanted in runs:
+            if any(packet not in pictures for packet in wanted):
+                pictures.update(self._run_slowly(first, wanted))
         return {
             i: pictures[int(self._index.shown[i])]
             for i in indices
             if int(self._index.shown[i]) in pictures
         }
 
-    def _run(self, first: int, wanted: list[int]) -> dict[int, np.ndarray]:
+    def _run_together(
+        self, runs: list[tuple[int, list[int]]], workers: int
+    ) -> list[dict[int, np.ndarray]]:
+        """Runs side by side, each on one thread: threads within a decoder wait for each other."""
+        sources: SimpleQueue[Source] = SimpleQueue()
+        self._source.stream.codec_context.thread_count = 1
+        extra = [Source(self._path, threads=1) for _ in range(workers - 1)]
+        for source in (self._source, *extra):
+            sources.put(source)
+
+        def work(run: tuple[int, list[int]]) -> dict[int, np.ndarray]:
+            source = sources.get()
+            try:
+                return self._run(source, *run)
+            finally:
+                sources.put(source)
+
+        try:
+            with ThreadPoolExecutor(workers) as pool:
+                return list(pool.map(work, runs))
+        finally:
+            for source in extra:
+                source.container.close()
+
+    def _run(self, source: Source, first: int, wanted: list[int]) -> dict[int, np.ndarray]:
         """Decode from key frame ``first`` to the last wanted packet; nothing from a faulty run."""
-        index, context = self._index, self._source.stream.codec_context
+        index, context = self._index, source.stream.codec_context
         if any(not index.sound(packet) for packet in wanted):
             return {}
         skippable = context.name in _SKIPPABLE_CODECS
         todo, found = set(wanted), {}
         skipping = False
         try:
-            for number, packet in self._source.packets(index, first, wanted[-1]):
+            for number, packet in source.packets(index, first, wanted[-1]):
                 if skippable and skipping != (number not in todo):
                     skipping = not skipping
                     context.skip_frame = "NONREF" if skipping else "DEFAULT"
@@ -235,6 +281,13 @@ class PyAVReader:
                 if shown > max(indices):
                     break
         return found
+
+
+def _processors() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _runs(index: PacketIndex, packets: list[int]) -> list[tuple[int, list[int]]]:

@@ -126,6 +126,7 @@ def load_video(
         InputError: not a readable video, or wrong options; one line says which.
     """
     began = time.perf_counter()
+    began = time.perf_counter()
     limits = limits or Limits()
     file = _checked_path(path)
     _check_options(frames, fps, times, start, end)
@@ -134,9 +135,7 @@ def load_video(
         clip = _sample(source, file, frames, fps, times, start, end, limits)
     finally:
         source.close()
-    return replace(
-        clip, start=start or 0.0, end=end, read_seconds=time.perf_counter() - began
-    )
+    return replace(clip, start=start or 0.0, end=end, read_seconds=time.perf_counter() - began)
 
 
 def _sample(
@@ -161,6 +160,7 @@ def _sample(
             f"{name} is {line.duration:.0f} seconds long, above the limit of"
             f" {limits.max_seconds:g}: cut it or raise the limit max_seconds"
         )
+    begin, stop = 0.0, line.duration
     if times is not None:
         moments = _checked_times(times, line.duration, name)
     else:
@@ -197,6 +197,8 @@ def _sample(
         indices=kept,
         path=str(file),
         notes=notes,
+        start=begin,
+        end=None if end is None else stop,
     )
 
 
