@@ -15,7 +15,7 @@ from videos import bad_inputs, write_video
 
 from vidllm.errors import InputError, WorkError
 from vidllm.options import CommonOptions, common_options
-from vidllm.shipped import broken_files, find_model, sha256
+from vidllm.shipped import broken_files, find_model, weight_files, write_manifest
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Refused = Callable[..., str]
@@ -176,11 +176,10 @@ def make_weights(folder: Path) -> Path:
     model.mkdir(parents=True)
     (model / "config.json").write_text('{"model_type": "tiny"}')
     (folder / "samples").mkdir()
-    video = write_video(folder / "samples" / "sample.mp4", 20)
-    listed = {"tiny/config.json": model / "config.json", "samples/sample.mp4": video}
-    files = {name: sha256(file) for name, file in listed.items()}
-    manifest = {"default": "tiny", "sample": "samples/sample.mp4", "files": files}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_video(folder / "samples" / "sample.mp4", 20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VIDLLM_WEIGHTS", str(folder))
+        write_manifest("tiny", "samples/sample.mp4")
     return folder
 
 
@@ -218,6 +217,8 @@ def test_the_manifest_names_what_is_missing_or_changed(
         "samples/sample.mp4",
         "tiny/config.json",
     ]
+    with pytest.raises(InputError, match="samples"):
+        write_manifest("tiny", "samples/sample.mp4")
     with pytest.raises(InputError, match="did you mean tiny"):
         find_model("tin")
     (weights / "manifest.json").write_text("[]")
@@ -261,6 +262,16 @@ needs_weights = pytest.mark.skipif(
 
 
 @needs_weights
+def test_the_manifest_covers_the_shipped_files_and_they_are_right() -> None:
+    from vidllm.shipped import default_model, manifest, weights_dir
+
+    assert broken_files() == []
+    assert sorted(manifest()["files"]) == weight_files()
+    assert (weights_dir() / manifest()["sample"]).is_file()
+    assert (default_model() / "README.md").is_file()
+
+
+@needs_weights
 def test_ask_answers_about_the_sample_with_spans_and_a_receipt(cli: Run) -> None:
     from vidllm.shipped import manifest, weights_dir
 
@@ -276,6 +287,7 @@ def test_ask_answers_about_the_sample_with_spans_and_a_receipt(cli: Run) -> None
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
     assert {"text", "spans", "receipt", "notes"} <= set(answer)
+    assert len(result.stderr.splitlines()) == 1 + len(answer["notes"])
     assert all(0 <= start <= end for start, end, *_ in answer["spans"])
     assert answer["receipt"]["tokens_kept"] * 2 == answer["receipt"]["tokens_full"]
 

@@ -30,6 +30,7 @@ from vidllm.options import (
     common_options,
     debugging,
     emit,
+    hide_bars,
     say,
     tell,
 )
@@ -235,11 +236,14 @@ def _report(answer: Answer, clip: VideoClip, options: CommonOptions) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; the console script's entry."""
     started = time.perf_counter()
+    words = sys.argv[1:] if arguments is None else list(arguments)
     _quiet()
+    if not any(word.startswith("--model") for word in words):  # nothing will be downloaded
+        hide_bars()
     try:
         command = typer.main.get_command(app)
         code = command.main(
-            args=None if arguments is None else list(arguments),
+            args=words,
             prog_name="vidllm",
             standalone_mode=False,
         )

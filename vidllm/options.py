@@ -12,9 +12,11 @@ import functools
 import inspect
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_type_hints
 
 import typer
@@ -156,7 +158,9 @@ class CommonOptions:
         one_of("--dtype", self.dtype, DTYPES)
         one_of("--attn", self.attn, ATTENTION)
         self.limits()
-        self.model_name()
+        name = self.model_name()
+        if name is None or Path(name).is_dir():
+            hide_bars()
 
     def model_name(self) -> str | None:
         """The folder or hub name of the model; None for the shipped default.
@@ -300,6 +304,14 @@ def tell(text: str) -> None:
 def say(text: str) -> None:
     """Print progress, a receipt or a note on standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+def hide_bars() -> None:
+    """Keep the hub's and transformers' progress bars away: only a download deserves one.
+
+    To be called before either is imported.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def one_of(option: str, value: str | None, words: tuple[str, ...]) -> None:

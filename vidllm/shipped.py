@@ -131,6 +131,39 @@ def broken_files() -> list[str]:
     return problems
 
 
+def write_manifest(default: str, sample: str) -> Path:
+    """Write ``manifest.json`` anew for what is in the weights folder now.
+
+    Args:
+        default: the model used when none is named. sample: the video of ``make ask``, relative to
+            the folder.
+
+    Raises:
+        InputError: one of the two is not there.
+    """
+    folder = weights_dir()
+    for name in (f"{default}/config.json", sample):
+        if not (folder / name).is_file():
+            raise InputError(f"{name} is not in the weights folder")
+    files = {name: sha256(folder / name) for name in weight_files()}
+    file = folder / "manifest.json"
+    found = {"default": default, "sample": sample, "files": files}
+    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return file
+
+
+def weight_files() -> list[str]:
+    """Files of the weights folder that the manifest covers, relative to it, sorted."""
+    folder = weights_dir()
+    names = [entry.relative_to(folder) for entry in folder.rglob("*") if entry.is_file()]
+    own = {"__init__.py", "manifest.json"}
+    return sorted(
+        name.as_posix()
+        for name in names
+        if name.as_posix() not in own and "__pycache__" not in name.parts
+    )
+
+
 def sha256(file: Path) -> str:
     """The sha256 of a file as hexadecimal digits."""
     digest = hashlib.sha256()
