@@ -153,7 +153,9 @@ class VideoLLM:
         )
 
     @overload
-    def ask(self, video: str | os.PathLike[str] | VideoClip, question: str, **options: Any) -> Answer: ...
+    def ask(
+        self, video: str | os.PathLike[str] | VideoClip, question: str, **options: Any
+    ) -> Answer: ...
     @overload
     def ask(
         self, video: str | os.PathLike[str] | VideoClip, question: Sequence[str], **options: Any
@@ -307,7 +309,9 @@ class VideoLLM:
     ) -> VideoClip:
         if isinstance(video, VideoClip):
             if any(v is not None for v in (frames, fps, start, end)):
-                raise InputError("frames, fps, start and end belong to load_video when a clip is given")
+                raise InputError(
+                    "frames, fps, start and end belong to load_video when a clip is given"
+                )
             watch.add("decode", video.read_seconds)
             return video
         if frames is None and fps is None:
@@ -365,9 +369,7 @@ class VideoLLM:
         if answer.spans:
             return answer
         note = "the answer names no time"
-        return Answer(
-            answer.text, (), answer.receipt, answer.raw, True, (*answer.notes, note)
-        )
+        return Answer(answer.text, (), answer.receipt, answer.raw, True, (*answer.notes, note))
 
     def _unknown(self, question: str) -> tuple[str, ...]:
         """A note on words that a word tokenizer does not know."""
@@ -376,7 +378,9 @@ class VideoLLM:
             return ()
         words = re.findall(r"[^\W_]+", question.lower())
         missing = [
-            w for w in words if unknown in self.tokenizer(w, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+            w
+            for w in words
+            if unknown in self.tokenizer(w, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
         ]
         if not missing:
             return ()
@@ -443,13 +447,13 @@ def _device(name: str | None) -> torch.device:
 
 def _load(folder: str, attn: str | None) -> tuple[NativeVideoLLM, PreTrainedTokenizerBase]:
     try:
-        kind = AutoConfig.from_pretrained(folder).model_type if not Path(folder).is_dir() else None
+        kind = AutoConfig.from_pretrained(folder).model_type
     except (OSError, ValueError) as error:
+        if Path(folder).is_dir():
+            raise InputError(f"{folder} holds no model whose config.json can be read") from error
         raise InputError(
-            f"no model '{folder}': it is no folder and the hub has it not or cannot be reached"
+            f"no model '{folder}': it is no folder, and the hub lacks it or is out of reach"
         ) from error
-    if kind is None:
-        kind = NativeConfig.get_config_dict(folder)[0].get("model_type")
     if kind != NativeConfig.model_type:
         raise InputError(
             f"'{folder}' is a {kind} model; this version answers with {NativeConfig.model_type} "

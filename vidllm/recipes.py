@@ -42,7 +42,9 @@ _RECIPES = (
         "temporal pooling by 4, then every second frame slot at test time",
         "STORM, arXiv 2503.04130",
     ),
-    Recipe("storm-spatial", "spatial-pool", 0.25, "spatial pooling by 4", "STORM, arXiv 2503.04130"),
+    Recipe(
+        "storm-spatial", "spatial-pool", 0.25, "spatial pooling by 4", "STORM, arXiv 2503.04130"
+    ),
     Recipe("aim-merge", "aim", 0.25, "AIM's merge in rounds of half", "AIM, arXiv 2412.03248"),
 )
 RECIPES: dict[str, Recipe] = {r.name: r for r in _RECIPES}

@@ -126,7 +126,6 @@ def load_video(
         InputError: not a readable video, or wrong options; one line says which.
     """
     began = time.perf_counter()
-    began = time.perf_counter()
     limits = limits or Limits()
     file = _checked_path(path)
     _check_options(frames, fps, times, start, end)
@@ -135,7 +134,7 @@ def load_video(
         clip = _sample(source, file, frames, fps, times, start, end, limits)
     finally:
         source.close()
-    return replace(clip, start=start or 0.0, end=end, read_seconds=time.perf_counter() - began)
+    return replace(clip, read_seconds=time.perf_counter() - began)
 
 
 def _sample(

@@ -79,7 +79,8 @@ def load_vision(name: str) -> tuple[HubTower, dict[str, Any]]:
     config = getattr(config, "vision_config", config)
     if config.model_type not in HUB_TYPES:
         raise InputError(
-            f"'{name}' is a {config.model_type}, not a vision tower: use one of {', '.join(HUB_TYPES)}"
+            f"'{name}' is a {config.model_type}, not a vision tower: "
+            f"use one of {', '.join(HUB_TYPES)}"
         )
     model = AutoModel.from_pretrained(name, config=config)
     return HubTower(model), {"type": config.model_type, **config.to_diff_dict()}

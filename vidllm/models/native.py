@@ -158,7 +158,8 @@ class NativeVideoLLM(PreTrainedModel):
         folded = self.vision.hidden_size * config.downsample**2
         if self.vision.side % config.downsample:
             raise InputError(
-                f"downsample {config.downsample} does not divide the {self.vision.side} cells of a side"
+                f"downsample {config.downsample} does not divide the {self.vision.side} cells "
+                "of a side"
             )
         self.projector = nn.Sequential(nn.LayerNorm(folded), nn.Linear(folded, dim))
         self.temporal = nn.ModuleList(
@@ -257,7 +258,9 @@ class NativeVideoLLM(PreTrainedModel):
         )
         positions = tokens.position.to(device) + len(head)
         full = math.prod(tokens.grid)
-        parts = [(self.embed_tokens(torch.tensor(list(head), device=device)), torch.arange(len(head)))]
+        parts = [
+            (self.embed_tokens(torch.tensor(list(head), device=device)), torch.arange(len(head)))
+        ]
         if stamps is None:
             parts.append((embeds, positions))
         else:
@@ -316,14 +319,18 @@ class NativeVideoLLM(PreTrainedModel):
         answers: list[list[int]] = [[] for _ in range(rows)]
         running = [True] * rows
         for _ in range(max_new_tokens):
-            logits = self.language_model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=prefix.cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1].float()
+            logits = (
+                self.language_model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=prefix.cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                .logits[:, -1]
+                .float()
+            )
             if temperature > 0:
                 share = torch.softmax(logits / temperature, dim=-1)
                 ids = torch.multinomial(share, 1, generator=generator)
@@ -338,3 +345,6 @@ class NativeVideoLLM(PreTrainedModel):
             positions = positions[:, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(rows, 1)], dim=1)
         return answers
+
+
+AutoConfig.register(NativeConfig.model_type, NativeConfig)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -174,7 +175,7 @@ class Asker:
             if len(mine) == 1:
                 answer = self._verb(events[mine[0]], actor)
                 yield self._make("does", f"what does {self.name(actor)} do ?", answer, pool)
-            for before, after in zip(mine, mine[1:], strict=False):
+            for before, after in pairwise(mine):
                 e = events[before]
                 if len(self.scene.occurrences(before)) > 1 or e.other >= 0:
                     continue
@@ -294,7 +295,7 @@ def draw(
     by_kind: dict[str, list[Question]] = {}
     for question in asker.qa() if qa else []:
         by_kind.setdefault(question.kind, []).append(question)
-    kinds = [k for k in by_kind]
+    kinds = list(by_kind)
     rng.shuffle(kinds)
     for i in range(qa):
         left = [k for k in kinds if by_kind[k]]

@@ -87,7 +87,12 @@ def render(
             frames.lerp_(paint, mask)
         else:
             frames[shown] = torch.lerp(frames[shown], paint, mask)
-    shape = (frames.shape[0], 1, size, size)  # grey noise: a codec keeps it, colour noise it does not
+    shape = (
+        frames.shape[0],
+        1,
+        size,
+        size,
+    )  # grey noise: a codec keeps it, colour noise it does not
     grain = torch.randn(shape, device=frames.device, generator=generator)
     return (frames + grain * noise[:, None, None, None]).clamp_(0, 1)
 

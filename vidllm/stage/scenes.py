@@ -140,7 +140,8 @@ def _draw_actors(rng: np.random.Generator) -> list[Actor]:
         homes.append(_free_place(rng, homes))
     order = rng.permutation(count)
     return [
-        Actor(*looks[i], home=homes[i], half=float(rng.uniform(0.125, 0.165))) for i in map(int, order)
+        Actor(*looks[i], home=homes[i], half=float(rng.uniform(0.125, 0.165)))
+        for i in map(int, order)
     ]
 
 
@@ -226,9 +227,7 @@ def _fill_slots(
     for rank, i in enumerate(order):
         slot = slots[i]
         later = [slots[j] for j in order[rank + 1 :]]
-        meets_later = any(
-            slot.actor in (s.actor, s.other) and s.other >= 0 for s in later
-        )
+        meets_later = any(slot.actor in (s.actor, s.other) and s.other >= 0 for s in later)
         who = [slot.actor] if slot.other < 0 else [slot.actor, slot.other]
         if slot.other >= 0:
             options = ["meet"] if all(visible[w] for w in who) else []
@@ -282,7 +281,9 @@ def _choose(
     split: str,
 ) -> str:
     if split == "test-unseen":
-        new = [o for o in options if any(held_out(actors[w].noun, actors[w].colour, o) for w in who)]
+        new = [
+            o for o in options if any(held_out(actors[w].noun, actors[w].colour, o) for w in who)
+        ]
         if new and rng.random() < 0.8:
             return str(rng.choice(new))
     again = [o for o in options if o in done and o in REPEATABLE]

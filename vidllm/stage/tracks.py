@@ -107,7 +107,9 @@ def _meet(
     scene: Scene, event: Event, who: int, u: np.ndarray, inside: np.ndarray, place: np.ndarray
 ) -> None:
     """Both walk to the middle between them, stay side by side, and walk back."""
-    mine, theirs = (_place_before(scene, w, event.start) for w in (who, event.actor + event.other - who))
+    mine, theirs = (
+        _place_before(scene, w, event.start) for w in (who, event.actor + event.other - who)
+    )
     towards = np.minimum(1.0, np.minimum(u, 1 - u) / 0.3)[:, None]
     side = -1.0 if (mine[0], who) < (theirs[0], event.actor + event.other - who) else 1.0
     spot = (mine + theirs) / 2 + np.asarray([side * 0.13, 0.0])

@@ -77,6 +77,6 @@ def held_out(noun: int, colour: int, action: str) -> bool:
 
 
 def noun_phrase(noun: int, colour: int | None) -> str:
-    """"the red star", or "the star" where the colour is left out."""
+    """ "the red star", or "the star" where the colour is left out."""
     name = NOUN_NAMES[noun]
     return f"the {name}" if colour is None else f"the {COLOUR_NAMES[colour]} {name}"

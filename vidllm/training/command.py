@@ -17,7 +17,9 @@ app = typer.Typer(add_completion=False)
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="What to train on: stage.")],
     out: Annotated[str, typer.Option("--out", help="Folder of the result.")],
-    size: Annotated[str, typer.Option(help="small (as shipped) or tiny (for trying out).")] = "small",
+    size: Annotated[
+        str, typer.Option(help="small (as shipped) or tiny (for trying out).")
+    ] = "small",
     temporal: Annotated[str, typer.Option(help="Temporal encoder: ssd or identity.")] = "ssd",
     reduction: Annotated[
         bool, typer.Option(help="Train under a mixture of token reductions.")

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from ..stage.questions import Question, draw
-from ..stage.scenes import Scene, make_scene, rng_for
+from ..stage.scenes import Scene, make_scene
 from ..stage.tracks import MAX_ACTORS, tracks
 from ..timecode import TimeCode
 from .words import ASSISTANT, END
@@ -51,7 +51,7 @@ class DataSettings:
 
 
 def sample_seconds(scene: Scene, frames: int) -> np.ndarray:
-    """The times (T,) at which `load_video(path, frames=frames)` finds frames in the scene's file."""
+    """Times (T,) at which `load_video(path, frames=frames)` finds frames in the scene's file."""
     count = scene.frame_count
     if count <= frames:
         return np.arange(count) / scene.fps
@@ -71,7 +71,11 @@ class StageBatches(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(
-        self, settings: DataSettings, tokenizer: PreTrainedTokenizerFast, code: TimeCode, length: int
+        self,
+        settings: DataSettings,
+        tokenizer: PreTrainedTokenizerFast,
+        code: TimeCode,
+        length: int,
     ) -> None:
         self.settings = settings
         self.code = code
@@ -92,7 +96,10 @@ class StageBatches(Dataset[dict[str, Tensor]]):
         at = index * s.batch + np.arange(s.batch)
         if s.clips:
             rounds, places = np.divmod(at, s.clips)
-            orders = {int(r): np.random.default_rng([3, s.seed, r]).permutation(s.clips) for r in set(rounds)}
+            orders = {
+                int(r): np.random.default_rng([3, s.seed, r]).permutation(s.clips)
+                for r in set(rounds)
+            }
             at = np.asarray([orders[int(r)][p] for r, p in zip(rounds, places, strict=True)])
         return s.first + at
 

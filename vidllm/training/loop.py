@@ -181,7 +181,7 @@ class Average:
 
     @staticmethod
     def _live(model: torch.nn.Module) -> list[Tensor]:
-        return [p for p in model.parameters()]
+        return list(model.parameters())
 
     @torch.no_grad()
     def update(self, model: torch.nn.Module, step: int) -> None:
@@ -236,7 +236,11 @@ def _groups(module: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
 def _rate(step: int, settings: TrainSettings) -> float:
     """Learning rate: warm-up at the start of every phase, then half a cosine within it."""
     phase = settings.phase(step)
-    starts = {"see": 0, "mix": settings.steps_see, "answer": settings.steps_see + settings.steps_mix}
+    starts = {
+        "see": 0,
+        "mix": settings.steps_see,
+        "answer": settings.steps_see + settings.steps_mix,
+    }
     lengths = {
         "see": settings.steps_see,
         "mix": 2 * settings.steps_mix,

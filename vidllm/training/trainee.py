@@ -181,9 +181,7 @@ class Trainee(nn.Module):
             out |= self._scores(batch, logits, rows)
         return out
 
-    def _scores(
-        self, batch: dict[str, Tensor], logits: Tensor, rows: Tensor
-    ) -> dict[str, Tensor]:
+    def _scores(self, batch: dict[str, Tensor], logits: Tensor, rows: Tensor) -> dict[str, Tensor]:
         """Teacher-forced mIoU and R1@0.5 of all spans, and the accuracy of answers without one."""
         labels, slot, points = batch["labels"], batch["slot"], batch["points"]
         first, number = self.model.config.time_token_start, self.model.config.time_tokens
@@ -194,14 +192,20 @@ class Trainee(nn.Module):
         start, end = seconds[:, 0::2], seconds[:, 1::2]
         truth = batch["point_spans"][:, 0::2]
         used = points[:, 0::2] >= 0
-        meet = (torch.minimum(end, truth[..., 1]) - torch.maximum(start, truth[..., 0])).clamp(min=0)
+        meet = (torch.minimum(end, truth[..., 1]) - torch.maximum(start, truth[..., 0])).clamp(
+            min=0
+        )
         union = torch.maximum(end, truth[..., 1]) - torch.minimum(start, truth[..., 0])
         iou = (meet / union.clamp(min=1e-6))[used]
         wrong, timed, asked = (
             torch.zeros_like(labels[:, : int(slot.max()) + 1]).scatter_add_(
                 1, slot.clamp(min=0), (flag & (slot >= 0)).long()
             )
-            for flag in (rows & (guess != labels), (labels >= first) & (labels < first + number), rows)
+            for flag in (
+                rows & (guess != labels),
+                (labels >= first) & (labels < first + number),
+                rows,
+            )
         )
         short = (timed == 0) & (asked > 0)
         return {
