@@ -77,11 +77,13 @@ def write_video(
     rotation: int = 0,
     audio: bool = False,
     first: float = 0.0,
+    noise: float = 0.0,
 ) -> Path:
     """Encode ``count`` numbered frames.
 
     ``times`` gives each frame's seconds (variable frame rate, in milliseconds); ``first`` shifts
-    all of the video against the audio, which starts at 0; ``size`` is (width, height).
+    all of the video against the audio, which starts at 0; ``size`` is (width, height); ``noise``
+    makes packets as large as those of filmed pictures.
     """
     with av.open(str(path), "w", container_options=container_options or {}) as out:
         stream = out.add_stream(codec, rate=fps)
@@ -101,6 +103,9 @@ def write_video(
             _write_sound(out, sound, length)
         for number in range(count):
             shown = picture(number, *(size if rotation % 180 == 0 else size[::-1]))
+            if noise:
+                grain = np.random.default_rng(number).normal(0, noise, shown.shape)
+                shown = np.clip(shown + grain, 0, 255).astype(np.uint8)
             coded = np.ascontiguousarray(np.rot90(shown, -(rotation // 90)))
             frame = av.VideoFrame.from_ndarray(coded, format="rgb24")
             frame.pts = shift + (number if times is None else round(times[number] * 1000))

@@ -49,6 +49,7 @@ class PacketIndex:
     lost_before: set[int] = field(default_factory=set)
     faults: set[int] = field(default_factory=set)
     places: dict[int, int] | None = None
+    origin: int | None = None
 
     def __post_init__(self) -> None:
         order = np.argsort(self.pts, kind="stable")  # of equal times the first packet wins
@@ -179,6 +180,7 @@ def list_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
         counted=not timed,
         faults=faults,
         places=places,
+        origin=stream.index_entries[0].timestamp if places is not None else None,
     )
 
 

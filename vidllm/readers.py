@@ -8,36 +8,13 @@ the nearest key frame. decord is optional.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from vidllm.errors import InputError
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """What a file holds, known before any picture is decoded.
-
-    Attributes:
-        seconds: (n,) float64, when each readable frame is first shown, the first at 0.0.
-        duration: seconds; for a file that was cut off, the length that its header promises.
-        end: seconds at which the last readable frame stops.
-        size: (height, width) as coded, before rotation.
-        holes: (m, 2) float64, stretches of seconds whose data was lost although frames follow.
-        cut: True when the file ends before its header says.
-        notes: one line for each thing that is wrong with the file.
-    """
-
-    seconds: np.ndarray
-    duration: float
-    end: float
-    size: tuple[int, int]
-    holes: np.ndarray
-    cut: bool = False
-    notes: tuple[str, ...] = ()
+from vidllm.timeline import Timeline
 
 
 class Reader(Protocol):

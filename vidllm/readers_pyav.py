@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -25,18 +24,18 @@ from vidllm.errors import InputError
 from vidllm.packets import (
     PacketIndex,
     cut_off,
-    find_holes,
     gif_images,
     index_from_table,
     list_packets,
 )
-from vidllm.readers import Timeline
+from vidllm.timeline import timeline_of
 
 # Each picture is drawn over the one before, whatever the container says about key frames.
 _CUMULATIVE_CODECS = {"gif", "apng"}
 # In H.264 a picture with nal_ref_idc 0 is never referred to; other codecs promise less.
 _SKIPPABLE_CODECS = {"h264"}
 _WORKERS = 8  # decoders side by side at most: each holds pictures of its own
+_WAITING = 16  # pictures that a decoder holds back at most
 _PROBE = 48  # pictures: B-frames show within so many, if a file has any
 
 
@@ -53,7 +52,13 @@ class PyAVReader:
         self._slow: Source | None = None
         try:
             self._index = self._list()
-            self.timeline = self._timeline()
+            # AVI stores no presentation times; what FFmpeg makes up for them is in file order.
+            in_order = bool((np.diff(self._index.pts) > 0).all())
+            if self._source.container.format.name == "avi" and in_order:
+                self._index.counted = self._index.counted or self._reorders()
+            source = self._source
+            self.timeline = timeline_of(path, source.container, source.stream, self._index)
+            source.next = None
         except BaseException:
             self.close()
             raise
@@ -81,66 +86,16 @@ class PyAVReader:
             whole = gif_images(self._path)
             if whole is not None:
                 index.faults.update(range(whole, len(index.pts)))
-        # AVI stores no presentation times; what FFmpeg makes up for them is in file order.
-        in_order = bool((np.diff(index.pts) > 0).all())
-        if self._source.container.format.name == "avi" and in_order:
-            index.counted = index.counted or self._reorders()
         return index
 
     def _reorders(self) -> bool:
         """Whether the decoder gives pictures in another order than the file holds them."""
-        source, times = Source(self._path), []
-        with source.container, contextlib.suppress(av.FFmpegError):
-            for frame in source.container.decode(source.stream):
-                if frame.pts is not None:
-                    times.append(frame.pts)
-                if len(times) == _PROBE:
-                    break
+        source, times = Source(self._path, threads=1), []
+        with source.container:
+            for _, packet in source.packets(self._index, 0, _PROBE):
+                with contextlib.suppress(av.FFmpegError):
+                    times += [frame.pts for frame in packet.decode() if frame.pts is not None]
         return times != sorted(times)
-
-    def _timeline(self) -> Timeline:
-        index, stream, container = self._index, self._source.stream, self._source.container
-        base = stream.time_base or Fraction(1, av.time_base)
-        notes: list[str] = []
-        if index.timed:
-            ticks = index.pts[index.shown]
-            seconds = (ticks - ticks[0]) * (base.numerator / base.denominator)
-        else:
-            rate = stream.average_rate or stream.guessed_rate or 25
-            seconds = np.arange(len(index.shown)) / float(rate)
-            notes.append(f"the file has no timestamps: {float(rate):g} frames a second assumed")
-        last = index.duration[index.shown[-1]] * float(base) if index.timed else 0.0
-        if not last > 0:
-            last = float(np.median(np.diff(seconds))) if len(seconds) > 1 else 0.0
-            if not last > 0:
-                last = 1 / float(stream.average_rate or 25)
-        end = duration = float(seconds[-1] + last)
-        cut = cut_off(self._path)[0]
-        if container.format.name == "flv":  # says how long it is, but not in how many bytes
-            cut = (container.duration or 0) / av.time_base > end + 1
-        if cut:
-            promised = [float((stream.duration or 0) * base)]
-            if stream.average_rate:
-                promised.append(stream.frames / float(stream.average_rate))
-            if not any(promised) and container.duration:
-                first = float(index.pts[index.shown[0]] * base) if index.timed else 0.0
-                promised.append(container.duration / av.time_base - first)
-            duration = max(end, *promised)
-            of = f" of {duration:.1f}" if duration - end > 0.05 else ""
-            notes.append(f"the file is cut off after {end:.1f}{of} seconds")
-        holes = np.zeros((0, 2))
-        # The sample table of an MP4 file lists every frame; other demuxers drop what is damaged.
-        if index.timed and "mp4" not in container.format.name:
-            holes = find_holes(self._source.container, index, seconds)
-            if len(holes):
-                self._source.next = None
-                where = ", ".join(f"{begin:.1f}" for begin, _ in holes[:5])
-                more = f" and {len(holes) - 5} more places" if len(holes) > 5 else ""
-                notes.append(f"data is missing in the file from second {where}{more} on")
-        context = stream.codec_context
-        return Timeline(
-            seconds, duration, end, (context.height, context.width), holes, cut, tuple(notes)
-        )
 
     def read(self, indices: list[int]) -> dict[int, np.ndarray]:
         """Decode frames (presentation indices); those that cannot be decoded are left out."""
@@ -256,7 +211,7 @@ class PyAVReader:
         """
         source, index = Source(self._path), self._index
         context = source.stream.codec_context
-        faults = sorted(index.lost_before | index.faults)
+        faults = set(index.faults)
         found: dict[int, np.ndarray] = {}
         shown, past = 0, -1  # number of the next picture; the fault that was counted past
         with source.container:
@@ -267,13 +222,15 @@ class PyAVReader:
                     if number == len(index.pts) - 1:
                         frames += context.decode(None)
                 except av.FFmpegError:
-                    faults = sorted({*faults, number})
+                    faults.add(number)
                     continue
                 for frame in frames:
                     if frame.pts is None:
                         continue
-                    fault = max((f for f in faults if f <= frame.pts), default=-1)
-                    if fault > past and frame.key_frame and not frame.is_corrupt:
+                    # Pictures wait to be put in order: a fault also reaches a few before it.
+                    fault = max((f for f in faults if f - _WAITING <= frame.pts), default=-1)
+                    sure = frame.key_frame and not frame.is_corrupt and frame.pts > fault
+                    if fault > past and sure:
                         shown, past = frame.pts, fault
                     if shown in indices and fault <= past and not frame.is_corrupt:
                         found[shown] = _picture(frame, self._source.size)

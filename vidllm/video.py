@@ -17,7 +17,8 @@ import numpy as np
 
 from vidllm.budget import Limits
 from vidllm.errors import InputError
-from vidllm.readers import Reader, Timeline, open_reader
+from vidllm.readers import Reader, open_reader
+from vidllm.timeline import Timeline
 
 DEFAULT_FRAMES = 64
 
@@ -106,6 +107,7 @@ def load_video(
     Give one of ``frames``, ``fps`` and ``times``; without any, ``frames=64``. The frame shown at
     a time is the last one whose timestamp is not later. Frames that the file no longer holds or
     that cannot be decoded are left out and counted in ``notes``; no other frame takes their place.
+    (VP8 and VP9 have no check of their own: what is damaged inside a packet decodes to something.)
 
     Args:
         path: a video file.

@@ -1,0 +1,135 @@
+"""When each frame of a file is shown, how long the file is, and what of it is missing."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from av.container.input import InputContainer
+    from av.video.stream import VideoStream
+
+    from vidllm.packets import PacketIndex
+
+_WAITING = 16  # pictures at most that stand in a file before one that is shown earlier
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What a file holds, known before any picture is decoded.
+
+    Attributes:
+        seconds: (n,) float64, when each readable frame is first shown, the first at 0.0.
+        duration: seconds; for a file that was cut off, the length that its header promises.
+        end: seconds at which the last readable frame stops.
+        size: (height, width) as coded, before rotation.
+        holes: (m, 2) float64, stretches of seconds whose data was lost although frames follow.
+        cut: True when the file ends before its header says.
+        notes: one line for each thing that is wrong with the file.
+    """
+
+    seconds: np.ndarray
+    duration: float
+    end: float
+    size: tuple[int, int]
+    holes: np.ndarray
+    cut: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def timeline_of(
+    path: Path, container: InputContainer, stream: VideoStream, index: PacketIndex
+) -> Timeline:
+    """The timeline that a packet index gives. May read the file again; marks lost packets."""
+    base = stream.time_base or Fraction(1, 1_000_000)
+    notes: list[str] = []
+    if index.timed:
+        ticks = index.pts[index.shown]
+        origin = int(ticks[0]) if index.origin is None else index.origin
+        seconds = (ticks - origin) * (base.numerator / base.denominator)
+        first = float(origin * base)
+    else:
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        seconds, first = np.arange(len(index.shown)) / rate, 0.0
+        notes.append(f"the file has no timestamps: {rate:g} frames a second assumed")
+    usual = float(np.median(np.diff(seconds))) if len(seconds) > 1 else 0.0
+    last = float(index.duration[index.shown[-1]] * base) if index.timed else 0.0
+    end = float(seconds[-1]) + (last or usual or 1 / float(stream.average_rate or 25))
+    if index.keys[0]:
+        notes.append(
+            f"the file does not begin with a key frame: {index.keys[0]} frames are left out"
+        )
+    duration, cut = _promised(path, container, stream, first, end)
+    if cut:
+        of = f" of {duration:.1f}" if duration - end > 0.05 else ""
+        notes.append(f"the file is cut off after {end:.1f}{of} seconds")
+    holes = _holes(container, index, seconds, usual, cut)
+    if len(holes):
+        where = ", ".join(f"{begin:.1f}" for begin, _ in holes[:5])
+        more = f" and {len(holes) - 5} more places" if len(holes) > 5 else ""
+        notes.append(f"data is missing in the file from second {where}{more} on")
+    size = (stream.codec_context.height, stream.codec_context.width)
+    return Timeline(seconds, duration, end, size, holes, cut, tuple(notes))
+
+
+def _promised(
+    path: Path, container: InputContainer, stream: VideoStream, first: float, end: float
+) -> tuple[float, bool]:
+    """The length in seconds, and whether the file was cut off.
+
+    What a header says is believed only where the file shows that it is not whole; else the
+    frames themselves say how long the video is.
+    """
+    from vidllm.packets import cut_off
+
+    spoken = _spoken(container, stream)
+    spoken -= first if spoken else 0.0
+    if not cut_off(path)[0] and spoken <= end + 1:
+        return end, False
+    promised = [float((stream.duration or 0) * (stream.time_base or 0))]
+    if stream.average_rate:
+        promised.append(stream.frames / float(stream.average_rate))
+    if not any(promised):
+        promised.append(spoken or (container.duration or 0) / 1_000_000 - first)
+    return max(end, *promised), True
+
+
+def _spoken(container: InputContainer, stream: VideoStream) -> float:
+    """When the video ends by the header of a file without a table of frames; 0.0 if unsaid."""
+    name = container.format.name
+    if name == "flv" or ("matroska" in name and len(container.streams) == 1):
+        return (container.duration or 0) / 1_000_000
+    clock = stream.metadata.get("DURATION", "") if "matroska" in name else ""
+    with contextlib.suppress(ValueError):
+        hours, minutes, seconds = (float(part) for part in clock.split(":"))
+        return 3600 * hours + 60 * minutes + seconds
+    return 0.0
+
+
+def _holes(
+    container: InputContainer, index: PacketIndex, seconds: np.ndarray, usual: float, cut: bool
+) -> np.ndarray:
+    """(m, 2) float64 seconds whose frames are lost although later frames are there."""
+    from vidllm.packets import find_holes
+
+    found: list[np.ndarray] = []
+    if not index.timed:
+        return np.zeros((0, 2))
+    # The sample table of an MP4 file lists every frame; other demuxers drop what is damaged.
+    if "mp4" not in container.format.name:
+        found.append(find_holes(container, index, seconds))
+    if seconds[0] > 0:
+        found.append(np.asarray([[0.0, seconds[0]]]))
+    if cut and len(seconds) > 1:
+        # The last frames that are there may be shown after frames that are not.
+        late = index.shown[1:] >= len(index.pts) - _WAITING
+        steps = np.diff(seconds)
+        at = np.flatnonzero(late & (steps > 1.5 * usual))
+        found.append(np.stack([seconds[at] + usual, seconds[at + 1]], axis=1))
+    holes = np.concatenate([np.zeros((0, 2)), *found])
+    return np.asarray(np.unique(holes, axis=0), dtype=np.float64)
