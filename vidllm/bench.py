@@ -68,13 +68,14 @@ def bench_video(
         readers["opencv"] = _read_opencv
     times: dict[tuple[str, str], list[float]] = {}
     same: dict[tuple[str, str], int] = {}
-    for file, path in files.items():
+    for file, path in files.items():  # also warms the file cache and the imports
         wanted = _read_ours(path, frames).astype(np.int16)
-        for name, read in readers.items():  # also warms the file cache and the imports
+        for name, read in readers.items():
             got = read(path, frames)
             same[name, file] = int((np.abs(got - wanted).mean(axis=(1, 2, 3)) < 2).sum())
-        for _ in range(runs):  # in turns, so that what else the machine does meets them all
-            for name, read in readers.items():
+    for _ in range(runs):  # in turns, so that what else the machine does meets them all
+        for name, read in readers.items():
+            for file, path in files.items():
                 begin = time.perf_counter()
                 read(path, frames)
                 times.setdefault((name, file), []).append(time.perf_counter() - begin)

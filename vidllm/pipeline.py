@@ -6,18 +6,18 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, overload
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from vidllm.compressors import Chain, Compressor, build
+from vidllm.compressors import Chain, Compressor
 from vidllm.encoders.vision import to_pixels
 
+from .answer import Answer, shift_seconds
 from .cost import Receipt, Stopwatch, kv_bytes_per_token
 from .errors import InputError, WorkError
+from .loading import choose_compressor, choose_device, choose_dtype, load_native
 from .models.native import NativeConfig, NativeVideoLLM
 from .recipes import get_recipe
 from .shipped import default_model, find_model
@@ -26,47 +26,12 @@ from .tokens import VideoTokens
 from .video import VideoClip, load_video
 
 VIDEO_MARK = "<|video|>"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Words that `ground`, `caption` and `highlights` put around what the user says.
 PROMPTS = {
     "ground": "find the moment when {query} .",
     "highlights": "show every moment when {query} .",
     "caption": "describe what happens with times .",
 }
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model said.
-
-    Args:
-        text: the answer with its times as seconds.
-        spans: the times it names, in seconds of the video.
-        receipt: what it cost. Questions asked together share the stages up to `prefill`; their
-            receipts show the same seconds.
-        raw: the model's own words, time tokens and all.
-        failed: a time was asked for and none was found (`spans` then holds what the time code
-            does in this case: the whole video, or nothing).
-        notes: what the user should know, one line each.
-    """
-
-    text: str
-    spans: tuple[Span, ...]
-    receipt: Receipt
-    raw: str = ""
-    failed: bool = False
-    notes: tuple[str, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON: spans as [start, end]."""
-        return {
-            "text": self.text,
-            "spans": [[round(s.start, 3), round(s.end, 3)] for s in self.spans],
-            "failed": self.failed,
-            "raw": self.raw,
-            "receipt": self.receipt.as_dict(),
-            "notes": list(self.notes),
-        }
 
 
 class VideoLLM:
@@ -87,7 +52,7 @@ class VideoLLM:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.config: NativeConfig = model.config
-        self.compressor = _compressor(self.config, compressors, keep)
+        self.compressor = choose_compressor(self.config, compressors, keep)
         options = {"n": self.config.time_tokens} if self.config.time_code == "relative" else {}
         self.code = get_timecode(self.config.time_code, **options)
         self.frames, self.fps, self.reader, self.seed = frames, fps, reader, seed
@@ -132,14 +97,11 @@ class VideoLLM:
             if compressors is None:
                 compressors, keep = named.compressors, named.keep if keep is None else keep
         folder = str(default_model()) if name is None else find_model(str(name))
-        model, tokenizer = _load(folder, attn)
-        place = _device(device)
-        if dtype in (None, "auto"):
-            kind = torch.float32 if place.type == "cpu" else torch.bfloat16
-        elif dtype in DTYPES:
-            kind = DTYPES[str(dtype)]
-        else:
-            raise InputError(f"dtype must be auto or one of {', '.join(DTYPES)}, not '{dtype}'")
+        place = choose_device(device)
+        kind = choose_dtype(dtype, place)
+        if compressors is not None:  # what is wrong here must not wait for the weights
+            choose_compressor(NativeConfig(), compressors, keep)
+        model, tokenizer = load_native(folder, attn)
         torch.manual_seed(seed)
         return cls(
             model.to(device=place, dtype=kind),
@@ -361,7 +323,7 @@ class VideoLLM:
         origin = self._window(clip)[0]
         found = self.code.find(raw, duration)
         spans = tuple(Span(s.start + origin, s.end + origin, s.score) for s, *_ in found)
-        text = _shift(self.code.readable(raw, duration), origin)
+        text = shift_seconds(self.code.readable(raw, duration), origin)
         return Answer(text, spans, receipt, raw, notes=(*clip.notes, *self._unknown(question)))
 
     def _timed(self, answer: Answer) -> Answer:
@@ -399,79 +361,3 @@ class VideoLLM:
             len(kept) * size / 1e6,
             dict(watch.seconds),
         )
-
-
-def _shift(text: str, origin: float) -> str:
-    """Move every "12.3 s" of a text by `origin` seconds."""
-    if not origin:
-        return text
-    return re.sub(r"(\d+\.\d) s\b", lambda m: f"{float(m[1]) + origin:.1f} s", text)
-
-
-def _compressor(
-    config: NativeConfig, compressors: str | Compressor | Chain | None, keep: float | None
-) -> Compressor | Chain:
-    """The compressors of a call; what is not said comes from the model's own training."""
-    if keep is not None and not 0 < keep <= 1:
-        raise InputError(f"keep is the share of tokens kept, above 0 and at most 1, not {keep:g}")
-    if compressors is None:
-        if keep is None:
-            return build(config.compressors, keep=config.keep)
-        if keep == 1:
-            return build("none")
-        spec = config.compressors if config.compressors != "none" else "uniform"
-        return build(spec, keep=keep)
-    if not isinstance(compressors, str):
-        if keep is not None:
-            raise InputError("keep goes with a compressor's name; an instance has its own")
-        return compressors
-    if keep is not None:
-        return build(compressors, keep=keep)
-    made = build(compressors)
-    free = made.items[-1].is_free() if isinstance(made, Chain) else made.is_free()
-    if free and made.name != "none":
-        raise InputError(f"how much should '{compressors}' keep? Give keep, for example keep=0.25")
-    return made
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device '{name}' cannot be used here: use cpu") from error
-    return device
-
-
-def _load(folder: str, attn: str | None) -> tuple[NativeVideoLLM, PreTrainedTokenizerBase]:
-    try:
-        kind = AutoConfig.from_pretrained(folder).model_type
-    except (OSError, ValueError) as error:
-        if Path(folder).is_dir():
-            raise InputError(f"{folder} holds no model whose config.json can be read") from error
-        raise InputError(
-            f"no model '{folder}': it is no folder, and the hub lacks it or is out of reach"
-        ) from error
-    if kind != NativeConfig.model_type:
-        raise InputError(
-            f"'{folder}' is a {kind} model; this version answers with {NativeConfig.model_type} "
-            "models: leave --model out for the shipped one"
-        )
-    options = {} if attn is None else {"attn_implementation": attn}
-    try:
-        model, report = NativeVideoLLM.from_pretrained(
-            folder, output_loading_info=True, dtype=torch.float32, **options
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WorkError(f"the model in {folder} cannot be loaded: {line}") from error
-    missing = [k for k in report["missing_keys"] if not k.endswith("lm_head.weight")]
-    if missing or report["unexpected_keys"]:
-        raise WorkError(
-            f"the weights in {folder} do not fit their config: {len(missing)} missing, "
-            f"{len(report['unexpected_keys'])} too many"
-        )
-    return model, tokenizer

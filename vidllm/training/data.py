@@ -115,32 +115,37 @@ class StageBatches(Dataset[dict[str, Tensor]]):
                 row[key] = full
         return {k: torch.from_numpy(np.stack([row[k] for row in rows])) for k in rows[0]}
 
-    def _row(
-        self, seed: int, rng: np.random.Generator, extra: dict[str, int]
-    ) -> dict[str, np.ndarray]:
+    def moving(self, seed: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+        """The part of a row that is not text: times, sprite tracks, and who they are."""
         s = self.settings
         scene = make_scene(s.split, seed)
-        if s.random_times:
+        if s.random_times and rng is not None:
             seconds = np.sort(rng.uniform(0, scene.duration, s.frames))
         else:
             seconds = sample_seconds(scene, s.frames)
         if len(seconds) < s.frames:  # a batch needs one length: the last frame stands still
             seconds = np.pad(seconds, (0, s.frames - len(seconds)), mode="edge")
-        moving = tracks(scene, seconds)
+        shown = tracks(scene, seconds)
         look = np.full((MAX_ACTORS, 2), -1, dtype=np.int64)
         for a, actor in enumerate(scene.actors):
             look[a] = actor.noun, actor.colour
-        row = {
-            "scene": np.int64(seed),
-            "state": moving.state,
-            "glyph": moving.glyph,
-            "background": moving.background,
-            "noise": np.float32(moving.noise),
+        return {
+            "scene": np.asarray(seed),
+            "state": shown.state,
+            "glyph": shown.glyph,
+            "background": shown.background,
+            "noise": np.asarray(shown.noise, dtype=np.float32),
             "seconds": seconds.astype(np.float32),
-            "duration": np.float32(scene.duration),
-            "action": moving.action,
+            "duration": np.asarray(scene.duration, dtype=np.float32),
+            "action": shown.action,
             "look": look,
         }
+
+    def _row(
+        self, seed: int, rng: np.random.Generator, extra: dict[str, int]
+    ) -> dict[str, np.ndarray]:
+        row = self.moving(seed, rng)
+        scene = make_scene(self.settings.split, seed)
         asked = draw(scene, rng, ground=3, qa=3, **extra)
         return {**row, **self._text(scene, asked, rng)}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,183 +32,13 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
-from ..models.native import NativeConfig, NativeVideoLLM
+from ..models.native import NativeVideoLLM
 from ..timecode import get_timecode
+from .average import Average
+from .cells import CellCache
 from .data import DataSettings, StageBatches
-from .losses import LossWeights
-from .trainee import Trainee, paint
-from .words import build_tokenizer
-
-#: Reductions met in training, as (compressor spec, weight).
-MIXTURE: tuple[tuple[str, float], ...] = (
-    ("none", 0.36),
-    ("temporal-pool:keep=0.5", 0.06),
-    ("temporal-pool:keep=0.25", 0.16),
-    ("temporal-pool:keep=0.125", 0.05),
-    ("spatial-pool:keep=0.25", 0.16),
-    ("spatial-pool:keep=0.125", 0.05),
-    ("frame-sample:keep=0.5", 0.04),
-    ("frame-sample:keep=0.25", 0.04),
-    ("random:keep=0.5", 0.04),
-    ("random:keep=0.25", 0.04),
-)
-SIZES: dict[str, dict[str, Any]] = {
-    "small": {"width": 192, "layers": 4, "heads": 6, "widths": (24, 64, 128), "blocks": (1, 2, 2)},
-    "tiny": {"width": 32, "layers": 2, "heads": 2, "widths": (8, 16, 16), "blocks": (1, 1, 1)},
-}
-TEMPORAL: dict[str, list[dict[str, Any]]] = {
-    "ssd": [
-        {"name": "ssd", "layers": 2, "scan": "slot", "head_dim": 32},
-        {"name": "ssd", "layers": 1, "scan": "raster", "head_dim": 32},
-    ],
-    "identity": [],
-}
-
-
-@dataclass
-class TrainSettings:
-    """What to train and how; saved beside the weights.
-
-    Args:
-        out: folder of the result.
-        size: "small" (the shipped model) or "tiny" (tests).
-        temporal: "ssd" or "none" (the control).
-        reduce: train under the mixture of reductions; False trains on full videos alone.
-        see_batch: scenes in a batch while it learns to see, four frames of each.
-        batch: clips in a batch afterwards; frames: frames of a clip.
-        clips: clips whose cells are kept on disk (25 KB a frame for 1000 clips of 64 frames).
-        minutes: stop and save after so many minutes (0: no limit); `resume` goes on from there.
-        init: folder of a trained model to start from (its tower, and all else that fits).
-        cells: file of the kept cells, so that runs with one tower share it; default in `out`.
-    """
-
-    out: str
-    size: str = "small"
-    temporal: str = "ssd"
-    reduce: bool = True
-    steps_see: int = 2000
-    steps_mix: int = 300
-    steps_answer: int = 8000
-    see_batch: int = 32
-    batch: int = 8
-    frames: int = 64
-    clips: int = 12000
-    see_lr: float = 2e-3
-    lr: float = 1e-3
-    warmup: int = 100
-    weight_decay: float = 0.05
-    clip: float = 1.0
-    ema: float = 0.998
-    seed: int = 0
-    workers: int = 1
-    threads: int = 0
-    minutes: float = 0.0
-    resume: bool = False
-    init: str = ""
-    cells: str = ""
-    log_every: int = 50
-    save_every: int = 500
-    device: str = "auto"
-    compressors: str = "none"
-    keep: float = 1.0
-    weights: LossWeights = field(default_factory=LossWeights)
-
-    @property
-    def total(self) -> int:
-        return self.steps_see + self.steps_mix + self.steps_answer
-
-    def phase(self, step: int) -> str:
-        """What is learnt at a step: "see", "mix" or "answer"."""
-        if step < self.steps_see:
-            return "see"
-        return "mix" if step < self.steps_see + self.steps_mix else "answer"
-
-
-def build_model(settings: TrainSettings) -> tuple[NativeVideoLLM, PreTrainedTokenizerFast]:
-    """A fresh model and its tokenizer.
-
-    Raises:
-        InputError: for a size or temporal encoder that is not known.
-    """
-    if settings.size not in SIZES or settings.temporal not in TEMPORAL:
-        raise InputError(
-            f"size must be one of {', '.join(SIZES)} and temporal one of {', '.join(TEMPORAL)}, "
-            f"not '{settings.size}' and '{settings.temporal}'"
-        )
-    code = get_timecode("relative")
-    tokenizer = build_tokenizer(code)
-    size = SIZES[settings.size]
-    width = size["width"]
-    config = NativeConfig(
-        vision={
-            "type": "conv",
-            "hidden_size": width,
-            "widths": list(size["widths"]),
-            "blocks": list(size["blocks"]),
-        },
-        text={
-            "model_type": "qwen2",
-            "vocab_size": len(tokenizer),
-            "hidden_size": width,
-            "intermediate_size": 3 * width,
-            "num_hidden_layers": size["layers"],
-            "num_attention_heads": size["heads"],
-            "num_key_value_heads": size["heads"],
-            "max_position_embeddings": 32768,
-            "tie_word_embeddings": True,
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-        temporal=TEMPORAL[settings.temporal],
-        downsample=2,
-        time_code="relative",
-        time_tokens=len(code.special_tokens),
-        time_token_start=int(tokenizer.convert_tokens_to_ids(code.special_tokens[0])),  # type: ignore[arg-type]
-        frames=settings.frames,
-        compressors=settings.compressors,
-        keep=settings.keep,
-    )
-    return NativeVideoLLM(config), tokenizer
-
-
-class Average:
-    """Exponential moving average of a model's floating-point state."""
-
-    def __init__(self, model: torch.nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.values = [v.detach().clone() for v in self._live(model)]
-
-    @staticmethod
-    def _live(model: torch.nn.Module) -> list[Tensor]:
-        return list(model.parameters())
-
-    @torch.no_grad()
-    def update(self, model: torch.nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.values, self._live(model), 1 - decay)  # type: ignore[attr-defined]
-
-    @torch.no_grad()
-    def swap(self, model: torch.nn.Module) -> None:
-        """Exchange the model's values with the average's; a second call undoes it."""
-        for mine, live in zip(self.values, self._live(model), strict=True):
-            held = live.detach().clone()
-            live.copy_(mine)
-            mine.copy_(held)
-
-    @torch.no_grad()
-    def hold(self, model: torch.nn.Module) -> None:
-        """Take the live values of parameters that are frozen from now on."""
-        for mine, live in zip(self.values, self._live(model), strict=True):
-            if not live.requires_grad:
-                mine.copy_(live)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"values": self.values}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for mine, saved in zip(self.values, state["values"], strict=True):
-            mine.copy_(saved)
+from .settings import MIXTURE, TrainSettings, build_model
+from .trainee import Trainee
 
 
 class _Clock:
@@ -252,41 +82,6 @@ def _rate(step: int, settings: TrainSettings) -> float:
     return full * warm * (0.02 + 0.98 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, along)))))
 
 
-class CellCache:
-    """The tower's cells of the first `clips` training scenes, in one file of bfloat16 numbers."""
-
-    def __init__(self, path: Path, settings: TrainSettings, model: NativeVideoLLM) -> None:
-        shape = (settings.clips, settings.frames, model.vision.side**2, model.vision.hidden_size)
-        self.path = path
-        new = not path.exists()
-        self.data = np.memmap(path, dtype=np.int16, mode="w+" if new else "r+", shape=shape)
-        self.done = path.with_suffix(".done")
-
-    def ready(self) -> bool:
-        return self.done.exists()
-
-    @torch.no_grad()
-    def fill(self, trainee: Trainee, loader: Any, device: torch.device, bar: Progress) -> None:
-        """Render every clip and run the frozen tower over it."""
-        model = trainee.model
-        model.vision.eval()
-        task = bar.add_task("cells", total=len(self.data))
-        for batch in loader:
-            batch = {k: v.to(device) for k, v in batch.items()}
-            with torch.autocast(device.type, torch.bfloat16):
-                cells = model.vision(paint(batch, model.vision.image_size, noisy=True))
-            cells = cells.unflatten(0, batch["seconds"].shape).to(torch.bfloat16)
-            self.data[batch["scene"].cpu().numpy()] = cells.cpu().view(torch.int16).numpy()
-            bar.advance(task, len(cells))
-        self.data.flush()
-        self.done.touch()
-        bar.remove_task(task)
-
-    def __getitem__(self, scenes: Tensor) -> Tensor:
-        rows = torch.from_numpy(np.asarray(self.data[scenes.numpy()]))
-        return rows.view(torch.bfloat16).float()
-
-
 def train(settings: TrainSettings, *, quiet: bool = False) -> Path:
     """Train a model and save it (average weights, tokenizer, settings, log) in `settings.out`.
 
@@ -321,7 +116,7 @@ class _Run:
         self.model.vision.to(memory_format=torch.channels_last)  # three times as fast on a CPU
         trainee = Trainee(self.model, self.tokenizer, settings.weights)
         optimizer = torch.optim.AdamW(
-            _groups(trainee, settings.weight_decay), lr=1.0, betas=(0.9, 0.98), fused=cuda
+            _groups(trainee, settings.weight_decay), lr=1.0, betas=(0.9, 0.98), fused=True
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _rate(s, settings))
         self.trainee, self.optimizer = self.accelerator.prepare(trainee, optimizer)
@@ -340,9 +135,6 @@ class _Run:
         if phase == "see":
             data = DataSettings("train", s.see_batch, 4, True, first=1_000_000, seed=s.seed)
             steps = range(self.clock.step, s.steps_see)
-        elif phase == "cells":
-            data = DataSettings("train", 8, s.frames, clips=s.clips)
-            steps = range(-(-s.clips // 8))
         else:
             data = DataSettings("train", s.batch, s.frames, clips=s.clips, seed=s.seed)
             steps = range(self.clock.step - s.steps_see, s.total - s.steps_see)
@@ -367,19 +159,15 @@ class _Run:
         with bar, log:
             task = bar.add_task("train", total=s.total, completed=self.clock.step)
             cache: CellCache | None = None
+            code = get_timecode("relative")
             for phase in ("see", "answer"):
                 if phase == "answer":
                     self.model.vision.requires_grad_(False).eval()
                     self.average.hold(self.model)
                     path = Path(s.cells) if s.cells else self.out / "cells.bin"
                     cache = CellCache(path, s, self.model)
-                    if not cache.ready():
-                        cache.fill(
-                            self.accelerator.unwrap_model(self.trainee),
-                            self.loader("cells"),
-                            self.accelerator.device,
-                            bar,
-                        )
+                    data = DataSettings("train", frames=s.frames)
+                    cache.fill(StageBatches(data, self.tokenizer, code, s.clips), bar)
                 elif self.clock.step >= s.steps_see:
                     continue
                 for batch in self.loader(phase):

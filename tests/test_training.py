@@ -1,0 +1,127 @@
+"""Training: batches from seeds, questions that do not see each other, and a run that resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_model
+
+from vidllm import InputError
+from vidllm.models.native import NativeVideoLLM
+from vidllm.stage.scenes import make_scene
+from vidllm.timecode import get_timecode
+from vidllm.training.data import IGNORE, DataSettings, StageBatches, block_mask, sample_seconds
+from vidllm.training.loop import train
+from vidllm.training.settings import TrainSettings
+from vidllm.training.trainee import Reducer, frame_edges
+
+CODE = get_timecode("relative")
+
+
+def batches(**settings: object) -> StageBatches:
+    _, tokenizer = tiny_model()
+    return StageBatches(DataSettings(batch=4, frames=8, **settings), tokenizer, CODE, 10)
+
+
+def test_a_batch_depends_on_its_number_alone() -> None:
+    one, two = batches(clips=20), batches(clips=20)
+    _ = two[0]
+    for key, value in one[3].items():
+        assert torch.equal(value, two[3][key]), key
+    seen = np.concatenate([one.seeds(i) for i in range(5)])
+    assert sorted(seen) == list(range(20))  # one round shows every clip once
+
+
+def test_labels_are_the_answers() -> None:
+    data = batches()
+    batch = data[0]
+    words = data.core
+    for b in range(4):
+        for slot in range(int(batch["slot"][b].max()) + 1):
+            here = batch["slot"][b] == slot
+            ids, labels = batch["ids"][b][here], batch["labels"][b][here]
+            asked = labels != IGNORE
+            # what an input predicts is the input that follows it
+            assert torch.equal(labels[asked], ids[1:][asked[:-1]])
+            first = int(asked.nonzero()[0])
+            assert int(ids[first]) == data.assistant and int(labels[asked][-1]) == data.end
+            assert words.decode(ids[:first].tolist()).strip()
+    fields = batch["points"][0][batch["points"][0] >= 0]
+    assert all(int(batch["labels"][0][p]) in data.time_ids for p in fields)
+
+
+def test_questions_see_the_video_and_themselves_only() -> None:
+    slot = torch.tensor([[0, 0, 1, 1, -1]])
+    seen = block_mask(slot, 2, torch.float32)[0, 0] == 0
+    assert seen[4].tolist() == [True, True, False, False, True, False, False]
+    assert seen[3].tolist() == [True, True, True, True, False, False, False]
+    assert seen[0].tolist() == [True] + [False] * 6
+
+
+def test_training_samples_frames_as_files_are_read() -> None:
+    scene = make_scene("train", 5)
+    seconds = sample_seconds(scene, 64)
+    centres = (np.arange(64) + 0.5) * scene.duration / 64
+    frames = np.arange(scene.frame_count) / scene.fps
+    shown = frames[np.searchsorted(frames, centres + 1e-6, side="right") - 1]
+    assert np.allclose(seconds, shown)
+
+
+def test_the_batch_reducer_equals_the_compressor() -> None:
+    from vidllm.compressors import build
+    from vidllm.tokens import VideoTokens
+
+    seconds = torch.tensor([[0.0, 0.9, 2.0, 3.1, 4.0, 5.0]])
+    duration = torch.tensor([6.0])
+    features = torch.randn(1, 24, 5)
+    spans = frame_edges(seconds, duration).repeat_interleave(4, dim=1)
+    for spec in ("temporal-pool:keep=0.5", "spatial-pool:keep=0.25", "random:keep=0.25:seed=1"):
+        tokens = VideoTokens.from_grid(features.view(6, 2, 2, 5), seconds[0], 6.0)
+        want = build(spec)(tokens)
+        got, span, position = Reducer(2)(spec, features, spans, 6)
+        assert torch.allclose(got[0], want.features, atol=1e-6)
+        assert torch.allclose(span[0], want.span.float(), atol=1e-5)
+        assert torch.equal(position, want.position)
+
+
+SMALL = {"size": "tiny", "steps_see": 2, "steps_mix": 1, "batch": 2, "see_batch": 2, "frames": 8}
+
+
+def run(out: Path, **settings: object) -> Path:
+    options = {**SMALL, "steps_answer": 3, "clips": 4, "workers": 0, "cell_workers": 0}
+    return train(TrainSettings(out=str(out), **{**options, "log_every": 1, **settings}), quiet=True)
+
+
+@pytest.mark.parametrize("temporal", ["ssd", "identity"])
+def test_a_run_saves_a_model_that_loads(temporal: str, tmp_path: Path) -> None:
+    out = run(tmp_path / "run", temporal=temporal)
+    model, report = NativeVideoLLM.from_pretrained(out, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert {"words", "pointing", "meaning", "iou", "qa"} <= set(rows[-1])
+    assert json.loads((out / "training.json").read_text())["step"] == 6
+
+
+def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", save_every=4)
+    run(tmp_path / "parts", save_every=4, minutes=1e-6)  # stops after its first step
+    log = (tmp_path / "parts" / "log.jsonl").read_text().splitlines()
+    assert len(log) == 1
+    parts = run(tmp_path / "parts", save_every=4, resume=True)
+    one = NativeVideoLLM.from_pretrained(whole).state_dict()
+    two = NativeVideoLLM.from_pretrained(parts).state_dict()
+    for name, value in one.items():
+        assert torch.allclose(value.float(), two[name].float(), atol=2e-2), name
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="resume"):
+        run(tmp_path / "none", resume=True)
+    with pytest.raises(InputError, match="temporal"):
+        run(tmp_path / "none", temporal="lstm")

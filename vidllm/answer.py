@@ -1,0 +1,51 @@
+"""What a model said about a video."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from .cost import Receipt
+from .timecode import Span
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said.
+
+    Args:
+        text: the answer with its times as seconds.
+        spans: the times it names, in seconds of the video.
+        receipt: what it cost. Questions asked together share the stages up to `prefill`; their
+            receipts show the same seconds.
+        raw: the model's own words, time tokens and all.
+        failed: a time was asked for and none was found (`spans` then holds what the time code
+            does in this case: the whole video, or nothing).
+        notes: what the user should know, one line each.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    receipt: Receipt
+    raw: str = ""
+    failed: bool = False
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: spans as [start, end]."""
+        return {
+            "text": self.text,
+            "spans": [[round(s.start, 3), round(s.end, 3)] for s in self.spans],
+            "failed": self.failed,
+            "raw": self.raw,
+            "receipt": self.receipt.as_dict(),
+            "notes": list(self.notes),
+        }
+
+
+def shift_seconds(text: str, origin: float) -> str:
+    """Move every "12.3 s" of a text by `origin` seconds."""
+    if not origin:
+        return text
+    return re.sub(r"(\d+\.\d) s\b", lambda m: f"{float(m[1]) + origin:.1f} s", text)
