@@ -16,7 +16,7 @@ from vidllm.errors import InputError
 
 @dataclass(frozen=True)
 class Limits:
-    """What reading one video may cost at most; going over is an ``InputError`` that names the limit.
+    """What reading a video may cost at most; going over is an ``InputError`` naming the limit.
 
     The defaults refuse what would exhaust an ordinary machine and nothing that people film.
 
