@@ -83,7 +83,8 @@ def load_vision(name: str) -> tuple[HubTower, dict[str, Any]]:
             f"use one of {', '.join(HUB_TYPES)}"
         )
     model = AutoModel.from_pretrained(name, config=config)
-    return HubTower(model), {"type": config.model_type, **config.to_diff_dict()}
+    settings = {k: v for k, v in config.to_diff_dict().items() if k != "model_type"}
+    return HubTower(model), {"type": config.model_type, **settings}
 
 
 def to_pixels(frames: Tensor, size: int) -> Tensor:

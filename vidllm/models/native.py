@@ -112,11 +112,11 @@ class TimeEmbedding(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Relative: start as the mean of both ends. Else: start as nothing at all."""
+        """Relative: start as the mean of both ends, as large as a token. Else: as nothing."""
         self.project.weight.zero_()
         if self.relative:
             dim = self.project.out_features
-            self.project.weight += 0.5 * torch.cat([torch.eye(dim), torch.eye(dim)], dim=1)
+            self.project.weight += 1.25 * torch.cat([torch.eye(dim), torch.eye(dim)], dim=1)
 
     def forward(self, span: Tensor, duration: Tensor, table: Tensor) -> Tensor:
         """`span` (…, L, 2) and `duration` (…) seconds, `table` (V, D) → (…, L, D)."""
@@ -134,6 +134,17 @@ class TimeEmbedding(nn.Module):
         low_row = low.long()
         mixed = rows[low_row] * (1 - weight) + rows[low_row + 1] * weight
         return cast(Tensor, self.project(mixed.flatten(-2)))
+
+
+class VideoNorm(nn.LayerNorm):
+    """Brings video tokens to the size of word embeddings, so that their time is heard beside them
+    and the decoder's layers can change them."""
+
+    size: float = 0.1
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, self.size)
+        nn.init.zeros_(self.bias)
 
 
 class NativeVideoLLM(PreTrainedModel):
@@ -165,6 +176,7 @@ class NativeVideoLLM(PreTrainedModel):
         self.temporal = nn.ModuleList(
             get_temporal(**{"dim": dim, **spec}) for spec in config.temporal
         )
+        self.video_norm = VideoNorm(dim)
         self.time_embedding = TimeEmbedding(config, dim) if config.time_embedding else None
         self.post_init()
 
@@ -190,12 +202,32 @@ class NativeVideoLLM(PreTrainedModel):
         model = cls(NativeConfig(tower_config, text_config, temporal, **options))
         model.vision.load_state_dict(tower.state_dict())
         model.language_model.load_state_dict(llm.state_dict())
+        with torch.no_grad():
+            table = model.language_model.get_input_embeddings().weight
+            model.video_norm.weight.fill_(float(table.float().std()))
         return model
 
     @property
     def grid_side(self) -> int:
         """Tokens along one side of a frame's grid after the projector."""
         return int(self.vision.side // self.config.downsample)
+
+    @torch.no_grad()
+    def smooth_time_tokens(self, size: float = 0.5, width: float = 3.0) -> None:
+        """Start relative time tokens as points on a curve, for models trained from nothing.
+
+        Neighbours begin alike (the product of two rows falls as a bell of `width` tokens), so that
+        what is learnt of one time holds for the times beside it. Rows have the norm `size`.
+        """
+        config = self.config
+        table = self.language_model.get_input_embeddings().weight
+        half = table.shape[1] // 2
+        share = (torch.arange(half) + 0.5) / half
+        rates = torch.special.ndtri(0.5 + share / 2) / width
+        angle = torch.arange(config.time_tokens)[:, None] * rates
+        rows = torch.cat([angle.sin(), angle.cos()], dim=1) * size / half**0.5
+        first = config.time_token_start
+        table[first : first + config.time_tokens, : 2 * half] = rows.to(table)
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         """Rows of the LLM's input embedding, (…) ids → (…, D)."""
@@ -229,7 +261,8 @@ class NativeVideoLLM(PreTrainedModel):
         return VideoTokens.from_grid(mixed.unflatten(1, (side, side)), seconds, duration)
 
     def video_embeds(self, features: Tensor, span: Tensor, duration: Tensor) -> Tensor:
-        """Token features (…, L, D) with their time added; `span` (…, L, 2), `duration` (…)."""
+        """What the LLM sees of features (…, L, D): `span` (…, L, 2), `duration` (…) seconds."""
+        features = self.video_norm(features)
         if self.time_embedding is None:
             return features
         table = self.language_model.get_input_embeddings().weight

@@ -154,7 +154,9 @@ def pointing_loss(
     batch: dict[str, Tensor],
     span: Tensor,
 ) -> Tensor:
-    """How little attention the time fields pay to the tokens of their span, in half the heads.
+    """How little attention the time fields pay to where they should look.
+
+    A third of the heads looks at the whole span, a third at the edge that the field tells.
 
     Args:
         hidden: (B, L, D) what enters decoder layer `layer`.
@@ -177,11 +179,27 @@ def pointing_loss(
     at = rows[..., :1].expand(-1, -1, cos.shape[-1])
     query, _ = apply_rotary_pos_emb(query, query, cos.gather(1, at), sin.gather(1, at))
     key, _ = apply_rotary_pos_emb(key, key, cos[:, video], sin[:, video])
-    half = max(1, heads // 2)
-    key = key.repeat_interleave(heads // key.shape[1], dim=1)[:, :half]
-    scores = (query[:, :half] @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
-    want = batch["point_spans"]
-    hit = (span[:, None, :, 0] < want[..., 1:]) & (span[:, None, :, 1] > want[..., :1])
-    mass = (torch.softmax(scores, dim=-1) * hit[:, None]).sum(-1)
+    third = max(1, heads // 3)
+    key = key.repeat_interleave(heads // key.shape[1], dim=1)[:, : 2 * third]
+    scores = (query[:, : 2 * third] @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+    inside, edge = pointing_targets(batch["point_spans"], span)
+    hit = torch.cat([t[:, None].expand(-1, third, -1, -1) for t in (inside, edge)], dim=1)
+    mass = (torch.softmax(scores, dim=-1) * hit).sum(-1)
     used = (points >= 0)[:, None].expand_as(mass)
     return -(mass + 1e-6).log()[used].mean()
+
+
+def pointing_targets(want: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:
+    """Where time fields should look: (B, P, V) bool, inside their span and at their own edge.
+
+    Args:
+        want: (B, P, 2) seconds of the span of every field; starts and ends take turns.
+        span: (B, V, 2) seconds of the video tokens.
+    """
+    low, high = span[:, None, :, 0], span[:, None, :, 1]
+    inside = (low < want[..., 1:]) & (high > want[..., :1])
+    own = want[..., 0].clone()
+    own[:, 1::2] = want[:, 1::2, 1]
+    reach = (high - low) / 2  # a token's own width around it
+    edge = (own[..., None] > low - reach) & (own[..., None] < high + reach)
+    return inside, edge

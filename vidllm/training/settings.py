@@ -144,4 +144,6 @@ def build_model(settings: TrainSettings) -> tuple[NativeVideoLLM, PreTrainedToke
         compressors=settings.compressors,
         keep=settings.keep,
     )
-    return NativeVideoLLM(config), tokenizer
+    model = NativeVideoLLM(config)
+    model.smooth_time_tokens()
+    return model, tokenizer
