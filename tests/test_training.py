@@ -50,7 +50,7 @@ def test_labels_are_the_answers() -> None:
             first = int(asked.nonzero()[0])
             assert int(ids[first]) == data.assistant and int(labels[asked][-1]) == data.end
             assert words.decode(ids[:first].tolist()).strip()
-    fields = batch["points"][0][batch["points"][0] >= 0]
+    fields = batch["fields"][0][batch["fields"][0] >= 0]
     assert all(int(batch["labels"][0][p]) in data.time_ids for p in fields)
 
 

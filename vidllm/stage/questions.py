@@ -6,7 +6,7 @@ scene is not asked there. Times in an answer are fields, so that any time code c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -49,7 +49,11 @@ WHY_TEMPLATES: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class Question:
-    """One question. `answer` holds two `{}` fields a span, filled in order of `spans`."""
+    """One question. `answer` holds two `{}` fields a span, filled in order of `spans`.
+
+    `evidence` names the events that the answer rests on; of a timed answer the first ones belong
+    to `spans`, one each.
+    """
 
     kind: str
     text: str
@@ -57,6 +61,7 @@ class Question:
     spans: tuple[Interval, ...] = ()
     options: tuple[str, ...] = ()
     event: int = -1
+    evidence: tuple[int, ...] = ()
 
     def answer_with(self, encode: Callable[[float], str]) -> str:
         """The answer with every time written by `encode` (seconds → text)."""
@@ -100,19 +105,28 @@ class Asker:
     def ground(self, event: int) -> Question:
         e = self.scene.events[event]
         text = self.pick(GROUND_TEMPLATES).format(**self.phrases(event))
-        return Question("ground", text, "from {} to {}", ((e.start, e.end),), event=event)
+        return Question(
+            "ground", text, "from {} to {}", ((e.start, e.end),), event=event, evidence=(event,)
+        )
 
     def highlights(self, event: int) -> Question:
         same = self.scene.occurrences(event)
         spans = tuple((self.scene.events[i].start, self.scene.events[i].end) for i in same)
         text = self.pick(HIGHLIGHT_TEMPLATES).format(**self.phrases(event, ordinal=False))
-        return Question("highlights", text, " , ".join(["from {} to {}"] * len(spans)), spans)
+        return Question(
+            "highlights",
+            text,
+            " , ".join(["from {} to {}"] * len(spans)),
+            spans,
+            evidence=tuple(same),
+        )
 
     def caption(self) -> Question:
         order = sorted(range(len(self.scene.events)), key=lambda i: self.scene.events[i].start)
         spans = tuple((self.scene.events[i].start, self.scene.events[i].end) for i in order)
         said = " . ".join("from {} to {} " + self.plain_sentence(i) for i in order)
-        return Question("caption", self.pick(CAPTION_TEMPLATES), said + " .", spans)
+        text = self.pick(CAPTION_TEMPLATES)
+        return Question("caption", text, said + " .", spans, evidence=tuple(order))
 
     def plain_sentence(self, event: int) -> str:
         """The event with colours named and in a fixed order: what a caption says."""
@@ -142,7 +156,9 @@ class Asker:
             return None
         text = self.pick(WHY_TEMPLATES).format(**self.phrases(event))
         answer = "from {} to {} because " + self.plain_sentence(e.cause)
-        return Question("why", text, answer, ((e.start, e.end),), event=event)
+        return Question(
+            "why", text, answer, ((e.start, e.end),), event=event, evidence=(event, e.cause)
+        )
 
     def qa(self) -> list[Question]:
         """Every short-answer question that is unambiguous here, a few of each kind."""
@@ -151,12 +167,14 @@ class Asker:
             found += list(kind())
         return found
 
-    def _make(self, kind: str, text: str, answer: str, pool: list[str] | None = None) -> Question:
-        others = sorted(set(pool or []) - {answer})
+    def _make(
+        self, kind: str, text: str, answer: str, pool: list[str], evidence: Sequence[int]
+    ) -> Question:
+        others = sorted(set(pool) - {answer})
         self.rng.shuffle(others)
         options = [answer, *others[:3]]
         self.rng.shuffle(options)
-        return Question(kind, text, answer, options=tuple(options))
+        return Question(kind, text, answer, options=tuple(options), evidence=tuple(evidence))
 
     def _verb(self, e: Event, actor: int) -> str:
         third = ACTIONS[ACTION_INDEX[e.action]].third
@@ -174,20 +192,26 @@ class Asker:
             mine = self._by_actor(actor)
             if len(mine) == 1:
                 answer = self._verb(events[mine[0]], actor)
-                yield self._make("does", f"what does {self.name(actor)} do ?", answer, pool)
+                text = f"what does {self.name(actor)} do ?"
+                yield self._make("does", text, answer, pool, mine)
             for before, after in pairwise(mine):
                 e = events[before]
                 if len(self.scene.occurrences(before)) > 1 or e.other >= 0:
                     continue
                 third = ACTIONS[ACTION_INDEX[e.action]].third
                 text = f"what does {self.name(actor)} do after it {third} ?"
-                yield self._make("after", text, self._verb(events[after], actor), pool)
+                yield self._make("after", text, self._verb(events[after], actor), pool, [after])
             if len(mine) > 1:
                 answer = self._verb(events[mine[0]], actor)
-                yield self._make("does", f"what does {self.name(actor)} do first ?", answer, pool)
+                text = f"what does {self.name(actor)} do first ?"
+                yield self._make("does", text, answer, pool, mine[:1])
 
     def _actors_of(self, action: str) -> set[int]:
         return {e.actor for e in self.scene.events if e.action == action}
+
+    def _events_of(self, action: str, actor: int | None = None) -> list[int]:
+        events = enumerate(self.scene.events)
+        return [i for i, e in events if e.action == action and actor in (None, e.actor)]
 
     def _who(self) -> Iterator[Question]:
         pool = [noun_phrase(n, int(self.rng.integers(8))) for n in self.rng.permutation(18)[:3]]
@@ -196,7 +220,8 @@ class Asker:
             who = self._actors_of(action.name)
             if len(who) == 1 and action.name != "meet":
                 text = self.pick(("what {} ?", "which object {} ?")).format(action.third)
-                yield self._make("which", text, self._full(next(iter(who))), pool)
+                answer = self._full(next(iter(who)))
+                yield self._make("which", text, answer, pool, self._events_of(action.name))
 
     def _colour(self) -> Iterator[Question]:
         pool = list(COLOUR_NAMES)
@@ -208,11 +233,12 @@ class Asker:
                     continue
                 text = f"what colour is the {NOUN_NAMES[noun]} that {action.third} ?"
                 answer = COLOUR_NAMES[self.scene.actors[actor].colour]
-                yield self._make("colour", text, answer, pool)
+                shown = self._events_of(action.name, actor)
+                yield self._make("colour", text, answer, pool, shown)
         for i, e in enumerate(self.scene.events):
             if e.action == "recolour" and len(self.scene.occurrences(i)) == 1:
                 text = f"which colour does {self.name(e.actor)} change to ?"
-                yield self._make("colour", text, COLOUR_NAMES[e.colour], pool)
+                yield self._make("colour", text, COLOUR_NAMES[e.colour], pool, [i])
 
     def _order(self) -> Iterator[Question]:
         events = self.scene.events
@@ -225,20 +251,21 @@ class Asker:
                 continue
             answer = "yes" if events[one].start < events[two].start else "no"
             text = f"does {self.phrases(one)['plain']} before {self.phrases(two)['third']} ?"
-            yield self._make("before", text, answer, ["yes", "no"])
+            yield self._make("before", text, answer, ["yes", "no"], [one, two])
 
     def _count(self) -> Iterator[Question]:
         numbers = ["0", "1", "2", "3", "4"]
         events = self.scene.events
         for e in events:
             if e.other < 0:
-                times = sum(o.actor == e.actor and o.action == e.action for o in events)
+                same = self._events_of(e.action, e.actor)
                 text = f"how many times does {self.name(e.actor)} {_plain(e.action)} ?"
-                yield self._make("count", text, str(times), numbers)
+                yield self._make("count", text, str(len(same)), numbers, same)
         for action in (a for a in ACTIONS if a.name != "meet"):
             if self.rng.random() < 0.3:
                 text = f"how many objects {action.plain} ?"
-                yield self._make("count", text, str(len(self._actors_of(action.name))), numbers)
+                number = str(len(self._actors_of(action.name)))
+                yield self._make("count", text, number, numbers, self._events_of(action.name))
 
     def _edge(self) -> Iterator[Question]:
         """What happens first and last, and whether something happens at all."""
@@ -247,9 +274,9 @@ class Asker:
         pool = [self.plain_sentence(i) for i in starts]
         gap = CLOSE * self.scene.duration
         if events[starts[1]].start - events[starts[0]].start > gap:
-            yield self._make("first", "what happens first ?", pool[0], pool)
+            yield self._make("first", "what happens first ?", pool[0], pool, starts[:1])
         if events[starts[-1]].start - events[starts[-2]].start > gap:
-            yield self._make("last", "what happens last ?", pool[-1], pool)
+            yield self._make("last", "what happens last ?", pool[-1], pool, starts[-1:])
         actor = int(self.rng.integers(len(self.scene.actors)))
         done = {events[i].action for i in self._by_actor(actor)}
         wanted = bool(self.rng.random() < 0.5)
@@ -257,7 +284,9 @@ class Asker:
         if options:
             action = options[int(self.rng.integers(len(options)))]
             text = f"does {self.name(actor)} {action.plain} ?"
-            yield self._make("whether", text, "yes" if action.name in done else "no", ["yes", "no"])
+            answer = "yes" if action.name in done else "no"
+            shown = self._events_of(action.name, actor)
+            yield self._make("whether", text, answer, ["yes", "no"], shown)
 
 
 def _plain(action: str) -> str:

@@ -6,6 +6,7 @@ the same whatever the number of workers, so that a resumed run sees what it woul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +21,10 @@ from ..stage.tracks import MAX_ACTORS, tracks
 from ..timecode import TimeCode
 from .words import ASSISTANT, END
 
-#: Time fields of one batch row that get a pointer target.
-POINTERS = 24
+#: Words of a clip's answers that are told where to look, and how many actors in events each.
+POINTERS, EVIDENCE = 40, 4
+#: So many words of an answer without times are told.
+TOLD_WORDS = 4
 IGNORE = -100
 
 
@@ -67,7 +70,10 @@ class StageBatches(Dataset[dict[str, Tensor]]):
     `noise` (B,), `seconds` (B, T), `duration` (B,), `action` (B, T, A), `look` (B, A, 2) noun and
     colour or −1; and of the questions, packed one after the other in L tokens a clip: `ids`,
     `labels`, `slot` (number of the question, −1 for padding), `offset` (place in the question),
-    all (B, L), `points` (B, P) places of time fields or −1, `point_spans` (B, P, 2) seconds.
+    all (B, L). `fields` (B, P) places of time fields or −1 with `field_spans` (B, P, 2) seconds.
+    `points` (B, P) places that are told where to look or −1, `point_times` (B, P) seconds of the
+    edge that a time field tells or −1, `point_events` (B, P, E, 3) start and end in seconds and
+    actor of the evidence, or −1.
     """
 
     def __init__(
@@ -156,8 +162,9 @@ class StageBatches(Dataset[dict[str, Tensor]]):
         labels: list[int] = []
         slot: list[int] = []
         offset: list[int] = []
-        points = np.full(POINTERS, -1, dtype=np.int64)
+        fields = np.full(POINTERS, -1, dtype=np.int64)
         spans = np.zeros((POINTERS, 2), dtype=np.float32)
+        told: list[tuple[int, float, list[tuple[float, float, int]]]] = []
         used = 0
         for number, question in enumerate(asked):
             said = self.core.encode(question.text, add_special_tokens=False).ids
@@ -166,20 +173,50 @@ class StageBatches(Dataset[dict[str, Tensor]]):
             answer = question.answer_with(lambda t: self.code.encode(t, scene.duration))
             reply = [*self.core.encode(answer, add_special_tokens=False).ids, self.end]
             start = len(ids) + len(said)  # the assistant mark predicts the first word of the reply
-            times = [start + i for i, t in enumerate(reply) if t in self.time_ids]
-            for place, at in enumerate(times):
-                if used < POINTERS:
-                    points[used] = at
-                    spans[used] = question.spans[place // 2]
-                    used += 1
+            times = [i for i, t in enumerate(reply) if t in self.time_ids]
+            for place, i in enumerate(times[: POINTERS - used]):
+                span = question.spans[place // 2]
+                fields[used], spans[used] = start + i, span
+                used += 1
+                if question.kind != "caption":
+                    event = question.evidence[place // 2 : place // 2 + 1]
+                    told.append((start + i, span[place % 2], _actors_in(scene, event)))
+            words = (
+                [] if question.kind == "caption" else range((times or [-1])[-1] + 1, len(reply) - 1)
+            )
+            rest = _actors_in(scene, question.evidence[len(question.spans) :])
+            told += [(start + i, -1.0, rest) for i in words[:TOLD_WORDS] if rest]
             whole = [*said, self.assistant, *reply]
             labels += [*[IGNORE] * len(said), *reply, IGNORE]
             slot += [number] * len(whole)
             offset += range(len(whole))
             ids += whole
+        points = np.full(POINTERS, -1, dtype=np.int64)
+        edges = np.full(POINTERS, -1, dtype=np.float32)
+        events = np.full((POINTERS, EVIDENCE, 3), -1, dtype=np.float32)
+        for p, (at, edge, seen) in enumerate(told[:POINTERS]):
+            points[p], edges[p] = at, edge
+            events[p, : len(seen)] = seen[:EVIDENCE]
         named = {"ids": ids, "labels": labels, "slot": slot, "offset": offset}
         arrays = {k: np.asarray(v, dtype=np.int64) for k, v in named.items()}
-        return {**arrays, "points": points, "point_spans": spans}
+        return {
+            **arrays,
+            "fields": fields,
+            "field_spans": spans,
+            "points": points,
+            "point_times": edges,
+            "point_events": events,
+        }
+
+
+def _actors_in(scene: Scene, events: Sequence[int]) -> list[tuple[float, float, int]]:
+    """(start, end, actor) of everyone who takes part in some events."""
+    return [
+        (e.start, e.end, who)
+        for e in (scene.events[i] for i in events)
+        for who in (e.actor, e.other)
+        if who >= 0
+    ][:EVIDENCE]
 
 
 def block_mask(slot: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:

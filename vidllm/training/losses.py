@@ -145,6 +145,33 @@ def word_loss(
     return torch.where(is_time, soft, plain).mean()
 
 
+def pointing_targets(batch: dict[str, Tensor], side: int, frame_span: Tensor) -> Tensor:
+    """Where told words should look: (2, B, P, T·N) float 0 or 1, before any reduction.
+
+    First the cells of the actors while the evidence lasts; then, for a time field, only the frames
+    at the edge that it tells, one frame to either side (for other words the same as the first).
+
+    Args:
+        batch: of `StageBatches`.
+        side: of the token grid; frame_span: (B, T, 2) seconds.
+    """
+    cover = _cover(batch, side, 0.5).transpose(1, 2)  # (B, A, T, N)
+    events = batch["point_events"]
+    points, many = events.shape[1:3]
+    who = events[..., 2].long().clamp(min=0).flatten(1)
+    there = cover.gather(1, who[..., None, None].expand(-1, -1, *cover.shape[2:]))
+    there = there.unflatten(1, (points, many)) * (events[..., 2] >= 0)[..., None, None]
+    low, high = frame_span[:, None, None, :, 0], frame_span[:, None, None, :, 1]
+    during = (low < events[..., 1, None]) & (high > events[..., 0, None])
+    inside = (there * during[..., None]).amax(2)
+    own = batch["point_times"][..., None]
+    reach = (high - low)[:, :, 0]
+    near = (own > low[:, :, 0] - reach) & (own < high[:, :, 0] + reach)
+    edge = (there * near[:, :, None, :, None]).amax(2)
+    edge = torch.where((own >= 0)[..., None], edge, inside)
+    return torch.stack([inside, edge]).flatten(3)
+
+
 def pointing_loss(
     model: NativeVideoLLM,
     hidden: Tensor,
@@ -152,17 +179,17 @@ def pointing_loss(
     positions: Tensor,
     video: slice,
     batch: dict[str, Tensor],
-    span: Tensor,
+    target: Tensor,
 ) -> Tensor:
-    """How little attention the time fields pay to where they should look.
+    """How little attention the told words pay to where they should look.
 
-    A third of the heads looks at the whole span, a third at the edge that the field tells.
+    A third of the heads looks at the evidence, a third at the edge that a time field tells.
 
     Args:
         hidden: (B, L, D) what enters decoder layer `layer`.
         positions: (B, L) position ids.
         video: where the video tokens stand in the sequence.
-        span: (B, V, 2) seconds of the video tokens.
+        target: (2, B, P, V) of `pointing_targets`, reduced as the tokens are.
     """
     from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
@@ -182,24 +209,7 @@ def pointing_loss(
     third = max(1, heads // 3)
     key = key.repeat_interleave(heads // key.shape[1], dim=1)[:, : 2 * third]
     scores = (query[:, : 2 * third] @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
-    inside, edge = pointing_targets(batch["point_spans"], span)
-    hit = torch.cat([t[:, None].expand(-1, third, -1, -1) for t in (inside, edge)], dim=1)
+    hit = target.repeat_interleave(third, dim=0).transpose(0, 1)  # (B, heads, P, V)
     mass = (torch.softmax(scores, dim=-1) * hit).sum(-1)
-    used = (points >= 0)[:, None].expand_as(mass)
+    used = (points >= 0)[:, None] & (hit.amax(-1) > 0)
     return -(mass + 1e-6).log()[used].mean()
-
-
-def pointing_targets(want: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:
-    """Where time fields should look: (B, P, V) bool, inside their span and at their own edge.
-
-    Args:
-        want: (B, P, 2) seconds of the span of every field; starts and ends take turns.
-        span: (B, V, 2) seconds of the video tokens.
-    """
-    low, high = span[:, None, :, 0], span[:, None, :, 1]
-    inside = (low < want[..., 1:]) & (high > want[..., :1])
-    own = want[..., 0].clone()
-    own[:, 1::2] = want[:, 1::2, 1]
-    reach = (high - low) / 2  # a token's own width around it
-    edge = (own[..., None] > low - reach) & (own[..., None] < high + reach)
-    return inside, edge

@@ -75,6 +75,14 @@ class Reducer:
             self.plans[spec, frames] = selections, kept.source, kept.position
         return self.plans[spec, frames]
 
+    def targets(self, spec: str, target: Tensor, frames: int) -> Tensor:
+        """Flags (…, S) of original tokens → (…, K): a token has what one of its sources has."""
+        _, source, position = self.plan(spec, frames)
+        live = torch.nonzero(source >= 0).flatten().to(target.device)
+        slot = source.to(target.device)[live].expand(*target.shape[:-1], -1)
+        kept = target.new_zeros(*target.shape[:-1], len(position))
+        return kept.scatter_reduce(-1, slot, target[..., live], "amax")
+
     def __call__(
         self, spec: str, features: Tensor, span: Tensor, frames: int
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,7 +157,10 @@ class Trainee(nn.Module):
     def _speak(self, batch: dict[str, Tensor], mixed: Tensor, reduction: str) -> dict[str, Tensor]:
         model, config = self.model, self.model.config
         count, frames, cells = mixed.shape[:3]
-        spans = frame_edges(batch["seconds"], batch["duration"]).repeat_interleave(cells, dim=1)
+        edges = frame_edges(batch["seconds"], batch["duration"])
+        spans = edges.repeat_interleave(cells, dim=1)
+        target = losses.pointing_targets(batch, model.grid_side, edges)
+        target = self.reducer.targets(reduction, target, frames)
         features, spans, position = self.reducer(reduction, mixed.flatten(1, 2), spans, frames)
         video = model.video_embeds(features, spans, batch["duration"])
         head = torch.full((count, 1), self.head_id, device=video.device)
@@ -174,7 +185,7 @@ class Trainee(nn.Module):
         out = {
             "words": losses.word_loss(logits, labels[rows], first, number, self.weights.sigma),
             "pointing": losses.pointing_loss(
-                model, hidden, layer, places, slice(1, prefix), batch, spans
+                model, hidden, layer, places, slice(1, prefix), batch, target
             ),
         }
         with torch.no_grad():
@@ -183,14 +194,14 @@ class Trainee(nn.Module):
 
     def _scores(self, batch: dict[str, Tensor], logits: Tensor, rows: Tensor) -> dict[str, Tensor]:
         """Teacher-forced mIoU and R1@0.5 of all spans, and the accuracy of answers without one."""
-        labels, slot, points = batch["labels"], batch["slot"], batch["points"]
+        labels, slot, points = batch["labels"], batch["slot"], batch["fields"]
         first, number = self.model.config.time_token_start, self.model.config.time_tokens
         guess = torch.full_like(labels, IGNORE)
         guess[rows] = logits.argmax(-1)
         said = guess.gather(1, points.clamp(min=0)) - first
         seconds = said.clamp(0, number - 1) / (number - 1) * batch["duration"][:, None]
         start, end = seconds[:, 0::2], seconds[:, 1::2]
-        truth = batch["point_spans"][:, 0::2]
+        truth = batch["field_spans"][:, 0::2]
         used = points[:, 0::2] >= 0
         meet = (torch.minimum(end, truth[..., 1]) - torch.maximum(start, truth[..., 0])).clamp(
             min=0
