@@ -152,7 +152,7 @@ def clustered_interval(
     return [round(float(v), 4) for v in np.percentile(means, [2.5, 97.5])]
 
 
-def span_scores(ious: Sequence[float]) -> dict[str, float | None]:
+def span_scores(ious: Sequence[float] | np.ndarray) -> dict[str, float | None]:
     """mIoU and R1@m of the IoUs of first spans."""
     scores: dict[str, float | None] = {"mIoU": mean(ious)}
     for threshold in THRESHOLDS:
@@ -160,7 +160,7 @@ def span_scores(ious: Sequence[float]) -> dict[str, float | None]:
     return scores
 
 
-def mean(values: Sequence[float]) -> float | None:
+def mean(values: Sequence[float] | np.ndarray) -> float | None:
     """The mean to four decimals; None of nothing."""
     return round(float(np.mean(values)), 4) if len(values) else None
 

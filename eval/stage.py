@@ -19,8 +19,9 @@ from .metrics import Reply, summarise
 from .records import AnswerFile, Cost
 
 if TYPE_CHECKING:
+    from vidllm.answer import Answer
     from vidllm.options import CommonOptions
-    from vidllm.pipeline import Answer, VideoLLM
+    from vidllm.pipeline import VideoLLM
     from vidllm.timecode import TimeCode
 
 Progress = Callable[[int, int], None]
