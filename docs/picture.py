@@ -1,4 +1,4 @@
-"""Draw docs/picture.png, the picture of README: `python docs/picture.py` with the shipped weights."""
+"""Draw docs/picture.png, the picture of README, with the shipped weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
 from vidllm import VideoLLM, load_video
 from vidllm.shipped import sample_videos
 
@@ -32,13 +33,15 @@ def main() -> None:
         axis.set_title(f"{clip.seconds[4 + 8 * i]:.1f} s", fontsize=9)
         axis.axis("off")
     axis = figure.add_subplot(grid[1, :])
-    for row, (question, answer, colour) in enumerate(
-        zip(QUESTIONS, answers, COLOURS, strict=True)
-    ):
+    for row, (question, answer, colour) in enumerate(zip(QUESTIONS, answers, COLOURS, strict=True)):
         for span in answer.spans:
             axis.barh(-row, span.end - span.start, left=span.start, height=0.5, color=colour)
             axis.text(
-                span.end + 0.4, -row, f"{span.start:.1f} – {span.end:.1f} s", va="center", fontsize=9
+                span.end + 0.4,
+                -row,
+                f"{span.start:.1f} – {span.end:.1f} s",
+                va="center",
+                fontsize=9,
             )
         axis.text(0.2, -row + 0.33, question, fontsize=9.5, va="bottom")
     axis.set_xlim(0, clip.duration)

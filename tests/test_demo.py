@@ -36,7 +36,16 @@ def page_url(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[s
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vidllm.cli", "demo", "--model", str(folder), "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "vidllm.cli",
+        "demo",
+        "--model",
+        str(folder),
+        "--port",
+        str(port),
+    ]
     process = subprocess.Popen(
         command, cwd=root, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stderr=subprocess.PIPE
     )
@@ -80,4 +89,3 @@ def test_ask_on_the_page(page_url: str, tmp_path: Path) -> None:
         expect(page.locator("#notes")).to_contain_text("zebra")
         assert page.get_by_text("Traceback").count() == 0
         browser.close()
-

@@ -87,8 +87,8 @@ def test_cache_and_batch_do_not_change_the_answers() -> None:
 
     together = answers(prompts)
     assert together == [answers([p])[0] for p in prompts]
-    embeds = model.video_embeds(tokens.features, tokens.span, torch.tensor(duration))
     with torch.inference_mode():
+        embeds = model.video_embeds(tokens.features, tokens.span, torch.tensor(duration))
         for prompt, answer in zip(prompts, together, strict=True):
             text = model.embed_tokens(torch.tensor(prompt + answer))
             whole = torch.cat([model.embed_tokens(torch.tensor(HEAD)), embeds, text])
@@ -105,6 +105,7 @@ def test_keep_one_is_bit_equal_to_no_compressor(name: str) -> None:
     assert torch.equal(next_logits(model, tokens, duration), next_logits(model, kept, duration))
 
 
+@torch.inference_mode()
 @pytest.mark.parametrize("stamped", [False, True])
 def test_dropping_equals_masking_at_the_same_positions(stamped: bool) -> None:
     model, _ = tiny_model()
@@ -157,6 +158,7 @@ def test_time_is_told_by_the_span_of_a_token() -> None:
     assert torch.allclose(told[2], gain * both / 2, atol=1e-6)
 
 
+@torch.inference_mode()
 @pytest.mark.parametrize("code", ["absolute", "text"])
 def test_other_time_codes_start_without_effect(code: str) -> None:
     model = hub_model("siglip", time_code=code, time_embedding=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from vidllm.compressors import Chain, Compressor, build
@@ -81,7 +82,7 @@ def load_native(folder: str, attn: str | None) -> tuple[NativeVideoLLM, PreTrain
             folder, output_loading_info=True, dtype=torch.float32, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WorkError(f"the model in {folder} cannot be loaded: {line}") from error
     missing = [k for k in report["missing_keys"] if not k.endswith("lm_head.weight")]
