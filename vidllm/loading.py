@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -76,11 +77,13 @@ def load_native(folder: str, attn: str | None) -> tuple[NativeVideoLLM, PreTrain
             f"'{folder}' is a {kind} model; this version answers with {NativeConfig.model_type} "
             "models: leave --model out for the shipped one"
         )
-    options = {} if attn is None else {"attn_implementation": attn}
+    options: dict[str, Any] = {} if attn is None else {"attn_implementation": attn}
+    report: dict[str, Any]
     try:
-        model, report = NativeVideoLLM.from_pretrained(
+        loaded: Any = NativeVideoLLM.from_pretrained(
             folder, output_loading_info=True, dtype=torch.float32, **options
         )
+        model, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Sequence
 from typing import Any, overload
@@ -19,19 +18,17 @@ from .cost import Receipt, Stopwatch, kv_bytes_per_token
 from .errors import InputError, WorkError
 from .loading import choose_compressor, choose_device, choose_dtype, load_native
 from .models.native import NativeConfig, NativeVideoLLM
+from .prompt import PROMPTS, prompt_ids, unknown_words, wrap
 from .recipes import get_recipe
 from .shipped import default_model, find_model
 from .timecode import Span, get_timecode
 from .tokens import VideoTokens
 from .video import VideoClip, load_video
 
-VIDEO_MARK = "<|video|>"
-#: Words that `ground`, `caption` and `highlights` put around what the user says.
-PROMPTS = {
-    "ground": "find the moment when {query} .",
-    "highlights": "show every moment when {query} .",
-    "caption": "describe what happens with times .",
-}
+__all__ = ["Answer", "VideoLLM"]
+
+#: A file, or a clip that was read before.
+Video = str | os.PathLike[str] | VideoClip
 
 
 class VideoLLM:
@@ -102,9 +99,10 @@ class VideoLLM:
         if compressors is not None:  # what is wrong here must not wait for the weights
             choose_compressor(NativeConfig(), compressors, keep)
         model, tokenizer = load_native(folder, attn)
+        torch.nn.Module.to(model, device=place, dtype=kind)
         torch.manual_seed(seed)
         return cls(
-            model.to(device=place, dtype=kind),
+            model,
             tokenizer,
             compressors=compressors,
             keep=keep,
@@ -116,16 +114,32 @@ class VideoLLM:
 
     @overload
     def ask(
-        self, video: str | os.PathLike[str] | VideoClip, question: str, **options: Any
+        self,
+        video: Video,
+        question: str,
+        *,
+        frames: int | None = None,
+        fps: float | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        max_new_tokens: int | None = None,
     ) -> Answer: ...
     @overload
     def ask(
-        self, video: str | os.PathLike[str] | VideoClip, question: Sequence[str], **options: Any
+        self,
+        video: Video,
+        question: list[str] | tuple[str, ...],
+        *,
+        frames: int | None = None,
+        fps: float | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        max_new_tokens: int | None = None,
     ) -> list[Answer]: ...
     def ask(
         self,
-        video: str | os.PathLike[str] | VideoClip,
-        question: str | Sequence[str],
+        video: Video,
+        question: str | list[str] | tuple[str, ...],
         *,
         frames: int | None = None,
         fps: float | None = None,
@@ -148,7 +162,7 @@ class VideoLLM:
         if not questions:
             raise InputError("no question was asked: give at least one")
         for text in questions:  # a wrong question fails before the video costs anything
-            self._prompt(text)
+            prompt_ids(self.tokenizer, text)
         watch = Stopwatch()
         clip = self._clip(video, frames, fps, start, end, watch)
         tokens, duration = self.encode(clip, watch)
@@ -183,7 +197,7 @@ class VideoLLM:
             InputError: an empty question, or one with control tokens.
         """
         watch = watch or Stopwatch()
-        prompts = [self._prompt(q) for q in questions]
+        prompts = [prompt_ids(self.tokenizer, q) for q in questions]
         heads = {tuple(head) for head, _ in prompts}
         if len(heads) != 1:
             raise WorkError("the chat template puts different text before the video")
@@ -195,7 +209,7 @@ class VideoLLM:
                 prefix,
                 [tail for _, tail in prompts],
                 max_new_tokens=max_new_tokens or 128,
-                eos=int(self.tokenizer.eos_token_id),  # type: ignore[arg-type]
+                eos=int(self.tokenizer.eos_token_id),
             )
         receipt = self._receipt(clip, tokens, kept, watch)
         return [
@@ -203,9 +217,7 @@ class VideoLLM:
             for q, reply in zip(questions, replies, strict=True)
         ]
 
-    def ground(
-        self, video: str | os.PathLike[str] | VideoClip, query: str, **options: Any
-    ) -> list[Span]:
+    def ground(self, video: Video, query: str, **options: Any) -> list[Span]:
         """When what `query` describes happens: spans in seconds, none if the model cannot say.
 
         Options as for `ask`.
@@ -213,20 +225,16 @@ class VideoLLM:
         answer = self.ground_answer(video, query, **options)
         return [] if answer.failed else list(answer.spans)
 
-    def ground_answer(
-        self, video: str | os.PathLike[str] | VideoClip, query: str, **options: Any
-    ) -> Answer:
+    def ground_answer(self, video: Video, query: str, **options: Any) -> Answer:
         """As `ground`, with text and receipt."""
-        return self._timed(self.ask(video, self._wrap("ground", query), **options))
+        return self._timed(self.ask(video, wrap("ground", query), **options))
 
-    def highlights(
-        self, video: str | os.PathLike[str] | VideoClip, query: str, **options: Any
-    ) -> list[Span]:
+    def highlights(self, video: Video, query: str, **options: Any) -> list[Span]:
         """Every moment that fits `query`, as `ground`."""
-        answer = self._timed(self.ask(video, self._wrap("highlights", query), **options))
+        answer = self._timed(self.ask(video, wrap("highlights", query), **options))
         return [] if answer.failed else list(answer.spans)
 
-    def caption(self, video: str | os.PathLike[str] | VideoClip, **options: Any) -> Answer:
+    def caption(self, video: Video, **options: Any) -> Answer:
         """What happens in the video and when."""
         return self._timed(self.ask(video, PROMPTS["caption"], **options))
 
@@ -262,7 +270,7 @@ class VideoLLM:
 
     def _clip(
         self,
-        video: str | os.PathLike[str] | VideoClip,
+        video: Video,
         frames: int | None,
         fps: float | None,
         start: float | None,
@@ -285,36 +293,12 @@ class VideoLLM:
         watch.add("decode", time.perf_counter() - began)
         return clip
 
-    def _wrap(self, task: str, query: str) -> str:
-        if not query.strip():
-            raise InputError("the query is empty: say what to look for")
-        if query.strip().endswith("?"):
-            return query
-        return PROMPTS[task].format(query=query.strip().rstrip(" ."))
-
-    def _prompt(self, question: str) -> tuple[list[int], list[int]]:
-        """Ids before and after the video."""
-        if not question.strip():
-            raise InputError("the question is empty: ask something")
-        if "<|" in question:
-            raise InputError("the question holds '<|', which marks control tokens: leave it out")
-        content = VIDEO_MARK + question.strip()
-        if self.tokenizer.chat_template:
-            turn = [{"role": "user", "content": content}]
-            content = str(
-                self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-            )
-        head, tail = content.split(VIDEO_MARK, 1)
-        return tuple(  # type: ignore[return-value]
-            self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in (head, tail)
-        )
-
     def _stamps(self, clip: VideoClip, duration: float) -> list[list[int]] | None:
         if not self.config.stamps:
             return None
         texts = self.code.stamps(clip.seconds - self._window(clip)[0], duration)
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return [list(row) for row in ids]  # type: ignore[union-attr]
+        return [list(row) for row in ids]
 
     def _answer(
         self, question: str, reply: list[int], clip: VideoClip, duration: float, receipt: Receipt
@@ -324,7 +308,8 @@ class VideoLLM:
         found = self.code.find(raw, duration)
         spans = tuple(Span(s.start + origin, s.end + origin, s.score) for s, *_ in found)
         text = shift_seconds(self.code.readable(raw, duration), origin)
-        return Answer(text, spans, receipt, raw, notes=(*clip.notes, *self._unknown(question)))
+        notes = (*clip.notes, *unknown_words(self.tokenizer, question))
+        return Answer(text, spans, receipt, raw, notes=notes)
 
     def _timed(self, answer: Answer) -> Answer:
         """The answer to a question for a time: without one it failed."""
@@ -332,21 +317,6 @@ class VideoLLM:
             return answer
         note = "the answer names no time"
         return Answer(answer.text, (), answer.receipt, answer.raw, True, (*answer.notes, note))
-
-    def _unknown(self, question: str) -> tuple[str, ...]:
-        """A note on words that a word tokenizer does not know."""
-        unknown = self.tokenizer.unk_token_id
-        if unknown is None:
-            return ()
-        words = re.findall(r"[^\W_]+", question.lower())
-        missing = [
-            w
-            for w in words
-            if unknown in self.tokenizer(w, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
-        ]
-        if not missing:
-            return ()
-        return (f"the model does not know: {', '.join(dict.fromkeys(missing))}",)
 
     def _receipt(
         self, clip: VideoClip, full: VideoTokens, kept: VideoTokens, watch: Stopwatch

@@ -149,7 +149,9 @@ class NativeVideoLLM(PreTrainedModel):
         if k > 1:
             cells = cells.unflatten(1, (side // k, k, side // k, k)).permute(0, 1, 3, 2, 4, 5)
             cells = cells.reshape(len(cells), (side // k) ** 2, -1)
-        return cast(Tensor, self.projector(cells.to(self.projector[1].weight.dtype)))
+        return cast(
+            Tensor, self.projector(cells.to(cast(nn.Linear, self.projector[1]).weight.dtype))
+        )
 
     def mix(self, tokens: Tensor, seconds: Tensor, mask: Tensor | None = None) -> Tensor:
         """Run the temporal encoders: (B, T, N, D) tokens at (B, T) seconds → same shape."""
@@ -164,7 +166,9 @@ class NativeVideoLLM(PreTrainedModel):
         times = torch.as_tensor(seconds, device=tokens.device, dtype=torch.float32)
         mixed = self.mix(tokens[None], times[None])[0]
         side = self.grid_side
-        return VideoTokens.from_grid(mixed.unflatten(1, (side, side)), seconds, duration)
+        return VideoTokens.from_grid(
+            mixed.unflatten(1, (side, side)), torch.from_numpy(seconds), duration
+        )
 
     def video_embeds(self, features: Tensor, span: Tensor, duration: Tensor) -> Tensor:
         """What the LLM sees of features (…, L, D): `span` (…, L, 2), `duration` (…) seconds."""

@@ -22,7 +22,7 @@ class Average:
     @torch.no_grad()
     def update(self, model: torch.nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.values, self._live(model), 1 - decay)  # type: ignore[attr-defined]
+        torch._foreach_lerp_(self.values, self._live(model), 1 - decay)
 
     @torch.no_grad()
     def swap(self, model: torch.nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -47,7 +48,9 @@ class CellCache:
         if mode == "r+" and path.stat().st_size < 2 * np.prod(shape):
             with path.open("r+b") as file:  # more clips than before: the new rows are zeros
                 file.truncate(2 * int(np.prod(shape)))
-        self.data = np.memmap(path, dtype=np.int16, mode=mode, shape=shape)
+        self.data: np.memmap[Any, Any] = np.memmap(
+            path, dtype=np.int16, mode=cast(Any, mode), shape=shape
+        )
         self.model = model
         self.workers = settings.cell_workers
 

@@ -54,8 +54,8 @@ def train(
     with clean_output(json):
         from vidllm.compressors import build
 
-        from .loop import TrainSettings
         from .loop import train as run
+        from .settings import TrainSettings
 
         build(compressor, keep=keep)
         folder = run(

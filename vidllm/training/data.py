@@ -87,10 +87,10 @@ class StageBatches(Dataset[dict[str, Tensor]]):
         self.code = code
         self.length = length
         self.core = tokenizer.backend_tokenizer
-        self.unknown = int(tokenizer.unk_token_id)  # type: ignore[arg-type]
-        self.assistant = self.core.token_to_id(ASSISTANT)
-        self.end = self.core.token_to_id(END)
-        self.pad = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+        self.unknown = int(tokenizer.unk_token_id)
+        self.assistant = int(str(tokenizer.convert_tokens_to_ids(ASSISTANT)))
+        self.end = int(str(tokenizer.convert_tokens_to_ids(END)))
+        self.pad = int(tokenizer.pad_token_id)
         self.time_ids = {self.core.token_to_id(t) for t in code.special_tokens}
 
     def __len__(self) -> int:

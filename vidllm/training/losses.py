@@ -9,6 +9,7 @@ attention of a time field lies on the frames of its span).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +122,7 @@ def meaning_loss(
     heads: Heads, model: NativeVideoLLM, tokens: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Binary cross entropy against the LLM's word embeddings, and the action recall (no grad)."""
-    table = model.embed_tokens(heads.word_ids)
+    table = model.embed_tokens(cast(Tensor, heads.word_ids))
     flat = F.layer_norm(tokens.float(), tokens.shape[-1:])
     logits = (flat @ table.float().T) * heads.scale * tokens.shape[-1] ** -0.5 + heads.bias
     with torch.no_grad():

@@ -15,16 +15,13 @@ from .words import build_tokenizer
 
 #: Reductions met in training, as (compressor spec, weight).
 MIXTURE: tuple[tuple[str, float], ...] = (
-    ("none", 0.36),
-    ("temporal-pool:keep=0.5", 0.06),
-    ("temporal-pool:keep=0.25", 0.16),
-    ("temporal-pool:keep=0.125", 0.05),
-    ("spatial-pool:keep=0.25", 0.16),
-    ("spatial-pool:keep=0.125", 0.05),
-    ("frame-sample:keep=0.5", 0.04),
-    ("frame-sample:keep=0.25", 0.04),
-    ("random:keep=0.5", 0.04),
-    ("random:keep=0.25", 0.04),
+    ("none", 0.50),
+    ("temporal-pool:keep=0.5", 0.05),
+    ("temporal-pool:keep=0.25", 0.25),
+    ("temporal-pool:keep=0.125", 0.03),
+    ("spatial-pool:keep=0.25", 0.07),
+    ("frame-sample:keep=0.5", 0.05),
+    ("random:keep=0.5", 0.05),
 )
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"width": 192, "layers": 4, "heads": 6, "widths": (24, 64, 128), "blocks": (1, 2, 2)},
