@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-SAMPLE ?= $(firstword $(sort $(wildcard weights/samples/*.mp4)))
+SAMPLE ?= weights/samples/red-star.mp4
 QUESTION ?= when does the red star spin?
 
 BIN := $(abspath $(VENV))/bin
