@@ -22,7 +22,7 @@ from ..timecode import TimeCode
 from .words import ASSISTANT, END
 
 #: Words of a clip's answers that are told where to look, and how many actors in events each.
-POINTERS, EVIDENCE = 40, 4
+POINTERS, EVIDENCE = 48, 4
 #: So many words of an answer without times are told.
 TOLD_WORDS = 4
 IGNORE = -100
@@ -152,7 +152,7 @@ class StageBatches(Dataset[dict[str, Tensor]]):
     ) -> dict[str, np.ndarray]:
         row = self.moving(seed, rng)
         scene = make_scene(self.settings.split, seed)
-        asked = draw(scene, rng, ground=3, qa=3, **extra)
+        asked = draw(scene, rng, ground=3, qa=5, **extra)
         return {**row, **self._text(scene, asked, rng)}
 
     def _text(
