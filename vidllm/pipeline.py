@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -316,7 +317,7 @@ class VideoLLM:
         if answer.spans:
             return answer
         note = "the answer names no time"
-        return Answer(answer.text, (), answer.receipt, answer.raw, True, (*answer.notes, note))
+        return replace(answer, failed=True, notes=(*answer.notes, note))
 
     def _receipt(
         self, clip: VideoClip, full: VideoTokens, kept: VideoTokens, watch: Stopwatch

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..models.native import NativeVideoLLM
+from ..stage.scenes import make_scene
 from .data import StageBatches
 from .settings import TrainSettings
 from .trainee import paint
@@ -29,7 +30,7 @@ class _CellMaker(Dataset[Tensor]):
     @torch.inference_mode()
     def __getitem__(self, index: int) -> Tensor:
         device = self.model.device
-        row = self.clips.moving(self.todo[index])
+        row = self.clips.moving(make_scene(self.clips.settings.split, self.todo[index]))
         batch = {k: torch.from_numpy(np.asarray(v))[None].to(device) for k, v in row.items()}
         with torch.autocast(device.type, torch.bfloat16):
             cells = self.model.vision(paint(batch, self.model.vision.image_size, noisy=True))

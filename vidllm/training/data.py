@@ -121,10 +121,9 @@ class StageBatches(Dataset[dict[str, Tensor]]):
                 row[key] = full
         return {k: torch.from_numpy(np.stack([row[k] for row in rows])) for k in rows[0]}
 
-    def moving(self, seed: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+    def moving(self, scene: Scene, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         """The part of a row that is not text: times, sprite tracks, and who they are."""
         s = self.settings
-        scene = make_scene(s.split, seed)
         if s.random_times and rng is not None:
             seconds = np.sort(rng.uniform(0, scene.duration, s.frames))
         else:
@@ -136,7 +135,7 @@ class StageBatches(Dataset[dict[str, Tensor]]):
         for a, actor in enumerate(scene.actors):
             look[a] = actor.noun, actor.colour
         return {
-            "scene": np.asarray(seed),
+            "scene": np.asarray(scene.seed),
             "state": shown.state,
             "glyph": shown.glyph,
             "background": shown.background,
@@ -150,8 +149,8 @@ class StageBatches(Dataset[dict[str, Tensor]]):
     def _row(
         self, seed: int, rng: np.random.Generator, extra: dict[str, int]
     ) -> dict[str, np.ndarray]:
-        row = self.moving(seed, rng)
         scene = make_scene(self.settings.split, seed)
+        row = self.moving(scene, rng)
         asked = draw(scene, rng, ground=3, qa=5, **extra)
         return {**row, **self._text(scene, asked, rng)}
 

@@ -47,7 +47,7 @@ class TrainSettings:
         reduce: train under the mixture of reductions; False trains on full videos alone.
         see_batch: scenes in a batch while it learns to see, four frames of each.
         batch: clips in a batch afterwards; frames: frames of a clip.
-        clips: clips whose cells are kept on disk (25 KB a frame for 1000 clips of 64 frames).
+        clips: clips whose cells are kept on disk (0.4 MB a clip of 64 frames).
         minutes: stop and save after so many minutes (0: no limit); `resume` goes on from there.
         init: folder of a trained model to start from (its tower, and all else that fits).
         cells: file of the kept cells, so that runs with one tower share it; default in `out`.
@@ -58,12 +58,12 @@ class TrainSettings:
     temporal: str = "ssd"
     reduce: bool = True
     steps_see: int = 2000
-    steps_mix: int = 300
-    steps_answer: int = 8000
+    steps_mix: int = 400
+    steps_answer: int = 9000
     see_batch: int = 32
     batch: int = 8
     frames: int = 64
-    clips: int = 12000
+    clips: int = 10000
     see_lr: float = 2e-3
     lr: float = 1e-3
     warmup: int = 100
