@@ -100,6 +100,19 @@ class Compressor(ABC):
             wanted = budget_of(self.keep, len(tokens)) if implied is None else implied
         return min(wanted, len(tokens))
 
+    def signal(self, tokens: VideoTokens, name: str) -> Tensor:
+        """A plane (L, ...) that the model gives beside the features, in float32.
+
+        Raises:
+            InputError: the model does not give it.
+        """
+        if name not in tokens.signals:
+            raise InputError(
+                f"{self.name} needs {name}, which this model does not give: choose a method "
+                "without that need (vidllm list compressors)"
+            )
+        return tokens.signals[name].float()
+
     def run(
         self, tokens: VideoTokens, budget: int | None = None, query: Tensor | None = None
     ) -> tuple[VideoTokens, list[Selection]]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vidllm.errors import InputError, WorkError
-from vidllm.tokens import Keep, Merge, VideoTokens, apply_all, apply_rows
+from vidllm.tokens import Keep, Merge, Mix, VideoTokens, apply_all, apply_rows
 
 
 def grid(frames: int = 4, rows: int = 2, columns: int = 3, width: int = 5) -> VideoTokens:
@@ -153,3 +153,46 @@ def test_selections_are_checked() -> None:
         grid().apply(Merge(torch.tensor([0]), torch.tensor([0])))
     with pytest.raises(InputError, match="rows"):
         grid().apply(Keep(torch.tensor([0])), {"mask": torch.zeros(3)})
+
+
+def test_mix_brings_its_own_features_and_keeps_the_provenance() -> None:
+    tokens = VideoTokens.from_grid(torch.randn(2, 1, 2, 3), [0.0, 1.0], 2.0)
+    made = torch.randn(3, 5, requires_grad=True)
+    mixed = tokens.apply(Mix(made, torch.tensor([0, 2, 2, -1]), torch.tensor([0, 1, 2])))
+    assert mixed.features is made
+    assert mixed.source.tolist() == [0, 2, 2, -1]
+    assert mixed.size.tolist() == [1, 0, 2]
+    assert mixed.position.tolist() == [0, 1, 2]
+    # A slot that carries nothing covers what its representative covered.
+    assert mixed.span.tolist() == [[0.0, 0.5], [0.0, 0.5], [0.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"features": torch.zeros(2, 3)},
+        {"target": torch.tensor([0, 3, 0, 0])},
+        {"representative": torch.tensor([0, 1, 9])},
+        {"span": torch.zeros(2, 2)},
+    ],
+)
+def test_mix_refuses_what_does_not_fit(wrong: dict[str, Tensor]) -> None:
+    right = {
+        "features": torch.zeros(3, 3),
+        "target": torch.tensor([0, 1, 2, -1]),
+        "representative": torch.tensor([0, 1, 2]),
+    }
+    with pytest.raises(WorkError):
+        Mix(**{**right, **wrong})
+
+
+def test_signals_follow_the_tokens() -> None:
+    tokens = VideoTokens.from_grid(torch.randn(2, 1, 2, 3), [0.0, 1.0], 2.0)
+    tokens = tokens.with_signals(cls_attention=torch.arange(4.0), keys=torch.eye(4))
+    kept = tokens.apply(Keep(torch.tensor([1, 3])))
+    assert kept.signals["cls-attention"].tolist() == [1, 3]
+    merged = kept.apply(Merge(torch.tensor([0, 0]), torch.tensor([1])))
+    assert merged.signals["cls-attention"].tolist() == [2]
+    assert merged.signals["keys"].tolist() == [[0, 0.5, 0, 0.5]]
+    with pytest.raises(InputError, match="needs 4 rows"):
+        tokens.with_signals(wrong=torch.zeros(3))

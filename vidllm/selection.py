@@ -1,4 +1,4 @@
-"""What a compressor decides, a `Keep` or a `Merge`, and how it acts on rows of any tensor.
+"""What a compressor decides (`Keep`, `Merge`, `Mix`), and how it acts on rows of any tensor.
 
 The half of `tokens.py` that knows nothing of videos; use it through `vidllm.tokens`, which
 exports all of it.
@@ -85,7 +85,46 @@ class Merge:
         return Merge(target, self.representative[order], self.weighting)
 
 
-Selection = Keep | Merge
+@dataclass(frozen=True, eq=False)
+class Mix:
+    """New tokens that a learned method made, and which of them carries each old one.
+
+    Attributes:
+        features: (K, D') the new tokens, differentiable, of any width.
+        target: (L,) long, for every token the slot that carries it, or -1. A slot may carry none.
+        representative: (K,) long, the token whose frame, cell and position a slot takes,
+            strictly ascending in position (the slots stand in time order).
+        span: (K, 2) float64, the seconds that a slot covers; None for the hull of what it
+            carries (of its representative, where it carries nothing).
+    """
+
+    features: Tensor
+    target: Tensor
+    representative: Tensor
+    span: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        target = _long(self.target, "Mix.target")
+        index = _long(self.representative, "Mix.representative")
+        if self.features.dim() != 2 or self.features.shape[0] != index.numel() or not len(index):
+            raise WorkError(
+                f"Mix needs one row of features a slot, not {tuple(self.features.shape)} for "
+                f"{index.numel()} slots"
+            )
+        if int(index.min()) < 0 or int(index.max()) >= target.numel():
+            raise WorkError("Mix.representative names a token that is not there")
+        if int(target.max()) >= index.numel() or int(target.min()) < -1:
+            raise WorkError(f"Mix.target must be -1 or a slot below {index.numel()}")
+        if self.span is not None and self.span.shape != (index.numel(), 2):
+            raise WorkError(f"Mix.span must be ({index.numel()}, 2), not {tuple(self.span.shape)}")
+        object.__setattr__(self, "target", target)
+        object.__setattr__(self, "representative", index)
+
+    def __len__(self) -> int:
+        return self.representative.numel()
+
+
+Selection = Keep | Merge | Mix
 
 
 def _long(value: Tensor, name: str) -> Tensor:
@@ -110,14 +149,15 @@ def apply_rows(
 
     Returns:
         (..., K, D) in the dtype of `x`; means are taken in float32 at least. On the CPU the
-        result is deterministic; on a GPU too while no slot merges more than 64 tokens.
+        result is deterministic; on a GPU too while no slot merges more than 64 tokens. A `Mix`
+        holds features of its own; any other rows take its representatives' here.
 
     Raises:
         WorkError: the selection is for another number of tokens.
     """
     dim = dim % x.dim()
     check_fits(selection, x.shape[dim])
-    if isinstance(selection, Keep) or not x.is_floating_point():
+    if not isinstance(selection, Merge) or not x.is_floating_point():
         return x.index_select(dim, chosen(selection).to(x.device))
     weight = torch.ones(x.shape[dim])
     if selection.weighting == "size":
@@ -172,7 +212,7 @@ def chosen(selection: Selection) -> Tensor:
 
 
 def check_fits(selection: Selection, count: int) -> None:
-    if isinstance(selection, Merge):
+    if not isinstance(selection, Keep):
         if selection.target.numel() != count:
             raise WorkError(f"a merge of {selection.target.numel()} tokens met {count} tokens")
     elif int(selection.index[0]) < 0 or int(selection.index[-1]) >= count:

@@ -1,14 +1,15 @@
 """Video tokens with their places and seconds, and the one place where they merge or drop.
 
-A compressor only decides: it returns a `Keep` or a `Merge`. `VideoTokens.apply` carries that
-decision out on features, frames, cells, seconds, sizes, positions and provenance, and
-`apply_rows` on any other plane that has one row a token, batched and differentiable.
+A compressor only decides: it returns a `Keep`, a `Merge`, or for new tokens a `Mix`.
+`VideoTokens.apply` carries that decision out on features, signals, frames, cells, seconds, sizes,
+positions and provenance, and `apply_rows` on any other plane that has one row a token, batched
+and differentiable.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import overload
 
 import torch
@@ -18,6 +19,7 @@ from vidllm.errors import InputError
 from vidllm.selection import (
     Keep,
     Merge,
+    Mix,
     Selection,
     apply_all,
     apply_rows,
@@ -26,7 +28,7 @@ from vidllm.selection import (
     merged_sizes,
 )
 
-__all__ = ["Keep", "Merge", "Selection", "VideoTokens", "apply_all", "apply_rows"]
+__all__ = ["Keep", "Merge", "Mix", "Selection", "VideoTokens", "apply_all", "apply_rows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,8 @@ class VideoTokens:
         source: (S,) long, for every ORIGINAL token the index of the token that carries it
             now, or -1 when it was dropped.
         grid: (T, H, W), the original grid; S = T * H * W.
+        signals: what a model tells of its tokens beside their features, name to (L,) or
+            (L, ...), as "cls-attention" or "vision-keys"; merged and dropped as the features.
     """
 
     features: Tensor
@@ -57,6 +61,7 @@ class VideoTokens:
     position: Tensor
     source: Tensor
     grid: tuple[int, int, int]
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def from_grid(
@@ -148,6 +153,14 @@ class VideoTokens:
             )
         return replace(self, features=features)
 
+    def with_signals(self, **signals: Tensor) -> VideoTokens:
+        """The same tokens with more signals (L, ...); underscores in a name become hyphens."""
+        named = {name.replace("_", "-"): plane for name, plane in signals.items()}
+        for name, plane in named.items():
+            if plane.shape[:1] != (len(self),):
+                raise InputError(f"signal {name!r} needs {len(self)} rows, not {plane.shape[:1]}")
+        return replace(self, signals={**self.signals, **named})
+
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> VideoTokens:
@@ -182,36 +195,43 @@ class VideoTokens:
         if isinstance(selection, Keep):
             slot = torch.full((count,), -1)
             slot[index] = torch.arange(len(selection))
-            span, size = self.span[index], self.size[index]
+            span = self.span[index]
         else:
             slot = selection.target
-            span, size = _hull(self.span, slot, len(selection)), merged_sizes(self.size, selection)
-        carried = torch.where(self.source < 0, -1, slot[self.source.clamp(min=0)])
+            span = _hull(self.span, slot, index)
+        features = apply_rows(self.features, selection, self.size)
+        if isinstance(selection, Mix):
+            features = selection.features
+            span = span if selection.span is None else selection.span.double()
         tokens = VideoTokens(
-            features=apply_rows(self.features, selection, self.size),
+            features=features,
             frame=self.frame[index],
             cell=self.cell[index],
             span=span,
-            size=size,
+            size=merged_sizes(self.size, selection),
             position=self.position[index],
-            source=carried,
+            source=torch.where(self.source < 0, -1, slot[self.source.clamp(min=0)]),
             grid=self.grid,
+            signals={k: self._plane(k, v, selection) for k, v in self.signals.items()},
         )
         if extras is None:
             return tokens
-        planes = {}
-        for name, plane in extras.items():
-            if plane.shape[:1] != (count,):
-                raise InputError(f"extra {name!r} needs {count} rows, not {tuple(plane.shape)}")
-            rows = apply_rows(plane.reshape(count, -1), selection, self.size)
-            planes[name] = rows.view(len(selection), *plane.shape[1:])
-        return tokens, planes
+        return tokens, {k: self._plane(k, v, selection) for k, v in extras.items()}
+
+    def _plane(self, name: str, plane: Tensor, selection: Selection) -> Tensor:
+        if plane.shape[:1] != (len(self),):
+            raise InputError(f"extra {name!r} needs {len(self)} rows, not {tuple(plane.shape)}")
+        rows = apply_rows(plane.reshape(len(self), -1), selection, self.size)
+        return rows.view(len(selection), *plane.shape[1:])
 
 
-def _hull(span: Tensor, target: Tensor, slots: int) -> Tensor:
+def _hull(span: Tensor, target: Tensor, representative: Tensor) -> Tensor:
+    """Seconds from the first to the last of what every slot carries, or its representative's."""
     live = target >= 0
+    slots = representative.numel()
     low = span.new_full((slots,), float("inf"))
     high = span.new_full((slots,), float("-inf"))
     low = low.scatter_reduce(0, target[live], span[live, 0], "amin")
     high = high.scatter_reduce(0, target[live], span[live, 1], "amax")
-    return torch.stack([low, high], dim=1)
+    hull = torch.stack([low, high], dim=1)
+    return torch.where(low.isinf()[:, None], span[representative], hull)
