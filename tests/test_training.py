@@ -16,6 +16,7 @@ from vidllm.stage.scenes import make_scene
 from vidllm.timecode import get_timecode
 from vidllm.training.data import IGNORE, DataSettings, StageBatches, block_mask, sample_seconds
 from vidllm.training.loop import train
+from vidllm.training.losses import LOOKS, answer_weights, meanings
 from vidllm.training.settings import TrainSettings
 from vidllm.training.trainee import Reducer, frame_edges
 
@@ -69,6 +70,26 @@ def test_training_samples_frames_as_files_are_read() -> None:
     frames = np.arange(scene.frame_count) / scene.fps
     shown = frames[np.searchsorted(frames, centres + 1e-6, side="right") - 1]
     assert np.allclose(seconds, shown)
+
+
+def test_only_who_acts_is_told_in_the_meaning_of_a_cell() -> None:
+    batch = batches()[0]
+    target = meanings(batch, side=1)[:, :, 0]  # one cell: the whole picture
+    acts = batch["action"] >= 0
+    assert bool((target[~acts.any(-1)] == 0).all())
+    for b, t in acts.any(-1).nonzero().tolist():
+        actors = acts[b, t].nonzero().flatten()
+        doing = set(batch["action"][b, t, actors].tolist())
+        assert set(target[b, t, LOOKS:].nonzero().flatten().tolist()) <= doing
+        nouns = set(batch["look"][b, actors, 0].tolist())
+        assert set(target[b, t, :18].nonzero().flatten().tolist()) <= nouns
+
+
+def test_a_long_answer_does_not_drown_a_short_one() -> None:
+    labels = torch.tensor([[IGNORE, 7, IGNORE, 5, 5, 5, 5, IGNORE]])
+    slot = torch.tensor([[0, 0, 1, 1, 1, 1, 1, -1]])
+    weights = answer_weights(labels, slot, IGNORE)
+    assert weights.tolist() == [[0, 1, 0, 0.5, 0.5, 0.5, 0.5, 0]]
 
 
 def test_the_batch_reducer_equals_the_compressor() -> None:

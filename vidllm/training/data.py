@@ -22,7 +22,7 @@ from ..timecode import TimeCode
 from .words import ASSISTANT, END
 
 #: Words of a clip's answers that are told where to look, and how many actors in events each.
-POINTERS, EVIDENCE = 48, 4
+POINTERS, EVIDENCE = 64, 4
 #: So many words of an answer without times are told.
 TOLD_WORDS = 4
 IGNORE = -100
@@ -151,7 +151,7 @@ class StageBatches(Dataset[dict[str, Tensor]]):
     ) -> dict[str, np.ndarray]:
         scene = make_scene(self.settings.split, seed)
         row = self.moving(scene, rng)
-        asked = draw(scene, rng, ground=3, qa=5, **extra)
+        asked = draw(scene, rng, ground=4, qa=8, **extra)
         return {**row, **self._text(scene, asked, rng)}
 
     def _text(

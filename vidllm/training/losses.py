@@ -33,7 +33,7 @@ class LossWeights:
     words: float = 1.0
     sight: float = 0.3
     meaning: float = 1.0
-    pointing: float = 0.2
+    pointing: float = 0.5
     sigma: float = 1.0
 
 
@@ -102,15 +102,15 @@ def sight_loss(heads: Heads, cells: Tensor, batch: dict[str, Tensor]) -> Tensor:
 
 
 def meanings(batch: dict[str, Tensor], side: int) -> Tensor:
-    """What is in every cell over time: (B, T, N, words), the nouns, colours and actions there.
+    """What happens in every cell: (B, T, N, words), the action and who does it.
 
-    An actor keeps its own colour and its action also while it blinks or looks different.
+    Only who acts is told, with noun, own colour (also while it looks different) and action: were
+    the idle named too, nothing would say which of the nouns in a cell belongs to the verb.
     """
     action = batch["action"]
-    doing = F.one_hot(action.clamp(min=0), len(ACTIONS)).float() * (action >= 0)[..., None]
-    alpha = batch["state"][:, :, MAX_DISTRACTORS:, 4]
-    known = _cover(batch, side, 0.3) * ((action >= 0) | (alpha > 0.02))[..., None]
-    known = known * (batch["look"][:, None, :, :1] >= 0)
+    acts = (action >= 0)[..., None] & (batch["look"][:, None, :, :1] >= 0)
+    known = _cover(batch, side, 0.3) * acts
+    doing = F.one_hot(action.clamp(min=0), len(ACTIONS)).float()
     parts = [
         torch.einsum("btan,bal->btnl", known, _looks(batch)),
         torch.einsum("btan,btal->btnl", known, doing),
@@ -132,10 +132,24 @@ def meaning_loss(
     return F.binary_cross_entropy_with_logits(logits, target) * WORDS, right
 
 
+def answer_weights(labels: Tensor, slot: Tensor, ignore: int) -> Tensor:
+    """Weight of every labelled token, (B, L): 1/√n in an answer of n, so that long answers do not
+    drown the short ones."""
+    told = labels != ignore
+    count = torch.zeros(len(slot), int(slot.max()) + 1, device=slot.device)
+    count = count.scatter_add(1, slot.clamp(min=0), told.float())
+    return told * count.gather(1, slot.clamp(min=0)).clamp(min=1).rsqrt()
+
+
 def word_loss(
-    logits: Tensor, labels: Tensor, first_time: int, time_count: int, sigma: float
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    first_time: int,
+    time_count: int,
+    sigma: float,
 ) -> Tensor:
-    """Cross entropy (R, V) against (R,); labels that are time tokens become bells of `sigma`."""
+    """Cross entropy (R, V) against (R,) weighted by (R,); time tokens become bells of `sigma`."""
     share = F.log_softmax(logits.float(), dim=-1)
     plain = -share.gather(-1, labels[:, None])[:, 0]
     place = labels - first_time
@@ -143,7 +157,7 @@ def word_loss(
     steps = torch.arange(time_count, device=labels.device)
     bell = torch.softmax(-((steps - place[:, None]) ** 2) / (2 * max(sigma, 1e-3) ** 2), dim=-1)
     soft = -(bell * share[:, first_time : first_time + time_count]).sum(-1)
-    return torch.where(is_time, soft, plain).mean()
+    return (torch.where(is_time, soft, plain) * weights).sum() / weights.sum()
 
 
 def pointing_targets(batch: dict[str, Tensor], side: int, frame_span: Tensor) -> Tensor:

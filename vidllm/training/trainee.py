@@ -178,12 +178,15 @@ class Trainee(nn.Module):
         )
         labels = batch["labels"]
         rows = labels != IGNORE
+        counts = losses.answer_weights(labels, batch["slot"], IGNORE)[rows]
         logits = model.language_model.lm_head(result.last_hidden_state[:, prefix:][rows])
         first, number = config.time_token_start, config.time_tokens
         layer = model.language_model.config.num_hidden_layers // 2
         hidden = result.hidden_states[layer]
         out = {
-            "words": losses.word_loss(logits, labels[rows], first, number, self.weights.sigma),
+            "words": losses.word_loss(
+                logits, labels[rows], counts, first, number, self.weights.sigma
+            ),
             "pointing": losses.pointing_loss(
                 model, hidden, layer, places, slice(1, prefix), batch, target
             ),
