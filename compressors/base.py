@@ -17,6 +17,11 @@ from vidllm.budget import budget_of
 from vidllm.errors import InputError, WorkError
 from vidllm.tokens import Keep, Selection, VideoTokens
 
+#: Where a method may act, in the order in which a video passes them.
+STAGES: tuple[str, ...] = ("vision", "tokens", "prefill", "cache")
+#: Stages inside the decoder: the model runs these methods, not the caller.
+LATE: tuple[str, ...] = ("prefill", "cache")
+
 
 @dataclass
 class Compressor(ABC):
@@ -42,6 +47,8 @@ class Compressor(ABC):
     summary: ClassVar[str] = ""
     uses_features: ClassVar[bool] = True
     """False: the plan reads places and counts only, so one plan serves a whole batch."""
+    makes_tokens: ClassVar[bool] = False
+    """True: its tokens are new (`Mix`) and no means of those that they stand for."""
     fixed: ClassVar[tuple[str, ...]] = ()
     """Options that decide the count themselves; they go with neither `keep` nor `budget`."""
 
@@ -142,6 +149,15 @@ class Compressor(ABC):
             tokens = tokens.apply(selection)
             rounds.append(selection)
         return tokens, rounds
+
+    def before_decoder(
+        self, tokens: VideoTokens, query: Tensor | None = None
+    ) -> tuple[VideoTokens, list[tuple[Compressor, int]]]:
+        """Do what is to be done before the decoder; what works inside it comes back with its
+        exact budget."""
+        if self.stage in LATE:
+            return tokens, [(self, self.goal(tokens))]
+        return self(tokens, query=query), []
 
     def __call__(
         self, tokens: VideoTokens, budget: int | None = None, query: Tensor | None = None

@@ -11,7 +11,7 @@ from vidllm.budget import budget_of
 from vidllm.errors import InputError
 from vidllm.tokens import Selection, VideoTokens
 
-from .base import Compressor
+from .base import LATE, STAGES, Compressor
 
 
 @dataclass
@@ -40,6 +40,14 @@ class Chain:
     def __post_init__(self) -> None:
         if not self.items:
             raise InputError("a chain needs at least one compressor")
+        stages = [STAGES.index(item.stage) for item in self.items]
+        if stages != sorted(stages):
+            raise InputError(
+                f"{self.name}: a chain runs in the order {', '.join(STAGES)}, but its methods "
+                f"work at {self.stage}: write them in that order"
+            )
+        if len(self.late) > 1:
+            raise InputError(f"{self.name}: one method inside the decoder at a time")
         budget_of(self.keep, 1)
         if self.budget is not None and self.budget < 1:
             raise InputError(f"budget must be at least 1, not {self.budget}")
@@ -96,13 +104,36 @@ class Chain:
             InputError: as the methods do, or a chain whose fixed methods leave fewer tokens
                 than its budget.
         """
-        goal = self.goal(tokens, budget)
+        if self.late:
+            raise InputError(f"{self.late[0].name} works inside the decoder: use it with a model")
+        tokens, rounds, _ = self._run(tokens, self.goal(tokens, budget), query)
+        return tokens, rounds
+
+    @property
+    def late(self) -> Sequence[Compressor]:
+        """The methods that work inside the decoder, at the end of the chain."""
+        return [item for item in self.items if item.stage in LATE]
+
+    def before_decoder(
+        self, tokens: VideoTokens, query: Tensor | None = None
+    ) -> tuple[VideoTokens, list[tuple[Compressor, int]]]:
+        """Do what is to be done before the decoder; the rest comes back with exact budgets."""
+        goal = self.goal(tokens)
+        tokens, _, goal = self._run(tokens, goal, query)
+        late = [(item, item.goal(tokens, goal if item.is_free() else None)) for item in self.late]
+        return tokens, late
+
+    def _run(
+        self, tokens: VideoTokens, goal: int | None, query: Tensor | None
+    ) -> tuple[VideoTokens, list[Selection], int | None]:
         if goal is not None:
             self._check_last()
-        if goal == len(tokens):
-            return tokens, []
         rounds: list[Selection] = []
+        if goal == len(tokens):
+            return tokens, rounds, goal
         for place, item in enumerate(self.items):
+            if item.stage in LATE:
+                break
             aim = None if goal is None else self._aim(tokens, place, goal)
             tokens, more = item.run(tokens, aim, query)
             rounds += more
@@ -111,7 +142,7 @@ class Chain:
                     f"{item.name} leaves {len(tokens)} tokens, fewer than the {goal} that the "
                     "chain should keep: raise its own share or lower the chain's"
                 )
-        return tokens, rounds
+        return tokens, rounds, goal
 
     def __call__(
         self, tokens: VideoTokens, budget: int | None = None, query: Tensor | None = None

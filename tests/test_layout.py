@@ -38,6 +38,7 @@ ROOMS = {
     "vidllm.pipeline": (4, "system"),
     "vidllm.cost": (4, "system"),
     "vidllm.answer": (4, "system"),
+    "vidllm.answering": (4, "system"),
     "vidllm.loading": (4, "system"),
     "vidllm.prompt": (4, "system"),
     "vidllm.training": (4, "system"),

@@ -15,6 +15,7 @@ from vidllm.compressors import Chain, Compressor
 from vidllm.encoders.vision import to_pixels
 
 from .answer import Answer, shift_seconds
+from .answering import Prompt, by_question, check_serves, reply
 from .cost import Receipt, Stopwatch, kv_bytes_per_token
 from .errors import InputError, WorkError
 from .loading import choose_compressor, choose_device, choose_dtype, load_native
@@ -51,6 +52,7 @@ class VideoLLM:
         self.tokenizer = tokenizer
         self.config: NativeConfig = model.config
         self.compressor = choose_compressor(self.config, compressors, keep)
+        check_serves(model, self.compressor)
         options = {"n": self.config.time_tokens} if self.config.time_code == "relative" else {}
         self.code = get_timecode(self.config.time_code, **options)
         self.frames, self.fps, self.reader, self.seed = frames, fps, reader, seed
@@ -202,21 +204,37 @@ class VideoLLM:
         heads = {tuple(head) for head, _ in prompts}
         if len(heads) != 1:
             raise WorkError("the chat template puts different text before the video")
-        kept = self.compress(tokens, watch, compressor)
-        with watch.stage("prefill"):
-            prefix = self.model.prefill(prompts[0][0], kept, duration, self._stamps(clip, duration))
-        with watch.stage("generate"):
-            replies = self.model.generate_from(
-                prefix,
-                [tail for _, tail in prompts],
+        method = compressor or self.compressor
+        check_serves(self.model, method)
+        tails = [tail for _, tail in prompts]
+        # A method that reads the question makes other tokens of the video for every question.
+        groups = [[i] for i in range(len(tails))] if by_question(method) else [range(len(tails))]
+        stamps = self._stamps(clip, duration)
+        answers: list[Answer] = []
+        for group in groups:
+            replies, kept, cached = reply(
+                self.model,
+                Prompt(prompts[0][0], [tails[i] for i in group], tokens, duration, stamps),
+                method,
+                watch,
                 max_new_tokens=max_new_tokens or 128,
                 eos=int(self.tokenizer.eos_token_id),
             )
-        receipt = self._receipt(clip, tokens, kept, watch)
-        return [
-            self._answer(q, reply, clip, duration, receipt)
-            for q, reply in zip(questions, replies, strict=True)
-        ]
+            text = self.model.language_model.config
+            size = kv_bytes_per_token(text, tokens.features.element_size())
+            receipt = Receipt(
+                len(clip),
+                len(tokens),
+                len(kept),
+                len(tokens) * size / 1e6,
+                cached * size / 1e6,
+                dict(watch.seconds),
+            )
+            answers += [
+                self._answer(questions[i], said, clip, duration, receipt)
+                for i, said in zip(group, replies, strict=True)
+            ]
+        return answers
 
     def ground(self, video: Video, query: str, **options: Any) -> list[Span]:
         """When what `query` describes happens: spans in seconds, none if the model cannot say.
@@ -246,7 +264,8 @@ class VideoLLM:
             start, duration = self._window(clip)
             frames = torch.from_numpy(clip.frames.copy()).to(self.model.device)
             pixels = to_pixels(frames, self.model.vision.image_size)
-            return self.model.encode(pixels, clip.seconds - start, duration), duration
+            wants, seconds = self.compressor.needs, clip.seconds - start
+            return self.model.encode(pixels, seconds, duration, wants), duration
 
     def compress(
         self,
@@ -254,9 +273,9 @@ class VideoLLM:
         watch: Stopwatch | None = None,
         compressor: Compressor | Chain | None = None,
     ) -> VideoTokens:
-        """What the model's compressors, or another one, leave of the tokens."""
+        """What the model's compressors, or another one, leave of the tokens before the decoder."""
         with (watch or Stopwatch()).stage("compress"):
-            return (compressor or self.compressor)(tokens)
+            return (compressor or self.compressor).before_decoder(tokens)[0]
 
     def _window(self, clip: VideoClip) -> tuple[float, float]:
         """Origin and length of the time line that the model is told.
@@ -318,17 +337,3 @@ class VideoLLM:
             return answer
         note = "the answer names no time"
         return replace(answer, failed=True, notes=(*answer.notes, note))
-
-    def _receipt(
-        self, clip: VideoClip, full: VideoTokens, kept: VideoTokens, watch: Stopwatch
-    ) -> Receipt:
-        text = self.model.language_model.config
-        size = kv_bytes_per_token(text, full.features.element_size())
-        return Receipt(
-            len(clip),
-            len(full),
-            len(kept),
-            len(full) * size / 1e6,
-            len(kept) * size / 1e6,
-            dict(watch.seconds),
-        )

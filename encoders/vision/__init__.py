@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vidllm.errors import InputError
 
 from .conv import ConvTower
+from .signals import SIGNALS, watch
 
 #: Types of transformers vision configs that are known to work here.
 HUB_TYPES: tuple[str, ...] = (
@@ -30,6 +31,9 @@ _IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 class HubTower(nn.Module):
     """A vision model of transformers: normalises its own way, drops CLS and register tokens."""
+
+    #: What `with_signals` can tell beside the cells.
+    provides: tuple[str, ...] = SIGNALS
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -50,6 +54,18 @@ class HubTower(nn.Module):
         pixels = ((frames - mean) / std).to(next(self.model.parameters()).dtype)
         hidden = self.model(pixel_values=pixels).last_hidden_state
         return hidden[:, hidden.shape[1] - self.side**2 :]
+
+    def with_signals(self, frames: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `forward`, and what the tower thinks of every cell (see `signals.Watch.read`).
+
+        Attention is read in the last layer but one where there is a CLS token (as VisionZip does),
+        else in the last.
+        """
+        # A CLS token: every tower here but SigLIP has one.
+        last = -1 if str(self.model.config.model_type).startswith("siglip") else -2  # type: ignore[union-attr]
+        with watch(self.model, last) as seen:
+            cells = self(frames)
+        return cells, seen.read(self.side**2)
 
 
 def build_vision(config: dict[str, Any]) -> ConvTower | HubTower:

@@ -33,6 +33,9 @@ class ConvTower(nn.Module):
     `image_size` S must be a multiple of 16. A learned embedding of the cell's place is added.
     """
 
+    #: A convolution attends to nothing: no signals beside the cells.
+    provides: tuple[str, ...] = ()
+
     def __init__(
         self,
         image_size: int = 64,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -29,28 +29,18 @@ from transformers import (
     PreTrainedModel,
 )
 
+from vidllm.compressors import Compressor
 from vidllm.encoders.temporal import get_temporal
-from vidllm.encoders.vision import build_vision, load_vision
+from vidllm.encoders.vision import HubTower, build_vision, load_vision
 
 from ..errors import InputError
 from ..tokens import VideoTokens
 from .config import NativeConfig
+from .decoding import Prefix, decoder_layers, generate_from
 from .parts import TimeEmbedding, VideoNorm
+from .pruning import DECODER_SIGNALS, Pruner
 
 __all__ = ["NativeConfig", "NativeVideoLLM", "Prefix"]
-
-
-@dataclass
-class Prefix:
-    """The start of a prompt that every question of a video shares, already in the KV cache.
-
-    `cache` holds P positions; `length` is P; `next_position` is where the text goes on, counted
-    in the uncompressed sequence.
-    """
-
-    cache: DynamicCache
-    length: int
-    next_position: int
 
 
 class NativeVideoLLM(PreTrainedModel):
@@ -159,16 +149,46 @@ class NativeVideoLLM(PreTrainedModel):
             tokens = encoder(tokens, seconds, mask)
         return tokens
 
+    @property
+    def provides(self) -> tuple[str, ...]:
+        """Signals that compressors may need and that this model gives (see `VideoTokens`)."""
+        return (*self.vision.provides, *DECODER_SIGNALS)
+
+    def project_with_signals(
+        self, frames: Tensor, batch: int = 64
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `project`, and the tower's signals (F, N, …), averaged as cells fold into a token."""
+        k, side = self.config.downsample, self.vision.side
+        parts = [cast(HubTower, self.vision).with_signals(part) for part in frames.split(batch)]
+        planes = {
+            name: torch.cat([signals[name] for _, signals in parts])
+            .unflatten(1, (side // k, k, side // k, k))
+            .mean((2, 4))
+            .flatten(1, 2)
+            for name in self.vision.provides
+        }
+        return self.fold(torch.cat([cells for cells, _ in parts])), planes
+
     @torch.inference_mode()
-    def encode(self, frames: Tensor, seconds: np.ndarray, duration: float) -> VideoTokens:
-        """Frames (T, 3, S, S) in 0..1 of one clip → its T·N video tokens, before compression."""
-        tokens = self.project(frames)
+    def encode(
+        self, frames: Tensor, seconds: np.ndarray, duration: float, wants: Sequence[str] = ()
+    ) -> VideoTokens:
+        """Frames (T, 3, S, S) in 0..1 of one clip → its T·N video tokens, before compression.
+
+        The tower's signals come along when one of them is in `wants`.
+        """
+        planes: dict[str, Tensor] = {}
+        if set(wants) & set(self.vision.provides):
+            tokens, planes = self.project_with_signals(frames)
+        else:
+            tokens = self.project(frames)
         times = torch.as_tensor(seconds, device=tokens.device, dtype=torch.float32)
         mixed = self.mix(tokens[None], times[None])[0]
         side = self.grid_side
-        return VideoTokens.from_grid(
+        made = VideoTokens.from_grid(
             mixed.unflatten(1, (side, side)), torch.from_numpy(seconds), duration
         )
+        return made.with_signals(**{name: plane.flatten(0, 1) for name, plane in planes.items()})
 
     def video_embeds(self, features: Tensor, span: Tensor, duration: Tensor) -> Tensor:
         """What the LLM sees of features (…, L, D): `span` (…, L, 2), `duration` (…) seconds."""
@@ -185,6 +205,10 @@ class NativeVideoLLM(PreTrainedModel):
         tokens: VideoTokens,
         duration: float,
         stamps: Sequence[Sequence[int]] | None = None,
+        *,
+        tail: Sequence[int] = (),
+        method: Compressor | None = None,
+        budget: int | None = None,
     ) -> Prefix:
         """Put `head` ids and the video tokens into a fresh KV cache.
 
@@ -194,37 +218,55 @@ class NativeVideoLLM(PreTrainedModel):
             duration: of the clip, in seconds.
             stamps: for every original frame the ids to write before its tokens; the stamp of a
                 frame of which nothing is left is not written.
+            tail: ids of the question, for a method that prunes by it; its last id is left to
+                `generate_from`.
+            method: compressor of the stage "prefill", at work between the decoder's layers.
+            budget: exact number of video tokens that it leaves.
         """
         device = tokens.features.device
         embeds = self.video_embeds(
             tokens.features, tokens.span.to(device), torch.tensor(duration, device=device)
         )
         positions = tokens.position.to(device) + len(head)
-        full = math.prod(tokens.grid)
-        parts = [
-            (self.embed_tokens(torch.tensor(list(head), device=device)), torch.arange(len(head)))
-        ]
+        full = len(head) + math.prod(tokens.grid) + sum(map(len, stamps or ()))
+        video = torch.arange(len(tokens)) + len(head)
+        parts = [self._text(head, 0)]
         if stamps is None:
             parts.append((embeds, positions))
         else:
-            lengths = torch.tensor([0, *map(len, stamps)]).cumsum(0).to(device)
-            full += int(lengths[-1])
-            frame = tokens.frame.to(device)
-            for f in torch.unique(frame).tolist():
-                start = len(head) + f * math.prod(tokens.grid[1:]) + int(lengths[f])
-                ids = torch.tensor(list(stamps[f]), device=device)
-                parts.append((self.embed_tokens(ids), torch.arange(start, start + len(ids))))
-                mine = frame == f
-                parts.append((embeds[mine], positions[mine] + lengths[f + 1]))
+            lengths = torch.tensor([0, *map(len, stamps)]).cumsum(0)
+            written = torch.zeros_like(lengths)  # ids of the stamps so far that were written
+            cells = math.prod(tokens.grid[1:])
+            for f in torch.unique(tokens.frame).tolist():
+                written[f + 1 :] += len(stamps[f])
+                parts.append(self._text(stamps[f], len(head) + f * cells + int(lengths[f])))
+                mine = (tokens.frame == f).to(device)
+                parts.append((embeds[mine], positions[mine] + int(lengths[f + 1])))
+            video += written[tokens.frame + 1]
+        parts.append(self._text(tail, full))
         cache = DynamicCache(config=self.language_model.config)
         sequence = torch.cat([p[0].to(embeds.dtype) for p in parts])[None]
         places = torch.cat([p[1].to(device) for p in parts])[None]
-        self.language_model.base_model(
-            inputs_embeds=sequence, position_ids=places, past_key_values=cache, use_cache=True
-        )
-        return Prefix(cache, sequence.shape[1], len(head) + full)
+        prune: Pruner | None = None
+        if method is not None:
+            layers = decoder_layers(self.language_model)
+            goal = method.goal(tokens, budget)
+            prune = Pruner(layers, method, tokens, video, sequence.shape[1], goal)
+        with nullcontext() if prune is None else prune.attached():
+            self.language_model.base_model(
+                inputs_embeds=sequence, position_ids=places, past_key_values=cache, use_cache=True
+            )
+        prefix = Prefix(cache, sequence.shape[1], full + len(tail), video=video)
+        if prune is not None:
+            prefix.alive, prefix.kept = prune.alive, prune.tokens
+        return prefix.without_last() if tail else prefix
 
-    @torch.inference_mode()
+    def _text(self, ids: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
+        """Embeddings and positions of text that begins at position `start`."""
+        device = self.device
+        places = torch.arange(start, start + len(ids), device=device)
+        return self.embed_tokens(torch.tensor(list(ids), dtype=torch.long, device=device)), places
+
     def generate_from(
         self,
         prefix: Prefix,
@@ -235,56 +277,13 @@ class NativeVideoLLM(PreTrainedModel):
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> list[list[int]]:
-        """Answer several prompts about one prefix, which is computed once; it is used up.
-
-        Args:
-            prefix: from `prefill`.
-            prompts: ids after the video, of any lengths; one answer each.
-            max_new_tokens: the longest answer.
-            eos: id that ends an answer (not returned).
-            temperature: 0 for the most likely token, else sampling with `generator`.
-
-        Returns:
-            New ids of every prompt.
-        """
-        device = self.device
-        rows, width = len(prompts), max(map(len, prompts))
-        if rows > 1:
-            prefix.cache.batch_repeat_interleave(rows)
-        ids = torch.zeros(rows, width, dtype=torch.long, device=device)
-        mask = torch.ones(rows, prefix.length + width, dtype=torch.long, device=device)
-        positions = torch.zeros_like(ids)
-        for r, prompt in enumerate(prompts):  # padding stands between the video and the prompt
-            pad = width - len(prompt)
-            ids[r, pad:] = torch.tensor(list(prompt), device=device)
-            mask[r, prefix.length : prefix.length + pad] = 0
-            positions[r, pad:] = prefix.next_position + torch.arange(len(prompt), device=device)
-        answers: list[list[int]] = [[] for _ in range(rows)]
-        running = [True] * rows
-        for _ in range(max_new_tokens):
-            logits = (
-                self.language_model(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    past_key_values=prefix.cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
-                .logits[:, -1]
-                .float()
-            )
-            if temperature > 0:
-                share = torch.softmax(logits / temperature, dim=-1)
-                ids = torch.multinomial(share, 1, generator=generator)
-            else:
-                ids = logits.argmax(dim=-1, keepdim=True)
-            for r, token in enumerate(ids[:, 0].tolist()):
-                running[r] = running[r] and token != eos
-                if running[r]:
-                    answers[r].append(token)
-            if not any(running):
-                break
-            positions = positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(rows, 1)], dim=1)
-        return answers
+        """Answer several prompts about one prefix (see `decoding.generate_from`)."""
+        return generate_from(
+            self.language_model,
+            prefix,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            eos=eos,
+            temperature=temperature,
+            generator=generator,
+        )
