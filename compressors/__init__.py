@@ -5,8 +5,11 @@
 """
 
 from .aim import Aim
-from .base import Compressor, Scorer
+from .base import LATE, STAGES, Compressor, Scorer
 from .chain import Chain
+from .divprune import DivPrune
+from .dycoke import DyCoke
+from .evs import Evs
 from .frame_sample import FrameSample
 from .none import NoCompression
 from .random import Random
@@ -14,11 +17,17 @@ from .registry import build, describe, find, get, names, register
 from .spatial_pool import SpatialPool
 from .temporal_pool import TemporalPool
 from .uniform import Uniform
+from .vidcom2 import VidCom2
 
 __all__ = [
+    "LATE",
+    "STAGES",
     "Aim",
     "Chain",
     "Compressor",
+    "DivPrune",
+    "DyCoke",
+    "Evs",
     "FrameSample",
     "NoCompression",
     "Random",
@@ -26,6 +35,7 @@ __all__ = [
     "SpatialPool",
     "TemporalPool",
     "Uniform",
+    "VidCom2",
     "build",
     "describe",
     "find",

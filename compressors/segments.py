@@ -47,6 +47,15 @@ def present_frames(tokens: VideoTokens) -> tuple[Tensor, Tensor, Tensor]:
     return order, frames, counts
 
 
+def by_slot(tokens: VideoTokens) -> tuple[Tensor, Tensor]:
+    """Tokens sorted by slot then time (L,), and how many each present slot has (N,)."""
+    order = torch.argsort(tokens.position, stable=True)
+    slot = tokens.cell[:, 0] * tokens.grid[2] + tokens.cell[:, 1]
+    order = order[torch.argsort(slot[order], stable=True)]
+    _, counts = torch.unique_consecutive(slot[order], return_counts=True)
+    return order, counts
+
+
 def merge_groups(tokens: VideoTokens, group: Tensor) -> Merge:
     """Merge the tokens of each group (L,) of 0..K-1 into their plain mean, in time order.
 

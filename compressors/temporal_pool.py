@@ -11,7 +11,7 @@ from vidllm.tokens import Selection, VideoTokens
 
 from .base import Compressor
 from .registry import register
-from .segments import equal_runs, merge_groups, share, starts
+from .segments import by_slot, equal_runs, merge_groups, share, starts
 
 
 @register("temporal-pool")
@@ -44,12 +44,12 @@ class TemporalPool(Compressor):
         """Windows of k in every slot, the last one shorter."""
         if self.k is None:
             return None
-        _, counts = _by_slot(tokens)
+        _, counts = by_slot(tokens)
         return int(((counts + self.k - 1) // self.k).sum())
 
     def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
         """One merge that meets the budget at once."""
-        order, counts = _by_slot(tokens)
+        order, counts = by_slot(tokens)
         slots = counts.numel()
         slot = torch.arange(slots).repeat_interleave(counts)
         rank = torch.arange(len(tokens)) - starts(counts)[slot]
@@ -64,12 +64,3 @@ class TemporalPool(Compressor):
         group = torch.empty_like(run)
         group[order] = run
         return merge_groups(tokens, group)
-
-
-def _by_slot(tokens: VideoTokens) -> tuple[Tensor, Tensor]:
-    """Tokens sorted by slot then time (L,), and how many each present slot has (N,)."""
-    order = torch.argsort(tokens.position, stable=True)
-    slot = tokens.cell[:, 0] * tokens.grid[2] + tokens.cell[:, 1]
-    order = order[torch.argsort(slot[order], stable=True)]
-    _, counts = torch.unique_consecutive(slot[order], return_counts=True)
-    return order, counts

@@ -1,0 +1,132 @@
+"""EVS: the tokens that changed most since the frame before (arXiv 2510.14624).
+
+`select` and `count` are the published rule on a full grid; `Evs` is the method on `VideoTokens`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from vidllm.errors import InputError
+from vidllm.tokens import VideoTokens
+
+from .base import Scorer
+from .registry import register
+from .segments import by_slot
+
+# The score of a token with nothing before it; any change is at most 2.
+_NEW = 255.0
+# Rows compared at a time, so that the copies in float32 stay small.
+_ROWS = 4096
+# A cosine of equal vectors misses 1 by a few times 1e-7 in float32.
+NOISE = 1e-6
+
+
+def row_cosine(features: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """(M,) cosine of row left[m] with row right[m], in float32; 0 where a row is zero.
+
+    Args:
+        features: (N, D). left, right: (M,) row numbers, on any device.
+    """
+    x, device = features.detach(), features.device
+    pairs = zip(left.to(device).split(_ROWS), right.to(device).split(_ROWS), strict=True)
+    parts = [cosine_similarity(x[a].float(), x[b].float(), dim=-1, eps=1e-8) for a, b in pairs]
+    return torch.cat(parts)
+
+
+def count(thw: Sequence[int] | Tensor, q: float, spatial_merge_size: int = 1) -> int:
+    """How many tokens the published rule keeps: max(n, int(T * n * (1 - q))).
+
+    The product is taken in Python floats and cut, as in the published code: 1000 tokens at
+    q = 0.9 leave 99. One frame is kept whatever q says.
+
+    Args:
+        thw: (T, H, W), the grid before the spatial merge. q: share removed, in [0, 1).
+        spatial_merge_size: side m of the merge; a frame has n = (H // m) * (W // m) tokens.
+
+    Raises:
+        InputError: q outside [0, 1), or a grid without tokens.
+    """
+    if not 0 <= q < 1:
+        raise InputError(f"evs: q must be at least 0 and below 1, not {q}")
+    frames, cells = _grid(thw, spatial_merge_size)
+    return max(cells, int(frames * cells * (1 - q)))
+
+
+def select(
+    features: Tensor, thw: Sequence[int] | Tensor, q: float, spatial_merge_size: int = 1
+) -> Tensor:
+    """The tokens that EVS keeps of one clip, by the published order and arithmetic.
+
+    Args:
+        features: (N, D) or (T, n, D), the projected tokens, frame by frame in raster order.
+        thw, q, spatial_merge_size: as for `count`.
+
+    Returns:
+        (k,) kept indices into N, ascending, on the CPU. Equal scores: the earlier token.
+
+    Raises:
+        InputError: as `count`, or features that do not fit the grid.
+    """
+    kept = count(thw, q, spatial_merge_size)
+    frames, cells = _grid(thw, spatial_merge_size)
+    x = features.reshape(-1, features.shape[-1])
+    if x.shape[0] != frames * cells:
+        raise InputError(f"evs: a grid of {frames} x {cells} tokens met {x.shape[0]} features")
+    later = torch.arange(cells, frames * cells)
+    scores = torch.full((frames * cells,), _NEW, device=x.device)
+    scores[cells:] = 1 - row_cosine(x, later, later - cells)
+    return scores.argsort(descending=True, stable=True)[:kept].sort().values.cpu()
+
+
+def _grid(thw: Sequence[int] | Tensor, merge: int) -> tuple[int, int]:
+    frames, rows, columns = (int(side) for side in thw)
+    cells = (rows // merge) * (columns // merge) if merge >= 1 else 0
+    if frames < 1 or cells < 1:
+        raise InputError(
+            f"evs: a grid of {frames} x {rows} x {columns} merged by {merge} has no tokens"
+        )
+    return frames, cells
+
+
+@register("evs")
+@dataclass
+class Evs(Scorer):
+    """Keep the tokens that differ most from the same cell one frame earlier (EVS).
+
+    The score is 1 - cosine with the frame before, the first frame stands above all, and the
+    ranking runs over the whole clip, so that a still frame may lose every token. On tokens that
+    are no full grid any more, a token is compared with the last earlier frame that still has its
+    cell, and one without any counts as new. The count is the budget: the published rule never
+    goes below one frame, but a smaller budget keeps the first tokens of the first frame here.
+
+    Attributes:
+        faithful: the published scores to the last digit. The defect: between tokens that did
+            not change at all the rounding of the cosine decides (about 1e-7 up or down, other
+            on another machine). By default a change below 1e-6 is none, and of those tokens the
+            earlier one stays.
+    """
+
+    faithful: bool = field(
+        default=False, metadata={"help": "rounding decides between unchanged tokens"}
+    )
+
+    paper = "EVS, arXiv 2510.14624"
+    summary = "tokens that changed since the frame before stay"
+
+    def score(self, tokens: VideoTokens, query: Tensor | None = None) -> Tensor:
+        """(L,) 1 - cosine with the token before in the same cell; 255 without one."""
+        order, counts = by_slot(tokens)
+        rank = torch.arange(len(tokens)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        later = torch.nonzero(rank > 0).flatten()
+        change = 1 - row_cosine(tokens.features, order[later], order[later - 1])
+        if not self.faithful:
+            change = torch.where(change < NOISE, 0.0, change)
+        scores = torch.full((len(tokens),), _NEW, device=change.device)
+        scores[order[later].to(change.device)] = change
+        return scores

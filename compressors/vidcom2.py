@@ -1,0 +1,177 @@
+"""VidCom2: the most unusual tokens, and more of them in unusual frames (arXiv 2505.14454).
+
+`rate`, `frame_scales`, `select` and `select_grid` follow the published code; `VidCom2` is the
+method on `VideoTokens`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from vidllm.errors import InputError
+from vidllm.tokens import Keep, Selection, VideoTokens
+
+from .base import Compressor
+from .registry import register
+from .segments import present_frames
+
+_WIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
+_TEMPERATURE = 0.01
+
+
+def rate(features: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """How usual every token is in the video and in its frame; both lie in (0, 5].
+
+    The floor(D / 2) channels of lowest population variance over the video are taken (at least
+    one), tokens are normalised over them (norms from 1e-12 up), and a token is compared with
+    the mean token of the video and of its frame by a sum of five Gaussian kernels.
+
+    Args:
+        features: (N, D), frame by frame. sizes: tokens of every frame, with the sum N.
+
+    Returns:
+        vid_score (N,), frame_score (N,) in float32 on the device of the features.
+    """
+    x = features.detach().float()
+    calm = x.var(dim=0, unbiased=False).argsort(stable=True)[: max(1, x.shape[1] // 2)]
+    unit = normalize(x[:, calm], dim=-1, eps=1e-12)
+    video = unit.mean(dim=0)
+    parts = unit.split(list(sizes))
+    vid = torch.cat([_kernel(part, video) for part in parts])
+    frame = torch.cat([_kernel(part, part.mean(dim=0)) for part in parts])
+    return vid, frame
+
+
+def _kernel(x: Tensor, centre: Tensor) -> Tensor:
+    distance = (x - centre).square().sum(dim=-1)
+    return torch.stack([torch.exp(-distance / (2 * width)) for width in _WIDTHS]).sum(dim=0)
+
+
+def frame_scales(vid_score: Tensor, sizes: Sequence[int], R: float) -> Tensor:
+    """(T,) float32 share of its tokens that every frame keeps, at most 1.
+
+    It is R * (1 + p - mean(p)), where p is the softmax, at temperature 0.01, of how unusual the
+    frames' tokens are on average. One clear outlier gets up to 2R and the others a little less
+    than R; frames that are much alike all get about R.
+    """
+    unusual = -torch.stack([part.mean() for part in vid_score.split(list(sizes))])
+    p = torch.softmax((unusual - unusual.max()) / _TEMPERATURE, dim=0)
+    return (R * (1 + p - p.mean())).clamp(max=1.0)
+
+
+def select(features: Tensor, tokens_per_frame: int, R: float) -> Tensor:
+    """The tokens that VidCom2 keeps of one clip, by the published order and arithmetic.
+
+    A frame of scale s keeps its max(1, round(s * n)) least usual tokens (half to even), so the
+    sum is near R * N and not exact.
+
+    Args:
+        features: (N, D) or (T, n, D), frame by frame. tokens_per_frame: n. R: share kept.
+
+    Returns:
+        (k,) kept indices into N, ascending, on the CPU. Equal scores: the earlier token.
+
+    Raises:
+        InputError: R outside (0, 1], or features that are no whole frames.
+    """
+    x = features.reshape(-1, features.shape[-1])
+    if not 0 < R <= 1:
+        raise InputError(f"vidcom2: R must be above 0 and at most 1, not {R}")
+    if tokens_per_frame < 1 or x.shape[0] == 0 or x.shape[0] % tokens_per_frame:
+        raise InputError(f"vidcom2: {x.shape[0]} tokens are no frames of {tokens_per_frame}")
+    sizes = [tokens_per_frame] * (x.shape[0] // tokens_per_frame)
+    vid, frame = rate(x, sizes)
+    kept = _wanted(frame_scales(vid, sizes, R), sizes)[1]
+    return _least_usual(vid + frame, sizes, kept)
+
+
+def select_grid(features: Tensor, R: float, grid: int) -> Tensor:
+    """`select` for LLaVA-Video, whose square frames get a newline token after every row.
+
+    Args:
+        features: (N, D) without the newlines. R: share kept. grid: side g of a frame.
+
+    Returns:
+        (k,) indices into the T x g x (g + 1) grid with newlines: for every frame its kept
+        tokens in raster order and then its g newlines, which all stay.
+    """
+    kept = select(features, grid * grid, R)
+    cells, row, column = kept // grid**2, kept % grid**2 // grid, kept % grid
+    place = cells * grid * (grid + 1) + row * (grid + 1) + column
+    newlines = torch.arange(grid) * (grid + 1) + grid
+    frames = features.reshape(-1, features.shape[-1]).shape[0] // grid**2
+    parts = [
+        torch.cat([place[cells == t], newlines + t * grid * (grid + 1)]) for t in range(frames)
+    ]
+    return torch.cat(parts)
+
+
+def _wanted(scales: Tensor, sizes: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """The share of every frame in tokens (T,) before and after rounding, on the CPU."""
+    exact = scales.cpu() * torch.tensor(sizes)
+    rounded: list[int] = torch.round(exact).clamp(min=1).long().tolist()
+    return exact, rounded
+
+
+def _least_usual(usual: Tensor, sizes: Sequence[int], kept: Sequence[int]) -> Tensor:
+    """(sum(kept),) the `kept[t]` tokens of frame t with the smallest score, ascending."""
+    index, first = [], 0
+    for part, size, k in zip(usual.cpu().split(list(sizes)), sizes, kept, strict=True):
+        index.append(first + part.argsort(stable=True)[:k].sort().values)
+        first += size
+    return torch.cat(index)
+
+
+def _settle(kept: Sequence[int], exact: Tensor, sizes: Sequence[int], budget: int) -> list[int]:
+    """Change rounded counts by ones until their sum is `budget`.
+
+    Each one goes to the frame that is farthest below its exact share (from the one farthest
+    above); of equals the earlier frame gets and the later one gives. No frame goes above its
+    size, nor below 1 while the budget reaches for that.
+    """
+    count, size = torch.tensor(kept), torch.tensor(sizes)
+    floor = 1 if budget >= len(sizes) else 0
+    missing = budget - int(count.sum())
+    for _ in range(abs(missing)):
+        if missing > 0:
+            gap = (exact - count).masked_fill(count >= size, -torch.inf)
+            count[int(gap.argmax())] += 1
+        else:
+            gap = (count - exact).masked_fill(count <= floor, -torch.inf)
+            count[len(sizes) - 1 - int(gap.flip(0).argmax())] -= 1
+    result: list[int] = count.tolist()
+    return result
+
+
+@register("vidcom2")
+@dataclass
+class VidCom2(Compressor):
+    """Keep the tokens least like the video's and their frame's mean (VidCom2).
+
+    Frames whose tokens are unusual in the video keep more. The published counts are rounded
+    frame by frame and clamped, so that their sum misses the budget; here single tokens are then
+    given to the frames farthest below their exact share, or taken from those farthest above,
+    until the sum is the budget. Every frame keeps a token as in the published code, except that
+    a budget below the number of frames leaves the least unusual frames without any. A frame
+    counts as what it still holds, so the method runs on thinned clips as well.
+
+    Scores are taken in float32; the published code sums the kernels in the dtype of the model,
+    where half precision blurs them.
+    """
+
+    paper = "VidCom2, arXiv 2505.14454"
+    summary = "tokens unlike the video's and the frame's mean stay"
+
+    def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
+        """Score all tokens, share the budget between the frames, keep the least usual."""
+        order, _, counts = present_frames(tokens)
+        sizes: list[int] = counts.tolist()
+        vid, frame = rate(tokens.features[order.to(tokens.features.device)], sizes)
+        exact, rounded = _wanted(frame_scales(vid, sizes, budget / len(tokens)), sizes)
+        kept = _settle(rounded, exact, sizes, budget)
+        return Keep(order[_least_usual(vid + frame, sizes, kept)].sort().values)
