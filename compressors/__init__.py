@@ -12,10 +12,13 @@ from .dycoke import DyCoke
 from .evs import Evs
 from .frame_sample import FrameSample
 from .none import NoCompression
+from .pyra import Pyra
 from .random import Random
 from .registry import build, describe, find, get, names, register
 from .spatial_pool import SpatialPool
+from .tempme import Tempme
 from .temporal_pool import TemporalPool
+from .tome import Tome
 from .uniform import Uniform
 from .vidcom2 import VidCom2
 
@@ -30,10 +33,13 @@ __all__ = [
     "Evs",
     "FrameSample",
     "NoCompression",
+    "Pyra",
     "Random",
     "Scorer",
     "SpatialPool",
+    "Tempme",
     "TemporalPool",
+    "Tome",
     "Uniform",
     "VidCom2",
     "build",

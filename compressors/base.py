@@ -42,6 +42,8 @@ class Compressor(ABC):
     stage: ClassVar[str] = "tokens"
     query_aware: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ()
+    """Signals that it takes where a model gives them, and does without elsewhere."""
     trained: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     summary: ClassVar[str] = ""

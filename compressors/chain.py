@@ -84,6 +84,11 @@ class Chain:
         """What the methods need of a model, without repeats."""
         return tuple(dict.fromkeys(need for item in self.items for need in item.needs))
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Signals that the methods take where a model gives them, without repeats."""
+        return tuple(dict.fromkeys(use for item in self.items for use in item.uses))
+
     def goal(self, tokens: VideoTokens, budget: int | None = None) -> int | None:
         """How many of these tokens will remain; None when the methods' own options decide."""
         if budget is not None and budget < 1:

@@ -264,7 +264,8 @@ class VideoLLM:
             start, duration = self._window(clip)
             frames = torch.from_numpy(clip.frames.copy()).to(self.model.device)
             pixels = to_pixels(frames, self.model.vision.image_size)
-            wants, seconds = self.compressor.needs, clip.seconds - start
+            wants = (*self.compressor.needs, *self.compressor.uses)
+            seconds = clip.seconds - start
             return self.model.encode(pixels, seconds, duration, wants), duration
 
     def compress(

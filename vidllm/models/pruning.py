@@ -88,7 +88,7 @@ class Pruner:
             for i, layer in enumerate(self.layers):
                 handles.append(layer.register_forward_pre_hook(self._before(i), with_kwargs=True))
                 if i + 1 in self.cuts and self.method.needs:
-                    attention = layer.self_attn
+                    attention = cast(nn.Module, layer.self_attn)
                     handles.append(
                         attention.register_forward_pre_hook(self._watch, with_kwargs=True)
                     )

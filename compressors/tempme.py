@@ -1,0 +1,124 @@
+"""TempMe (arXiv 2409.01156): merge inside frames, then join neighbouring clips and merge across.
+
+`merge` and `schedule` are the authors' functions (they live in `vidllm.bipartite`, because the
+tower `vidllm.encoders.vision.tempme` needs them too); `Tempme` is the method on `VideoTokens`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vidllm.bipartite import Step, merge, schedule
+from vidllm.errors import InputError
+from vidllm.tokens import Merge, Selection, VideoTokens
+
+from .base import Compressor
+from .registry import register
+from .segments import equal_runs, share
+from .tome import matching_metric, one_round, rows_of
+
+__all__ = ["Step", "Tempme", "compose", "merge", "schedule"]
+
+
+def compose(first: Merge, second: Merge) -> Merge:
+    """One merge by size that does what two do, one after the other."""
+    target = torch.where(first.target < 0, -1, second.target[first.target.clamp(min=0)])
+    return Merge(target, first.representative[second.representative], "size")
+
+
+@register("tempme")
+@dataclass
+class Tempme(Compressor):
+    """Merge inside frames, then join M neighbouring clips again and again and merge across them.
+
+    The count falls geometrically to the budget: `inside` of the shrinkage (of its logarithm)
+    happens inside single frames, the rest in equal parts at the joins; with the defaults that is
+    close to the authors' counts for ViT-B/32, which are tied to its layers. What a join removes
+    is shared out as their proportions 0.3 across clips and 0.1 inside the joined row are. Across
+    clips the features are compared, inside them the tower's keys where the model gives them
+    ("vision-keys"), else the features as well. A row is at most halved in one round.
+
+    Any number of frames will do: rows are joined in runs whose lengths differ by at most one
+    (the authors need the product of `joins`). After the last join the rows stay apart, 12 frames
+    each by default, so that the cost is linear in the frames; a budget below their number goes
+    on joining two by two.
+
+    Attributes:
+        joins: clips joined at every level, as the authors' option writes it.
+        inside: share of the shrinkage that happens inside single frames, in [0, 1].
+        faithful: the authors' order inside a row: sources that stayed, then destinations, for
+            the next round as well. By default tokens stand in time and raster order (the defect:
+            a row's tokens run neither with time nor with the picture).
+    """
+
+    joins: str = field(default="2-2-3", metadata={"help": "clips joined at every level"})
+    inside: float = field(default=0.2, metadata={"help": "share of shrinkage inside frames"})
+    faithful: bool = field(default=False, metadata={"help": "the authors' order of tokens"})
+
+    stage = "vision"
+    uses = ("vision-keys",)
+    paper = "TempMe, arXiv 2409.01156"
+    summary = "tokens merge inside frames, then across joined clips"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parts = str(self.joins).split("-")
+        if not all(part.isdecimal() and int(part) >= 2 for part in parts):
+            raise InputError(
+                f"tempme: joins must be numbers of at least 2, as 2-2-3, not {self.joins!r}"
+            )
+        if not 0.0 <= self.inside <= 1.0:
+            raise InputError(f"tempme: inside must be in [0, 1], not {self.inside:g}")
+
+    def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
+        """All rounds in one merge that meets the budget."""
+        frames = tokens.frame.unique()
+        levels = self._levels(frames.numel(), budget)
+        every = torch.arange(len(tokens))
+        whole = Merge(every, every, "size")
+        now = tokens.with_features(tokens.features.detach())
+        for level, row in enumerate(levels):
+            goal = budget
+            if level < len(levels) - 1:
+                done = self.inside + (1.0 - self.inside) * level / (len(levels) - 1)
+                goal = round(len(tokens) * (budget / len(tokens)) ** done)
+                goal = min(len(now), max(goal, budget, int(row.max()) + 1))
+            # 0.3 of the tokens across clips, then 0.1 of what is left inside the row.
+            across = round((len(now) - goal) * 0.3 / 0.37) if level else 0
+            for target, by_features in ((len(now) - across, True), (goal, False)):
+                now, whole = self._shrink(now, whole, frames, row, target, by_features)
+        return whole
+
+    def _levels(self, frames: int, budget: int) -> list[Tensor]:
+        """For every level the row (F,) that each frame belongs to."""
+        row, rows = torch.arange(frames), frames
+        levels = [row]
+        joins = [int(part) for part in self.joins.split("-")]
+        while rows > 1 and (joins or rows > budget):
+            parts = -(-rows // (joins.pop(0) if joins else 2))
+            row, rows = equal_runs(row, rows, parts), parts
+            levels.append(row)
+        return levels
+
+    def _shrink(
+        self,
+        now: VideoTokens,
+        whole: Merge,
+        frames: Tensor,
+        row: Tensor,
+        target: int,
+        by_features: bool,
+    ) -> tuple[VideoTokens, Merge]:
+        """Rounds inside every row until `target` tokens are left in all."""
+        goals: list[int] | None = None
+        while len(now) > target:
+            rows = rows_of(row[torch.searchsorted(frames, now.frame)])
+            goals = share(target, [part.numel() for part in rows]) if goals is None else goals
+            metric = now.features if by_features else matching_metric(now)
+            merged, _ = one_round(metric, rows, goals, ascending=True)
+            merged = merged if self.faithful else merged.in_order(now.position)
+            now, whole = now.apply(merged), compose(whole, merged)
+        return now, whole
