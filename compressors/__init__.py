@@ -10,7 +10,9 @@ from .chain import Chain
 from .divprune import DivPrune
 from .dycoke import DyCoke
 from .evs import Evs
+from .fastvid import FastVid
 from .frame_sample import FrameSample
+from .holitom import HoliTom
 from .none import NoCompression
 from .pyra import Pyra
 from .random import Random
@@ -21,6 +23,7 @@ from .temporal_pool import TemporalPool
 from .tome import Tome
 from .uniform import Uniform
 from .vidcom2 import VidCom2
+from .visionzip import VisionZip
 
 __all__ = [
     "LATE",
@@ -31,7 +34,9 @@ __all__ = [
     "DivPrune",
     "DyCoke",
     "Evs",
+    "FastVid",
     "FrameSample",
+    "HoliTom",
     "NoCompression",
     "Pyra",
     "Random",
@@ -42,6 +47,7 @@ __all__ = [
     "Tome",
     "Uniform",
     "VidCom2",
+    "VisionZip",
     "build",
     "describe",
     "find",

@@ -152,6 +152,10 @@ class Compressor(ABC):
             rounds.append(selection)
         return tokens, rounds
 
+    def inside_decoder(self) -> bool:
+        """Whether some of its work is done between decoder layers or in the cache."""
+        return self.stage in LATE
+
     def before_decoder(
         self, tokens: VideoTokens, query: Tensor | None = None
     ) -> tuple[VideoTokens, list[tuple[Compressor, int]]]:

@@ -119,6 +119,10 @@ class Chain:
         """The methods that work inside the decoder, at the end of the chain."""
         return [item for item in self.items if item.stage in LATE]
 
+    def inside_decoder(self) -> bool:
+        """Whether one of the methods works between decoder layers or in the cache."""
+        return bool(self.late)
+
     def before_decoder(
         self, tokens: VideoTokens, query: Tensor | None = None
     ) -> tuple[VideoTokens, list[tuple[Compressor, int]]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vidllm.compressors import LATE, Chain, Compressor
+from vidllm.compressors import Chain, Compressor
 
 from .cost import Stopwatch
 from .errors import InputError
@@ -45,7 +45,7 @@ def check_serves(model: NativeVideoLLM, method: Compressor | Chain) -> None:
 
 def by_question(method: Compressor | Chain) -> bool:
     """Whether what is left of the video depends on the question that comes after it."""
-    return method.query_aware or any(stage in LATE for stage in method.stage.split(","))
+    return method.query_aware or method.inside_decoder()
 
 
 @torch.inference_mode()
