@@ -5,16 +5,23 @@
 """
 
 from .aim import Aim
+from .aim_prune import AimPrune
 from .base import LATE, STAGES, Compressor, Scorer
 from .chain import Chain
+from .dart import Dart
 from .divprune import DivPrune
 from .dycoke import DyCoke
 from .evs import Evs
+from .fastv import FastV
 from .fastvid import FastVid
 from .frame_sample import FrameSample
 from .holitom import HoliTom
+from .mustdrop import MustDrop
+from .mustdrop_cache import MustDropCache
+from .mustdrop_filter import MustDropFilter
 from .none import NoCompression
 from .pyra import Pyra
+from .pyramiddrop import PyramidDrop
 from .random import Random
 from .registry import build, describe, find, get, names, register
 from .spatial_pool import SpatialPool
@@ -29,16 +36,23 @@ __all__ = [
     "LATE",
     "STAGES",
     "Aim",
+    "AimPrune",
     "Chain",
     "Compressor",
+    "Dart",
     "DivPrune",
     "DyCoke",
     "Evs",
+    "FastV",
     "FastVid",
     "FrameSample",
     "HoliTom",
+    "MustDrop",
+    "MustDropCache",
+    "MustDropFilter",
     "NoCompression",
     "Pyra",
+    "PyramidDrop",
     "Random",
     "Scorer",
     "SpatialPool",

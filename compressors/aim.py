@@ -14,6 +14,8 @@ from torch import Tensor
 from vidllm.errors import InputError
 from vidllm.tokens import Merge, Selection, VideoTokens
 
+from .aim_prune import importance as importance
+from .aim_prune import retention as retention
 from .base import Compressor
 from .registry import register
 from .segments import equal_runs, merge_groups, present_frames, share

@@ -44,6 +44,8 @@ class Compressor(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     uses: ClassVar[tuple[str, ...]] = ()
     """Signals that it takes where a model gives them, and does without elsewhere."""
+    own_layer: ClassVar[bool] = False
+    """Stage "prefill": True to read the layer that it prunes before, not the one before that."""
     trained: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     summary: ClassVar[str] = ""

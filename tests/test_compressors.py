@@ -51,6 +51,7 @@ def clip(grid: tuple[int, int, int], width: int = 6, seed: int = 0) -> VideoToke
         decoder_text_attention=torch.rand(count, 3, generator=generator),
         decoder_keys=torch.randn(count, 8, generator=generator),
         decoder_importance=torch.rand(count, generator=generator),
+        prefill_survivors=torch.randint(0, 3, (count,), generator=generator).float(),
     )
 
 

@@ -11,7 +11,7 @@ from tiny import hub_model, tiny_model
 from torch import Tensor
 
 from vidllm import InputError
-from vidllm.compressors import Scorer
+from vidllm.compressors import Scorer, build, find, names
 from vidllm.models.decoding import decoder_layers
 from vidllm.models.native import NativeVideoLLM
 from vidllm.tokens import VideoTokens
@@ -126,6 +126,18 @@ def test_any_budget_is_met_exactly(budget: int) -> None:
     prefix = model.prefill(HEAD, tokens, duration, tail=TAIL, method=ByAttention(), budget=budget)
     assert prefix.kept is not None and len(prefix.kept) == budget
     assert prefix.cache.layers[-1].keys.shape[2] == len(HEAD) + budget + len(TAIL) - 1
+
+
+@pytest.mark.parametrize("name", [n for n in names() if find(n).stage == "prefill"])
+@pytest.mark.parametrize("keep", [0.5, 0.1])
+def test_every_prefill_method_works_in_a_decoder(name: str, keep: float) -> None:
+    model = hub_model("siglip", "qwen3", downsample=2)
+    tokens, duration = clip_tokens(model)
+    method = build(name, keep=keep)
+    prefix = model.prefill(HEAD, tokens, duration, tail=TAIL, method=method)
+    assert prefix.kept is not None and len(prefix.kept) == method.goal(tokens)
+    assert len(model.generate_from(prefix, [TAIL[-1:]], max_new_tokens=3, eos=-1)[0]) == 3
+    assert prefix.video_per_layer() == sorted(prefix.video_per_layer(), reverse=True)
 
 
 @torch.inference_mode()

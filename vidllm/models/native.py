@@ -251,7 +251,8 @@ class NativeVideoLLM(PreTrainedModel):
         if method is not None:
             layers = decoder_layers(self.language_model)
             goal = method.goal(tokens, budget)
-            prune = Pruner(layers, method, tokens, video, sequence.shape[1], goal)
+            norm = cast(nn.Module, self.language_model.base_model.norm)
+            prune = Pruner(layers, norm, method, tokens, video, sequence.shape[1], goal)
         with nullcontext() if prune is None else prune.attached():
             self.language_model.base_model(
                 inputs_embeds=sequence, position_ids=places, past_key_values=cache, use_cache=True

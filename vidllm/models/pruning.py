@@ -27,7 +27,9 @@ DECODER_SIGNALS: tuple[str, ...] = (
     "decoder-text-attention",
     "decoder-keys",
     "decoder-importance",
+    "decoder-normed",
 )
+_PIVOTS = 4  # words of the question that a method may compare with (DART)
 
 
 class PrefillMethod(Protocol):
@@ -43,7 +45,7 @@ class Pruner:
 
     Args:
         layers: the decoder layers.
-        norm: the decoder's last norm.
+        norm: the decoder's last norm, for methods that compare normed states.
         method: the compressor, with `points`.
         tokens: the video tokens that the prompt holds, before this method.
         video: (V,) where they stand in the prompt of `length` tokens.
@@ -53,13 +55,15 @@ class Pruner:
     def __init__(
         self,
         layers: nn.ModuleList,
+        norm: nn.Module,
         method: Compressor,
         tokens: VideoTokens,
         video: Tensor,
         length: int,
         budget: int,
     ) -> None:
-        self.layers, self.method, self.tokens, self.video = layers, method, tokens, video
+        self.layers, self.norm, self.method = layers, norm, method
+        self.tokens, self.video = tokens, video
         self.budget, self.length = budget, length
         if len(video) and bool((video.diff() <= 0).any()):
             raise InputError(f"{method.name} needs video tokens in time order: leave out faithful")
@@ -67,6 +71,7 @@ class Pruner:
         self.alive: list[Tensor] = []
         self.cuts = self._cuts()
         self.caught: dict[str, Tensor] = {}
+        self.text_keys = torch.empty(0)
 
     def _cuts(self) -> dict[int, int]:
         """Layer → exact count left before it runs; the last cut lands on the budget."""
@@ -87,7 +92,7 @@ class Pruner:
         try:
             for i, layer in enumerate(self.layers):
                 handles.append(layer.register_forward_pre_hook(self._before(i), with_kwargs=True))
-                if i + 1 in self.cuts and self.method.needs:
+                if i + 1 in self.cuts and self.method.needs and not self.method.own_layer:
                     attention = cast(nn.Module, layer.self_attn)
                     handles.append(
                         attention.register_forward_pre_hook(self._watch, with_kwargs=True)
@@ -98,9 +103,18 @@ class Pruner:
                 handle.remove()
 
     def _before(self, i: int) -> Any:
-        def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
             if i in self.cuts and self.cuts[i] < len(self.tokens):
+                if self.method.own_layer:
+                    index = self.here.to(hidden.device)
+                    cos, sin = (t[..., index, :] for t in kwargs["position_embeddings"])
+                    normed = cast(nn.Module, layer.input_layernorm)(hidden)
+                    self._watch(
+                        cast(nn.Module, layer.self_attn),
+                        (normed,),
+                        {"position_embeddings": (cos, sin)},
+                    )
                 hidden = self._cut(hidden, self.cuts[i])
             self.alive.append(self.here)
             if len(self.here) == self.length:
@@ -132,6 +146,7 @@ class Pruner:
         width = int(attention.head_dim)  # type: ignore[arg-type]
         keys = _heads(attention, "k", hidden, width, cos, sin)  # (H_kv, L, d)
         video = self.video.to(hidden.device)
+        self.text_keys = keys[:, int(self.video[-1]) + 1 :].abs().sum((0, 2))
         out: dict[str, Tensor] = {}
         for need in self.method.needs:
             if need == "decoder-keys":
@@ -151,14 +166,24 @@ class Pruner:
                 def block(start: int, stop: int) -> Tensor:
                     return _rows(attention, hidden, keys, cos, sin, start, stop, sharp=True)
 
-                out[need] = importance_rows(block, len(hidden))[video]
+                out[need] = importance_rows(block, len(hidden), temperature=0.1)[video]
         return out
 
     def _cut(self, hidden: Tensor, budget: int) -> Tensor:
         """Let the method choose, and take the others out of the hidden states (1, L, D)."""
         device = hidden.device
-        view = replace(self.tokens, features=hidden[0, self.video.to(device)], signals=self.caught)
-        after, rounds = self.method.run(view, budget)
+        signals = {**self.tokens.signals, **self.caught}
+        query: Tensor | None = None
+        if "decoder-normed" in self.method.uses:
+            normed = self.norm(hidden[0])
+            signals["decoder-normed"] = normed[self.video.to(device)]
+            # The words behind the video that have the largest keys.
+            text = normed[int(self.video[-1]) + 1 :]
+            query = (
+                text[self.text_keys.topk(min(_PIVOTS, len(text))).indices] if len(text) else None
+            )
+        view = replace(self.tokens, features=hidden[0, self.video.to(device)], signals=signals)
+        after, rounds = self.method.run(view, budget, query)
         rest = torch.ones(hidden.shape[1], dtype=torch.bool)
         rest[self.video] = False
         others = torch.nonzero(rest).flatten()
@@ -168,7 +193,7 @@ class Pruner:
         where = torch.cat([others, stay])[order]
         is_video = torch.cat([torch.zeros(len(others)), torch.ones(len(stay))])[order] > 0
         self.here, self.video = self.here[where], torch.nonzero(is_video).flatten()
-        self.tokens = replace(after, signals={})
+        self.tokens = after
         return rows[order.to(device)][None]
 
 

@@ -1,0 +1,225 @@
+"""AIM's pruning inside the decoder (arXiv 2412.03248): PageRank of the attention, layer by layer.
+
+`importance`, `retention` and `visible` are the authors' arithmetic; `importance_rows` is the
+importance without the whole matrix; `AimPrune` is the method on `VideoTokens`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vidllm.errors import InputError
+from vidllm.tokens import VideoTokens
+
+from .base import Scorer
+from .registry import register
+
+# A logit below this belongs to a mask (the lowest float16 is -65504), never to q.k / sqrt(d).
+_MASKED = -5e3
+
+
+def importance(
+    logits: Tensor,
+    temperature: float = 0.1,
+    steps: int = 5,
+    damping: float = 0.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Importance of every token: a few power steps on the sharpened attention.
+
+    M = softmax(logits / temperature) by rows; for each head p starts uniform and becomes
+    p M (1 - damping) + damping / L; the result is the root of the heads' mean of p squared.
+
+    The authors' function gives NaN for a whole row of the batch where it is padded on the left
+    (a query that sees nothing). Here such queries take no part: p starts on the other tokens,
+    and these get what they would get without padding.
+
+    Args:
+        logits: (B, H, L, L) q k / sqrt(d) with the causal and padding mask added.
+        temperature: of the softmax. steps: power steps. damping: share that jumps anywhere.
+        mask: (B, L) bool, tokens that take part; None for all whose query sees something. With
+            padding on the right give it.
+
+    Returns:
+        (B, L) float32.
+
+    Raises:
+        InputError: shapes or options that do not fit.
+    """
+    if logits.dim() != 4 or logits.shape[2] != logits.shape[3]:
+        raise InputError(f"logits must be (B, H, L, L), not {tuple(logits.shape)}")
+    _check(temperature, steps, damping)
+    scaled = logits.float() / temperature
+    if mask is None:
+        mask = (logits > _MASKED).any(dim=-1).any(dim=1)
+    matrix = torch.softmax(scaled, dim=-1)
+    length = logits.shape[2]
+    return importance_rows(
+        lambda start, stop: matrix[:, :, start:stop], length, steps, damping, length, mask
+    )
+
+
+def importance_rows(
+    rows: Callable[[int, int], Tensor],
+    length: int,
+    steps: int = 5,
+    damping: float = 0.0,
+    block: int = 64,
+    mask: Tensor | None = None,
+    temperature: float | None = None,
+) -> Tensor:
+    """`importance` without an L x L matrix: every step asks for its rows block by block.
+
+    Args:
+        rows: rows(start, stop) gives the rows start..stop-1 of the softmax matrix, (H, stop -
+            start, L) or (B, H, stop - start, L). With `temperature` it gives their logits,
+            masked, and the softmax is taken here.
+        length: L. steps, damping: see `importance`.
+        block: rows asked for at a time; memory is H * block * L, work `steps` passes over M.
+        mask: (L,) or (B, L) bool, tokens that take part; None for all.
+        temperature: of the softmax, when `rows` gives logits (AIM: 0.1).
+
+    Returns:
+        (L,) or (B, L) float32.
+
+    Raises:
+        InputError: options that do not fit, or logits where softmax rows are expected.
+    """
+    _check(1.0 if temperature is None else temperature, steps, damping)
+    if length < 1 or block < 1:
+        raise InputError(f"length and block must be at least 1, not {length} and {block}")
+    live = torch.ones(length, dtype=torch.bool) if mask is None else mask
+    start = (live / live.sum(dim=-1, keepdim=True).clamp(min=1)).unsqueeze(-2)  # (..., 1, L)
+    dead = None if mask is None else ~live[..., None, :, None]
+    p = start
+    for _ in range(steps):
+        total = torch.zeros(())
+        for first in range(0, length, block):
+            last = min(first + block, length)
+            part = rows(first, last).float()
+            if temperature is not None:
+                part = torch.softmax(part / temperature, dim=-1)
+            if dead is not None:
+                part = part.masked_fill(dead[..., first:last, :].to(part.device), 0.0)
+            share = p[..., None, first:last].to(part.device) @ part
+            total = total.to(part.device) + share.squeeze(-2)
+        if bool((total < 0).any()):
+            raise InputError("the rows hold negative numbers: give softmax rows or a temperature")
+        p = (1 - damping) * total + damping * start.to(total.device)
+    return p.square().mean(dim=-2).sqrt()
+
+
+def _check(temperature: float, steps: int, damping: float) -> None:
+    if not temperature > 0 or steps < 1 or not 0 <= damping <= 1:
+        raise InputError(
+            f"importance needs temperature > 0, steps >= 1 and damping in [0, 1], not "
+            f"{temperature}, {steps}, {damping}"
+        )
+
+
+def retention(num_layers: int, start: int = 14, slope: float = 0.125) -> list[float]:
+    """The share of video tokens that stays visible behind every layer.
+
+    1 before layer `start`, then `slope` less a layer, down to 0. The authors: start 14 of 28
+    layers (Qwen2), 13 of 32 (Vicuna), slope 1/8.
+    """
+    falling = (1 - slope * (layer - start + 1) for layer in range(start, num_layers))
+    return [1.0] * min(start, num_layers) + [max(0.0, share) for share in falling]
+
+
+def visible(
+    importance: Tensor,
+    mask: Tensor,
+    protected: Tensor,
+    share: float,
+    real: Tensor | None = None,
+    faithful: bool = False,
+) -> Tensor:
+    """AIM's choice behind one layer: which tokens later layers still see.
+
+    The floor((L - P) * share + P) most important tokens, with P protected ones ahead of all.
+    By default L and P are each row's own and without padding. The authors count the padding,
+    take P of row 0 for every row (longer texts then lose text) and give protected tokens the
+    importance 1, which a video token can reach.
+
+    Args:
+        importance: (B, L). mask: (B, L) bool, what is visible now. protected: (B, L) bool, the
+            text. share: of the video tokens that there were at first. real: (B, L) bool,
+            tokens that are no padding; None for all. faithful: the authors' count and order.
+
+    Returns:
+        (B, L) bool.
+    """
+    score = importance.float().masked_fill(~mask, -1.0)
+    if faithful or real is None:
+        real = torch.ones_like(mask)
+    score = score.masked_fill(protected & real, 1.0 if faithful else torch.inf)
+    result = torch.zeros_like(mask)
+    texts: list[int] = (protected & real).sum(dim=1).tolist()
+    lengths: list[int] = real.sum(dim=1).tolist()
+    for row, length in enumerate(lengths):
+        text = texts[0] if faithful else texts[row]
+        count = int((length - text) * share + text)
+        result[row, torch.argsort(score[row], descending=True, stable=True)[:count]] = True
+    return result & mask
+
+
+@register("aim-prune")
+@dataclass
+class AimPrune(Scorer):
+    """Fewer video tokens at every layer of the decoder's second half, by PageRank importance.
+
+    The driver computes "decoder-importance" of the layer before each cut with
+    `importance_rows`. The authors only hide pruned tokens from later keys, which saves no
+    work and lets them take part in the next importance as queries; here they leave, and the
+    importance is that of the tokens which are there. Their mask leak in decoding, their shared
+    count for unequal texts and their NaN for padded rows cannot occur. Their schedule goes
+    down to no video token at all; here it stops at `keep`, and at one token.
+
+    Attributes:
+        start: layer whose attention first decides, in a decoder of 28 layers.
+        slope: share that leaves a layer, in a decoder of 28 layers. Both are scaled to the
+            depth of the model, and the last cut always leaves `keep`.
+    """
+
+    start: int = field(default=14, metadata={"help": "first deciding layer, of 28"})
+    slope: float = field(default=0.125, metadata={"help": "share that leaves a layer, of 28"})
+
+    stage = "prefill"
+    needs = ("decoder-importance",)
+    paper = "AIM, arXiv 2412.03248"
+    summary = "fewer tokens at every later layer, by PageRank of the attention"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.start < 28 or not 0 < self.slope <= 1:
+            raise InputError(
+                f"aim-prune: start must be 0 to 27 and slope in (0, 1], not {self.start} and "
+                f"{self.slope}"
+            )
+
+    def points(self, depth: int) -> list[tuple[int, float]]:
+        """A cut before every layer from the one behind `start`, down to `keep`.
+
+        Raises:
+            InputError: a decoder of one layer, where no layer comes before another.
+        """
+        if depth < 2:
+            raise InputError("aim-prune: a decoder of one layer has no layer to prune before")
+        start = min(int(self.start * depth / 28 + 0.5), depth - 2)
+        cuts = []
+        for layer, share in enumerate(retention(depth, start, self.slope * 28 / depth)[:-1]):
+            left = self.keep if layer == depth - 2 else max(self.keep, share)
+            if layer >= start:
+                cuts.append((layer + 1, left))
+            if left == self.keep and layer >= start:
+                break
+        return cuts
+
+    def score(self, tokens: VideoTokens, query: Tensor | None = None) -> Tensor:
+        """The importance that the driver computed."""
+        return self.signal(tokens, "decoder-importance")

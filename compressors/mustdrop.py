@@ -1,0 +1,229 @@
+"""MustDrop in the vision tower (arXiv 2411.10803): windows of similar patches merge.
+
+`merge_windows` is the authors' function, `MustDrop` the method on `VideoTokens`. Its other two
+stages, which drop tokens in the decoder and in the cache, have files of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vidllm.errors import InputError
+from vidllm.tokens import Merge, Selection, VideoTokens
+
+from .base import Compressor
+from .mustdrop_cache import MustDropCache, output_aware
+from .mustdrop_filter import MustDropFilter, dual_filter, key_set, key_tokens
+from .registry import register
+from .segments import equal_runs, merge_groups, present_frames, starts
+
+__all__ = [
+    "MustDrop",
+    "MustDropCache",
+    "MustDropFilter",
+    "dual_filter",
+    "key_set",
+    "key_tokens",
+    "merge_windows",
+    "output_aware",
+]
+
+
+def _likeness(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cosine of distinct tokens in windows (..., k, C): of all pairs (...), and of each
+    token to the others (..., k). Cosines have the floor 1e-8 of the authors' library.
+    """
+    unit = x.float()
+    unit = unit / unit.norm(dim=-1, keepdim=True).clamp(min=1e-8)
+    own = unit.square().sum(dim=-1)
+    each = ((unit @ unit.sum(dim=-2).unsqueeze(-1)).squeeze(-1) - own) / (x.shape[-2] - 1)
+    return each.mean(dim=-1), each
+
+
+def merge_windows(
+    x: Tensor, window: tuple[int, int] = (3, 3), threshold: float = 0.8
+) -> tuple[Tensor, Tensor]:
+    """Merge the windows of a patch grid whose tokens are alike, after the first ViT layer.
+
+    Windows do not overlap and stand in raster order; a window counts the mean cosine of its
+    pairs. Every sample merges its r most similar windows into their plain means, r being the
+    smallest number of windows at or above the threshold in the batch.
+
+    Args:
+        x: (B, 1 + G * G, C), CLS first. window: rows and columns, dividing G.
+        threshold: cosine from which a window merges.
+
+    Returns:
+        x (B, N, C) as [CLS, merged windows from the most similar on, other tokens in raster
+        order], N = 1 + r + G * G - r * k, and size (B, N, 1) float32, tokens in each.
+
+    Raises:
+        InputError: a grid that is not square, or a window that does not divide it.
+    """
+    rows, columns = window
+    side = math.isqrt(max(x.shape[1] - 1, 0)) if x.dim() == 3 else 0
+    if side < 1 or side * side != x.shape[1] - 1:
+        raise InputError(f"x must be (B, 1 + G * G, C), not {tuple(x.shape)}")
+    if rows < 1 or columns < 1 or rows * columns < 2 or side % rows or side % columns:
+        raise InputError(f"a {rows} x {columns} window does not divide a {side} x {side} grid")
+    count = rows * columns
+    raster = torch.arange(side * side, device=x.device)
+    cells = raster.view(side // rows, rows, side // columns, columns)
+    cells = cells.transpose(1, 2).reshape(-1, count)
+    patches = x[:, 1:]
+    alike, _ = _likeness(patches[:, cells])
+    r = int((alike >= threshold).sum(dim=1).min())
+    best = torch.argsort(alike, dim=1, descending=True, stable=True)[:, :r]
+    members = cells[best]  # (B, r, k)
+    batch = torch.arange(x.shape[0], device=x.device)
+    merged = patches[batch[:, None, None], members].float().mean(dim=2).to(x.dtype)
+    free = torch.ones(patches.shape[:2], dtype=torch.bool, device=x.device)
+    free[batch[:, None], members.flatten(1)] = False
+    rest = patches[free].view(x.shape[0], -1, x.shape[2])
+    size = torch.ones(x.shape[0], 1 + r + rest.shape[1], 1, device=x.device)
+    size[:, 1 : 1 + r] = count
+    return torch.cat([x[:, :1], merged, rest], dim=1), size
+
+
+@register("mustdrop")
+@dataclass
+class MustDrop(Compressor):
+    """Merge windows of similar cells inside a frame, the most similar windows of the clip first.
+
+    For an exact budget the last window merges only the members that are most like the others.
+    When every window is one token the next round takes windows of windows, up to the frame,
+    and then equal runs of frames. Windows at an edge, and those that lost tokens, are smaller.
+
+    Attributes:
+        window: side of a window in cells.
+        threshold: mean cosine from which a window merges (the authors' 0.8), in place of keep.
+        faithful: the authors' order inside a frame, merged windows from the most similar on
+            and then the other tokens; and every frame merges as many windows as any other, so
+            that the least redundant frame holds back the rest. By default tokens stand in
+            raster order and each window counts for itself.
+    """
+
+    window: int = field(default=3, metadata={"help": "side of a window in cells"})
+    threshold: float | None = field(
+        default=None, metadata={"help": "cosine from which a window merges, in place of keep"}
+    )
+    faithful: bool = field(default=False, metadata={"help": "the authors' order of tokens"})
+
+    stage = "vision"
+    paper = "MustDrop, arXiv 2411.10803"
+    summary = "windows of similar cells merge inside a frame"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window < 2:
+            raise InputError(f"mustdrop: window must be at least 2, not {self.window}")
+        if self.threshold is not None and (self.keep != 1.0 or self.budget is not None):
+            raise InputError("mustdrop: give either threshold or keep/budget, not both")
+
+    def is_free(self) -> bool:
+        """True when neither a share nor the threshold decides the count."""
+        return super().is_free() and self.threshold is None
+
+    def fixed_budget(self, tokens: VideoTokens) -> int | None:
+        """What is left when the windows at or above the threshold merge."""
+        if self.threshold is None:
+            return None
+        windows = _Windows(tokens, self.window)
+        merging = windows.alike >= self.threshold
+        if self.faithful:
+            frames, per_frame = torch.unique(windows.frame, return_inverse=True)
+            least = torch.bincount(per_frame[merging], minlength=len(frames)).min()
+            merging = windows.rank < least
+        return len(tokens) - int((windows.count - 1)[merging & (windows.count > 1)].sum())
+
+    def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
+        """One size of windows."""
+        order, frames, _ = present_frames(tokens)
+        if len(tokens) == frames.numel():
+            group = torch.empty_like(order)
+            group[order] = equal_runs(torch.arange(len(tokens)), len(tokens), budget)
+            return merge_groups(tokens, group)
+        side = self.window
+        windows = _Windows(tokens, side)
+        while int(windows.count.max()) < 2:
+            side *= self.window
+            windows = _Windows(tokens, side)
+        return self._merge(tokens, windows, len(tokens) - budget)
+
+    def _merge(self, tokens: VideoTokens, windows: _Windows, leaving: int) -> Merge:
+        turn = windows.turn
+        if self.faithful:  # the best window of every frame, then the second best, and so on
+            turn = turn[torch.argsort(windows.rank[turn], stable=True)]
+        left = leaving - (windows.count[turn] - 1).cumsum(0)
+        whole = int((left >= 0).sum())
+        merging = torch.zeros_like(windows.count, dtype=torch.bool)
+        merging[turn[:whole]] = True
+        inside = merging[windows.number]
+        if whole < len(turn):
+            part = leaving if whole == 0 else int(left[whole - 1])
+            members = windows.members(int(turn[whole]))
+            likest = torch.argsort(_tied(windows.each[members]), descending=True, stable=True)
+            inside[members[likest[: part + 1]]] = part > 0
+        group = torch.where(inside, len(tokens) + windows.number, torch.arange(len(tokens)))
+        result = merge_groups(tokens, torch.unique(group, return_inverse=True)[1])
+        if not self.faithful:
+            return result
+        order = torch.argsort(tokens.position, stable=True)
+        rank = torch.where(inside, windows.rank[windows.number], len(tokens))
+        for key in (rank, tokens.frame):
+            order = order[torch.argsort(key[order], stable=True)]
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(tokens))
+        return result.in_order(place)
+
+
+def _tied(cosine: Tensor) -> Tensor:
+    """Rounded, so that windows and tokens that are equally alike tie whatever their size."""
+    return (cosine.double() * 1e6).round()
+
+
+class _Windows:
+    """The windows of a clip that have tokens, in time and raster order.
+
+    Attributes:
+        number: (L,) the window of every token. count, frame: (W,) tokens in it, and its frame.
+        alike: (W,) mean cosine of its pairs; -inf for a single token. each: (L,) mean cosine of
+            a token to the others of its window.
+        turn: (W,) windows from the most alike on, of equal ones the earlier. rank: (W,) place
+            in that order inside the window's frame.
+    """
+
+    def __init__(self, tokens: VideoTokens, side: int) -> None:
+        cell = torch.div(tokens.cell, side, rounding_mode="floor")
+        place = torch.cat([tokens.frame[:, None], cell], dim=1)
+        windows, self.number, self.count = torch.unique(
+            place, dim=0, return_inverse=True, return_counts=True
+        )
+        self.frame = windows[:, 0]
+        order = torch.argsort(tokens.position, stable=True)
+        self._order = order[torch.argsort(self.number[order], stable=True)]
+        self._first = starts(self.count)
+        self.alike = torch.full((len(windows),), -torch.inf)
+        self.each = torch.full((len(tokens),), -torch.inf)
+        for size in self.count.unique().tolist():
+            if size < 2:
+                continue
+            which = torch.nonzero(self.count == size).flatten()
+            index = self._order[self._first[which][:, None] + torch.arange(size)]
+            rows = tokens.features.detach()[index.to(tokens.features.device)]
+            alike, each = _likeness(rows)
+            self.alike[which], self.each[index] = alike.cpu(), each.cpu()
+        self.turn = torch.argsort(_tied(self.alike), descending=True, stable=True)
+        by_frame = self.turn[torch.argsort(self.frame[self.turn], stable=True)]
+        _, frames = torch.unique_consecutive(self.frame, return_counts=True)
+        self.rank = torch.empty_like(by_frame)
+        self.rank[by_frame] = torch.arange(len(windows)) - starts(frames).repeat_interleave(frames)
+
+    def members(self, window: int) -> Tensor:
+        """Its tokens in time order."""
+        first = int(self._first[window])
+        return self._order[first : first + int(self.count[window])]
