@@ -25,12 +25,14 @@ def train(
         bool, typer.Option(help="Train under a mixture of token reductions.")
     ] = True,
     steps_see: Annotated[int, typer.Option(min=0, help="Steps of the vision tower.")] = 2000,
-    steps_mix: Annotated[int, typer.Option(min=0, help="Steps of the temporal encoders.")] = 400,
-    steps_answer: Annotated[int, typer.Option(min=0, help="Steps of the whole model.")] = 9000,
+    steps_mix: Annotated[int, typer.Option(min=0, help="Steps of the temporal encoders.")] = 1000,
+    steps_answer: Annotated[int, typer.Option(min=0, help="Steps of the whole model.")] = 8300,
     batch: Annotated[int, typer.Option(min=1, help="Clips in a batch.")] = 8,
-    clips: Annotated[int, typer.Option(min=1, help="Clips whose cells are kept on disk.")] = 10000,
+    clips: Annotated[
+        int, typer.Option(min=1, help="Clips whose cells are kept on disk, 0.4 MB each.")
+    ] = 24000,
     frames: Annotated[int, typer.Option(min=2, help="Frames of a clip.")] = 64,
-    lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 1e-3,
+    lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 8e-4,
     init: Annotated[str, typer.Option(help="Folder of a model to start from.")] = "",
     cells: Annotated[str, typer.Option(help="File of cells to use or make.")] = "",
     minutes: Annotated[float, typer.Option(min=0, help="Stop and save after; 0 is never.")] = 0.0,
