@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vidllm.options import AsJson, Debug, clean_output, emit
+from vidllm.errors import InputError
+from vidllm.options import AsJson, Debug, clean_output, emit, say
 
 app = typer.Typer(help="Measure on files that it makes.", no_args_is_help=True)
 
@@ -46,3 +47,45 @@ def video(
             from rich.console import Console
 
             Console().print(render_table(result))
+
+
+@app.command()
+def compressors(
+    methods: Annotated[
+        str, typer.Option("--methods", help="Names or patterns, comma separated; all by default.")
+    ] = "",
+    frames: Annotated[str, typer.Option(help="Lengths of the clips.")] = "32,128",
+    side: Annotated[int, typer.Option(min=1, help="Tokens along one side of a frame.")] = 14,
+    width: Annotated[int, typer.Option(min=1, help="Width of a token.")] = 3584,
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")] = 3,
+    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
+        "eval/results/compressors-cost.csv"
+    ),
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Time every compressor at real sizes, beside the prefill that it saves."""
+    from vidllm.bench_compressors import bench_compressors, compressor_table
+
+    with clean_output(json):
+        lengths = [part.strip() for part in frames.split(",")]
+        if not all(part.isdigit() for part in lengths):
+            raise InputError(f"--frames is a list of counts such as 32,128, not {frames!r}")
+        rows = bench_compressors(
+            [part.strip() for part in methods.split(",") if part.strip()],
+            frames=[int(part) for part in lengths],
+            side=side,
+            width=width,
+            runs=runs,
+        )
+        import pandas
+
+        out.parent.mkdir(parents=True, exist_ok=True)
+        pandas.DataFrame(rows).to_csv(out, index=False)
+        if json:
+            emit({"rows": rows, "csv": str(out)})
+        else:
+            from rich.console import Console
+
+            Console().print(compressor_table(rows))
+            say(f"written to {out}")
