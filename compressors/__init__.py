@@ -1,7 +1,8 @@
 """Compressors: fewer video tokens with their places and seconds kept.
 
 `build("temporal-pool,uniform", keep=0.25)` gives a method or a chain to call on `VideoTokens`;
-`names()` and `describe()` list what there is. One file a method.
+`build("per-scene(aim)", keep=0.25)` wraps one. `names()` and `describe()` list what there is. One
+file a method.
 """
 
 from .aim import Aim
@@ -14,7 +15,9 @@ from .dycoke import DyCoke
 from .evs import Evs
 from .fastv import FastV
 from .fastvid import FastVid
+from .flashvid import FlashVid
 from .frame_sample import FrameSample
+from .framefusion import FrameFusion
 from .holitom import HoliTom
 from .mustdrop import MustDrop
 from .mustdrop_cache import MustDropCache
@@ -24,6 +27,7 @@ from .pyra import Pyra
 from .pyramiddrop import PyramidDrop
 from .random import Random
 from .registry import build, describe, find, get, names, register
+from .semvid import SemVid
 from .spatial_pool import SpatialPool
 from .tempme import Tempme
 from .temporal_pool import TemporalPool
@@ -31,10 +35,12 @@ from .tome import Tome
 from .uniform import Uniform
 from .vidcom2 import VidCom2
 from .visionzip import VisionZip
+from .wrappers import WRAPPERS, FrameBudget, PerScene, Protect, parse_wrapped
 
 __all__ = [
     "LATE",
     "STAGES",
+    "WRAPPERS",
     "Aim",
     "AimPrune",
     "Chain",
@@ -45,16 +51,22 @@ __all__ = [
     "Evs",
     "FastV",
     "FastVid",
+    "FlashVid",
+    "FrameBudget",
+    "FrameFusion",
     "FrameSample",
     "HoliTom",
     "MustDrop",
     "MustDropCache",
     "MustDropFilter",
     "NoCompression",
+    "PerScene",
+    "Protect",
     "Pyra",
     "PyramidDrop",
     "Random",
     "Scorer",
+    "SemVid",
     "SpatialPool",
     "Tempme",
     "TemporalPool",
@@ -67,5 +79,6 @@ __all__ = [
     "find",
     "get",
     "names",
+    "parse_wrapped",
     "register",
 ]

@@ -89,12 +89,17 @@ def build(spec: str, keep: float = 1.0, budget: int | None = None) -> Compressor
     """A method or a chain from "name", "name:option=value:option=value", comma separated.
 
     Args:
-        spec: for example "temporal-pool,uniform" or "aim:faithful=true".
+        spec: for example "temporal-pool,uniform", "aim:faithful=true", or with a wrapper
+            "per-scene:scenes=4(aim)" (see `wrappers.parse_wrapped`).
         keep: share of the tokens that the whole spec keeps. budget: the exact number instead.
 
     Raises:
         InputError: a name, option or value that does not fit.
     """
+    if "(" in spec or ")" in spec:
+        from .wrappers import parse_wrapped  # the wrappers need this file
+
+        return parse_wrapped(spec, keep=keep, budget=budget)
     parts = [part.strip() for part in spec.split(",")]
     if not all(parts):
         raise InputError(f"compressor spec {spec!r} has an empty name: write NAME[,NAME]")

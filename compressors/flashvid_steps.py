@@ -1,0 +1,231 @@
+"""The steps of FlashVID (arXiv 2602.08024): segments, diverse picks, trees over time, clusters.
+
+All on plain tensors, frame by frame; `flashvid` puts them together.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vidllm.budget import split_budget
+
+from .segments import share
+
+# Numbers of a batch of frames' distances that are held at a time (16 MiB in float32).
+_ROOM = 2**22
+
+
+def segment_lengths(
+    means: Tensor, segment_threshold: float = 0.9, min_segment_num: int = 8
+) -> list[int]:
+    """Cut a clip where neighbouring frames' means (T, D) have a cosine below the threshold.
+
+    With fewer segments than `min_segment_num` the least similar other neighbours are cut too. As
+    with the authors, a clip of fewer frames than that then has segments of length 0.
+    """
+    similar = torch.cosine_similarity(means[:-1].float(), means[1:].float(), dim=-1).cpu()
+    cuts = torch.nonzero(similar < segment_threshold).flatten()
+    missing = min(min_segment_num - 1 - cuts.numel(), similar.numel())
+    if missing > 0:
+        similar[cuts] = torch.inf
+        cuts = torch.cat([cuts, torch.argsort(similar, stable=True)[:missing]]).sort().values
+    ends = [*(cuts + 1).tolist(), means.shape[0]]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def diverse(x: Tensor, weight: Tensor, count: int, *, again: bool = False) -> Tensor:
+    """Pick `count` tokens of every frame, each far from those before it (ADTS).
+
+    Args:
+        x: (B, n, D) tokens of B frames. weight: (B, n) by which distances to a token count.
+        again: as the authors, a token may be picked twice (where weights are not positive).
+
+    Returns:
+        (B, count) indices in the order in which they were picked.
+    """
+    unit = torch.nn.functional.normalize(x.float(), dim=-1)
+    away = (1 - unit @ unit.transpose(1, 2)) * weight[:, None, :]
+    picks: list[Tensor] = []
+    # Nearest but the token itself, which is the smallest of its column.
+    score = away.topk(min(2, x.shape[1]), dim=1, largest=False).values[:, -1]
+    nearest = torch.full_like(score, torch.inf)
+    rows = torch.arange(x.shape[0], device=x.device)
+    for _ in range(count):
+        picks.append(score.argmax(dim=1))
+        nearest = torch.minimum(nearest, away[rows, picks[-1]])
+        score = nearest
+        if not again:
+            nearest[rows, picks[-1]] = -torch.inf  # stays the minimum from now on
+    return torch.stack(picks, dim=1) if picks else rows.new_zeros(x.shape[0], 0)
+
+
+def pick(frames: list[Tensor], weights: list[Tensor], counts: list[int]) -> list[Tensor]:
+    """`diverse` for frames (n_t, D) of any size: the indices that are picked in each."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for t, (x, count) in enumerate(zip(frames, counts, strict=True)):
+        alike.setdefault((x.shape[0], count), []).append(t)
+    result = list(weights)
+    for (size, count), which in alike.items():
+        step = max(1, _ROOM // size**2)
+        for first in range(0, len(which), step):
+            part = which[first : first + step]
+            x, weight = torch.stack([frames[t] for t in part]), [weights[t] for t in part]
+            for t, rows in zip(part, diverse(x, torch.stack(weight), count), strict=True):
+                result[t] = rows
+    return result
+
+
+def saliency(x: Tensor, attention: Tensor, centres: Tensor) -> Tensor:
+    """Weight of tokens (..., D): attention (...) times mean product with the frames' `centres`."""
+    return 1e6 * attention * (x.float() @ centres.T).mean(-1)
+
+
+def parents(
+    frames: list[Tensor], picked: list[Tensor], survivors: int, limit: float
+) -> list[Tensor]:
+    """For every token of a segment the token of the frame before that it merges into, or -1.
+
+    That is the most similar one, where the cosine is above `limit`; the limit is raised where
+    fewer tokens than `survivors` would be left. Picked tokens neither merge nor take others.
+
+    Args:
+        frames: (n_t, D) tokens of each frame. picked: (n_t,) bool.
+    """
+    unit = [torch.nn.functional.normalize(x.float(), dim=-1) for x in frames]
+    best = [torch.full((frames[0].shape[0],), -1.0, device=frames[0].device)]
+    into = [torch.zeros(frames[0].shape[0], dtype=torch.long, device=frames[0].device)]
+    for t in range(1, len(frames)):
+        alike = unit[t] @ unit[t - 1].T
+        alike[picked[t]] = -1
+        alike[:, picked[t - 1]] = -1
+        top = alike.max(dim=1)
+        best.append(top.values)
+        into.append(top.indices)
+    scores = torch.cat(best)
+    spare = scores.numel() - survivors
+    if int((scores > limit).sum()) > spare:
+        limit = (
+            max(float(scores.detach().topk(spare).values[-1]), -1 + 1e-6) if spare else torch.inf
+        )
+    return [torch.where(s > limit, i, -1) for s, i in zip(best, into, strict=True)]
+
+
+def tree_means(frames: list[Tensor], up: list[Tensor], *, direct: bool = False) -> list[Tensor]:
+    """Tokens of a segment after merging every token into its parent `up`; valid at the roots.
+
+    A root is the mean of its tree. `direct`, the authors' arithmetic: the sum of the tree over
+    one more than the number of DIRECT children, so that chains grow (L equal frames: L / 2).
+    """
+    sums = [x.float() for x in frames]
+    counts = [torch.ones(x.shape[0], device=x.device) for x in frames]
+    for t in range(len(frames) - 1, 0, -1):
+        child = torch.nonzero(up[t] >= 0).flatten()
+        into = up[t][child]
+        sums[t - 1] = sums[t - 1].index_add(0, into, sums[t][child])
+        passed = torch.ones_like(counts[t][child]) if direct else counts[t][child]
+        counts[t - 1] = counts[t - 1].index_add(0, into, passed)
+    return [s / c[:, None] for s, c in zip(sums, counts, strict=True)]
+
+
+def density_peaks(x: Tensor, count: int, *, part: bool = True) -> tuple[Tensor, Tensor]:
+    """Cluster tokens (m, D): the (count,) centres, and for every token its centre's number (m,).
+
+    Density is over the min(7, count) nearest tokens, itself included; a centre is dense and far
+    from denser tokens.
+
+    Args:
+        part: of equally dense tokens the earlier one counts as denser. The authors add noise of
+            1e-6 for that; with neither, two tokens that are nearest to each other tie, and both
+            become centres.
+    """
+    rows = x.detach().float()
+    # Exact differences: by matrix product a token would be at some distance from its equal.
+    away = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    away = away / rows.shape[1] ** 0.5
+    near = away.topk(min(7, count), dim=1, largest=False).values
+    density = (-near.square().mean(dim=1)).exp()
+    denser = density[None] > density[:, None]
+    if part:
+        denser |= (density[None] == density[:, None]).tril(-1)
+    apart = torch.where(denser, away, away.max()).amin(dim=1)
+    centres = torch.argsort(density * apart, descending=True, stable=True)[:count]
+    label = away[:, centres].argmin(dim=1)
+    label[centres] = torch.arange(count, device=x.device)
+    return centres, label
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What is left of one frame after merging: `members` (m,), each with the `label` (m,) of a
+    centre, the centres (k,) as indices into the frame, and their new features (k, D)."""
+
+    members: Tensor
+    label: Tensor
+    centres: Tensor
+    features: Tensor
+
+
+def merge_segment(
+    frames: list[Tensor],
+    picked: list[Tensor],
+    survivors: int,
+    rest: int,
+    limit: float,
+    *,
+    exact: bool = True,
+    direct: bool = False,
+) -> tuple[list[Tensor], list[Cluster]]:
+    """Merge what was not picked of a segment, first along time and then inside every frame.
+
+    Args:
+        frames: (n_t, D) tokens of each frame. picked: (n_t,) bool. survivors: tokens that stay
+            at least when merging along time, with the picked ones. rest: tokens that are left in
+            the end, without them. limit: cosine above which tokens merge along time.
+        exact: land on `rest`. Otherwise the authors' rule, ceil() of every frame's share; in a
+            segment of one frame the picked tokens take part again, and ties are not parted.
+        direct: see `tree_means`.
+
+    Returns:
+        The parents of every frame's tokens (see `parents`), and every frame's clusters.
+    """
+    up = [torch.full((x.shape[0],), -1, device=x.device) for x in frames]
+    if len(frames) > 1 and limit < 1:
+        up = parents(frames, picked, survivors, limit)
+    values = tree_means(frames, up, direct=direct)
+    again = len(frames) == 1 and not exact
+    left = [
+        torch.nonzero((parent < 0) & (~mask | again)).flatten()
+        for parent, mask in zip(up, picked, strict=True)
+    ]
+    sizes = [rows.numel() for rows in left]
+    counts = _counts(sizes, rest, exact)
+    clusters = []
+    for rows, value, count in zip(left, values, counts, strict=True):
+        own = value[rows]
+        centres = label = torch.arange(rows.numel(), device=rows.device)
+        if count == 0:
+            rows, centres, label, own = rows[:0], centres[:0], label[:0], own[:0]
+        elif count < rows.numel():
+            centres, label = density_peaks(own, count, part=exact)
+            total = own.new_zeros(count, own.shape[1]).index_add_(0, label, own)
+            own = total / torch.bincount(label, minlength=count)[:, None]
+        clusters.append(Cluster(rows, label, rows[centres], own))
+    return up, clusters
+
+
+def _counts(sizes: list[int], wanted: int, exact: bool) -> list[int]:
+    """Clusters for every frame of a segment, `sizes` tokens to `wanted` clusters in all."""
+    ratio = wanted / max(1, sum(sizes))
+    if ratio >= 1:
+        return sizes
+    if not exact:
+        return [math.ceil(size * ratio) for size in sizes]
+    filled = [size for size in sizes if size]
+    if wanted < len(filled):
+        return split_budget(wanted, sizes)
+    parts = iter(share(wanted, filled))
+    return [next(parts) if size else 0 for size in sizes]
