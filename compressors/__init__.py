@@ -16,9 +16,12 @@ from .evs import Evs
 from .fastv import FastV
 from .fastvid import FastVid
 from .flashvid import FlashVid
+from .flextok import FlexTok
 from .frame_sample import FrameSample
 from .framefusion import FrameFusion
 from .holitom import HoliTom
+from .lita import Lita
+from .mrt5 import Mrt5
 from .mustdrop import MustDrop
 from .mustdrop_cache import MustDropCache
 from .mustdrop_filter import MustDropFilter
@@ -29,12 +32,15 @@ from .random import Random
 from .registry import build, describe, find, get, names, register
 from .semvid import SemVid
 from .spatial_pool import SpatialPool
+from .storm import Storm
 from .tempme import Tempme
 from .temporal_pool import TemporalPool
+from .timesuite import TimeSuite
 from .tome import Tome
 from .uniform import Uniform
 from .vidcom2 import VidCom2
 from .visionzip import VisionZip
+from .vtg_llm import VtgLlm
 from .wrappers import WRAPPERS, FrameBudget, PerScene, Protect, parse_wrapped
 
 __all__ = [
@@ -52,10 +58,13 @@ __all__ = [
     "FastV",
     "FastVid",
     "FlashVid",
+    "FlexTok",
     "FrameBudget",
     "FrameFusion",
     "FrameSample",
     "HoliTom",
+    "Lita",
+    "Mrt5",
     "MustDrop",
     "MustDropCache",
     "MustDropFilter",
@@ -68,12 +77,15 @@ __all__ = [
     "Scorer",
     "SemVid",
     "SpatialPool",
+    "Storm",
     "Tempme",
     "TemporalPool",
+    "TimeSuite",
     "Tome",
     "Uniform",
     "VidCom2",
     "VisionZip",
+    "VtgLlm",
     "build",
     "describe",
     "find",

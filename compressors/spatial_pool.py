@@ -58,26 +58,10 @@ class SpatialPool(Compressor):
             order = by_place[torch.argsort(tokens.frame[by_place], stable=True)]
             sizes: list[int] = counts.tolist()
             regions = share(budget, sizes)
-            run = self._cut(sizes, regions, tokens.grid[1], tokens.grid[2])
+            run = cut_regions(sizes, regions, tokens.grid[1], tokens.grid[2])
         group = torch.empty_like(run)
         group[order] = run
         return merge_groups(tokens, group)
-
-    @staticmethod
-    def _cut(sizes: list[int], regions: list[int], rows: int, columns: int) -> Tensor:
-        known: dict[tuple[int, int], Tensor] = {}
-        parts, done = [], 0
-        for size, wanted in zip(sizes, regions, strict=True):
-            if (size, wanted) not in known:
-                full = size == rows * columns
-                known[size, wanted] = (
-                    _regions(rows, columns, wanted)
-                    if full
-                    else equal_runs(torch.arange(size), size, wanted)
-                )
-            parts.append(known[size, wanted] + done)
-            done += wanted
-        return torch.cat(parts)
 
     @staticmethod
     def _windows(tokens: VideoTokens, side: int) -> Tensor:
@@ -86,6 +70,26 @@ class SpatialPool(Compressor):
         key = torch.cat([tokens.frame[:, None], corner], dim=1)
         window: Tensor = torch.unique(key, dim=0, return_inverse=True)[1]
         return window
+
+
+def cut_regions(sizes: list[int], regions: list[int], rows: int, columns: int) -> Tensor:
+    """The region of every token, frames one after the other: frame f is cut into regions[f].
+
+    A full frame of rows x columns tokens is cut into near squares, others into equal runs.
+    """
+    known: dict[tuple[int, int], Tensor] = {}
+    parts, done = [], 0
+    for size, wanted in zip(sizes, regions, strict=True):
+        if (size, wanted) not in known:
+            full = size == rows * columns
+            known[size, wanted] = (
+                _regions(rows, columns, wanted)
+                if full
+                else equal_runs(torch.arange(size), size, wanted)
+            )
+        parts.append(known[size, wanted] + done)
+        done += wanted
+    return torch.cat(parts)
 
 
 def _regions(rows: int, columns: int, wanted: int) -> Tensor:

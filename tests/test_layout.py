@@ -43,6 +43,7 @@ ROOMS = {
     "vidllm.prompt": (4, "system"),
     "vidllm.training": (4, "system"),
     "vidllm.bench_command": (4, "system"),
+    "vidllm.bench_compressors": (4, "system"),
     "vidllm.eval": (5, "eval"),
     "vidllm.cli": (5, "cli"),
     "vidllm.listing": (5, "cli"),
@@ -237,8 +238,29 @@ def test_python_in_the_documents_imports_what_there_is() -> None:
                 assert not missing, block
 
 
-def test_every_compressor_has_a_line_in_the_readme() -> None:
-    from vidllm.compressors import names
+def test_the_page_of_compressors_is_what_the_registry_says() -> None:
+    from vidllm.listing import page
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert not [name for name in names() if f"`{name}`" not in text]
+    written = (ROOT / "docs" / "compressors.md").read_text(encoding="utf-8")
+    told = "run `vidllm list compressors --markdown > docs/compressors.md`"
+    assert written == page(), told
+
+
+def test_the_page_on_new_compressors_adds_a_working_method() -> None:
+    import re
+
+    text = (ROOT / "docs" / "new-compressor.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert code is not None and len(code[1].splitlines()) < 40
+    run = """
+import torch
+from vidllm.compressors import build
+from vidllm.tokens import VideoTokens
+tokens = VideoTokens.from_grid(torch.randn(4, 3, 3, 8), [0.0, 1, 2, 3], 4.0)
+print(len(build("far:power=1", keep=0.25)(tokens)))
+print(len(build("temporal-pool,far", keep=0.5)(tokens)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code[1]}\n{run}"], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["9", "18"], done.stderr

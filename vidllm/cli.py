@@ -182,12 +182,20 @@ def list_(
         str, typer.Argument(metavar="KIND", help="compressors, models, recipes, encoders or tasks.")
     ],
     pattern: Annotated[str, typer.Argument(help='Wildcards, for example "*pool*".')] = "*",
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="The page docs/compressors.md, from the registry.")
+    ] = False,
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """List what there is to choose from."""
-    from vidllm.listing import entries, table
+    from vidllm.listing import entries, page, table
 
+    if markdown:
+        if kind != "compressors" or pattern != "*" or json:
+            raise InputError("--markdown is for `vidllm list compressors` alone")
+        tell(page().rstrip("\n"))
+        return
     with clean_output(json):
         found = entries(kind, pattern)
         emit({kind: found}) if json else tell(table(found))

@@ -92,8 +92,8 @@ class Mix:
     Attributes:
         features: (K, D') the new tokens, differentiable, of any width.
         target: (L,) long, for every token the slot that carries it, or -1. A slot may carry none.
-        representative: (K,) long, the token whose frame, cell and position a slot takes,
-            strictly ascending in position (the slots stand in time order).
+        representative: (K,) long, the token whose frame, cell and position a slot takes, every
+            slot another; in time order, but where a method's `faithful` asks for another.
         span: (K, 2) float64, the seconds that a slot covers; None for the hull of what it
             carries (of its representative, where it carries nothing).
     """
