@@ -44,6 +44,8 @@ class Compressor(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     uses: ClassVar[tuple[str, ...]] = ()
     """Signals that it takes where a model gives them, and does without elsewhere."""
+    follows: ClassVar[bool] = False
+    """Stage "cache": True to keep what the method before it kept, with no share of its own."""
     own_layer: ClassVar[bool] = False
     """Stage "prefill": True to read the layer that it prunes before, not the one before that."""
     trained: ClassVar[bool] = False

@@ -46,7 +46,7 @@ class Chain:
                 f"{self.name}: a chain runs in the order {', '.join(STAGES)}, but its methods "
                 f"work at {self.stage}: write them in that order"
             )
-        if len(self.late) > 1:
+        if sum(not item.follows for item in self.late) > 1:
             raise InputError(f"{self.name}: one method inside the decoder at a time")
         budget_of(self.keep, 1)
         if self.budget is not None and self.budget < 1:
@@ -160,7 +160,7 @@ class Chain:
         return self.run(tokens, budget, query)[0]
 
     def _check_last(self) -> None:
-        last = self.items[-1]
+        last = next((item for item in reversed(self.items) if not item.follows), self.items[-1])
         if not last.is_free():
             raise InputError(
                 f"the last method of a chain with a budget takes the exact remainder: give "
@@ -169,7 +169,8 @@ class Chain:
 
     def _aim(self, tokens: VideoTokens, place: int, goal: int) -> int | None:
         """The budget of one method: None for a fixed one, a step on the way for the others."""
-        item, later = self.items[place], self.items[place + 1 :]
+        item = self.items[place]
+        later = [other for other in self.items[place + 1 :] if not other.follows]
         if not item.is_free():
             return None
         if not later:

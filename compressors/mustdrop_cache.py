@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from torch import Tensor
@@ -60,13 +60,28 @@ class MustDropCache(Scorer):
     1 for the survivors and 0 for the rest; the highest stay, of equal ones the earlier. The
     budget is the number of survivors; a smaller or larger one is met as exactly. Which layers
     this concerns, and their indices, `output_aware` tells: the authors leave the layers before
-    the first cut's alone and stop at layer 32, here any depth will do.
+    the first cut's alone and stop at layer 32, here any depth will do. It stands behind a prefill
+    method ("mustdrop-filter,mustdrop-cache") and has no share of its own.
+
+    Attributes:
+        untouched: first layers whose cache stays whole; None for all but the one right before
+            the first cut, as the authors have it (0 shrinks every layer).
     """
 
+    untouched: int | None = field(
+        default=None, metadata={"help": "first layers whose cache stays whole"}
+    )
+
     stage = "cache"
+    follows = True
     needs = ("prefill-survivors",)
     paper = "MustDrop, arXiv 2411.10803"
     summary = "early layers' caches keep what the last filter kept"
+
+    def first_layer(self, counts: Sequence[int]) -> int:
+        """The first layer that loses tokens, from the video tokens that every layer holds."""
+        whole = sum(count == counts[0] for count in counts)
+        return min(whole - 1, len(counts)) if self.untouched is None else self.untouched
 
     def score(self, tokens: VideoTokens, query: Tensor | None = None) -> Tensor:
         """How long a token lasted."""

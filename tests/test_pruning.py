@@ -13,6 +13,7 @@ from torch import Tensor
 from vidllm import InputError
 from vidllm.compressors import Scorer, build, find, names
 from vidllm.models.decoding import decoder_layers
+from vidllm.models.eviction import evict
 from vidllm.models.native import NativeVideoLLM
 from vidllm.tokens import VideoTokens
 
@@ -138,6 +139,24 @@ def test_every_prefill_method_works_in_a_decoder(name: str, keep: float) -> None
     assert prefix.kept is not None and len(prefix.kept) == method.goal(tokens)
     assert len(model.generate_from(prefix, [TAIL[-1:]], max_new_tokens=3, eos=-1)[0]) == 3
     assert prefix.video_per_layer() == sorted(prefix.video_per_layer(), reverse=True)
+
+
+def test_the_cache_of_early_layers_keeps_what_the_last_filter_kept() -> None:
+    model = hub_model("siglip", "qwen3", downsample=2)
+    tokens, duration = clip_tokens(model)
+    chain = build("mustdrop-filter,mustdrop-cache:untouched=0", keep=0.25)
+    before, late = chain.before_decoder(tokens)
+    assert before is tokens and [budget for _, budget in late] == [6, 6]
+    prefix = model.prefill(HEAD, tokens, duration, tail=TAIL, method=late[0][0], budget=6)
+    assert prefix.video_per_layer()[0] == len(tokens)
+    evicted = evict(prefix, late[1][0], tokens)
+    assert set(evicted.video_per_layer()) == {6}
+    text = len(HEAD) + len(TAIL) - 1
+    assert all(layer.keys.shape[2] == text + 6 for layer in evicted.cache.layers)
+    assert len(model.generate_from(evicted, [TAIL[-1:]], max_new_tokens=3, eos=-1)[0]) == 3
+    plain = model.prefill(HEAD, tokens, duration)
+    with pytest.raises(InputError, match="mustdrop-filter,mustdrop-cache"):
+        evict(plain, late[1][0], tokens)
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ from vidllm.compressors import Chain, Compressor
 
 from .cost import Stopwatch
 from .errors import InputError
+from .models.eviction import evict
 from .models.native import NativeVideoLLM
 from .tokens import VideoTokens
 
@@ -40,6 +41,12 @@ def check_serves(model: NativeVideoLLM, method: Compressor | Chain) -> None:
         raise InputError(
             f"{method.name} needs {' and '.join(missing)}, which this model's vision tower does "
             "not give: choose a method without that need (vidllm list compressors)"
+        )
+    late = method.late if isinstance(method, Chain) else [method]
+    if late and late[0].follows:
+        raise InputError(
+            f"{method.name} keeps what a method between the decoder's layers kept: write for "
+            f"example mustdrop-filter,{late[0].name}"
         )
 
 
@@ -85,6 +92,8 @@ def reply(
                 budget=inside[1],
             )
             tails = [tails[0][-1:]]
+            for method_behind, _ in late[1:]:
+                prefix = evict(prefix, method_behind, kept)
     kept = prefix.kept or kept
     layers = prefix.video_per_layer() or [len(kept)]
     with watch.stage("generate"):

@@ -28,6 +28,7 @@ DECODER_SIGNALS: tuple[str, ...] = (
     "decoder-keys",
     "decoder-importance",
     "decoder-normed",
+    "prefill-survivors",
 )
 _PIVOTS = 4  # words of the question that a method may compare with (DART)
 
