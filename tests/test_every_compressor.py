@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from test_compressors import QUERY, clip
 from tiny import hub_model, tiny_model, write_video
 
 from vidllm import InputError, VideoLLM
-from vidllm.compressors import find, names
+from vidllm.compressors import find, get, names
 from vidllm.timecode import get_timecode
 from vidllm.training.words import build_tokenizer
 
@@ -63,3 +65,13 @@ def test_a_tower_without_attention_is_refused_by_name(name: str) -> None:
 def test_a_cache_method_alone_says_what_it_follows() -> None:
     with pytest.raises(InputError, match="mustdrop-filter,mustdrop-cache"):
         VideoLLM(MODEL, TOKENIZER, compressors="mustdrop-cache", keep=0.5)
+
+
+@pytest.mark.parametrize("name", [n for n in names() if n != "none"])
+def test_clips_of_unequal_length_in_a_row_are_what_they_are_alone(name: str) -> None:
+    clips = [clip((5, 2, 3), seed=1), clip((3, 4, 4), seed=2)]
+    method = get(name, keep=0.4)
+    for tokens, after in zip(clips, [method(t, query=QUERY) for t in clips], strict=True):
+        alone = get(name, keep=0.4)(tokens, query=QUERY)
+        assert torch.equal(after.features, alone.features)
+        assert torch.equal(after.source, alone.source)

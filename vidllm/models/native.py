@@ -216,8 +216,8 @@ class NativeVideoLLM(PreTrainedModel):
             head: text ids before the video.
             tokens: what is left of the video after compression.
             duration: of the clip, in seconds.
-            stamps: for every original frame the ids to write before its tokens; the stamp of a
-                frame of which nothing is left is not written.
+            stamps: for every original frame the ids to write before its tokens, also where
+                nothing is left of it: the model still reads when it was.
             tail: ids of the question, for a method that prunes by it; its last id is left to
                 `generate_from`.
             method: compressor of the stage "prefill", at work between the decoder's layers.
@@ -235,14 +235,12 @@ class NativeVideoLLM(PreTrainedModel):
             parts.append((embeds, positions))
         else:
             lengths = torch.tensor([0, *map(len, stamps)]).cumsum(0)
-            written = torch.zeros_like(lengths)  # ids of the stamps so far that were written
             cells = math.prod(tokens.grid[1:])
-            for f in torch.unique(tokens.frame).tolist():
-                written[f + 1 :] += len(stamps[f])
-                parts.append(self._text(stamps[f], len(head) + f * cells + int(lengths[f])))
+            for f, stamp in enumerate(stamps):
+                parts.append(self._text(stamp, len(head) + f * cells + int(lengths[f])))
                 mine = (tokens.frame == f).to(device)
                 parts.append((embeds[mine], positions[mine] + int(lengths[f + 1])))
-            video += written[tokens.frame + 1]
+            video += lengths[tokens.frame + 1]
         parts.append(self._text(tail, full))
         cache = DynamicCache(config=self.language_model.config)
         sequence = torch.cat([p[0].to(embeds.dtype) for p in parts])[None]
