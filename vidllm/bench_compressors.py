@@ -139,7 +139,7 @@ def bench_compressors(
         flops = decoder.prefill_flops(len(tokens))
         for name in dict.fromkeys(chosen):
             for keep in keeps:
-                row = {
+                row: dict[str, Any] = {
                     "compressor": name,
                     "stage": find(name).stage,
                     "frames": length,

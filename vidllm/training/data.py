@@ -18,11 +18,12 @@ from transformers import PreTrainedTokenizerFast
 from ..stage.questions import Question, draw
 from ..stage.scenes import Scene, make_scene
 from ..stage.tracks import MAX_ACTORS, tracks
+from ..stage.words import COLOUR_NAMES, NOUN_NAMES
 from ..timecode import TimeCode
 from .words import ASSISTANT, END
 
-#: Words of a clip's answers that are told where to look, and how many actors in events each.
-POINTERS, EVIDENCE = 64, 4
+#: Words of a clip's text that are told where to look, and how many actors in events each.
+POINTERS, EVIDENCE = 96, 5
 #: So many words of an answer without times are told.
 TOLD_WORDS = 4
 IGNORE = -100
@@ -166,7 +167,12 @@ class StageBatches(Dataset[dict[str, Tensor]]):
         told: list[tuple[int, float, list[tuple[float, float, int]]]] = []
         used = 0
         for number, question in enumerate(asked):
-            said = self.core.encode(question.text, add_special_tokens=False).ids
+            asked_for = self.core.encode(question.text, add_special_tokens=False)
+            told += [
+                (len(ids) + i, -1.0, _actors_in(scene, events, only=actor))
+                for i, actor, events in named_actors(scene, asked_for.tokens)
+            ]
+            said = asked_for.ids
             noise = rng.random(len(said)) < self.settings.word_noise
             said = [self.unknown if n else i for i, n in zip(said, noise, strict=True)]
             answer = question.answer_with(lambda t: self.code.encode(t, scene.duration))
@@ -208,13 +214,41 @@ class StageBatches(Dataset[dict[str, Tensor]]):
         }
 
 
-def _actors_in(scene: Scene, events: Sequence[int]) -> list[tuple[float, float, int]]:
-    """(start, end, actor) of everyone who takes part in some events."""
+def named_actors(scene: Scene, words: Sequence[str]) -> list[tuple[int, int, list[int]]]:
+    """Nouns of a question that mean one actor: (place of the noun, actor, its events).
+
+    A noun looks at everything that its actor does, so that a question which names no action
+    ("what does the red star do?") finds it.
+    """
+    found = []
+    for i, word in enumerate(words):
+        if word not in NOUN_NAMES:
+            continue
+        colour = words[i - 1] if i else ""
+        fitting = [
+            a
+            for a, actor in enumerate(scene.actors)
+            if NOUN_NAMES[actor.noun] == word
+            and (colour not in COLOUR_NAMES or COLOUR_NAMES[actor.colour] == colour)
+        ]
+        if len(fitting) != 1:
+            continue
+        who = fitting[0]
+        events = [e for e, event in enumerate(scene.events) if who in (event.actor, event.other)]
+        if events:
+            found.append((i, who, events))
+    return found
+
+
+def _actors_in(
+    scene: Scene, events: Sequence[int], only: int = -1
+) -> list[tuple[float, float, int]]:
+    """(start, end, actor) of everyone who takes part in some events, or of one actor alone."""
     return [
         (e.start, e.end, who)
         for e in (scene.events[i] for i in events)
         for who in (e.actor, e.other)
-        if who >= 0
+        if who >= 0 and only in (-1, who)
     ][:EVIDENCE]
 
 
