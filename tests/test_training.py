@@ -13,8 +13,16 @@ from tiny import tiny_model
 from vidllm import InputError
 from vidllm.models.native import NativeVideoLLM
 from vidllm.stage.scenes import make_scene
+from vidllm.stage.words import COLOUR_NAMES, NOUN_NAMES
 from vidllm.timecode import get_timecode
-from vidllm.training.data import IGNORE, DataSettings, StageBatches, block_mask, sample_seconds
+from vidllm.training.data import (
+    IGNORE,
+    DataSettings,
+    StageBatches,
+    block_mask,
+    named_actors,
+    sample_seconds,
+)
 from vidllm.training.loop import train
 from vidllm.training.losses import LOOKS, answer_weights, meanings
 from vidllm.training.settings import TrainSettings
@@ -85,6 +93,19 @@ def test_only_who_acts_is_told_in_the_meaning_of_a_cell() -> None:
         assert set(target[b, t, :18].nonzero().flatten().tolist()) <= nouns
 
 
+def test_a_noun_looks_at_everything_that_its_one_actor_does() -> None:
+    for seed in range(30):
+        scene = make_scene("train", seed)
+        for who, actor in enumerate(scene.actors):
+            words = ["what", "does", "the", COLOUR_NAMES[actor.colour], NOUN_NAMES[actor.noun]]
+            mine = [i for i, e in enumerate(scene.events) if who in (e.actor, e.other)]
+            assert named_actors(scene, words) == ([(4, who, mine)] if mine else [])
+        nouns = [actor.noun for actor in scene.actors]
+        shared = [n for n in nouns if nouns.count(n) > 1]
+        if shared:  # without a colour the noun means nobody in particular
+            assert named_actors(scene, ["the", NOUN_NAMES[shared[0]]]) == []
+
+
 def test_a_long_answer_does_not_drown_a_short_one() -> None:
     labels = torch.tensor([[IGNORE, 7, IGNORE, 5, 5, 5, 5, IGNORE]])
     slot = torch.tensor([[0, 0, 1, 1, 1, 1, 1, -1]])
@@ -125,7 +146,7 @@ def test_a_run_saves_a_model_that_loads(temporal: str, tmp_path: Path) -> None:
     assert all(torch.isfinite(p).all() for p in model.parameters())
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert {"words", "pointing", "meaning", "iou", "qa"} <= set(rows[-1])
+    assert {"words", "pointing", "naming", "meaning", "iou", "qa"} <= set(rows[-1])
     assert json.loads((out / "training.json").read_text())["step"] == 6
 
 

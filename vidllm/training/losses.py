@@ -3,7 +3,8 @@
 Four losses: words (cross entropy; a time token's target is a bell over its neighbours, as NVILA
 does for LITA's tokens), sight (what is in each cell of a single frame), meaning (what is in each
 cell once frames have talked, read off with the LLM's own word embeddings), and pointing (the
-attention of a time field lies on the frames of its span).
+attention of a time field lies on the frames of its span; that of a noun in a question, one layer
+earlier, on everything that its actor does).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class LossWeights:
     sight: float = 0.3
     meaning: float = 1.0
     pointing: float = 0.5
+    naming: float = 0.5
     sigma: float = 1.0
 
 
@@ -193,18 +195,19 @@ def pointing_loss(
     layer: int,
     positions: Tensor,
     video: slice,
-    batch: dict[str, Tensor],
+    points: Tensor,
     target: Tensor,
 ) -> Tensor:
     """How little attention the told words pay to where they should look.
 
-    A third of the heads looks at the evidence, a third at the edge that a time field tells.
+    A third of the heads follows each target: the evidence, the edge that a time field tells.
 
     Args:
         hidden: (B, L, D) what enters decoder layer `layer`.
         positions: (B, L) position ids.
         video: where the video tokens stand in the sequence.
-        target: (2, B, P, V) of `pointing_targets`, reduced as the tokens are.
+        points: (B, P) places of the words in the text, or -1.
+        target: (1 or 2, B, P, V) of `pointing_targets`, reduced as the tokens are.
     """
     from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
@@ -213,7 +216,6 @@ def pointing_loss(
     attention = block.self_attn
     normed = block.input_layernorm(hidden)
     cos, sin = core.rotary_emb(hidden, positions)
-    points = batch["points"]
     rows = (points.clamp(min=0) + video.stop)[..., None].expand(-1, -1, hidden.shape[-1])
     heads = attention.config.num_attention_heads
     query = attention.q_proj(normed.gather(1, rows)).unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -222,8 +224,9 @@ def pointing_loss(
     query, _ = apply_rotary_pos_emb(query, query, cos.gather(1, at), sin.gather(1, at))
     key, _ = apply_rotary_pos_emb(key, key, cos[:, video], sin[:, video])
     third = max(1, heads // 3)
-    key = key.repeat_interleave(heads // key.shape[1], dim=1)[:, : 2 * third]
-    scores = (query[:, : 2 * third] @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+    led = len(target) * third
+    key = key.repeat_interleave(heads // key.shape[1], dim=1)[:, :led]
+    scores = (query[:, :led] @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
     hit = target.repeat_interleave(third, dim=0).transpose(0, 1)  # (B, heads, P, V)
     mass = (torch.softmax(scores, dim=-1) * hit).sum(-1)
     used = (points >= 0)[:, None] & (hit.amax(-1) > 0)

@@ -151,6 +151,7 @@ class Trainee(nn.Module):
             spoken = self._speak(batch, mixed, reduction)
             w = self.weights
             total = total + w.words * spoken["words"] + w.pointing * spoken["pointing"]
+            total = total + w.naming * spoken["naming"]
             out |= spoken
         return {**out, "total": total}
 
@@ -182,13 +183,19 @@ class Trainee(nn.Module):
         logits = model.language_model.lm_head(result.last_hidden_state[:, prefix:][rows])
         first, number = config.time_token_start, config.time_tokens
         layer = model.language_model.config.num_hidden_layers // 2
-        hidden = result.hidden_states[layer]
+        points = batch["points"]
+        asked = (points >= 0) & (labels.gather(1, points.clamp(min=0)) == IGNORE)  # nouns
+        told, named = points.masked_fill(asked, -1), points.masked_fill(~asked, -1)
+        states, early, video_at = result.hidden_states, max(0, layer - 1), slice(1, prefix)
         out = {
             "words": losses.word_loss(
                 logits, labels[rows], counts, first, number, self.weights.sigma
             ),
             "pointing": losses.pointing_loss(
-                model, hidden, layer, places, slice(1, prefix), batch, target
+                model, states[layer], layer, places, video_at, told, target
+            ),
+            "naming": losses.pointing_loss(
+                model, states[early], early, places, video_at, named, target[:1]
             ),
         }
         with torch.no_grad():
