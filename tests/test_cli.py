@@ -98,7 +98,7 @@ def test_a_wrong_option_is_refused_in_one_line(
         (["aks", "a.mp4"], "ask"),
         (["list"], "KIND"),
         (["list", "compresors"], "did you mean compressors"),
-        (["list", "compressors", "*zip*"], "temporal-pool"),
+        (["list", "compressors", "*nothing*"], "temporal-pool"),
         (["--no-such-option"], "--no-such-option"),
     ],
 )
