@@ -71,17 +71,17 @@ def compressors(
         lengths = [part.strip() for part in frames.split(",")]
         if not all(part.isdigit() for part in lengths):
             raise InputError(f"--frames is a list of counts such as 32,128, not {frames!r}")
+        import pandas
+
+        out.parent.mkdir(parents=True, exist_ok=True)
         rows = bench_compressors(
             [part.strip() for part in methods.split(",") if part.strip()],
             frames=[int(part) for part in lengths],
             side=side,
             width=width,
             runs=runs,
+            save=lambda found: pandas.DataFrame(found).to_csv(out, index=False),
         )
-        import pandas
-
-        out.parent.mkdir(parents=True, exist_ok=True)
-        pandas.DataFrame(rows).to_csv(out, index=False)
         if json:
             emit({"rows": rows, "csv": str(out)})
         else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +112,7 @@ def bench_compressors(
     width: int = 3584,
     keeps: Sequence[float] = KEEPS,
     runs: int = 3,
+    save: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Time every method on clips of `frames` x `side`² tokens.
 
@@ -119,6 +120,7 @@ def bench_compressors(
         methods: names or patterns; none for all that are registered.
         frames: lengths of the clips; keeps: shares kept; runs: timed runs, the median counts.
         side, width: of a frame's token grid, and of a token.
+        save: gets the rows so far after every method, so that nothing measured is lost.
 
     Returns:
         A row a method, length and share: compressor, stage, frames, tokens, keep (as asked),
@@ -154,6 +156,8 @@ def bench_compressors(
                 except VidllmError as error:
                     row["error"] = str(error)
                 rows.append(row)
+            if save is not None:
+                save(rows)
     return rows
 
 
