@@ -13,7 +13,8 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from vidllm.errors import InputError
-from vidllm.packets import NEVER, PacketIndex, cut_off, read_only
+from vidllm.packets import NEVER, PacketIndex, read_only
+from vidllm.wholeness import cut_off
 
 # These demuxers turn text into pictures or open further files that the text names.
 _REFUSED_FORMATS = {"tty", "concat", "hls", "dash", "sdp", "rtsp", "imf"}

@@ -23,12 +23,11 @@ from vidllm.demuxer import Source
 from vidllm.errors import InputError
 from vidllm.packets import (
     PacketIndex,
-    cut_off,
-    gif_images,
     index_from_table,
     list_packets,
 )
 from vidllm.timeline import timeline_of
+from vidllm.wholeness import cut_off, gif_images
 
 # Each picture is drawn over the one before, whatever the container says about key frames.
 _CUMULATIVE_CODECS = {"gif", "apng"}
@@ -72,7 +71,8 @@ class PyAVReader:
     def _list(self) -> PacketIndex:
         stream = self._source.stream
         index = None
-        if not cut_off(self._path)[0]:  # else only reading tells what is still there
+        cut = cut_off(self._path)[0]
+        if not cut:  # else only reading tells what is still there
             index = index_from_table(self._path, self._source.container, stream)
         if index is None:
             self._source.restart()
@@ -80,6 +80,8 @@ class PyAVReader:
         self._source.next = None
         if not len(index.shown):
             raise InputError(f"{self._path.name} holds a video stream but not one frame")
+        if cut and self._source.container.format.name == "mpegts":
+            index.faults.add(len(index.pts) - 1)  # its picture may be there in part, unmarked
         if stream.codec_context.name in _CUMULATIVE_CODECS:
             index.keys = index.keys[:1]
         if stream.codec_context.name == "gif":

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vidllm.wholeness import cut_off
+
 if TYPE_CHECKING:
     from av.container.input import InputContainer
     from av.video.stream import VideoStream
@@ -85,8 +87,6 @@ def _promised(
     What a header says is believed only where the file shows that it is not whole; else the
     frames themselves say how long the video is.
     """
-    from vidllm.packets import cut_off
-
     spoken = _spoken(container, stream)
     spoken -= first if spoken else 0.0
     if not cut_off(path)[0] and spoken <= end + 1:
