@@ -103,11 +103,9 @@ def test_every_encoder_starts_as_the_identity_and_keeps_the_shape(name: str) -> 
 
 @BOTH
 @pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize("time_in_step", [True, False])
-def test_padding_never_changes_valid_frames(
-    scan: str, bidirectional: bool, time_in_step: bool
-) -> None:
-    model = encoder(scan, layers=2, bidirectional=bidirectional, time_in_step=time_in_step)
+@pytest.mark.parametrize("time", ["step", "none"])
+def test_padding_never_changes_valid_frames(scan: str, bidirectional: bool, time: str) -> None:
+    model = encoder(scan, layers=2, bidirectional=bidirectional, time=time)
     x, seconds = torch.randn(2, 12, 3, 16), times(12)
     mask = torch.zeros(2, 12, dtype=torch.bool)
     mask[0, 0:7] = True  # padded behind
@@ -167,8 +165,8 @@ def test_the_chunk_length_is_only_speed(scan: str) -> None:
     assert all(torch.allclose(results[0], other, atol=1e-5) for other in results[1:])
 
 
-def test_time_in_step_sees_gaps_and_not_the_unit_of_time() -> None:
-    model = encoder(time_in_step=True)
+def test_time_in_the_step_sees_gaps_and_not_the_unit_of_time() -> None:
+    model = encoder(time="step")
     x, even = torch.randn(1, 6, 3, 16), torch.arange(6.0)[None]
     uneven = torch.tensor([[0.0, 1, 2, 10, 11, 12]])
     assert torch.allclose(model(x, even), encoder()(x, even), atol=1e-6)
@@ -180,7 +178,7 @@ def test_time_in_step_sees_gaps_and_not_the_unit_of_time() -> None:
 
 @BOTH
 def test_bf16_autocast_trains_with_finite_gradients_near_the_exact_result(scan: str) -> None:
-    model = encoder(scan, layers=2, time_in_step=True)
+    model = encoder(scan, layers=2, time="step")
     x, seconds = torch.randn(2, 40, 3, 16), times(40)
     exact = model(x, seconds)
     with torch.autocast("cpu", torch.bfloat16):

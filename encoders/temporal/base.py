@@ -38,6 +38,36 @@ class TemporalEncoder(nn.Module, ABC):
             (B, T, N, D); padded frames come back as they were given.
         """
 
+    @property
+    def causal(self) -> bool:
+        """Whether a frame's output depends on earlier frames alone."""
+        return False
+
+    @property
+    def streams(self) -> bool:
+        """Whether `stream` works, as this encoder was built."""
+        return False
+
+    def reset_parameters(self) -> None:
+        """Initialise again, after a general initialiser went over the model."""
+
+    def stream(self, x: Tensor, seconds: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Encode the next frames of a video whose earlier frames are behind `state`.
+
+        Chunks of any size give what `forward` gives for the whole clip; the state does not grow.
+
+        Args:
+            x: (B, T, N, D) the next T frames. seconds: (B, T), later than those before.
+            state: what the last call returned, None at the start of a video.
+
+        Returns:
+            (B, T, N, D) and the state after these frames.
+
+        Raises:
+            InputError: this encoder reads the clip backwards too, or needs all of it.
+        """
+        raise InputError(f"{self.name} needs the whole clip and cannot stream")
+
     def check(self, x: Tensor, seconds: Tensor, mask: Tensor | None) -> None:
         """Raise InputError when the shapes do not fit together."""
         if x.dim() != 4:
@@ -71,6 +101,32 @@ def register_temporal(name: str) -> Callable[[_E], _E]:
 def temporal_names() -> list[str]:
     """The registered names, sorted."""
     return sorted(_REGISTRY)
+
+
+def tensors_in(state: Any) -> list[Tensor]:
+    """The tensors of a streaming state, whatever holds them."""
+    if isinstance(state, Tensor):
+        return [state]
+    if isinstance(state, dict):
+        return [t for value in state.values() for t in tensors_in(value)]
+    if isinstance(state, list | tuple):
+        return [t for value in state for t in tensors_in(value)]
+    return tensors_in(vars(state)) if hasattr(state, "__dict__") else []
+
+
+def state_bytes(encoder: TemporalEncoder, dim: int, slots: int = 1, frames: int = 8) -> int | None:
+    """Bytes that the encoder carries between chunks of a video of `slots` tokens a frame.
+
+    None where it cannot stream. Measured on `frames` frames of zeros; a state that is still
+    growing then (a window that is not full) counts as it is.
+    """
+    if not encoder.streams:
+        return None
+    example = next(iter(encoder.parameters()), torch.zeros(()))
+    x = torch.zeros(1, frames, slots, dim, dtype=example.dtype, device=example.device)
+    with torch.no_grad():
+        _, state = encoder.stream(x, torch.arange(frames, device=x.device)[None].float())
+    return sum(t.numel() * t.element_size() for t in tensors_in(state))
 
 
 def get_temporal(name: str, dim: int, **options: Any) -> TemporalEncoder:

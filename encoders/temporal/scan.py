@@ -146,7 +146,7 @@ def _chunked(
 
     # 4. what the earlier chunks give: exp(s_i) H C_i
     if n > 1 or initial is not None:
-        held = before.to(x.dtype).view(batch, n, groups, each * width, state)
+        held = before.to(x.dtype).reshape(batch, n, groups, each * width, state)
         old = torch.matmul(c, held.transpose(-1, -2))
         old = old.view(batch, n, groups, size, each, width).transpose(3, 4)
         y = y + old.reshape(batch, n, heads, size, width) * s.exp()[..., None].to(x.dtype)
@@ -178,5 +178,5 @@ def _carry(added: Tensor, total: Tensor, initial: Tensor | None) -> tuple[Tensor
         flat = block.transpose(1, 2).reshape(batch, heads, m, width * state)
         states = torch.matmul(decay, flat).view(batch, heads, m, width, state).transpose(1, 2)
         parts.append(states[:, :-1])
-        held = states[:, -1]
+        held = states[:, -1].clone()  # a view would keep the block alive in a stream
     return torch.cat(parts, dim=1), held
