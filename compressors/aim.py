@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vidllm import bipartite
 from vidllm.errors import InputError
 from vidllm.tokens import Merge, Selection, VideoTokens
 
@@ -33,18 +34,9 @@ def match(metric: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
         scores: the earlier destination, the earlier source.
     """
     count = metric.shape[1]
-    r = max(0, min(r, count // 2))
-    if count < 2:
-        empty = torch.empty(metric.shape[0], 0, dtype=torch.long, device=metric.device)
-        everything = torch.arange(count, device=metric.device).expand(metric.shape[0], -1)
-        return everything, empty, empty
-    exact = metric.to(torch.promote_types(metric.dtype, torch.float32))
-    # The authors divide by the bare norm; a token of zeros then spreads NaN. It scores 0 here.
-    unit = exact / exact.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(exact.dtype).tiny)
-    best, destination = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(dim=-1)
-    order = best.argsort(dim=-1, descending=True, stable=True)
-    merged = order[:, :r]
-    return 2 * order[:, r:], 2 * merged, 2 * destination.gather(1, merged) + 1
+    even, odd = torch.arange(0, count, 2), torch.arange(1, count, 2)
+    pairs = bipartite.match(metric, min(r, count // 2), even, odd)
+    return pairs.kept, pairs.merged, pairs.into
 
 
 def merge(x: Tensor, metric: Tensor, r: int) -> Tensor:

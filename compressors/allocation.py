@@ -12,16 +12,14 @@ from torch import Tensor
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
-from .segments import present_frames
+from .segments import present_frames, unit
 
 # Longer questions are reduced to one mean vector (the authors' rule).
 LONGEST_QUERY = 50
 
 
-def unit(x: Tensor) -> Tensor:
-    """Rows of length 1 in float32; the norm is floored at 1e-6."""
-    x = x.float()
-    return x / x.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+# The authors' floor of a norm.
+FLOOR = 1e-6
 
 
 def allocate(weights: Tensor, total: int) -> Tensor:
@@ -70,7 +68,7 @@ def relevance(frame_global: Tensor, query: Tensor, win: int = 1) -> Tensor:
         frame_global: (T, D) mean of the frame's tokens.
         query: (L, D) rows, or (D,) one vector. win: width of a box filter over the frames.
     """
-    cosine = unit(frame_global) @ unit(query.reshape(-1, query.shape[-1])).T
+    cosine = unit(frame_global, FLOOR) @ unit(query.reshape(-1, query.shape[-1]), FLOOR).T
     score = cosine.topk(min(2, cosine.shape[1]), dim=1).values.mean(1)
     count = score.numel()
     if win > 1 and count >= 3:
@@ -109,7 +107,7 @@ def shares(
     Returns:
         (T,) long on the CPU.
     """
-    g = unit(frame_global)
+    g = unit(frame_global, FLOOR)
     count = g.shape[0]
     score = torch.zeros(count) if query is None else relevance(frame_global, query, win).cpu()
     motion = (g[1:] - g[:-1]).norm(dim=1).cpu()

@@ -16,17 +16,15 @@ from vidllm.tokens import Keep, Selection, VideoTokens
 
 from .base import Compressor
 from .registry import register
+from .segments import unit
+
+FLOOR = 1e-8  # the port's floor of a norm
 
 
 def _strongest(norms: Tensor, count: int) -> list[int]:
     """The `count` largest of (N,) norms, the largest first; of equal ones the earlier."""
     best: list[int] = torch.argsort(norms, descending=True, stable=True)[:count].tolist()
     return best
-
-
-def _unit(x: Tensor) -> Tensor:
-    x = x.float()
-    return x / x.norm(dim=-1, keepdim=True).clamp(min=1e-8)
 
 
 def _pick(cosine: Tensor, rounds: Sequence[tuple[int, int]], taken: Tensor) -> Tensor:
@@ -85,10 +83,10 @@ def select(
     text = [end + i for i in _strongest(norms[end:], pivot_text)]
     pivots = list(set(image + text)) if faithful else sorted(image + text)
     count = int(image_len * (1 - reduction_ratio) / (pivot_image + pivot_text))
-    unit = _unit(hidden_normed[0])
-    taken = torch.zeros(image_len, dtype=torch.bool, device=unit.device)
+    rows = unit(hidden_normed[0], FLOOR)
+    taken = torch.zeros(image_len, dtype=torch.bool, device=rows.device)
     taken[[i - image_start for i in image]] = True
-    cosine = unit[pivots] @ unit[image_start:end].T
+    cosine = rows[pivots] @ rows[image_start:end].T
     taken = _pick(cosine, [(row, count) for row in range(len(pivots))], taken)
     return image_start + torch.nonzero(taken).flatten()
 
@@ -151,19 +149,19 @@ class Dart(Compressor):
         if not bool(torch.isfinite(norms).all()):
             raise InputError("dart: the decoder's keys hold NaN or infinite values")
         image = sorted(_strongest(norms, min(self.image_pivots, budget)))
-        unit = _unit(tokens.signals.get("decoder-normed", tokens.features).detach())
-        pivots = unit[image]
+        states = unit(tokens.signals.get("decoder-normed", tokens.features), FLOOR)
+        pivots = states[image]
         if query is not None and self.text_pivots:
-            if query.dim() != 2 or query.shape[1] != unit.shape[1]:
+            if query.dim() != 2 or query.shape[1] != states.shape[1]:
                 raise InputError(
-                    f"dart: the query must be (Q, {unit.shape[1]}) as the features are, not "
+                    f"dart: the query must be (Q, {states.shape[1]}) as the features are, not "
                     f"{tuple(query.shape)}"
                 )
-            rows = query.detach().to(unit.device)
+            rows = query.detach().to(states.device)
             text = sorted(_strongest(rows.float().abs().sum(dim=1), self.text_pivots))
-            pivots = torch.cat([pivots, _unit(rows[text])])
+            pivots = torch.cat([pivots, unit(rows[text], FLOOR)])
         each, more = divmod(budget - len(image), len(pivots))
         rounds = [(row, each) for row in range(len(pivots))] + [(row, 1) for row in range(more)]
-        taken = torch.zeros(len(tokens), dtype=torch.bool, device=unit.device)
+        taken = torch.zeros(len(tokens), dtype=torch.bool, device=states.device)
         taken[image] = True
-        return Keep(torch.nonzero(_pick(pivots @ unit.T, rounds, taken)).flatten())
+        return Keep(torch.nonzero(_pick(pivots @ states.T, rounds, taken)).flatten())

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from vidllm.tokens import Merge, apply_rows
 
+from .segments import unit
+
 # Similarities that are held at once, so that memory stays linear in the tokens.
 _CHUNK = 1 << 22
 
@@ -89,9 +91,9 @@ def nearest(x: Tensor, anchors: Tensor) -> Tensor:
     Returns:
         (N,) long on the CPU.
     """
-    targets = _unit(anchors).T
+    targets = unit(anchors).T
     parts = x.split(max(1, _CHUNK // len(anchors)))
-    return torch.cat([(_unit(part) @ targets).argmax(1) for part in parts]).cpu()
+    return torch.cat([(unit(part) @ targets).argmax(1) for part in parts]).cpu()
 
 
 def pull(x: Tensor, merge: Merge, weight: Tensor, itself: bool = False) -> Tensor:
@@ -205,8 +207,3 @@ def _fill(total: int, room: Sequence[int], first: Sequence[bool]) -> list[int]:
                 given[j] += taken
                 total -= taken
     return given
-
-
-def _unit(x: Tensor) -> Tensor:
-    exact = x.detach().float()
-    return exact / exact.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(exact.dtype).tiny)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vidllm.budget import split_budget
 
+from .density import peaks, top
 from .segments import share
 
 # Numbers of a batch of frames' distances that are held at a time (16 MiB in float32).
@@ -143,17 +144,9 @@ def density_peaks(x: Tensor, count: int, *, part: bool = True) -> tuple[Tensor, 
             become centres.
     """
     rows = x.detach().float()
-    # Exact differences: by matrix product a token would be at some distance from its equal.
-    away = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-    away = away / rows.shape[1] ** 0.5
-    near = away.topk(min(7, count), dim=1, largest=False).values
-    density = (-near.square().mean(dim=1)).exp()
-    denser = density[None] > density[:, None]
-    if part:
-        denser |= (density[None] == density[:, None]).tril(-1)
-    apart = torch.where(denser, away, away.max()).amin(dim=1)
-    centres = torch.argsort(density * apart, descending=True, stable=True)[:count]
-    label = away[:, centres].argmin(dim=1)
+    centres = top(peaks(x, min(7, count), strict=not part), count).to(x.device)
+    away = torch.cdist(rows, rows[centres], compute_mode="donot_use_mm_for_euclid_dist")
+    label = away.argmin(dim=1)
     label[centres] = torch.arange(count, device=x.device)
     return centres, label
 

@@ -11,6 +11,12 @@ from vidllm.budget import split_budget
 from vidllm.tokens import Merge, VideoTokens
 
 
+def unit(x: Tensor, floor: float = torch.finfo(torch.float32).tiny) -> Tensor:
+    """Rows of length 1 in float32; a norm counts as `floor` at least, so that zeros stay zeros."""
+    rows = x.detach().float()
+    return rows / rows.norm(dim=-1, keepdim=True).clamp(min=floor)
+
+
 def share(budget: int, capacity: Sequence[int]) -> list[int]:
     """Split `budget` over parts: each at least 1 and at most its capacity, nearly in proportion.
 

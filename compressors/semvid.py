@@ -14,9 +14,10 @@ from torch import Tensor
 from vidllm.errors import InputError
 from vidllm.tokens import Keep, Selection, VideoTokens
 
-from .allocation import allocate, frame_means, question, shares, unit
+from .allocation import FLOOR, allocate, frame_means, question, shares
 from .base import Compressor
 from .registry import register
+from .segments import unit
 
 
 def budget(
@@ -72,10 +73,10 @@ def choose(
             or (D,) one vector, which then has no part in the motion score.
         lam: weight of relevance against redundancy. beta: of relevance in the motion score.
     """
-    tokens = unit(x)
-    cosine = (tokens @ unit(query.reshape(-1, query.shape[-1])).T).cpu()
+    tokens = unit(x, FLOOR)
+    cosine = (tokens @ unit(query.reshape(-1, query.shape[-1]), FLOOR).T).cpu()
     alike = (tokens @ tokens.T).cpu()
-    near = (tokens @ unit(g)).cpu()
+    near = (tokens @ unit(g, FLOOR)).cpu()
     free = torch.ones(x.shape[0], dtype=torch.bool)
 
     def take(score: Tensor) -> int:

@@ -77,12 +77,13 @@ def sweep(
     """
     replies: list[list[Reply]] = [[] for _ in settings]
     costs: list[list[Cost]] = [[] for _ in settings]
+    methods = [setting.compressor for setting in settings]
     for done, sample in enumerate(run.samples, 1):
         wanted = [k for k, q in enumerate(sample.questions) if q.kind in KINDS]
         texts = [tidy(sample.questions[k].text) for k in wanted]
         if texts:
             clip = run.options.open(str(sample.path))
-            tokens, duration = run.llm.encode(clip)
+            tokens, duration = run.llm.encode(clip, compressors=methods)
             for at, setting in enumerate(settings):
                 said = run.llm.answer(clip, tokens, duration, texts, compressor=setting.compressor)
                 pairs = zip(wanted, said, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_methods_flow import check
 from torch import Tensor
 
 from vidllm.compressors import Chain, Compressor, Scorer, build, get
@@ -37,17 +38,6 @@ def clip(grid: tuple[int, int, int], seed: int = 0) -> VideoTokens:
     features = torch.randn(*grid, 6, generator=draw)
     tokens = VideoTokens.from_grid(features, [2 * t + 1.0 for t in range(grid[0])], 2.0 * grid[0])
     return tokens.with_signals(cls_attention=torch.rand(len(tokens), generator=draw))
-
-
-def check(before: VideoTokens, after: VideoTokens, budget: int) -> None:
-    assert len(after) == budget and bool((after.position.diff() > 0).all())
-    live = after.source >= 0
-    members = torch.bincount(after.source[live], minlength=budget)
-    assert torch.equal(members.float(), after.size) and bool(torch.isfinite(after.features).all())
-    assert torch.equal(after.source[after.position], torch.arange(budget))
-    for slot in range(budget):
-        span = before.span[after.source == slot]
-        assert after.span[slot].tolist() == [float(span[:, 0].min()), float(span[:, 1].max())]
 
 
 @pytest.mark.parametrize("spec", SPECS)

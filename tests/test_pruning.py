@@ -36,6 +36,22 @@ class ByAttention(Scorer):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("name", [n for n in names() if find(n).stage == "prefill"])
+def test_pruned_answers_are_the_same_under_eager_attention(name: str) -> None:
+    model, _ = tiny_model()
+    tokens, duration = clip_tokens(model)
+    replies = []
+    for attention in ("sdpa", "eager"):
+        model.language_model.set_attn_implementation(attention)
+        prefix = model.prefill(
+            HEAD, tokens, duration, None, tail=TAIL, method=build(name, keep=0.5)
+        )
+        said = model.generate_from(prefix, [TAIL[-1:]], max_new_tokens=8, eos=-1)[0]
+        replies.append((said, prefix.kept.position.tolist() if prefix.kept else None))
+    assert replies[0] == replies[1] and replies[0][1] is not None
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("stamped", [False, True])
 def test_pruning_equals_masking_in_prefill_and_decode(stamped: bool) -> None:
     model, _ = tiny_model()

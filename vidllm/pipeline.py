@@ -212,11 +212,12 @@ class VideoLLM:
         stamps = self._stamps(clip, duration)
         answers: list[Answer] = []
         for group in groups:
+            spent = Stopwatch(dict(watch.seconds))  # reading the video counts for every group
             replies, kept, cached = reply(
                 self.model,
                 Prompt(prompts[0][0], [tails[i] for i in group], tokens, duration, stamps),
                 method,
-                watch,
+                spent,
                 max_new_tokens=max_new_tokens or 128,
                 eos=int(self.tokenizer.eos_token_id),
             )
@@ -228,7 +229,7 @@ class VideoLLM:
                 len(kept),
                 len(tokens) * size / 1e6,
                 cached * size / 1e6,
-                dict(watch.seconds),
+                dict(spent.seconds),
             )
             answers += [
                 self._answer(questions[i], said, clip, duration, receipt)
@@ -257,14 +258,24 @@ class VideoLLM:
         """What happens in the video and when."""
         return self._timed(self.ask(video, PROMPTS["caption"], **options))
 
-    def encode(self, clip: VideoClip, watch: Stopwatch | None = None) -> tuple[VideoTokens, float]:
-        """Video tokens of a clip before compression, and the seconds that they are relative to."""
+    def encode(
+        self,
+        clip: VideoClip,
+        watch: Stopwatch | None = None,
+        compressors: Sequence[Compressor | Chain] = (),
+    ) -> tuple[VideoTokens, float]:
+        """Video tokens of a clip before compression, and the seconds that they are relative to.
+
+        `compressors` are those that will act on the tokens beside the model's own: the signals
+        that they read are collected too, as far as the vision tower gives them.
+        """
         watch = watch or Stopwatch()
         with watch.stage("encode"):
             start, duration = self._window(clip)
             frames = torch.from_numpy(clip.frames.copy()).to(self.model.device)
             pixels = to_pixels(frames, self.model.vision.image_size)
-            wants = (*self.compressor.needs, *self.compressor.uses)
+            methods = (self.compressor, *compressors)
+            wants = tuple({want for m in methods for want in (*m.needs, *m.uses)})
             seconds = clip.seconds - start
             return self.model.encode(pixels, seconds, duration, wants), duration
 

@@ -43,7 +43,7 @@ class TrainSettings:
     Args:
         out: folder of the result.
         size: "small" (the shipped model) or "tiny" (tests).
-        temporal: "ssd" or "none" (the control).
+        temporal: "ssd" or "identity" (the control).
         reduce: train under the mixture of reductions; False trains on full videos alone.
         see_batch: scenes in a batch while it learns to see, four frames of each.
         batch: clips in a batch afterwards; frames: frames of a clip.
