@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vidllm.errors import InputError
 from vidllm.options import AsJson, Debug, clean_output, emit, say
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 app = typer.Typer(help="Measure on files that it makes.", no_args_is_help=True)
 
@@ -68,24 +72,108 @@ def compressors(
     from vidllm.bench_compressors import bench_compressors, compressor_table
 
     with clean_output(json):
-        lengths = [part.strip() for part in frames.split(",")]
-        if not all(part.isdigit() for part in lengths):
-            raise InputError(f"--frames is a list of counts such as 32,128, not {frames!r}")
-        import pandas
-
-        out.parent.mkdir(parents=True, exist_ok=True)
         rows = bench_compressors(
-            [part.strip() for part in methods.split(",") if part.strip()],
-            frames=[int(part) for part in lengths],
+            _names(methods),
+            frames=_counts("--frames", frames),
             side=side,
             width=width,
             runs=runs,
-            save=lambda found: pandas.DataFrame(found).to_csv(out, index=False),
+            save=_saver(out),
         )
-        if json:
-            emit({"rows": rows, "csv": str(out)})
-        else:
-            from rich.console import Console
+        _show(rows, compressor_table, out, json)
 
-            Console().print(compressor_table(rows))
-            say(f"written to {out}")
+
+@app.command()
+def encoders(
+    names: Annotated[
+        str, typer.Option("--encoders", help="Encoders or rivals, comma separated; all by default.")
+    ] = "",
+    lengths: Annotated[
+        str, typer.Option(help="Lengths of the sequences in tokens.")
+    ] = "512,1024,2048,4096,8192,16384,32768",
+    dims: Annotated[str, typer.Option(help="Widths of a token.")] = "256,1024",
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")] = 3,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
+        "eval/results/encoders-cost.csv"
+    ),
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Time one layer of every temporal encoder beside Mamba without kernels and attention."""
+    from vidllm.bench_encoders import bench_encoders, encoder_table
+
+    with clean_output(json):
+        import torch
+
+        if device not in ("auto", "cpu", "cuda"):
+            raise InputError(f"--device must be auto, cpu or cuda, not {device!r}")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device cuda: torch sees no GPU here; use --device cpu")
+        if dtype not in ("float32", "bfloat16"):
+            raise InputError(f"--dtype must be float32 or bfloat16, not {dtype!r}")
+        rows = bench_encoders(
+            _names(names),
+            lengths=_counts("--lengths", lengths),
+            dims=_counts("--dims", dims),
+            runs=runs,
+            device="cuda" if device != "cpu" and torch.cuda.is_available() else "cpu",
+            dtype=getattr(torch, dtype),
+            save=_saver(out),
+        )
+        _show(rows, encoder_table, out, json)
+
+
+@app.command()
+def learning(
+    names: Annotated[
+        str, typer.Option("--encoders", help="Temporal encoders, comma separated; all by default.")
+    ] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of every training.")] = 400,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of every encoder.")] = 3,
+    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
+        "eval/results/encoders-learning.csv"
+    ),
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Train every temporal encoder to remember what happened, in what order and for how long."""
+    from vidllm.bench_learning import bench_learning, learning_table
+
+    with clean_output(json):
+        rows = bench_learning(_names(names), steps=steps, seeds=seeds, save=_saver(out))
+        _show(rows, learning_table, out, json)
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _counts(option: str, text: str) -> list[int]:
+    if not all(part.isdigit() for part in _names(text)) or not _names(text):
+        raise InputError(f"{option} is a list of counts such as 32,128, not {text!r}")
+    return [int(part) for part in _names(text)]
+
+
+def _saver(out: Path) -> Callable[[list[dict[str, Any]]], None]:
+    """Writes the rows so far: what was measured stays, whatever comes after."""
+    import pandas
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return lambda rows: pandas.DataFrame(rows).to_csv(out, index=False)
+
+
+def _show(
+    rows: list[dict[str, Any]],
+    table: Callable[[list[dict[str, Any]]], Table],
+    out: Path,
+    json: bool,
+) -> None:
+    if json:
+        emit({"rows": rows, "csv": str(out)})
+        return
+    from rich.console import Console
+
+    Console().print(table(rows))
+    say(f"written to {out}")

@@ -9,13 +9,11 @@ matrix-product rate that is measured here first.
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vidllm.budget import budget_of
 from vidllm.compressors import find, get, names
 from vidllm.errors import InputError, VidllmError
+from vidllm.measure import Peak
 from vidllm.tokens import VideoTokens
 
 if TYPE_CHECKING:
@@ -47,31 +46,6 @@ class Decoder:
         weights = 2 * self.width * (self.width + self.key_width) + 3 * self.width * self.inner
         attention = length * self.width  # scores and mix of half the pairs, a token
         return 2.0 * self.layers * length * (weights + attention)
-
-
-class _Peak:
-    """The most memory that the process held while a block ran, above what it held before."""
-
-    def __enter__(self) -> _Peak:
-        self.process, self.running = psutil.Process(), True
-        self.before = self.most = self.process.memory_info().rss
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while self.running:
-            self.most = max(self.most, self.process.memory_info().rss)
-            time.sleep(0.001)
-
-    def __exit__(self, *_: object) -> None:
-        self.running = False
-        self.thread.join()
-        self.most = max(self.most, self.process.memory_info().rss)
-
-    @property
-    def megabytes(self) -> float:
-        return (self.most - self.before) / 1e6
 
 
 def random_clip(frames: int, side: int, width: int, seed: int = 0) -> tuple[VideoTokens, Tensor]:
@@ -169,7 +143,7 @@ def _measure(
     def once() -> VideoTokens:
         return get(name)(tokens, budget, query if find(name).query_aware else None)
 
-    with _Peak() as peak:
+    with Peak() as peak:
         after = once()
     with FlopCounterMode(display=False) as counter:
         once()
