@@ -13,7 +13,7 @@ from tiny import tiny_model
 from vidllm import InputError
 from vidllm.models.native import NativeVideoLLM
 from vidllm.stage.scenes import make_scene
-from vidllm.stage.words import COLOUR_NAMES, NOUN_NAMES
+from vidllm.stage.words import ACTION_INDEX, COLOUR_NAMES, NOUN_NAMES
 from vidllm.timecode import get_timecode
 from vidllm.training.data import (
     IGNORE,
@@ -24,7 +24,7 @@ from vidllm.training.data import (
     sample_seconds,
 )
 from vidllm.training.loop import train
-from vidllm.training.losses import LOOKS, answer_weights, meanings
+from vidllm.training.losses import LOOKS, answer_weights, meanings, telling_loss
 from vidllm.training.settings import TrainSettings
 from vidllm.training.trainee import Reducer, frame_edges
 
@@ -106,6 +106,24 @@ def test_a_noun_looks_at_everything_that_its_one_actor_does() -> None:
             assert named_actors(scene, ["the", NOUN_NAMES[shared[0]]]) == []
 
 
+def test_a_noun_tells_what_its_actor_does() -> None:
+    batch = batches()[0]
+    told = batch["point_acts"].amax(-1) > 0
+    assert bool(told.any())
+    for row in range(4):
+        scene = make_scene("train", int(batch["scene"][row]))
+        for p in torch.nonzero(told[row]).flatten().tolist():
+            at = int(batch["points"][row, p])
+            assert batch["labels"][row, at] == IGNORE  # a word of the question
+            who = int(batch["point_events"][row, p, 0, 2])
+            done = {e.action for e in scene.events if who in (e.actor, e.other)}
+            acts = torch.nonzero(batch["point_acts"][row, p]).flatten().tolist()
+            assert set(acts) == {ACTION_INDEX[name] for name in done}
+    acts = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    sure = torch.tensor([[50.0, 50.0, 0.0], [9.0, 0.0, 0.0]])
+    assert telling_loss(sure, acts) == pytest.approx(np.log(2))  # both are right, nothing else is
+
+
 def test_a_long_answer_does_not_drown_a_short_one() -> None:
     labels = torch.tensor([[IGNORE, 7, IGNORE, 5, 5, 5, 5, IGNORE]])
     slot = torch.tensor([[0, 0, 1, 1, 1, 1, 1, -1]])
@@ -146,7 +164,7 @@ def test_a_run_saves_a_model_that_loads(temporal: str, tmp_path: Path) -> None:
     assert all(torch.isfinite(p).all() for p in model.parameters())
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert {"words", "pointing", "naming", "meaning", "iou", "qa"} <= set(rows[-1])
+    assert {"words", "pointing", "naming", "telling", "meaning", "iou", "qa"} <= set(rows[-1])
     assert json.loads((out / "training.json").read_text())["step"] == 6
 
 

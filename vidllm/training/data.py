@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from ..stage.questions import Question, draw
 from ..stage.scenes import Scene, make_scene
 from ..stage.tracks import MAX_ACTORS, tracks
-from ..stage.words import COLOUR_NAMES, NOUN_NAMES
+from ..stage.words import ACTION_INDEX, ACTIONS, COLOUR_NAMES, NOUN_NAMES
 from ..timecode import TimeCode
 from .words import ASSISTANT, END
 
@@ -74,7 +74,7 @@ class StageBatches(Dataset[dict[str, Tensor]]):
     all (B, L). `fields` (B, P) places of time fields or −1 with `field_spans` (B, P, 2) seconds.
     `points` (B, P) places that are told where to look or −1, `point_times` (B, P) seconds of the
     edge that a time field tells or −1, `point_events` (B, P, E, 3) start and end in seconds and
-    actor of the evidence, or −1.
+    actor of the evidence, or −1. `point_acts` (B, P, actions): 1 for what the actor of a noun does.
     """
 
     def __init__(
@@ -165,13 +165,13 @@ class StageBatches(Dataset[dict[str, Tensor]]):
         fields = np.full(POINTERS, -1, dtype=np.int64)
         spans = np.zeros((POINTERS, 2), dtype=np.float32)
         told: list[tuple[int, float, list[tuple[float, float, int]]]] = []
+        done: dict[int, set[int]] = {}
         used = 0
         for number, question in enumerate(asked):
             asked_for = self.core.encode(question.text, add_special_tokens=False)
-            told += [
-                (len(ids) + i, -1.0, _actors_in(scene, events, only=actor))
-                for i, actor, events in named_actors(scene, asked_for.tokens)
-            ]
+            for i, actor, mine in named_actors(scene, asked_for.tokens):
+                told.append((len(ids) + i, -1.0, _actors_in(scene, mine, only=actor)))
+                done[len(ids) + i] = {ACTION_INDEX[scene.events[e].action] for e in mine}
             said = asked_for.ids
             noise = rng.random(len(said)) < self.settings.word_noise
             said = [self.unknown if n else i for i, n in zip(said, noise, strict=True)]
@@ -199,9 +199,11 @@ class StageBatches(Dataset[dict[str, Tensor]]):
         points = np.full(POINTERS, -1, dtype=np.int64)
         edges = np.full(POINTERS, -1, dtype=np.float32)
         events = np.full((POINTERS, EVIDENCE, 3), -1, dtype=np.float32)
+        acts = np.zeros((POINTERS, len(ACTIONS)), dtype=np.float32)
         for p, (at, edge, seen) in enumerate(told[:POINTERS]):
             points[p], edges[p] = at, edge
             events[p, : len(seen)] = seen[:EVIDENCE]
+            acts[p, list(done.get(at, ()))] = 1
         named = {"ids": ids, "labels": labels, "slot": slot, "offset": offset}
         arrays = {k: np.asarray(v, dtype=np.int64) for k, v in named.items()}
         return {
@@ -211,6 +213,7 @@ class StageBatches(Dataset[dict[str, Tensor]]):
             "points": points,
             "point_times": edges,
             "point_events": events,
+            "point_acts": acts,
         }
 
 

@@ -1,10 +1,11 @@
 """What the stage training asks of a model besides the next word.
 
-Four losses: words (cross entropy; a time token's target is a bell over its neighbours, as NVILA
+Six losses: words (cross entropy; a time token's target is a bell over its neighbours, as NVILA
 does for LITA's tokens), sight (what is in each cell of a single frame), meaning (what is in each
-cell once frames have talked, read off with the LLM's own word embeddings), and pointing (the
-attention of a time field lies on the frames of its span; that of a noun in a question, one layer
-earlier, on everything that its actor does).
+cell once frames have talked, read off with the LLM's own word embeddings), pointing (the attention
+of a time field lies on the frames of its span), naming (that of a noun in a question, one layer
+earlier, on everything that its actor does) and telling (after that layer the noun's own state says
+what its actor does, so that an answer can copy it).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class LossWeights:
     meaning: float = 1.0
     pointing: float = 0.5
     naming: float = 0.5
+    telling: float = 0.3
     sigma: float = 1.0
 
 
@@ -187,6 +189,19 @@ def pointing_targets(batch: dict[str, Tensor], side: int, frame_span: Tensor) ->
     edge = (there * near[:, :, None, :, None]).amax(2)
     edge = torch.where((own >= 0)[..., None], edge, inside)
     return torch.stack([inside, edge]).flatten(3)
+
+
+def telling_loss(logits: Tensor, acts: Tensor) -> Tensor:
+    """Cross entropy over the verbs alone: what a noun's state tells of its actor.
+
+    Args:
+        logits: (..., actions) of the first word of every action.
+        acts: the same shape, 1 for everything that the actor does, all equally right; a row of
+            zeros where nothing is told.
+    """
+    told = acts.amax(-1) > 0
+    share = acts[told] / acts[told].sum(-1, keepdim=True)
+    return -(share * F.log_softmax(logits[told].float(), dim=-1)).sum(-1).mean()
 
 
 def pointing_loss(

@@ -151,7 +151,7 @@ class Trainee(nn.Module):
             spoken = self._speak(batch, mixed, reduction)
             w = self.weights
             total = total + w.words * spoken["words"] + w.pointing * spoken["pointing"]
-            total = total + w.naming * spoken["naming"]
+            total = total + w.naming * spoken["naming"] + w.telling * spoken["telling"]
             out |= spoken
         return {**out, "total": total}
 
@@ -187,6 +187,10 @@ class Trainee(nn.Module):
         asked = (points >= 0) & (labels.gather(1, points.clamp(min=0)) == IGNORE)  # nouns
         told, named = points.masked_fill(asked, -1), points.masked_fill(~asked, -1)
         states, early, video_at = result.hidden_states, max(0, layer - 1), slice(1, prefix)
+        nouns = (points.clamp(min=0) + prefix)[..., None].expand(-1, -1, embeds.shape[-1])
+        verbs = self.heads.word_ids[losses.LOOKS :]
+        state = model.language_model.model.norm(states[early + 1].gather(1, nouns))
+        said = state @ model.embed_tokens(verbs).T
         out = {
             "words": losses.word_loss(
                 logits, labels[rows], counts, first, number, self.weights.sigma
@@ -197,6 +201,7 @@ class Trainee(nn.Module):
             "naming": losses.pointing_loss(
                 model, states[early], early, places, video_at, named, target[:1]
             ),
+            "telling": losses.telling_loss(said, batch["point_acts"]),
         }
         with torch.no_grad():
             out |= self._scores(batch, logits, rows)
