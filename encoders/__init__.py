@@ -1,6 +1,6 @@
-"""Encoders: `vision` turns frames into token grids, `temporal` lets the frames talk.
+"""Encoders: `vision` turns frames into token grids, `temporal` lets the frames talk, `heads` read.
 
-Light on purpose: the two packages (and torch with them) load when they are first used.
+Light on purpose: the packages (and torch with them) load when they are first used.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-__all__ = ["temporal", "vision"]
+__all__ = ["heads", "temporal", "vision"]
 
 
 def __getattr__(name: str) -> ModuleType:
