@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vidllm.encoders.temporal import get_temporal, temporal_names
+from vidllm.encoders.temporal import get_alike, temporal_names
 from vidllm.errors import InputError
 from vidllm.measure import Peak, growth
 
@@ -34,16 +34,7 @@ class _Ours(nn.Module):
 
     def __init__(self, name: str, dim: int) -> None:
         super().__init__()
-        options: dict[str, Any] = {"bidirectional": False, "scan": "raster", "layers": 1}
-        while True:
-            try:
-                self.encoder = get_temporal(name, dim, **options)
-                break
-            except InputError as error:
-                lacking = [key for key in options if f"no option {key!r}" in str(error)]
-                if not lacking:
-                    raise
-                del options[lacking[0]]
+        self.encoder = get_alike(name, dim, bidirectional=False, scan="raster", layers=1)
         for p in self.encoder.parameters():  # zeros at the start would be free of denormals
             if not p.any():
                 nn.init.normal_(p, std=0.02)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidllm.encoders.temporal import get_temporal, temporal_names
+from vidllm.encoders.temporal import get_alike, temporal_names
 from vidllm.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,12 +30,10 @@ LONG = 8  # frames: an event that lasts at least so many is long
 ASKED = ("memory", "order", "duration")
 TRAINED_ON, TESTED_ON = (64, 128, 256), (64, 128, 256, 512)
 NOTHING = -100  # the label of frames at which nothing is asked
-#: Sizes for this width, the same number of layers for all, and what an encoder cannot do without.
+#: Sizes for this width where the defaults are meant for an LLM's; the layers are the same for all.
 OPTIONS: dict[str, dict[str, Any]] = {
     "ssd": {"head_dim": 16, "state": 16, "chunk": 16},
-    "storm": {"head_dim": 16, "state": 16, "chunk": 16},
-    # Attention alone has no order; it is told the time, as a transformer is told positions.
-    "attention": {"time": "embedding"},
+    "storm": {"sizes": {"head_dim": 16, "state": 16, "chunk": 16}},
 }
 LAYERS = 2
 
@@ -90,15 +88,7 @@ class Reader(nn.Module):
 
 
 def _build(name: str) -> nn.Module:
-    options = {"layers": LAYERS, "scan": "slot", **OPTIONS.get(name, {})}
-    while True:
-        try:
-            return get_temporal(name, DIM, **options)
-        except InputError as error:
-            lacking = [key for key in options if f"no option {key!r}" in str(error)]
-            if not lacking:
-                raise
-            del options[lacking[0]]
+    return get_alike(name, DIM, layers=LAYERS, scan="slot", **OPTIONS.get(name, {}))
 
 
 def _loss(logits: Tensor, answers: Tensor) -> Tensor:

@@ -1,16 +1,52 @@
 """Temporal encoders by name: `get_temporal("ssd", dim=256)`; one file an encoder."""
 
-from .base import TemporalEncoder, get_temporal, register_temporal, temporal_names
+from .aaren import AarenEncoder, prefix_attention
+from .attention import AttentionEncoder
+from .base import (
+    TemporalEncoder,
+    describe,
+    get_alike,
+    get_temporal,
+    register_temporal,
+    temporal_names,
+)
+from .h3 import H3Encoder
 from .identity import IdentityEncoder
+from .lmu import LMUEncoder
+from .lssl import LSSLEncoder
+from .mamba import MambaEncoder
+from .mambamixer import MambaMixerEncoder
+from .s_mamba import SMambaEncoder
 from .scan import ssd_chunked, ssd_recurrent
+from .selective import selective_recurrent, selective_scan
 from .ssd import SSDEncoder
+from .storm import StormEncoder, StormProjector
+from .temporal_conv import TemporalConvEncoder
+from .tsm import ShiftEncoder
 
 __all__ = [
+    "AarenEncoder",
+    "AttentionEncoder",
+    "H3Encoder",
     "IdentityEncoder",
+    "LMUEncoder",
+    "LSSLEncoder",
+    "MambaEncoder",
+    "MambaMixerEncoder",
+    "SMambaEncoder",
     "SSDEncoder",
+    "ShiftEncoder",
+    "StormEncoder",
+    "StormProjector",
+    "TemporalConvEncoder",
     "TemporalEncoder",
+    "describe",
+    "get_alike",
     "get_temporal",
+    "prefix_attention",
     "register_temporal",
+    "selective_recurrent",
+    "selective_scan",
     "ssd_chunked",
     "ssd_recurrent",
     "temporal_names",

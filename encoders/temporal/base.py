@@ -129,16 +129,25 @@ def state_bytes(encoder: TemporalEncoder, dim: int, slots: int = 1, frames: int 
     return sum(t.numel() * t.element_size() for t in tensors_in(state))
 
 
+def options_of(name: str) -> list[str]:
+    """The options that `get_temporal(name, dim, ...)` takes.
+
+    Raises:
+        InputError: no encoder of that name; the message names close matches.
+    """
+    if name not in _REGISTRY:
+        close = difflib.get_close_matches(name, _REGISTRY, n=2, cutoff=0.4) or temporal_names()
+        raise InputError(f"no temporal encoder {name!r}: did you mean {' or '.join(close)}?")
+    return [p for p in inspect.signature(_REGISTRY[name]).parameters if p != "dim"]
+
+
 def get_temporal(name: str, dim: int, **options: Any) -> TemporalEncoder:
     """Build the encoder called `name` for tokens of width `dim`.
 
     Raises:
         InputError: no encoder or no option of that name; the message names close matches.
     """
-    if name not in _REGISTRY:
-        close = difflib.get_close_matches(name, _REGISTRY, n=2, cutoff=0.4) or temporal_names()
-        raise InputError(f"no temporal encoder {name!r}: did you mean {' or '.join(close)}?")
-    known = [p for p in inspect.signature(_REGISTRY[name]).parameters if p != "dim"]
+    known = options_of(name)
     for key in options:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=2, cutoff=0.4) or known or ["none"]
@@ -146,3 +155,34 @@ def get_temporal(name: str, dim: int, **options: Any) -> TemporalEncoder:
                 f"temporal encoder {name!r} has no option {key!r}: it takes {', '.join(close)}"
             )
     return _REGISTRY[name](dim, **options)
+
+
+def get_alike(name: str, dim: int, **options: Any) -> TemporalEncoder:
+    """As `get_temporal`, without the options that this encoder does not have: for comparisons."""
+    known = options_of(name)
+    return get_temporal(name, dim, **{k: v for k, v in options.items() if k in known})
+
+
+def describe(dim: int = 256) -> list[dict[str, Any]]:
+    """What is registered, for lists and pages.
+
+    Each has name, summary, paper, options; `parameters` of the default build at width `dim`;
+    `causal` and `streams` of the build that reads forwards alone (where there is one), and
+    `state_bytes`, what that carries between chunks for one slot in float32 (None: no stream).
+    """
+    found = []
+    for name in temporal_names():
+        ahead = get_alike(name, dim, bidirectional=False, scan="slot").eval()
+        found.append(
+            {
+                "name": name,
+                "summary": ahead.summary,
+                "paper": ahead.paper,
+                "options": options_of(name),
+                "parameters": sum(p.numel() for p in get_temporal(name, dim).parameters()),
+                "causal": ahead.causal,
+                "streams": ahead.streams,
+                "state_bytes": state_bytes(ahead, dim),
+            }
+        )
+    return found

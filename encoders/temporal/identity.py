@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from .base import TemporalEncoder, register_temporal
@@ -19,6 +21,18 @@ class IdentityEncoder(TemporalEncoder):
 
     def reset_parameters(self) -> None:
         """Nothing to reset; here so that every encoder can be asked."""
+
+    @property
+    def causal(self) -> bool:
+        return True
+
+    @property
+    def streams(self) -> bool:
+        return True
+
+    def stream(self, x: Tensor, seconds: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Give the frames back; there is no state."""
+        return self(x, seconds), None
 
     def forward(self, x: Tensor, seconds: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return `x` (B, T, N, D)."""

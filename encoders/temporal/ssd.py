@@ -20,7 +20,9 @@ from torch.nn import functional as F
 from vidllm.errors import InputError
 
 from .base import register_temporal
+from .mamba import load_renamed
 from .scan import ssd_chunked
+from .selective import causal_conv
 from .stack import Mixer, Scan, StackEncoder, State, Time
 
 
@@ -28,7 +30,8 @@ class SSDMixer(Mixer):
     """Mamba-2 mixer on (B, L, D), in one direction or both.
 
     The directions share the in and out projections; convolution, step bias, decay and skip are
-    their own. Both run as one call: the reversed copy takes further groups and heads.
+    their own. Both run as one call: the reversed copy takes further groups and heads. With one
+    direction, transformers' `Mamba2Mixer` gives the same outputs on the same weights.
     """
 
     def __init__(
@@ -41,16 +44,21 @@ class SSDMixer(Mixer):
         chunk: int,
         bidirectional: bool,
         zero_init: bool,
+        groups: int = 1,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__()
         inner = expand * dim
         if inner % head_dim:
             raise InputError(f"head_dim {head_dim} must divide expand * dim = {inner}")
-        if min(state, conv, chunk) < 1:
-            raise InputError("state, conv and chunk must be at least 1")
+        if min(state, conv, chunk, groups) < 1:
+            raise InputError("state, conv, chunk and groups must be at least 1")
+        if (inner // head_dim) % groups:
+            raise InputError(f"groups {groups} must divide the {inner // head_dim} heads")
         self.inner, self.state, self.head_dim, self.chunk = inner, state, head_dim, chunk
         self.heads, self.ways, self.zero_init = inner // head_dim, 1 + bidirectional, zero_init
-        self.mixed = inner + 2 * state
+        self.groups, self.eps = groups, eps
+        self.mixed = inner + 2 * groups * state
         self.in_proj = nn.Linear(dim, inner + self.mixed + self.ways * self.heads, bias=False)
         self.conv_weight = nn.Parameter(torch.empty(conv, self.ways * self.mixed))
         self.conv_bias = nn.Parameter(torch.empty(self.ways * self.mixed))
@@ -112,15 +120,16 @@ class SSDMixer(Mixer):
             dt = torch.stack([dt[..., 0, :], dt[..., 1, :].flip(1)], dim=2)
 
         tail, held = (None, None) if state is None else state
-        mixed, tail = self._conv(mixed, tail)
+        mixed, tail = causal_conv(mixed, self.conv_weight, self.conv_bias, tail)
         mixed = F.silu(mixed).unflatten(-1, (self.ways, self.mixed))
-        u, b, c = mixed.split([self.inner, self.state, self.state], dim=-1)
+        maps = self.groups * self.state
+        u, b, c = mixed.split([self.inner, maps, maps], dim=-1)
         y, held = ssd_chunked(
             u.reshape(*u.shape[:2], self.ways * self.heads, self.head_dim),
             dt.flatten(2),
             -torch.exp(self.A_log.to(exact)),
-            b,
-            c,
+            b.reshape(*b.shape[:2], self.ways * self.groups, self.state),
+            c.reshape(*c.shape[:2], self.ways * self.groups, self.state),
             self.chunk,
             D=self.D,
             initial_state=held,
@@ -129,24 +138,28 @@ class SSDMixer(Mixer):
         joined = y[:, :, 0] if self.ways == 1 else y[:, :, 0] + y[:, :, 1].flip(1)
 
         gated = joined.to(exact) * F.silu(gate.to(exact))
-        gated = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + 1e-6)
+        gated = gated.unflatten(-1, (self.groups, -1))
+        gated = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + self.eps)
+        gated = gated.flatten(-2)
         out: Tensor = self.out_proj((gated * self.norm_weight.to(exact)).to(joined.dtype))
         return out, (tail, held) if self.ways == 1 else None
 
-    def _conv(self, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The short causal convolution after `tail` (B, taps-1, C), and the tail for what follows.
+    def load_transformers_state(self, state: dict[str, Tensor]) -> None:
+        """Take the weights of transformers' `Mamba2Mixer`.
 
-        Shift, multiply, add: for four taps faster than a depthwise Conv1d, and no transpose.
+        Args:
+            state: its `state_dict()`. This mixer needs the same state, head_dim, expand and conv,
+                `groups` = n_groups and `eps` = layer_norm_epsilon (Mamba-2's: 8 and 1e-5).
+
+        Raises:
+            InputError: this mixer reads both ways, or the weights are of another form.
         """
-        taps = self.conv_weight.shape[0]
-        weight = self.conv_weight.to(x.dtype)
-        if tail is None:
-            tail = x.new_zeros(x.shape[0], taps - 1, x.shape[-1])
-        padded = torch.cat([tail.to(x.dtype), x], dim=1)
-        out = self.conv_bias.to(x.dtype) + padded[:, taps - 1 :] * weight[-1]
-        for k in range(taps - 1):
-            out = torch.addcmul(out, padded[:, k : k + x.shape[1]], weight[k])
-        return out, padded[:, x.shape[1] :].clone()
+        if self.ways != 1:
+            raise InputError("such weights are of one direction: build with bidirectional=False")
+        same = ("A_log", "D", "dt_bias", "in_proj.weight", "out_proj.weight")
+        names = {name: name for name in same}
+        names |= {"conv1d.weight": "conv_weight", "conv1d.bias": "conv_bias"}
+        load_renamed(self, state, names | {"norm.weight": "norm_weight"})
 
 
 @register_temporal("ssd")
@@ -159,6 +172,8 @@ class SSDEncoder(StackEncoder):
             expand: inner width as a multiple of `dim`; conv: taps of the short convolution.
         chunk: length of the chunks; speed only.
         zero_init: start with an out projection of zeros, so that step 0 is the identity.
+        groups: sets of input and output maps, each shared by heads / groups heads and normed for
+            itself; eps: of the gated norm. Mamba-2's own are 8 and 1e-5.
 
     Raises:
         InputError: sizes that do not fit, or an unknown scan or time.
@@ -181,10 +196,13 @@ class SSDEncoder(StackEncoder):
         time: Time = "none",
         gap: float | None = None,
         zero_init: bool = True,
+        groups: int = 1,
+        eps: float = 1e-6,
     ) -> None:
+        sizes = (state, head_dim, expand, conv, chunk)
         super().__init__(
             dim,
-            lambda: SSDMixer(dim, state, head_dim, expand, conv, chunk, bidirectional, zero_init),
+            lambda: SSDMixer(dim, *sizes, bidirectional, zero_init, groups, eps),
             layers=layers,
             scan=scan,
             bidirectional=bidirectional,
