@@ -12,6 +12,7 @@ from .chain import Chain
 from .dart import Dart
 from .divprune import DivPrune
 from .dycoke import DyCoke
+from .dycoke_cache import DyCokeCache
 from .evs import Evs
 from .fastv import FastV
 from .fastvid import FastVid
@@ -25,6 +26,7 @@ from .mrt5 import Mrt5
 from .mustdrop import MustDrop
 from .mustdrop_cache import MustDropCache
 from .mustdrop_filter import MustDropFilter
+from .nasva import Nasva
 from .none import NoCompression
 from .pyra import Pyra
 from .pyramiddrop import PyramidDrop
@@ -54,6 +56,7 @@ __all__ = [
     "Dart",
     "DivPrune",
     "DyCoke",
+    "DyCokeCache",
     "Evs",
     "FastV",
     "FastVid",
@@ -68,6 +71,7 @@ __all__ = [
     "MustDrop",
     "MustDropCache",
     "MustDropFilter",
+    "Nasva",
     "NoCompression",
     "PerScene",
     "Protect",

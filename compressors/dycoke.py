@@ -1,7 +1,7 @@
 """DyCoke: frames in groups, of which only the first stays whole (arXiv 2411.15024).
 
-`select` is the temporal "merging" of the published code and `select_cache` its choice of cache
-entries at a decode step; `DyCoke` is the method on `VideoTokens`.
+`select` is the temporal "merging" of the published code and `DyCoke` the method on `VideoTokens`.
+What it does while answering (`select_cache`) is in `dycoke_cache`; "dycoke,dycoke-cache" is both.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from vidllm.errors import InputError
 from vidllm.tokens import Keep, Selection, VideoTokens
 
 from .base import Compressor
+from .dycoke_cache import CacheState, select_cache
 from .evs import row_cosine
 from .registry import register
 from .segments import present_frames, share
+
+__all__ = ["CacheState", "DyCoke", "allocate", "select", "select_cache"]
 
 
 def select(
@@ -75,80 +77,6 @@ def select(
 def _reference(frame: int) -> int:
     """The frame to compare with: the lowest set bit cleared (1 and 2 with 0, 3 with 2, ...)."""
     return frame & (frame - 1)
-
-
-@dataclass(frozen=True, eq=False)
-class CacheState:
-    """What a decode step leaves for the next one; start every answer with None instead.
-
-    Attributes:
-        attention: (image_len,) this step's attention to the video, mean over heads.
-        similarity: its cosine with the step before, 0 at the first.
-        chosen: (k,) places in the video span chosen last, ascending; None before any choice.
-    """
-
-    attention: Tensor
-    similarity: float
-    chosen: Tensor | None
-
-
-def select_cache(
-    attn: Tensor,
-    image_start: int,
-    image_len: int,
-    prune_ratio: float,
-    state: CacheState | None = None,
-    threshold: float = 0.9,
-    faithful: bool = False,
-) -> tuple[Tensor | None, CacheState]:
-    """The cache entries that the layers from L on read at one decode step.
-
-    The choice is made anew where the attention to the video has moved since the step before:
-    a cosine below `threshold`. All text stays.
-
-    Args:
-        attn: (heads, length) attention of the one new token in the layer before L (3 in the
-            published code), softmaxed, over all cache entries.
-        image_start, image_len: the video's entries in the cache.
-        prune_ratio: share of them removed, in [0, 1]; int(image_len * (1 - prune_ratio)) stay.
-        state: what the last step of the same answer returned.
-        faithful: as the published code, where a step whose attention has not moved reads the
-            full cache, so that the calm steps save nothing. By default it reads the video
-            entries chosen last. (The published code also carries its state over to the next
-            answer; here a caller passes None.)
-
-    Returns:
-        kept (k,) ascending on the device of `attn`, or None for the full cache; the new state.
-
-    Raises:
-        InputError: wrong options, or a span that does not fit `attn` or `state`.
-    """
-    length = attn.shape[-1]
-    if not 0 <= prune_ratio <= 1:
-        raise InputError(f"dycoke: prune_ratio must be in [0, 1], not {prune_ratio}")
-    if attn.dim() != 2 or image_start < 0 or image_len < 1 or image_start + image_len > length:
-        raise InputError(
-            f"dycoke: {image_len} video entries from {image_start} do not fit attention "
-            f"{tuple(attn.shape)}"
-        )
-    stop = image_start + image_len
-    now = attn.detach().float().mean(dim=0)[image_start:stop]
-    chosen: Tensor | None = None
-    similarity = 0.0
-    if state is not None:
-        if state.attention.shape != now.shape:
-            raise InputError("dycoke: the video changed between decode steps: start with None")
-        chosen = state.chosen
-        similarity = float(cosine_similarity(now, state.attention, dim=0))
-    moved = similarity < threshold
-    if moved:
-        best = now.argsort(descending=True, stable=True)
-        chosen = best[: int(image_len * (1 - prune_ratio))].sort().values
-    kept = None
-    if chosen is not None and (moved or not faithful):
-        text = torch.arange(length, device=attn.device)
-        kept = torch.cat([text[:image_start], image_start + chosen, text[stop:]])
-    return kept, CacheState(now, similarity, chosen)
 
 
 def allocate(sizes: Sequence[int], budget: int, group: int) -> list[int]:

@@ -7,15 +7,16 @@ stages, which drop tokens in the decoder and in the cache, have files of their o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from vidllm.errors import InputError
 from vidllm.tokens import Merge, Selection, VideoTokens
+from vidllm.tower import TowerShape, TowerStep
 
-from .base import Compressor
+from .in_tower import InTower, rounds
 from .mustdrop_cache import MustDropCache, output_aware
 from .mustdrop_filter import MustDropFilter, dual_filter, key_set, key_tokens
 from .registry import register
@@ -91,12 +92,17 @@ def merge_windows(
 
 @register("mustdrop")
 @dataclass
-class MustDrop(Compressor):
+class MustDrop(InTower):
     """Merge windows of similar cells inside a frame, the most similar windows of the clip first.
 
     For an exact budget the last window merges only the members that are most like the others.
     When every window is one token the next round takes windows of windows, up to the frame,
     and then equal runs of frames. Windows at an edge, and those that lost tokens, are smaller.
+
+    In a vision transformer it acts behind the first layer, and for a budget frames then merge as
+    many windows as each other, so that they stay about equally long; else, and with `tower`
+    false, on the tower's output. Attention of the CLS token that the tower tells for a key set is
+    then the attention to merged windows.
 
     Attributes:
         window: side of a window in cells.
@@ -113,7 +119,8 @@ class MustDrop(Compressor):
     )
     faithful: bool = field(default=False, metadata={"help": "the authors' order of tokens"})
 
-    stage = "vision"
+    #: The authors' attention counts a merged window as one token.
+    proportional = False
     paper = "MustDrop, arXiv 2411.10803"
     summary = "windows of similar cells merge inside a frame"
 
@@ -140,7 +147,26 @@ class MustDrop(Compressor):
             merging = windows.rank < least
         return len(tokens) - int((windows.count - 1)[merging & (windows.count > 1)].sum())
 
-    def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
+    def tower_budget(self, clip: VideoTokens) -> int | None:
+        """None with a threshold, as what is alike shows behind the first layer only."""
+        return None if self.threshold is not None else super().tower_budget(clip)
+
+    def tower_steps(self, shape: TowerShape, budget: int | None) -> list[TowerStep]:
+        """One step, behind the first layer (before it, where there is but one)."""
+        threshold = self.threshold if budget is None else None
+        like = self.faithful if threshold is not None else True
+        method = replace(self, keep=1.0, budget=None, threshold=threshold, faithful=like)
+
+        def plan(tokens: VideoTokens, goal: int) -> Merge:
+            merged = method.plan(tokens, goal)
+            return merged if self.faithful else merged.in_order(tokens.position)
+
+        def decide(tokens: VideoTokens) -> list[Selection]:
+            return rounds(plan, tokens, method.goal(tokens, budget))
+
+        return [TowerStep(min(1, shape.layers - 1), "before", decide)]
+
+    def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Merge:
         """One size of windows."""
         order, frames, _ = present_frames(tokens)
         if len(tokens) == frames.numel():

@@ -15,6 +15,7 @@ from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
 from .base import Scorer
+from .positions import Positions, check_positions
 from .registry import register
 
 
@@ -66,10 +67,15 @@ class MustDropCache(Scorer):
     Attributes:
         untouched: first layers whose cache stays whole; None for all but the one right before
             the first cut, as the authors have it (0 shrinks every layer).
+        positions: "original" leaves every entry where it was; "contiguous" turns the keys of
+            every layer so that its entries stand at 0, 1, 2 and so on (PIE, see `positions`).
     """
 
     untouched: int | None = field(
         default=None, metadata={"help": "first layers whose cache stays whole"}
+    )
+    positions: Positions = field(
+        default="original", metadata={"help": "original, or contiguous by turning the keys (PIE)"}
     )
 
     stage = "cache"
@@ -77,6 +83,10 @@ class MustDropCache(Scorer):
     needs = ("prefill-survivors",)
     paper = "MustDrop, arXiv 2411.10803"
     summary = "early layers' caches keep what the last filter kept"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positions(self.name, self.positions)
 
     def first_layer(self, counts: Sequence[int]) -> int:
         """The first layer that loses tokens, from the video tokens that every layer holds."""

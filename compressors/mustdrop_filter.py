@@ -113,6 +113,7 @@ class MustDropFilter(Scorer):
 
     stage = "prefill"
     needs = ("decoder-text-attention",)
+    uses = ("cls-attention",)  # the key set; without it every token may leave
     paper = "MustDrop, arXiv 2411.10803"
     summary = "tokens that no word of the question reads leave, in four cuts"
 

@@ -4,7 +4,8 @@ Survivors can keep the positions that they had ("keep"; nothing is computed, the
 gaps), or close the gaps ("rotate"): rotary embeddings form a group, so a cached key moves to
 another position by one rotation through the difference (PIE, arXiv 2407.03157). Values hold no
 position. "compact" names what some authors do instead: later layers count the survivors from 0
-while keys that are cached already keep their old rotation.
+while keys that are cached already keep their old rotation. As an option of the methods of stage
+"cache" the first two are `positions="original"`, the default, and `positions="contiguous"`.
 
 A rotary embedding here turns the pairs (j, j + r/2) of the first r = 2 * len(inv_freq) channels,
 as Llama and Qwen do; other channels pass. With M-RoPE a frequency reads the time, the row or the
@@ -14,7 +15,7 @@ column of a token: `section_axes` says which.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +23,18 @@ from torch import Tensor
 from vidllm.errors import InputError
 
 Policy = Literal["keep", "rotate", "compact"]
+#: The option of methods of stage "cache"; the model's driver carries it out.
+Positions = Literal["original", "contiguous"]
+
+
+def check_positions(name: str, positions: str) -> None:
+    """Refuse what is no `Positions`; `name` is the method's.
+
+    Raises:
+        InputError: another word.
+    """
+    if positions not in get_args(Positions):
+        raise InputError(f"{name}: positions must be 'original' or 'contiguous', not {positions!r}")
 
 
 def inverse_frequencies(width: int, base: float = 10000.0) -> Tensor:
@@ -68,10 +81,11 @@ def angles(position: Tensor, inv_freq: Tensor, axes: Tensor | None = None) -> Te
 def rotate(x: Tensor, angle: Tensor) -> Tensor:
     """Turn keys or queries (B, H, S, d) through angles (S, r/2) or (B, S, r/2)."""
     cos, sin = angle.cos(), angle.sin()
-    return _turn(x, torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1))
+    return turn(x, torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1))
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn (B, H, S, d) by tables (S, r) or (B, S, r); float32 inside, the dtype of x outside."""
     if cos.dim() == 3:
         cos, sin = cos[:, None], sin[:, None]
     width = cos.shape[-1]
@@ -96,18 +110,24 @@ def rerotate(
     return rotate(keys, angles((new.double() - old.double()).to(keys.device), inv_freq, axes))
 
 
-def rerotate_tables(keys: Tensor, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> Tensor:
-    """The same from a model's own tables (cos, sin), each (S, r) or (B, S, r), already scaled
-    and, for M-RoPE, already put together by sections.
+def between(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Tables (cos, sin) of the turn from old positions to new ones, free of a model's scale.
+
+    Args:
+        old, new: a model's own tables (cos, sin), each (S, r) or (B, S, r), already scaled and,
+            for M-RoPE, already put together by sections.
     """
-    (cos_old, sin_old), (cos_new, sin_new) = old, new
-    cos_old, sin_old, cos_new, sin_new = (
-        t.to(keys.device, torch.float32) for t in (cos_old, sin_old, cos_new, sin_new)
-    )
+    cos_old, sin_old = (t.float() for t in old)
+    cos_new, sin_new = (t.float() for t in new)
     scale = cos_old.square() + sin_old.square()  # the tables' scale squared
     cos = (cos_new * cos_old + sin_new * sin_old) / scale
-    sin = (sin_new * cos_old - cos_new * sin_old) / scale
-    return _turn(keys, cos, sin)
+    return cos, (sin_new * cos_old - cos_new * sin_old) / scale
+
+
+def rerotate_tables(keys: Tensor, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> Tensor:
+    """As `rerotate`, from a model's own tables (see `between`)."""
+    cos, sin = between(old, new)
+    return turn(keys, cos.to(keys.device), sin.to(keys.device))
 
 
 def contiguous(position: Tensor, kept: Tensor, video: Tensor | None = None) -> Tensor:

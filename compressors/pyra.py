@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import pickle
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +20,9 @@ from torch.nn import functional as F
 from vidllm.bipartite import check_shapes, owners, weighted
 from vidllm.errors import InputError
 from vidllm.tokens import Merge, Mix, Selection, VideoTokens
+from vidllm.tower import TowerShape, TowerStep
 
-from .base import Compressor
+from .in_tower import InTower, falling, rounds
 from .registry import register
 from .segments import present_frames, share
 from .tempme import compose
@@ -107,26 +110,28 @@ def merge(
 
 @register("pyra")
 @dataclass
-class Pyra(Compressor):
+class Pyra(InTower):
     """ToMe's rounds inside every frame, with the merging tokens modulated first (PYRA).
 
     Without parameters it is `tome`. They come as `modulation`, to train or use in Python, or as
-    `weights`, a file of `torch.save(modulation.state_dict())`. One modulation serves all rounds
-    (the authors have one a layer); a frame's pairs are weighed by their rank in the round. The
-    rounds run in one plan, and the budget is met as in `tome`; runs of neighbouring frames, for
-    a budget below their number, merge unmodulated.
+    `weights`, a file of `torch.save(modulation.state_dict())`. One modulation serves all rounds,
+    or, inside a tower, one a layer as the authors have it; a frame's pairs are weighed by their
+    rank in the round. The rounds run in one plan, and the budget is met as in `tome`; runs of
+    neighbouring frames, for a budget below their number, merge unmodulated.
+
+    It acts where `tome` does: between the attention and the MLP of every layer of a vision
+    transformer (and then modulates tokens of the tower's width), else on the tower's output.
 
     Attributes:
-        weights: file of a trained modulation.
+        weights: file of a trained modulation, or of an `nn.ModuleList` of them.
         modulation: the parameters themselves; wins over `weights`.
     """
 
     weights: str = field(default="", metadata={"help": "file of a trained modulation"})
-    modulation: Modulation | None = field(
+    modulation: Modulation | nn.ModuleList | None = field(
         default=None, repr=False, compare=False, metadata={"help": "parameters, from Python"}
     )
 
-    stage = "vision"
     trained = True
     uses = ("vision-keys",)
     paper = "PYRA, arXiv 2403.09192"
@@ -134,31 +139,61 @@ class Pyra(Compressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.modulation is not None and not isinstance(self.modulation, Modulation):
+        each = self.modulation if isinstance(self.modulation, nn.ModuleList) else [self.modulation]
+        if not all(m is None or isinstance(m, Modulation) for m in each):
             raise InputError("pyra: modulation is a Modulation given in Python; use weights=FILE")
         if self.modulation is None and self.weights:
             self.modulation = _load(self.weights)
 
     def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
         """All rounds inside the frames, or the runs of neighbours."""
+        if isinstance(self.modulation, nn.ModuleList):
+            raise InputError(
+                "pyra: modulations of layers act inside a vision tower; give one for its output"
+            )
+        return self._rounds(tokens, budget, self.modulation)
+
+    def tower_steps(self, shape: TowerShape, budget: int | None) -> list[TowerStep]:
+        """One merge at every layer, with that layer's modulation.
+
+        Raises:
+            InputError: modulations of another number of layers.
+        """
+        own = self.modulation if isinstance(self.modulation, nn.ModuleList) else None
+        if own is not None and len(own) != shape.layers:
+            raise InputError(
+                f"pyra: {len(own)} modulations do not fit a tower of {shape.layers} layers"
+            )
+        steps = []
+        counts = falling(shape, shape.frames if budget is None else budget, shape.layers)
+        for layer, count in enumerate(counts):
+            modulation = cast("Modulation | None", self.modulation if own is None else own[layer])
+            plan = partial(self._rounds, modulation=modulation, front=shape.special)
+            steps.append(TowerStep(layer, "attention", partial(rounds, plan, goal=count)))
+        return steps
+
+    def _rounds(
+        self, tokens: VideoTokens, budget: int, modulation: Modulation | None, front: int = 0
+    ) -> Selection:
         _, frames, counts = present_frames(tokens)
         if len(tokens) == frames.numel():
             return neighbours(tokens, budget)
         width = tokens.features.shape[1]
-        if self.modulation is not None and self.modulation.w_b.shape[1] != width:
+        if modulation is not None and modulation.w_b.shape[1] != width:
             raise InputError(
-                f"pyra: the modulation is for tokens of width {self.modulation.w_b.shape[1]}, "
-                f"these have {width}: train one for this model"
+                f"pyra: the modulation is for tokens of width {modulation.w_b.shape[1]}, "
+                f"these have {width}: train one for this place (tower=false: the tower's output)"
             )
         goals = share(max(budget, frames.numel()), counts.tolist())
         every = torch.arange(len(tokens))
         whole, now = Merge(every, every, "size"), tokens
         while len(now) > sum(goals):
-            merged, found = one_round(matching_metric(now), rows_of(now.frame), goals)
+            metric, rows = matching_metric(now), rows_of(now.frame)
+            merged, found = one_round(metric, rows, goals, front=[front] * len(goals))
             merged = merged.in_order(now.position)
-            if self.modulation is None:
+            if modulation is None:
                 return merged
-            now = _modulated(now, found, self.modulation).apply(merged)
+            now = _modulated(now, found, modulation).apply(merged)
             whole = compose(whole, merged)
         return Mix(now.features, whole.target, whole.representative)
 
@@ -175,10 +210,13 @@ def _modulated(
     return now.with_features(features)
 
 
-def _load(file: str) -> Modulation:
+def _load(file: str) -> Modulation | nn.ModuleList:
+    modulation: Modulation | nn.ModuleList
     try:
         state = torch.load(Path(file), map_location="cpu", weights_only=True)
-        modulation = Modulation(state["w_b"].shape[1], state["w_a"].shape[0])
+        names = [n.removesuffix("w_b") for n in state if n == "w_b" or n.endswith(".w_b")]
+        every = [Modulation(state[n + "w_b"].shape[1], state[n + "w_a"].shape[0]) for n in names]
+        modulation = every[0] if names == [""] else nn.ModuleList(every)
         modulation.load_state_dict(state)
     except OSError as error:
         raise InputError(f"pyra: cannot read weights {file!r}: {error.strerror}") from error

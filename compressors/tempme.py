@@ -6,7 +6,9 @@ tower `vidllm.encoders.vision.tempme` needs them too); `Tempme` is the method on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,8 +16,9 @@ from torch import Tensor
 from vidllm.bipartite import Step, merge, schedule
 from vidllm.errors import InputError
 from vidllm.tokens import Merge, Selection, VideoTokens
+from vidllm.tower import TowerShape, TowerStep
 
-from .base import Compressor
+from .in_tower import InTower, even, rounds
 from .registry import register
 from .segments import equal_runs, share
 from .tome import matching_metric, one_round, rows_of
@@ -31,7 +34,7 @@ def compose(first: Merge, second: Merge) -> Merge:
 
 @register("tempme")
 @dataclass
-class Tempme(Compressor):
+class Tempme(InTower):
     """Merge inside frames, then join M neighbouring clips again and again and merge across them.
 
     The count falls geometrically to the budget: `inside` of the shrinkage (of its logarithm)
@@ -46,6 +49,12 @@ class Tempme(Compressor):
     each by default, so that the cost is linear in the frames; a budget below their number goes
     on joining two by two.
 
+    In a vision transformer it acts inside: frames lose equally many tokens between attention and
+    MLP of the first two thirds of the layers; then frames are joined before a layer, their tokens
+    merge across by features and attend to each other, and merge inside the row by that layer's
+    keys; the joins stand at layers 8, 9 and 10 of 12. Else, and with `tower` false, it acts on
+    the tower's output. The tower for retrieval, with LoRA, is `vidllm.encoders.vision.tempme`.
+
     Attributes:
         joins: clips joined at every level, as the authors' option writes it.
         inside: share of the shrinkage that happens inside single frames, in [0, 1].
@@ -58,7 +67,6 @@ class Tempme(Compressor):
     inside: float = field(default=0.2, metadata={"help": "share of shrinkage inside frames"})
     faithful: bool = field(default=False, metadata={"help": "the authors' order of tokens"})
 
-    stage = "vision"
     uses = ("vision-keys",)
     paper = "TempMe, arXiv 2409.01156"
     summary = "tokens merge inside frames, then across joined clips"
@@ -81,16 +89,61 @@ class Tempme(Compressor):
         whole = Merge(every, every, "size")
         now = tokens.with_features(tokens.features.detach())
         for level, row in enumerate(levels):
-            goal = budget
-            if level < len(levels) - 1:
-                done = self.inside + (1.0 - self.inside) * level / (len(levels) - 1)
-                goal = round(len(tokens) * (budget / len(tokens)) ** done)
-                goal = min(len(now), max(goal, budget, int(row.max()) + 1))
+            goal = self._goal(len(tokens), budget, level, len(levels) - 1)
+            goal = min(len(now), max(goal, int(row.max()) + 1))
             # 0.3 of the tokens across clips, then 0.1 of what is left inside the row.
             across = round((len(now) - goal) * 0.3 / 0.37) if level else 0
             for target, by_features in ((len(now) - across, True), (goal, False)):
                 now, whole = self._shrink(now, whole, frames, row, target, by_features)
         return whole
+
+    def tower_steps(self, shape: TowerShape, budget: int | None) -> list[TowerStep]:
+        """Merges inside frames at early layers, joins and merges across them at late ones."""
+        whole, layers = shape.frames * shape.tokens, shape.layers
+        budget = shape.frames if budget is None else budget
+        levels = self._levels(shape.frames, budget)
+        last = len(levels) - 1
+        joins = [int(layers * (8 + 3 * join / last) / 12) for join in range(last)]
+        steps: list[TowerStep] = []
+        now = whole
+        for level, (row, first, stop) in enumerate(
+            zip(levels, [0, *joins], [*joins, layers], strict=True)
+        ):
+            goal = min(now, self._goal(whole, budget, level, last))
+            if level == 0 < last:  # frames of one length, without padding
+                goal = -(-goal // shape.frames) * shape.frames
+            if level:  # a level that has no layer of its own merges across only
+                across = round((now - goal) * 0.3 / 0.37) if stop > first else now - goal
+                now -= across
+                decide = self._inside(row, shape.special, now, by_features=True)
+                steps.append(TowerStep(first, "before", decide, row))
+            unit = 1 if level else shape.frames
+            for layer, count in enumerate(even(now, goal, stop - first, unit), first):
+                decide = self._inside(row, shape.special, count, by_features=False)
+                steps.append(TowerStep(layer, "attention", decide))
+                now = count
+        return steps
+
+    def _inside(
+        self, row: Tensor, special: int, goal: int, *, by_features: bool
+    ) -> Callable[[VideoTokens], list[Selection]]:
+        front = (torch.bincount(row) * special).tolist()
+
+        def plan(tokens: VideoTokens, budget: int) -> Selection:
+            rows = rows_of(row[tokens.frame])
+            goals = share(budget, [part.numel() for part in rows])
+            metric = tokens.features.detach() if by_features else matching_metric(tokens)
+            merged, _ = one_round(metric, rows, goals, ascending=True, front=front)
+            return merged if self.faithful else merged.in_order(tokens.position)
+
+        return partial(rounds, plan, goal=goal)
+
+    def _goal(self, total: int, budget: int, level: int, last: int) -> int:
+        """Tokens that a level leaves, `last` being the number of joins."""
+        if level == last:
+            return budget
+        done = self.inside + (1.0 - self.inside) * level / last
+        return max(budget, round(total * float((budget / total) ** done)))
 
     def _levels(self, frames: int, budget: int) -> list[Tensor]:
         """For every level the row (F,) that each frame belongs to."""

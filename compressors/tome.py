@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,8 +18,9 @@ from torch.nn import functional as F
 from vidllm.bipartite import Pairs, check_shapes, match, owners, weighted
 from vidllm.errors import InputError
 from vidllm.tokens import Merge, Selection, VideoTokens
+from vidllm.tower import TowerShape, TowerStep
 
-from .base import Compressor
+from .in_tower import InTower, falling, rounds
 from .registry import register
 from .segments import equal_runs, merge_groups, present_frames, share
 
@@ -155,7 +157,12 @@ def matching_metric(tokens: VideoTokens) -> Tensor:
 
 
 def one_round(
-    metric: Tensor, rows: Sequence[Tensor], goals: Sequence[int], *, ascending: bool = False
+    metric: Tensor,
+    rows: Sequence[Tensor],
+    goals: Sequence[int],
+    *,
+    ascending: bool = False,
+    front: Sequence[int] | None = None,
 ) -> tuple[Merge, list[tuple[Tensor, Tensor]]]:
     """Merge inside rows of tokens towards `goals` tokens a row, each at most halving its row.
 
@@ -163,25 +170,28 @@ def one_round(
         metric: (L, D) what is compared. rows: the tokens of every row, without gaps in all.
         goals: tokens that shall remain of every row, at least 1.
         ascending: sources that stay keep their order (TempMe) and do not stand by score (ToMe).
+        front: for every row the tokens that stand before it in a tower and never merge (CLS):
+            behind an odd number of them the authors' sources are the odd tokens.
 
     Returns:
         The size-weighted merge, rows one after the other and each in the authors' order, and
         the pairs, (F, r) sources and destinations for rows that are alike.
     """
     count = sum(row.numel() for row in rows)
-    alike: dict[tuple[int, int], list[int]] = {}
+    alike: dict[tuple[int, int, int], list[int]] = {}
     for i, row in enumerate(rows):
-        alike.setdefault((row.numel(), min(row.numel() // 2, row.numel() - goals[i])), []).append(i)
+        size, odd = row.numel(), 0 if front is None else front[i] % 2
+        alike.setdefault((size, min(size // 2, size - goals[i]), odd), []).append(i)
     joins, stays, found = torch.arange(count), list(rows), []
-    for (size, r), which in alike.items():
+    for (size, r, odd), which in alike.items():
         if r == 0:
             continue
         index = torch.stack([rows[i] for i in which])
-        every = torch.arange(size)
-        pairs = match(metric[index.to(metric.device)], r, every[::2], every[1::2])
+        sources, sinks = torch.arange(odd, size, 2), torch.arange(1 - odd, size, 2)
+        pairs = match(metric[index.to(metric.device)], r, sources, sinks)
         kept, merged, into = (part.cpu() for part in pairs)
         kept = kept.sort(dim=1).values if ascending else kept
-        left = index.gather(1, torch.cat([kept, every[1::2].expand(len(which), -1)], dim=1))
+        left = index.gather(1, torch.cat([kept, sinks.expand(len(which), -1)], dim=1))
         for row, i in zip(left, which, strict=True):
             stays[i] = row
         merged, into = index.gather(1, merged), index.gather(1, into)
@@ -204,7 +214,7 @@ def neighbours(tokens: VideoTokens, budget: int) -> Merge:
 
 @register("tome")
 @dataclass
-class Tome(Compressor):
+class Tome(InTower):
     """Merge similar tokens of a frame in rounds, each at most halving it, by size (ToMe).
 
     Tokens are compared by the vision tower's keys where the model gives them ("vision-keys"),
@@ -212,6 +222,10 @@ class Tome(Compressor):
     share of the budget (the first ones one more) and a round takes min(N // 2, N - share) of
     its tokens. A budget below the number of frames first merges every frame to one token and
     then the frames' tokens in `budget` equal runs of neighbours.
+
+    In a vision transformer it acts between the attention and the MLP of every layer, by that
+    layer's keys, and equally many tokens leave at each (see `in_tower.falling`); else, and with
+    `tower` false, on the tower's output.
 
     Attributes:
         faithful: the authors' order inside a frame: sources that stayed by falling score, then
@@ -221,16 +235,33 @@ class Tome(Compressor):
 
     faithful: bool = field(default=False, metadata={"help": "the authors' order of tokens"})
 
-    stage = "vision"
     uses = ("vision-keys",)
     paper = "ToMe, arXiv 2210.09461"
     summary = "similar tokens of a frame merge by their keys, weighed by size"
 
     def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
         """One round over all frames."""
+        return self._round(tokens, budget)
+
+    def tower_steps(self, shape: TowerShape, budget: int | None) -> list[TowerStep]:
+        """One merge at every layer."""
+        counts = falling(shape, shape.frames if budget is None else budget, shape.layers)
+        plan = partial(self._round, front=shape.special)
+        return [
+            TowerStep(layer, "attention", partial(rounds, plan, goal=count))
+            for layer, count in enumerate(counts)
+        ]
+
+    def _round(self, tokens: VideoTokens, budget: int, front: int = 0) -> Selection:
         _, frames, counts = present_frames(tokens)
         if len(tokens) == frames.numel():
             return neighbours(tokens, budget)
         goals = share(max(budget, frames.numel()), counts.tolist())
-        merged, _ = one_round(matching_metric(tokens), rows_of(tokens.frame), goals)
+        merged, _ = one_round(
+            matching_metric(tokens),
+            rows_of(tokens.frame),
+            goals,
+            ascending=front > 0,
+            front=[front] * len(goals),
+        )
         return merged if self.faithful else merged.in_order(tokens.position)

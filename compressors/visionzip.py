@@ -123,6 +123,10 @@ class VisionZip(Compressor):
     takes each of `budget` equal runs of neighbouring frames as one frame, which becomes one
     contextual token, the mean of them all. CLS tokens are not tokens of the video.
 
+    It acts on the tower's output and saves no time there: it chooses by the attention of the last
+    layer but one (without a CLS the last), so that all layers before have run on every token, and
+    the authors' features are those in front of the layer that is left.
+
     A contextual token is the plain mean of its target and the tokens that join it.
 
     Attributes:

@@ -35,6 +35,7 @@ ROOMS = {
     "vidllm.models": (3, "models"),
     "vidllm.options": (4, "system"),
     "vidllm.recipes": (4, "system"),
+    "vidllm.seeing": (4, "system"),
     "vidllm.pipeline": (4, "system"),
     "vidllm.cost": (4, "system"),
     "vidllm.answer": (4, "system"),
@@ -50,6 +51,7 @@ ROOMS = {
     "vidllm.eval": (5, "eval"),
     "vidllm.cli": (5, "cli"),
     "vidllm.listing": (5, "cli"),
+    "vidllm.pages": (5, "cli"),
     "vidllm.doctor": (5, "cli"),
     "vidllm.demo": (5, "demo"),
     "app": (5, "demo"),
@@ -241,12 +243,12 @@ def test_python_in_the_documents_imports_what_there_is() -> None:
                 assert not missing, block
 
 
-def test_the_page_of_compressors_is_what_the_registry_says() -> None:
-    from vidllm.listing import page
+@pytest.mark.parametrize("kind", ["compressors", "encoders"])
+def test_pages_are_what_the_registries_say(kind: str) -> None:
+    from vidllm.pages import page
 
-    written = (ROOT / "docs" / "compressors.md").read_text(encoding="utf-8")
-    told = "run `vidllm list compressors --markdown > docs/compressors.md`"
-    assert written == page(), told
+    written = (ROOT / "docs" / f"{kind}.md").read_text(encoding="utf-8")
+    assert written == page(kind), f"run `vidllm list {kind} --markdown > docs/{kind}.md`"
 
 
 def test_the_page_on_new_compressors_adds_a_working_method() -> None:

@@ -21,10 +21,9 @@ from vidllm.errors import InputError
 SIZES = [(None, None), (1, 1), (8, 1), (8, 3), (32, 5), (200, 14)]
 
 
-def inputs(
-    length: int, groups: int, inner: int = 6, state: int = 3, seed: int = 0
-) -> dict[str, Tensor]:
-    torch.manual_seed(seed)
+def inputs(length: int, groups: int) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    inner, state = 6, 3
     kind = torch.float64
     return {
         "x": torch.randn(2, length, inner, dtype=kind),
@@ -80,20 +79,11 @@ def test_blocks_have_the_gradients_of_the_recurrence(block: int | None, lanes: i
         assert (expected - result).abs().max() < 1e-10
 
 
-def test_gradients_agree_with_differences_and_where_only_one_input_asks() -> None:
-    given = {name: value.requires_grad_() for name, value in inputs(9, 1, 2, 2).items()}
-    names = [*given]
-
-    def scan(*values: Tensor) -> tuple[Tensor, Tensor]:
-        return selective_scan(**dict(zip(names, values, strict=True)), block=4, lanes=2)
-
-    assert torch.autograd.gradcheck(scan, tuple(given.values()))
-    alone = inputs(9, 1, 2, 2)
-    whole = torch.autograd.grad(scan(*given.values())[0].sum(), given["A"])[0]
-    alone["A"].requires_grad_()
-    assert torch.allclose(
-        torch.autograd.grad(selective_scan(**alone)[0].sum(), alone["A"])[0], whole
-    )
+def test_a_gradient_that_is_asked_for_alone_is_the_same() -> None:
+    given = {name: value.requires_grad_() for name, value in inputs(9, 1).items()}
+    alone = {**inputs(9, 1), "A": given["A"]}
+    whole, part = (selective_scan(**v)[0].sum() for v in (given, alone))
+    assert torch.allclose(*(torch.autograd.grad(y, given["A"])[0] for y in (whole, part)))
 
 
 def test_the_state_continues_a_sequence() -> None:
@@ -119,15 +109,6 @@ def test_large_decays_do_not_overflow(dtype: torch.dtype) -> None:
     assert y.isfinite().all() and given["dt"].grad.isfinite().all()  # type: ignore[union-attr]
 
 
-def test_float32_is_as_exact_with_lanes_as_without() -> None:
-    given = inputs(512, 1, inner=16, state=8)
-    exact, _ = selective_recurrent(**given)
-    single = {name: value.float() for name, value in given.items()}
-    for lanes in (1, 16):
-        y, _ = selective_scan(**single, block=256, lanes=lanes)
-        assert (y - exact).abs().max() / exact.abs().max() < 1e-6
-
-
 def transformers_mamba(dim: int, **options: Any) -> Any:
     from transformers import MambaConfig
     from transformers.models.mamba.modeling_mamba import MambaMixer
@@ -136,16 +117,11 @@ def transformers_mamba(dim: int, **options: Any) -> Any:
     return awake(MambaMixer(config, 0))
 
 
-@pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [
-        ({"state_size": 16}, {}),
-        (
-            {"state_size": 5, "expand": 1, "conv_kernel": 2, "time_step_rank": 3},
-            {"state": 5, "expand": 1, "conv": 2, "dt_rank": 3},
-        ),
-    ],
-)
+THEIRS = {"state_size": 5, "expand": 1, "conv_kernel": 2, "time_step_rank": 3}
+OURS = {"state": 5, "expand": 1, "conv": 2, "dt_rank": 3}
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [({}, {}), (THEIRS, OURS)])
 def test_the_mixer_is_that_of_transformers(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     reference = transformers_mamba(32, **theirs)
     mixer = Mamba1Mixer(32, **ours)
@@ -183,8 +159,7 @@ def test_ssd_with_groups_keeps_its_promises(bidirectional: bool) -> None:
     model = awake(
         get_temporal("ssd", 16, head_dim=8, state=4, groups=2, bidirectional=bidirectional)
     )
-    x, seconds, mask = torch.randn(2, 9, 3, 16), times(9), torch.ones(2, 9, dtype=torch.bool)
-    mask[:, 6:] = False
+    x, seconds, mask = torch.randn(2, 9, 3, 16), times(9), (torch.arange(9) < 6).expand(2, 9)
     short = model(x[:, :6], seconds[:, :6])
     assert torch.allclose(model(x, seconds, mask)[:, :6], short, atol=1e-5)
 
@@ -239,22 +214,16 @@ def test_separate_directions_share_nothing_and_refuse_to_stream() -> None:
     )
     assert sum("in_proj" in name for name, _ in separate.named_parameters()) == 2
     assert sum("in_proj" in name for name, _ in shared.named_parameters()) == 1
-    x, seconds = torch.randn(2, 9, 3, 16), times(9)
-    mask = torch.zeros(2, 9, dtype=torch.bool)
-    mask[:, 4:] = True
-    model = awake(separate)
-    assert torch.allclose(
-        model(x, seconds, mask)[:, 4:], model(x[:, 4:], seconds[:, 4:]), atol=1e-5
-    )
     with pytest.raises(InputError, match="bidirectional=False"):
-        model.stream(x, seconds)
+        separate.stream(torch.randn(2, 9, 3, 16), times(9))
 
 
-def test_padding_may_be_anything_and_carries_no_gradient() -> None:
+def test_padding_may_be_anything() -> None:
     for name in ("mamba", "s-mamba", "mambamixer"):
         model = awake(get_temporal(name, 16, state=4))
-        x, seconds, mask = torch.randn(2, 8, 3, 16), times(8), torch.zeros(2, 8, dtype=torch.bool)
-        mask[0, 3:], mask[1, :5] = True, True
+        x, seconds = torch.randn(2, 8, 3, 16), times(8)
+        mask = torch.arange(8) >= torch.tensor([[3], [5]])
+        mask[1] = ~mask[1]
         full = model(x, seconds, mask)
         x[~mask] = float("nan")
         assert torch.equal(model(x, seconds, mask)[mask], full[mask])

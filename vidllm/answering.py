@@ -11,6 +11,7 @@ from vidllm.compressors import Chain, Compressor
 
 from .cost import Stopwatch
 from .errors import InputError
+from .models.cache_choice import CacheChoice
 from .models.eviction import evict
 from .models.native import NativeVideoLLM
 from .tokens import VideoTokens
@@ -52,7 +53,8 @@ def check_serves(model: NativeVideoLLM, method: Compressor | Chain) -> None:
 
 def by_question(method: Compressor | Chain) -> bool:
     """Whether what is left of the video depends on the question that comes after it."""
-    return method.query_aware or method.inside_decoder()
+    late = method.late if isinstance(method, Chain) else [method][: method.inside_decoder()]
+    return method.query_aware or not all(getattr(m, "shares_prefix", False) for m in late)
 
 
 @torch.inference_mode()
@@ -78,6 +80,9 @@ def reply(
             query = model.embed_tokens(torch.tensor(list(tails[0]), device=model.device))
         kept, late = method.before_decoder(prompt.tokens, query)
     inside = late[0] if late and late[0][1] < len(kept) else None
+    choice = None
+    if inside is not None and inside[0].stage == "cache":  # at work while answering
+        choice, inside = CacheChoice(*inside), None
     with watch.stage("prefill"):
         if inside is None:
             prefix = model.prefill(prompt.head, kept, prompt.duration, prompt.stamps)
@@ -93,9 +98,13 @@ def reply(
             )
             tails = [tails[0][-1:]]
             for method_behind, _ in late[1:]:
-                prefix = evict(prefix, method_behind, kept)
+                prefix = evict(prefix, method_behind, kept, model.language_model)
     kept = prefix.kept or kept
-    layers = prefix.video_per_layer() or [len(kept)]
+    layers: Sequence[float] = prefix.video_per_layer() or [len(kept)]
     with watch.stage("generate"):
-        replies = model.generate_from(prefix, tails, max_new_tokens=max_new_tokens, eos=eos)
+        replies = model.generate_from(
+            prefix, tails, max_new_tokens=max_new_tokens, eos=eos, choice=choice
+        )
+    if choice is not None:
+        kept, layers = choice.active(kept), choice.video_per_layer()
     return replies, kept, sum(layers) / len(layers)

@@ -183,18 +183,20 @@ def list_(
     ],
     pattern: Annotated[str, typer.Argument(help='Wildcards, for example "*pool*".')] = "*",
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="The page docs/compressors.md, from the registry.")
+        bool, typer.Option("--markdown", help="The page docs/KIND.md, from the registry.")
     ] = False,
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """List what there is to choose from."""
-    from vidllm.listing import entries, page, table
+    from vidllm.listing import entries, table
 
     if markdown:
-        if kind != "compressors" or pattern != "*" or json:
-            raise InputError("--markdown is for `vidllm list compressors` alone")
-        tell(page().rstrip("\n"))
+        from vidllm.pages import page
+
+        if pattern != "*" or json:
+            raise InputError("--markdown gives the whole page: leave out the pattern and --json")
+        tell(page(kind).rstrip("\n"))
         return
     with clean_output(json):
         found = entries(kind, pattern)

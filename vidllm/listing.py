@@ -38,44 +38,6 @@ def table(found: list[dict[str, Any]]) -> str:
     return "\n".join(f"{entry['name']:<{width}}  {_line(entry)}".rstrip() for entry in found)
 
 
-def page() -> str:
-    """docs/compressors.md: every registered compressor, by stage, from the registry alone."""
-    from vidllm.compressors import STAGES, describe
-
-    found = describe()
-    where = {
-        "vision": "inside or right after the vision tower",
-        "tokens": "between the projector and the decoder",
-        "prefill": "between decoder layers, while the prompt is read",
-        "cache": "in the KV cache, while answering",
-    }
-    lines = [
-        "# Compressors",
-        "",
-        "Made by `vidllm list compressors --markdown`; every method keeps an exact budget and the",
-        "seconds of every token. Options: `vidllm list compressors NAME --json`. How to add one:",
-        "[new-compressor.md](new-compressor.md).",
-    ]
-    for stage in STAGES:
-        mine = [entry for entry in found if entry["stage"] == stage]
-        if not mine:
-            continue
-        lines += [
-            "",
-            f"## {stage}: {where[stage]}",
-            "",
-            "| name | what it does | trained | reads the question | needs | paper |",
-            "|---|---|---|---|---|---|",
-        ]
-        for entry in mine:
-            reads = entry["query_aware"] or any("decoder" in need for need in entry["needs"])
-            flags = ["yes" if flag else "" for flag in (entry["trained"], reads)]
-            needs = ", ".join(entry["needs"])
-            cells = [f"`{entry['name']}`", entry["summary"], *flags, needs, entry["paper"]]
-            lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |"))
-    return "\n".join(lines) + "\n"
-
-
 def _line(entry: dict[str, Any]) -> str:
     tags = [str(entry[key]) for key in ("kind", "stage") if entry.get(key)]
     if entry.get("compressors"):
@@ -113,20 +75,9 @@ def _recipes() -> list[dict[str, Any]]:
 
 
 def _encoders() -> list[dict[str, Any]]:
-    from vidllm.encoders import temporal, vision
+    from vidllm.pages import encoder_entries
 
-    found: list[dict[str, Any]] = [
-        {"name": "conv", "kind": "vision", "summary": "the project's small tower"}
-    ]
-    found += [
-        {"name": name, "kind": "vision", "summary": "a vision model of transformers"}
-        for name in vision.HUB_TYPES
-    ]
-    for cls in temporal.TemporalEncoder.__subclasses__():
-        found.append(
-            {"name": cls.name, "kind": "temporal", "summary": cls.summary, "paper": cls.paper}
-        )
-    return found
+    return encoder_entries()
 
 
 def _tasks() -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from vidllm.compressors import Chain, Compressor
-from vidllm.encoders.vision import to_pixels
 
 from .answer import Answer, shift_seconds
 from .answering import Prompt, by_question, check_serves, reply
@@ -22,6 +21,7 @@ from .loading import choose_compressor, choose_device, choose_dtype, load_native
 from .models.native import NativeConfig, NativeVideoLLM
 from .prompt import PROMPTS, prompt_ids, unknown_words, wrap
 from .recipes import get_recipe
+from .seeing import see, window
 from .shipped import default_model, find_model
 from .timecode import Span, get_timecode
 from .tokens import VideoTokens
@@ -168,9 +168,16 @@ class VideoLLM:
             prompt_ids(self.tokenizer, text)
         watch = Stopwatch()
         clip = self._clip(video, frames, fps, start, end, watch)
-        tokens, duration = self.encode(clip, watch)
+        with watch.stage("encode"):  # some methods merge inside the vision tower
+            tokens, rest = see(self.model, clip, (), self.compressor)
         answers = self.answer(
-            clip, tokens, duration, questions, watch=watch, max_new_tokens=max_new_tokens
+            clip,
+            tokens,
+            window(self.config, clip)[1],
+            questions,
+            compressor=rest,
+            watch=watch,
+            max_new_tokens=max_new_tokens,
         )
         return answers[0] if isinstance(question, str) else answers
 
@@ -225,9 +232,9 @@ class VideoLLM:
             size = kv_bytes_per_token(text, tokens.features.element_size())
             receipt = Receipt(
                 len(clip),
-                len(tokens),
+                tokens.total,
                 len(kept),
-                len(tokens) * size / 1e6,
+                tokens.total * size / 1e6,
                 cached * size / 1e6,
                 dict(spent.seconds),
             )
@@ -266,18 +273,14 @@ class VideoLLM:
     ) -> tuple[VideoTokens, float]:
         """Video tokens of a clip before compression, and the seconds that they are relative to.
 
+        Nothing merges inside the vision tower here, so that any method may act on the tokens.
+
         `compressors` are those that will act on the tokens beside the model's own: the signals
         that they read are collected too, as far as the vision tower gives them.
         """
-        watch = watch or Stopwatch()
-        with watch.stage("encode"):
-            start, duration = self._window(clip)
-            frames = torch.from_numpy(clip.frames.copy()).to(self.model.device)
-            pixels = to_pixels(frames, self.model.vision.image_size)
-            methods = (self.compressor, *compressors)
-            wants = tuple({want for m in methods for want in (*m.needs, *m.uses)})
-            seconds = clip.seconds - start
-            return self.model.encode(pixels, seconds, duration, wants), duration
+        with (watch or Stopwatch()).stage("encode"):
+            tokens, _ = see(self.model, clip, (self.compressor, *compressors))
+        return tokens, window(self.config, clip)[1]
 
     def compress(
         self,
@@ -288,17 +291,6 @@ class VideoLLM:
         """What the model's compressors, or another one, leave of the tokens before the decoder."""
         with (watch or Stopwatch()).stage("compress"):
             return (compressor or self.compressor).before_decoder(tokens)[0]
-
-    def _window(self, clip: VideoClip) -> tuple[float, float]:
-        """Origin and length of the time line that the model is told.
-
-        Relative time tokens are spread over the range that was looked at, so that a minute out of
-        an hour is told as finely as a minute; absolute codes stay in the whole video's seconds.
-        """
-        if self.config.time_code != "relative":
-            return 0.0, clip.duration
-        end = clip.duration if clip.end is None else min(clip.end, clip.duration)
-        return clip.start, max(end - clip.start, 1e-3)
 
     def _clip(
         self,
@@ -328,7 +320,7 @@ class VideoLLM:
     def _stamps(self, clip: VideoClip, duration: float) -> list[list[int]] | None:
         if not self.config.stamps:
             return None
-        texts = self.code.stamps(clip.seconds - self._window(clip)[0], duration)
+        texts = self.code.stamps(clip.seconds - window(self.config, clip)[0], duration)
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return [list(row) for row in ids]
 
@@ -336,7 +328,7 @@ class VideoLLM:
         self, question: str, reply: list[int], clip: VideoClip, duration: float, receipt: Receipt
     ) -> Answer:
         raw = str(self.tokenizer.decode(reply, skip_special_tokens=False)).strip()
-        origin = self._window(clip)[0]
+        origin = window(self.config, clip)[0]
         found = self.code.find(raw, duration)
         spans = tuple(Span(s.start + origin, s.end + origin, s.score) for s, *_ in found)
         text = shift_seconds(self.code.readable(raw, duration), origin)

@@ -17,6 +17,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from vidllm.errors import InputError
 
 # Numbers in one buffer of a block, and the least that one call should work on: (CPU, others).
 _BLOCK = (1 << 18, 1 << 25)
-_CALL = (1 << 13, 1 << 20)
+_CALL = (1 << 14, 1 << 20)
 
 
 def _check(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
@@ -119,15 +120,15 @@ def selective_scan(
             "tensors, at most float32, and no initial state; pass kernel=None"
         )
     exact = torch.promote_types(x.dtype, torch.float32)
-    inputs = [v.to(exact) for v in (x, dt, A, B, C)]
+    u, steps, rates, b, c = (v.to(exact) for v in (x, dt, A, B, C))
     with torch.autocast(x.device.type, enabled=False):
         if serves and kernel is not False:
-            y, final = _by_kernel(*inputs)
+            y, final = _by_kernel(u, steps, rates, b, c)
         else:
             start = None if initial_state is None else initial_state.to(exact)
-            y, final = _in_blocks(*inputs, start, block, lanes)
+            y, final = _in_blocks(u, steps, rates, b, c, start, block, lanes)
         if D is not None:
-            y = y + D.to(exact) * inputs[0]
+            y = y + D.to(exact) * u
     return y.to(x.dtype), final
 
 
@@ -159,10 +160,11 @@ def causal_conv(
 def _kernel() -> Callable[..., Any] | None:
     """mamba-ssm's selective_scan_fn, or None where the package is not installed."""
     try:
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+        module = import_module("mamba_ssm.ops.selective_scan_interface")
     except ImportError:
         return None
-    return selective_scan_fn  # type: ignore[no-any-return]
+    scan: Callable[..., Any] = module.selective_scan_fn
+    return scan
 
 
 def kernel_serves(x: Tensor, initial_state: Tensor | None = None) -> bool:
@@ -284,25 +286,17 @@ class _Blocks(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(dy.device.type, enabled=False):
-            return (*_adjoint(*ctx.saved_tensors, dy, dfinal, ctx.block, ctx.lanes), None, None)
+            saved: list[Tensor] = [*ctx.saved_tensors, dy, dfinal]
+            return (*_adjoint(saved, ctx.block, ctx.lanes), None, None)
 
 
-def _adjoint(
-    u: Tensor,
-    dt: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    starts: Tensor,
-    dy: Tensor,
-    dfinal: Tensor,
-    block: int,
-    lanes: int,
-) -> tuple[Tensor, ...]:
+def _adjoint(saved: list[Tensor], block: int, lanes: int) -> tuple[Tensor, ...]:
     """Gradients of (u, dt, a, b, c, start): g_t = C_t dy_t + exp(dt_{t+1} A) g_{t+1}, backwards.
 
-    The states of a block are computed again from the one before it.
+    The states of a block are computed again from the one before it. `saved` is u, dt, a, b, c,
+    the states that blocks start from, and the gradients of y and of the last state.
     """
+    u, dt, a, b, c, starts, dy, dfinal = saved
     du, ddt, db, dc = (torch.empty_like(v) for v in (u, dt, b, c))
     da = torch.zeros_like(a)
     states, fades = (u.new_empty(block + 1, *starts.shape[1:]) for _ in range(2))

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from ..tokens import VideoTokens
+from .rotary import Rotary
+
+if TYPE_CHECKING:
+    from .cache_choice import CacheChoice
+
+
+def _none() -> Tensor:
+    return torch.empty(0, dtype=torch.long)
 
 
 @dataclass
@@ -26,14 +34,19 @@ class Prefix:
             empty when all layers hold all of them.
         video: the positions 0..P-1 of video tokens.
         kept: the video tokens that are left after pruning on the way; None without.
+        places: (P,) where each of them stands for the rotary embedding, or (3, P) for M-RoPE.
+        shift: for every decoder layer how far the positions of what comes next have moved back;
+            empty when they have not.
     """
 
     cache: DynamicCache
     length: int
     next_position: int
     alive: list[Tensor] = field(default_factory=list)
-    video: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    video: Tensor = field(default_factory=_none)
     kept: VideoTokens | None = None
+    places: Tensor = field(default_factory=_none)
+    shift: list[int] = field(default_factory=list)
 
     def without_last(self) -> Prefix:
         """The same prefix but for its last position, whose logits are to be computed."""
@@ -41,7 +54,11 @@ class Prefix:
             layer.keys, layer.values = layer.keys[..., :-1, :], layer.values[..., :-1, :]
         alive = [row[row < self.length - 1] for row in self.alive]
         return replace(
-            self, length=self.length - 1, next_position=self.next_position - 1, alive=alive
+            self,
+            length=self.length - 1,
+            next_position=self.next_position - 1,
+            alive=alive,
+            places=self.places[..., : self.length - 1],
         )
 
     def video_per_layer(self) -> list[int]:
@@ -49,31 +66,98 @@ class Prefix:
         return [int(torch.isin(self.video, alive).sum()) for alive in self.alive]
 
 
-@contextmanager
-def pruned_masks(layers: nn.ModuleList, prefix: Prefix) -> Iterator[None]:
-    """While answering: every layer's mask without the columns that its cache does not hold."""
+class Views:
+    """What every decoder layer is told while answering, where layers differ.
 
-    def cut(alive: Tensor) -> Any:
+    A layer gets the columns of the mask that its cache has entries for, and rotary tables of its
+    own where positions have moved.
+
+    Args:
+        llm: the causal language model. prefix: what its cache begins with. rows: prompts.
+
+    Attributes:
+        held: for every layer how many entries of the prefix its cache holds.
+        shift: for every layer (rows,) how far positions of text have moved back.
+        calls: passes so far; the first one reads the prompts.
+    """
+
+    def __init__(self, llm: PreTrainedModel, prefix: Prefix, rows: int) -> None:
+        self.llm, self.length = llm, prefix.length
+        depth = len(decoder_layers(llm))
+        self.held = [len(alive) for alive in prefix.alive] or [prefix.length] * depth
+        self.shift = [torch.full((rows,), s) for s in prefix.shift or [0] * depth]
+        self.calls = 0
+        self.positions = self.mask = _none()
+        self._rotary: Rotary | None = None
+        self._tables: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+
+    @property
+    def rotary(self) -> Rotary:
+        """The decoder's rotary tables.
+
+        Raises:
+            InputError: a decoder that has none that hold for every length.
+        """
+        if self._rotary is None:
+            self._rotary = Rotary(self.llm)
+        return self._rotary
+
+    def tell(self, positions: Tensor, mask: Tensor) -> Tensor:
+        """Begin a pass over tokens at positions (rows, width), in the uncompressed sequence.
+
+        Args:
+            mask: (rows, P + tokens so far), over the whole prefix.
+
+        Returns:
+            The mask for the model: over what the first layer holds.
+        """
+        self.positions, self.mask = positions, mask
+        self._tables.clear()
+        self.calls += 1
+        return self.columns(0)
+
+    def columns(self, number: int) -> Tensor:
+        """The mask (rows, entries) over the cache of a layer. All that a cache holds of the
+        prefix is visible, so that only its count matters.
+        """
+        return self.mask[:, self.length - self.held[number] :]
+
+    @contextmanager
+    def attached(self, every: bool = False) -> Iterator[None]:
+        """Hooks on the layers that differ from the first one, or on every layer."""
+        handles = [
+            layer.register_forward_pre_hook(self._before(i), with_kwargs=True)
+            for i, layer in enumerate(decoder_layers(self.llm))
+            if every or self.held[i] != self.held[0] or bool(self.shift[i].any())
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _before(self, i: int) -> Any:
         def hook(_layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            mask = kwargs.get("attention_mask")
-            if mask is None:
-                return None
-            fresh = torch.arange(prefix.length, mask.shape[-1])
-            columns = torch.cat([alive, fresh]).to(mask.device)
-            return args, {**kwargs, "attention_mask": mask.index_select(-1, columns)}
+            told = dict(kwargs)
+            mask, fewer = kwargs.get("attention_mask"), self.held[0] - self.held[i]
+            if mask is not None and fewer > 0:
+                told["attention_mask"] = mask[..., fewer:]
+            elif mask is not None and fewer < 0:
+                seen = 0.0 if mask.is_floating_point() else 1
+                told["attention_mask"] = nn.functional.pad(mask, (-fewer, 0), value=seen)
+            if bool(self.shift[i].any()):
+                hidden = args[0] if args else kwargs["hidden_states"]
+                told["position_embeddings"] = self._turned(i, hidden.dtype)
+            return args, told
 
         return hook
 
-    handles = [
-        layer.register_forward_pre_hook(cut(alive), with_kwargs=True)
-        for layer, alive in zip(layers, prefix.alive, strict=False)
-        if len(alive) < prefix.length
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    def _turned(self, i: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        back = tuple(self.shift[i].tolist())
+        if back not in self._tables:
+            places = self.positions - self.shift[i][:, None].to(self.positions.device)
+            self._tables[back] = self.rotary.tables(places, dtype)
+        return self._tables[back]
 
 
 def decoder_layers(llm: PreTrainedModel) -> nn.ModuleList:
@@ -91,6 +175,7 @@ def generate_from(
     eos: int,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
+    choice: CacheChoice | None = None,
 ) -> list[list[int]]:
     """Answer several prompts about one prefix, which is computed once; it is used up.
 
@@ -101,9 +186,13 @@ def generate_from(
         max_new_tokens: the longest answer.
         eos: id that ends an answer (not returned).
         temperature: 0 for the most likely token, else sampling with `generator`.
+        choice: a method that chooses at every step what is read of the video.
 
     Returns:
         New ids of every prompt.
+
+    Raises:
+        InputError: a choice that does not fit the model, the prefix or several prompts.
     """
     device = llm.device
     rows, width = len(prompts), max(map(len, prompts))
@@ -119,11 +208,13 @@ def generate_from(
         positions[r, pad:] = prefix.next_position + torch.arange(len(prompt), device=device)
     answers: list[list[int]] = [[] for _ in range(rows)]
     running = [True] * rows
-    with pruned_masks(decoder_layers(llm), prefix):
+    views = Views(llm, prefix, rows)
+    chosen = nullcontext() if choice is None else choice.attached(prefix, views)
+    with views.attached(every=choice is not None), chosen:
         for _ in range(max_new_tokens):
             out = llm(
                 input_ids=ids,
-                attention_mask=mask,
+                attention_mask=views.tell(positions, mask),
                 position_ids=positions,
                 past_key_values=prefix.cache,
                 use_cache=True,

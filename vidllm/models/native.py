@@ -29,12 +29,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from vidllm.compressors import Compressor
+from vidllm.compressors import Chain, Compressor
+from vidllm.compressors.in_tower import InTower, tower_part
 from vidllm.encoders.temporal import get_temporal
 from vidllm.encoders.vision import HubTower, build_vision, load_vision
 
 from ..errors import InputError
-from ..tokens import VideoTokens
+from ..tokens import Merge, Mix, VideoTokens
+from .cache_choice import CacheChoice
 from .config import NativeConfig
 from .decoding import Prefix, decoder_layers, generate_from
 from .parts import TimeEmbedding, VideoNorm
@@ -139,6 +141,9 @@ class NativeVideoLLM(PreTrainedModel):
         if k > 1:
             cells = cells.unflatten(1, (side // k, k, side // k, k)).permute(0, 1, 3, 2, 4, 5)
             cells = cells.reshape(len(cells), (side // k) ** 2, -1)
+        return self._projected(cells)
+
+    def _projected(self, cells: Tensor) -> Tensor:
         return cast(
             Tensor, self.projector(cells.to(cast(nn.Linear, self.projector[1]).weight.dtype))
         )
@@ -169,16 +174,46 @@ class NativeVideoLLM(PreTrainedModel):
         }
         return self.fold(torch.cat([cells for cells, _ in parts])), planes
 
+    def tower_part(
+        self, method: Compressor | Chain, frames: int
+    ) -> tuple[tuple[InTower, int | None] | None, Compressor | Chain]:
+        """What of a method merges inside the tower, with its budget, and the rest of it."""
+        if not isinstance(self.vision, HubTower):
+            return None, method
+        grid = (frames, self.grid_side, self.grid_side)
+        return tower_part(method, VideoTokens.blank(grid, list(range(frames)), float(frames)))
+
     @torch.inference_mode()
     def encode(
-        self, frames: Tensor, seconds: np.ndarray, duration: float, wants: Sequence[str] = ()
+        self,
+        frames: Tensor,
+        seconds: np.ndarray,
+        duration: float,
+        wants: Sequence[str] = (),
+        inside: tuple[InTower, int | None] | None = None,
     ) -> VideoTokens:
         """Frames (T, 3, S, S) in 0..1 of one clip → its T·N video tokens, before compression.
 
-        The tower's signals come along when one of them is in `wants`.
+        The tower's signals come along when one of them is in `wants`. With `inside`, a method
+        and its budget, tokens merge in the tower; temporal encoders see a merged token at the
+        places of all that it stands for, and what they make of these is averaged.
         """
         planes: dict[str, Tensor] = {}
-        if set(wants) & set(self.vision.provides):
+        merge: Merge | None = None
+        signals = bool(set(wants) & set(self.vision.provides))
+        if inside is not None:
+            tower, fold = cast(HubTower, self.vision), self.config.downsample
+            seen = tower.with_merging(frames, *inside, fold=fold, signals=signals)
+            tokens, merge = self._projected(seen.features), seen.selection
+            whole = VideoTokens.blank(
+                (len(frames), self.grid_side, self.grid_side), torch.from_numpy(seconds), duration
+            )
+            if not self.temporal:
+                new = Mix(tokens, merge.target, merge.representative)
+                return whole.apply(new).with_signals(**seen.signals)
+            planes = seen.signals
+            tokens = tokens[merge.target.to(tokens.device)].unflatten(0, (len(frames), -1))
+        elif signals:
             tokens, planes = self.project_with_signals(frames)
         else:
             tokens = self.project(frames)
@@ -188,6 +223,8 @@ class NativeVideoLLM(PreTrainedModel):
         made = VideoTokens.from_grid(
             mixed.unflatten(1, (side, side)), torch.from_numpy(seconds), duration
         )
+        if merge is not None:
+            return made.apply(merge).with_signals(**planes)
         return made.with_signals(**{name: plane.flatten(0, 1) for name, plane in planes.items()})
 
     def video_embeds(self, features: Tensor, span: Tensor, duration: Tensor) -> Tensor:
@@ -255,7 +292,9 @@ class NativeVideoLLM(PreTrainedModel):
             self.language_model.base_model(
                 inputs_embeds=sequence, position_ids=places, past_key_values=cache, use_cache=True
             )
-        prefix = Prefix(cache, sequence.shape[1], full + len(tail), video=video)
+        prefix = Prefix(
+            cache, sequence.shape[1], full + len(tail), video=video, places=places[0].cpu()
+        )
         if prune is not None:
             prefix.alive, prefix.kept = prune.alive, prune.tokens
         return prefix.without_last() if tail else prefix
@@ -275,6 +314,7 @@ class NativeVideoLLM(PreTrainedModel):
         eos: int,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
+        choice: CacheChoice | None = None,
     ) -> list[list[int]]:
         """Answer several prompts about one prefix (see `decoding.generate_from`)."""
         return generate_from(
@@ -285,4 +325,5 @@ class NativeVideoLLM(PreTrainedModel):
             eos=eos,
             temperature=temperature,
             generator=generator,
+            choice=choice,
         )
