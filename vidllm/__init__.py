@@ -24,6 +24,7 @@ _EXPORTS = {
     "VideoTokens": "vidllm.tokens",
     "VidllmError": "vidllm.errors",
     "WorkError": "vidllm.errors",
+    "compress": "vidllm.compressing",
     "load_video": "vidllm.video",
 }
 
@@ -40,11 +41,13 @@ __all__ = [
     "VidllmError",
     "WorkError",
     "__version__",
+    "compress",
     "load_video",
 ]
 
 if TYPE_CHECKING:
     from vidllm.budget import Limits
+    from vidllm.compressing import compress
     from vidllm.compressors import Compressor
     from vidllm.cost import Receipt
     from vidllm.errors import InputError, VidllmError, WorkError

@@ -1,0 +1,161 @@
+"""What a compressed answer must equal: the full model with the dropped tokens masked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from hf_tiny import tokenizer
+from torch import Tensor
+
+from vidllm.compressing import Compression, compress
+
+NEW = 16
+
+
+class Run:
+    """A compressed answer, and what its text model was given.
+
+    Attributes:
+        out: (B, L + 16) ids. logits: (B, 16, vocabulary). start: what entered the text model.
+        entered: for every decoder layer the states (B, W, D) that entered it in the prefill.
+        layers, cached: as `Compression` has them. first, steps: of a choice at decode steps, the
+            first layer that it is about and what each step read. receipt: its account.
+    """
+
+    def __init__(self, model: Any, inputs: dict[str, Any], spec: Any, **options: Any) -> None:
+        self.start: dict[str, Any] = {}
+        self.entered: list[Tensor] = []
+        with compress(model, spec, processor=tokenizer(), **options) as c:
+            with self.watching(c):
+                made = model.generate(
+                    **inputs,
+                    max_new_tokens=NEW,
+                    do_sample=False,
+                    output_logits=True,
+                    return_dict_in_generate=True,
+                )
+            self.layers, self.cached, self.receipt = c.layers, c.cached, c.receipt
+            choice = c._session.report.choice if c._session.report else None
+            self.first = choice.first if choice else len(self.layers)
+            self.steps = choice.history if choice else []
+        self.out = made.sequences
+        self.logits = torch.stack(made.logits, dim=1)
+
+    @contextmanager
+    def watching(self, c: Compression) -> Iterator[None]:
+        decoder = c._session.decoder
+
+        def begins(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+            if not self.start:
+                self.start = dict(kwargs)
+
+        def enters(_module: Any, args: tuple[Tensor, ...]) -> None:
+            if len(self.entered) < len(decoder.layers):
+                self.entered.append(args[0])
+
+        handles = [decoder.register_forward_pre_hook(begins, with_kwargs=True)]
+        handles += [x.input_layernorm.register_forward_pre_hook(enters) for x in decoder.layers]
+        yield
+        for handle in handles:
+            handle.remove()
+
+
+def packed(rows: list[Tensor], states: Tensor) -> list[Tensor]:
+    """The rows (n, D) of left-padded states (B, W, D)."""
+    return [state[len(state) - len(row) :] for row, state in zip(rows, states, strict=True)]
+
+
+@torch.no_grad()
+def reference(model: Any, inputs: dict[str, Any], run: Run, merged: bool) -> Tensor:
+    """(B, 16, vocabulary) logits of the full model, told the compressed answer.
+
+    Every layer sees of the prompt what it saw in the compressed run, at the same positions. Tokens
+    that were merged (`merged`) get the merged features where they came to be.
+    """
+    core = model.model
+    decoder = getattr(core, "language_model", None) or core.text_model
+    length, total = inputs["input_ids"].shape[1], run.out.shape[1]
+    batch = len(run.out)
+    mask = torch.ones_like(run.out)
+    mask[:, :length] = inputs["attention_mask"]
+    position = mask.cumsum(1) - 1
+    position.masked_fill_(mask == 0, 0)
+    more: dict[str, Any] = {}
+    if "mm_token_type_ids" in inputs:
+        kinds = torch.zeros_like(run.out, dtype=torch.int)
+        kinds[:, :length] = inputs["mm_token_type_ids"]
+        grids = {k: v for k, v in inputs.items() if "grid" in k}
+        position, _ = core.get_rope_index(
+            run.out, mm_token_type_ids=kinds, attention_mask=mask, **grids
+        )
+        more["mm_token_type_ids"] = kinds
+    causal = torch.ones(total, total, dtype=torch.bool).tril()
+
+    def allowed(layer: int) -> Tensor:
+        table = causal[None].repeat(batch, 1, 1)
+        for row in range(batch):
+            for seen, queries in (
+                (run.layers, slice(0, length)),
+                (run.cached, slice(length, None)),
+            ):
+                hidden = torch.ones(length, dtype=torch.bool)
+                hidden[seen[layer][row]] = False
+                table[row, queries, :length] &= ~hidden
+        for step, read in enumerate(run.steps if layer >= run.first else []):
+            for row in range(batch):  # a choice at this step, among the row's own tokens
+                hidden = torch.ones(length, dtype=torch.bool)
+                hidden[run.layers[layer][row][read[row]]] = False
+                table[row, length + step, :length] = ~hidden
+        table |= torch.eye(total, dtype=torch.bool)
+        if decoder.config._attn_implementation == "sdpa":
+            return table[:, None]
+        return torch.where(table[:, None], 0.0, torch.finfo(torch.float32).min)
+
+    def begin(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        embeds = kwargs["inputs_embeds"].clone()
+        for row, states in enumerate(packed(run.layers[0], run.start["inputs_embeds"])):
+            embeds[row, run.layers[0][row]] = states
+        new = {**kwargs, "inputs_embeds": embeds}
+        deep = run.start.get("deepstack_visual_embeds")
+        if deep is not None:
+            where = run.start["visual_pos_masks"]
+            planes = []
+            for mine, theirs in zip(kwargs["deepstack_visual_embeds"], deep, strict=True):
+                full, short = torch.zeros_like(embeds), torch.zeros_like(run.start["inputs_embeds"])
+                full[kwargs["visual_pos_masks"]] = mine
+                short[where] = theirs
+                for row, states in enumerate(packed(run.layers[0], short)):
+                    full[row, run.layers[0][row]] = states
+                planes.append(full[kwargs["visual_pos_masks"]])
+            new["deepstack_visual_embeds"] = planes
+        return args, new
+
+    def at(layer: int) -> Any:
+        def hook(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            hidden = args[0]
+            before = run.layers[max(0, layer - 1)]
+            fewer = any(len(a) < len(b) for a, b in zip(run.layers[layer], before, strict=True))
+            if merged and fewer:
+                hidden = hidden.clone()
+                for row, states in enumerate(packed(run.layers[layer], run.entered[layer])):
+                    hidden[row, run.layers[layer][row]] = states
+            return (hidden, *args[1:]), {**kwargs, "attention_mask": allowed(layer)}
+
+        return hook
+
+    handles = [
+        x.register_forward_pre_hook(at(i), with_kwargs=True) for i, x in enumerate(decoder.layers)
+    ]
+    handles.append(decoder.register_forward_pre_hook(begin, with_kwargs=True))
+    try:
+        told = {**inputs, **more, "input_ids": run.out, "attention_mask": mask}
+        logits = model(**told, position_ids=position, use_cache=False).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+        if hasattr(core, "rope_deltas"):
+            core.rope_deltas = None
+    return logits[:, length - 1 : -1]

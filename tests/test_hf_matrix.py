@@ -1,0 +1,83 @@
+"""Every compressor on every family of hub models, in both attentions, alone and in a batch.
+
+A compressed answer must be that of the full model with the dropped tokens masked, at the same
+positions: logits to 1e-5, 16 greedy tokens the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hf_reference import NEW, Run, reference
+from hf_tiny import FAMILIES, Image, Video, hf_inputs, hf_model, hooks_of, tokenizer
+
+from vidllm.compressing import compress
+from vidllm.compressors import build, names
+
+SPECS = [
+    *(n for n in names() if n not in ("none", "mustdrop-cache")),
+    "mustdrop-filter,mustdrop-cache",
+    "random,aim-prune",
+    "dycoke,dycoke-cache:threshold=0.99",
+    "per-scene:scenes=2(evs)",
+]
+#: One prompt, and two of unequal text and videos, one with a picture beside its video.
+BATCHES = {
+    "one": [[3, Video(4), 6]],
+    "two": [[3, Video(4), 6], [5, Image(), 2, Video(4, 3), 4, Video(4), 3]],
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(f, a) for f in FAMILIES for a in ("sdpa", "eager")],
+    ids=lambda p: "-".join(p),
+)
+def served(request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
+    family, attention = request.param
+    model = hf_model(family)
+    model.set_attn_implementation(attention)
+    yield family, model
+    model.set_attn_implementation("sdpa")
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_compressed_is_masked(served: tuple[str, Any], spec: str, batch: str) -> None:
+    family, model = served
+    inputs = hf_inputs(family, BATCHES[batch])
+    length = inputs["input_ids"].shape[1]
+    run = Run(model, inputs, spec, keep=0.4)
+    assert torch.equal(run.out[:, :length], inputs["input_ids"])
+    assert run.receipt.tokens_kept < run.receipt.tokens_full
+    assert len(run.steps) == (NEW - 1 if "dycoke-cache" in spec else 0)
+    pictures = model.model.config.image_token_id
+    for row, kept in enumerate(run.layers[-1]):
+        gone = torch.ones(length, dtype=torch.bool)
+        gone[kept] = False
+        lost = inputs["input_ids"][row][gone]
+        video = getattr(model.config, "video_token_id", pictures)
+        pad = inputs["attention_mask"][row][gone] == 0
+        assert bool((pad | (lost == video)).all())
+    want = reference(model, inputs, run, merged=build(spec).name == "framefusion")
+    torch.testing.assert_close(run.logits, want, atol=1e-5, rtol=1e-5)
+    assert torch.equal(want.argmax(-1), run.out[:, length:])
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_keeping_everything_is_bit_equal(served: tuple[str, Any], spec: str) -> None:
+    family, model = served
+    inputs = hf_inputs(family, BATCHES["two"])
+    plain = model(**inputs).logits
+    hooks = hooks_of(model)
+    with compress(model, spec, keep=1.0, processor=tokenizer()):
+        got = model(**inputs).logits
+    assert torch.equal(got, plain)
+    assert hooks_of(model) == hooks
+
+
+def test_every_registered_method_is_served() -> None:
+    assert {*(s for s in SPECS if s in names()), "none", "mustdrop-cache"} == set(names())

@@ -1,0 +1,203 @@
+"""`with vidllm.compress(model, "aim", keep=0.25):` any Hugging Face video-LLM, as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+from weakref import WeakSet
+
+from torch import Tensor, nn
+
+from vidllm.compressors import Chain, Compressor, build
+
+from .cost import kv_bytes_per_token
+from .errors import InputError
+from .models.hf import adapter_for
+from .models.hf.session import Session
+from .models.hf.state import Report
+
+__all__ = ["Compression", "CompressionReceipt", "compress"]
+
+_AT_WORK: WeakSet[Any] = WeakSet()
+
+
+@dataclass(frozen=True)
+class CompressionReceipt:
+    """The one-line account of a compressed prompt, or of a batch of them together.
+
+    Attributes:
+        tokens_full, tokens_kept: video tokens of the prompts, and those that the last layer read.
+        kv_full_mb, kv_kept_mb: KV cache of these, in MB (10⁶ bytes), behind the prefill.
+        flops: the prefill's floating point operations as a share of those of the full prompt,
+            text included, without the vision tower.
+        select_ms: what choosing and merging took, in milliseconds of the host's clock.
+    """
+
+    tokens_full: int
+    tokens_kept: int
+    kv_full_mb: float
+    kv_kept_mb: float
+    flops: float
+    select_ms: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        share = 100 * self.tokens_kept / max(1, self.tokens_full)
+        digits = 0 if self.kv_kept_mb >= 10 else 2
+        return (
+            f"video tokens {self.tokens_full} -> {self.tokens_kept} ({share:.1f} %) · "
+            f"KV {self.kv_full_mb:.{digits}f} -> {self.kv_kept_mb:.{digits}f} MB · "
+            f"prefill {100 * self.flops:.0f} % of FLOPs · select {self.select_ms:.1f} ms"
+        )
+
+
+class Compression:
+    """What `compress` yields: an account of the last prompt that went through the model."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @property
+    def method(self) -> Compressor | Chain:
+        """The compressors at work."""
+        return self._session.method
+
+    @property
+    def kept(self) -> list[Tensor]:
+        """For every row of the batch (n,) long: the indices of the original prompt, padding not
+        counted among them, that the LLM read to the end (its last layer; see `layers`)."""
+        return self._report.rows[-1]
+
+    @property
+    def layers(self) -> list[list[Tensor]]:
+        """The same for every decoder layer; they differ where a method prunes between layers."""
+        return self._report.rows
+
+    @property
+    def cached(self) -> list[list[Tensor]]:
+        """The same of what every layer's cache held behind the prefill; it differs from `layers`
+        where a method of the stage "cache" is at work."""
+        return self._report.held
+
+    @property
+    def receipt(self) -> CompressionReceipt:
+        """The account of the last prompts.
+
+        Raises:
+            InputError: no prompt went through the model yet.
+        """
+        report, decoder = self._report, self._session.decoder
+        weight = next(decoder.parameters())
+        size = kv_bytes_per_token(decoder.config, weight.element_size()) / 1e6
+        return CompressionReceipt(
+            report.full,
+            report.kept,
+            report.full * size,
+            sum(report.cached) / len(report.cached) * size,
+            _flops(self._session.layers, report),
+            1000 * report.seconds,
+        )
+
+    @property
+    def _report(self) -> Report:
+        if self._session.report is None:
+            raise InputError("no prompt yet: call model.generate(**inputs) inside the with block")
+        return self._session.report
+
+
+@contextmanager
+def compress(
+    model: nn.Module,
+    compressors: str | Compressor | Chain | Sequence[str | Compressor],
+    *,
+    keep: float | None = None,
+    budget: int | None = None,
+    processor: Any = None,
+) -> Iterator[Compression]:
+    """Compress the videos of every prompt that a Hugging Face video-LLM reads in this block.
+
+    `model.generate(**inputs)` returns the full prompt and the new tokens, as without us;
+    `model(**inputs)` gives the logits of the kept tokens, whose places are `kept`. Images and
+    text are never touched. Rows of a batch that keep different numbers of tokens are padded on
+    the side where the inputs are padded. With keep=1.0 everything is bit-equal to the plain model.
+    A later turn of a conversation is a new prompt: it is compressed from its beginning, the same
+    way for methods that do not read the question.
+
+    Args:
+        model: a model of `vidllm.models.hf.FAMILIES`, from `from_pretrained`, in any dtype and
+            on any device; attention "sdpa" or "eager".
+        compressors: a spec such as "aim", "dycoke,uniform" or "per-scene(evs)", an instance, a
+            chain, or a sequence of names and instances.
+        keep: share of the tokens of every video that is kept, in (0, 1]; it goes with names.
+        budget: exact number of tokens of every video instead.
+        processor: the model's processor or tokenizer. InternVL and SmolVLM2, which write a video
+            as numbered images, need it to tell frames from images, and look for it beside the
+            model's weights where it is not given. Families that write times into the prompt
+            (Qwen3-VL, VideoLLaMA3, SmolVLM2) tell compressors the true seconds with it, and
+            otherwise count frames.
+
+    Yields:
+        What became of the last prompt: `kept`, `layers` and `receipt`.
+
+    Raises:
+        InputError: a method, option, model or attention that does not go together, before any
+            work; later inputs that cannot be served (labels, a cache that is not empty,
+            inputs_embeds).
+    """
+    method = _method(compressors, keep, budget)
+    adapter = adapter_for(model, processor)
+    session = Session(adapter, method)
+    if adapter.core in _AT_WORK:
+        raise InputError("this model is compressed already: put the methods into one chain")
+    _AT_WORK.add(adapter.core)
+    try:
+        with session.attached():
+            yield Compression(session)
+    finally:
+        _AT_WORK.discard(adapter.core)
+
+
+def _method(
+    compressors: str | Compressor | Chain | Sequence[str | Compressor],
+    keep: float | None,
+    budget: int | None,
+) -> Compressor | Chain:
+    if isinstance(compressors, Compressor | Chain):
+        if keep is not None or budget is not None:
+            raise InputError("keep goes with a compressor's name; an instance has its own")
+        return compressors
+    share = 1.0 if keep is None else keep
+    if isinstance(compressors, str):
+        made = build(compressors, keep=share, budget=budget)
+    else:
+        items: list[Compressor] = []
+        for item in compressors:
+            one = build(item) if isinstance(item, str) else item
+            items += one.items if isinstance(one, Chain) else [one]
+        made = Chain(items, keep=share, budget=budget)
+    last = made.items[-1] if isinstance(made, Chain) else made
+    if keep is None and budget is None and last.is_free() and last.name != "none":
+        raise InputError(f"how much should '{made.name}' keep? Give keep, for example keep=0.25")
+    return made
+
+
+def _flops(layers: nn.ModuleList, report: Report) -> float:
+    """Operations of the layers on what they read, as a share of those on the full prompts."""
+    spent = whole = 0.0
+    for layer, rows in zip(layers, report.rows, strict=True):
+        weights = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+        attention: Any = layer.self_attn
+        width = attention.q_proj.out_features
+        spent += sum(_cost(len(row), weights, width) for row in rows)
+        whole += sum(_cost(count, weights, width) for count in report.prompt)
+    return spent / whole
+
+
+def _cost(count: int, weights: int, width: int) -> float:
+    # Two operations a weight and token; causal attention reads half of all pairs, twice.
+    return 2.0 * weights * count + 2.0 * width * count * count

@@ -1,0 +1,44 @@
+"""InternVL 3 and 3.5: 1D positions, frames as images that are numbered "Frame1: "."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from .frames import FramesAsImages
+from .towers import Sight, dense_signals, fold_square
+
+
+class InternVL(FramesAsImages):
+    """Frames of 32 x 32 patches become 16 x 16 tokens. Seconds are not told."""
+
+    family = "InternVL"
+    tower_name = "vision_tower"
+    label = r"Frame(\d+):"
+
+    @property
+    def fold(self) -> int:
+        """Patches along a side of a token."""
+        return round(1 / float(self.config.downsample_ratio))
+
+    @property
+    def side(self) -> int:
+        """Patches along a side of a frame."""
+        vision = self.config.vision_config
+        return int(vision.image_size[0] // vision.patch_size[0])
+
+    @property
+    def cells(self) -> int:
+        """Tokens along a side of a frame."""
+        return self.side // self.fold
+
+    @property
+    def attention(self) -> nn.Module:
+        """Of the last layer but one, whose CLS token sees the patches (as VisionZip has it)."""
+        layers = cast(Any, self.tower).encoder.layer
+        return cast(nn.Module, layers[max(-2, -len(layers))].attention)
+
+    def signals(self, sight: Sight) -> dict[str, Tensor]:
+        """Mean over the patches that the pixel shuffle puts into a token."""
+        return fold_square(dense_signals(sight, self.side**2), self.fold)

@@ -1,0 +1,103 @@
+"""What is known of a prompt while it goes through a hub model, and of its cache afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vidllm.compressors import Compressor
+from vidllm.tokens import VideoTokens
+
+from ..pruning import BatchPruner
+from .base import Clip
+from .towers import Sight
+
+if TYPE_CHECKING:
+    from .choosing import Choice
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass
+class Report:
+    """What became of the last prompts.
+
+    Attributes:
+        rows: for every decoder layer and row of the batch the indices (n,) of the full prompt
+            that the layer read. prompt: tokens of the full prompts, without padding.
+        held: the same of what the layer's cache holds behind the prefill.
+        full, kept: video tokens of all prompts before, and those that the last layer read.
+        cached: for every layer the video tokens in its cache.
+        seconds: what choosing took.
+    """
+
+    rows: list[list[Tensor]]
+    held: list[list[Tensor]]
+    prompt: list[int]
+    full: int
+    kept: int
+    cached: list[int]
+    seconds: float
+    choice: Choice | None = None
+
+    def choose(self, choice: Choice) -> None:
+        """A method will choose at every decode step: account for what a step reads."""
+        self.choice, self.kept = choice, sum(choice.budgets)
+        parked = 0 if choice.method.offload else self.cached[-1]
+        for number in range(choice.first, choice.depth):
+            self.cached[number] = self.kept + parked
+
+
+@dataclass
+class Past:
+    """What a cache holds that was made from a compressed prompt.
+
+    Attributes:
+        valid: for every layer (B, n) bool, entries that are no padding.
+        seen: columns of the full attention mask so far. next: the positions that come next,
+            (B, 1), or (P, B, 1) for M-RoPE. choice: of what a decode step reads, if any.
+    """
+
+    valid: list[Tensor]
+    seen: int
+    next: Tensor
+    choice: Choice | None = None
+
+
+@dataclass
+class Call:
+    """One call of the model on a fresh prompt; `ids`, `real` and `text` are (B, L) on the CPU."""
+
+    clips: list[Clip]
+    ids: Tensor
+    real: Tensor
+    text: Tensor
+    left: bool
+    rows: list[Tensor]
+    sight: Sight | None
+    after: list[VideoTokens] = field(default_factory=list)
+    places: list[Tensor] = field(default_factory=list)
+    late: list[tuple[Compressor, int]] = field(default_factory=list)
+    pruner: BatchPruner | None = None
+    position: Tensor | None = None
+    valid: Tensor | None = None
+    seconds: float = 0.0
+
+
+def without_planes(tokens: VideoTokens) -> VideoTokens:
+    signals = {n: p for n, p in tokens.signals.items() if not n.startswith("deepstack-")}
+    return replace(tokens, signals=signals)
+
+
+def numbered(pruner: BatchPruner) -> list[list[Tensor]]:
+    """The pruner's columns as numbers among each row's tokens."""
+    order = pruner.valid.cumsum(1) - 1
+    return [[order[r, c] for r, c in enumerate(layer)] for layer in pruner.history]
+
+
+def count_videos(clips: list[Clip], rows: list[Tensor]) -> int:
+    return sum(int(torch.isin(clip.where, rows[clip.row]).sum()) for clip in clips)
