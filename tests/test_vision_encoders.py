@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from tiny import hub_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
@@ -22,6 +24,7 @@ from vidllm.encoders.vision import (
 )
 from vidllm.encoders.vision.heads import MeanHead, build_head
 from vidllm.errors import InputError
+from vidllm.seeing import slot_seconds
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -334,3 +337,19 @@ def test_what_does_not_fit_is_refused() -> None:
             model(*given)
     with pytest.raises(InputError, match="two chunks"):
         encoder("squeezetime").train()(pixels[:1], seconds[:1])
+
+
+@pytest.mark.parametrize(("kind", "slots"), [("squeezetime", 5), ("dist", 10)])
+def test_a_whole_model_sees_slots_with_their_seconds(kind: str, slots: int) -> None:
+    """20 frames through a tower that folds time: tokens, spans and stamps are those of slots."""
+    model = hub_model({"type": kind, **TINY[kind]}, downsample=1)
+    seconds = np.arange(20) * 0.5
+    size = model.vision.image_size
+    tokens = model.encode(torch.rand(20, 3, size, size), seconds, 10.0)
+    assert tokens.grid[0] == slots and len(tokens) == slots * model.grid_side**2
+    assert tokens.span[0, 0] == 0 and tokens.span[-1, 1] == 10
+    assert bool((tokens.span[1:, 0] >= tokens.span[:-1, 0]).all())
+    told = slot_seconds(tokens)
+    assert len(told) == slots and bool((np.diff(told) > 0).all())
+    prefix = model.prefill([3], tokens, 10.0, [[40]] * slots)
+    assert prefix.length == 1 + len(tokens) + slots

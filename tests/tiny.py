@@ -43,13 +43,15 @@ VISION: dict[str, dict[str, Any]] = {
 }
 
 
-def hub_model(vision: str, text: str = "qwen2", **options: Any) -> NativeVideoLLM:
+def hub_model(vision: str | dict[str, Any], text: str = "qwen2", **options: Any) -> NativeVideoLLM:
     """A native model of transformers parts with random weights, two layers each."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer(get_timecode("relative"))
     small = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    if isinstance(vision, str):
+        vision = {**VISION[vision], **small, "num_hidden_layers": 2}
     config = NativeConfig(
-        vision={**VISION[vision], **small, "num_hidden_layers": 2},
+        vision=vision,
         text={
             **small,
             "model_type": text,

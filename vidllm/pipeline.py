@@ -21,7 +21,7 @@ from .loading import choose_compressor, choose_device, choose_dtype, load_native
 from .models.native import NativeConfig, NativeVideoLLM
 from .prompt import PROMPTS, prompt_ids, unknown_words, wrap
 from .recipes import get_recipe
-from .seeing import see, window
+from .seeing import see, slot_seconds, window
 from .shipped import default_model, find_model
 from .timecode import Span, get_timecode
 from .tokens import VideoTokens
@@ -216,7 +216,7 @@ class VideoLLM:
         tails = [tail for _, tail in prompts]
         # A method that reads the question makes other tokens of the video for every question.
         groups = [[i] for i in range(len(tails))] if by_question(method) else [range(len(tails))]
-        stamps = self._stamps(clip, duration)
+        stamps = self._stamps(clip, tokens, duration)
         answers: list[Answer] = []
         for group in groups:
             spent = Stopwatch(dict(watch.seconds))  # reading the video counts for every group
@@ -317,10 +317,15 @@ class VideoLLM:
         watch.add("decode", time.perf_counter() - began)
         return clip
 
-    def _stamps(self, clip: VideoClip, duration: float) -> list[list[int]] | None:
+    def _stamps(
+        self, clip: VideoClip, tokens: VideoTokens, duration: float
+    ) -> list[list[int]] | None:
         if not self.config.stamps:
             return None
-        texts = self.code.stamps(clip.seconds - window(self.config, clip)[0], duration)
+        seconds = clip.seconds - window(self.config, clip)[0]
+        if tokens.grid[0] != len(seconds):  # a slot of the tower stands for several frames
+            seconds = slot_seconds(tokens)
+        texts = self.code.stamps(seconds, duration)
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return [list(row) for row in ids]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from vidllm.compressors import Chain, Compressor
@@ -25,6 +26,12 @@ def window(config: NativeConfig, clip: VideoClip) -> tuple[float, float]:
         return 0.0, clip.duration
     end = clip.duration if clip.end is None else min(clip.end, clip.duration)
     return clip.start, max(end - clip.start, 1e-3)
+
+
+def slot_seconds(tokens: VideoTokens) -> np.ndarray:
+    """The middle of what every slot of uncompressed tokens covers, (S,) seconds."""
+    middle = tokens.span.double().mean(1).view(tokens.grid[0], -1)[:, 0]
+    return middle.numpy()
 
 
 def see(

@@ -30,7 +30,7 @@ from vidllm.errors import InputError
 
 from .base import register_temporal
 from .mamba import Mamba1Mixer
-from .stack import Scan, StackEncoder, StackState, State, Time
+from .stack import Scan, StackEncoder, State, Time
 
 
 class ChannelMixer(nn.Module):
@@ -147,31 +147,6 @@ class MambaMixerEncoder(StackEncoder):
             norm.reset_parameters()  # type: ignore[operator]
             channels.mixer.reset_parameters()  # type: ignore[union-attr, operator]
         self._chain()
-
-    def forward(self, x: Tensor, seconds: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Encode (B, T, N, D) at `seconds` (B, T), real where `mask` (B, T); same shape out."""
-        self.check(x, seconds, mask)
-        tokens = x if mask is None else x.masked_fill(~mask[..., None, None], 0)
-        scale = self._scale(seconds, mask) if self.time == "step" else None
-        out, _ = self._layers(self._timed(tokens, seconds, mask), mask, scale, None)
-        return out if mask is None else torch.where(mask[..., None, None], out, x)
-
-    def stream(
-        self, x: Tensor, seconds: Tensor, state: StackState | None = None
-    ) -> tuple[Tensor, StackState]:
-        """The next frames of a video; see `TemporalEncoder.stream`."""
-        self.check(x, seconds, None)
-        if not self.streams:
-            return super().stream(x, seconds, state)  # which says why it cannot
-        scale = None
-        if self.time == "step":
-            scale = self._scale(seconds, None)
-            if state is not None:
-                since = (seconds[:, 0].double() - state.last) / float(self.gap or 1.0)
-                scale[:, 0, 0] = since.clamp(0.1, 10).float()
-        before = None if state is None else state.layers
-        out, after = self._layers(self._timed(x, seconds, None), None, scale, before)
-        return out, StackState(seconds[:, -1].double(), after)
 
     def _layers(
         self,

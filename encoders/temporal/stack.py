@@ -195,14 +195,11 @@ class StackEncoder(TemporalEncoder):
     def forward(self, x: Tensor, seconds: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode (B, T, N, D) at `seconds` (B, T), real where `mask` (B, T); same shape out."""
         self.check(x, seconds, mask)
+        # Zeros instead of whatever stands there: NaN would reach the gradients of the norms.
+        tokens = x if mask is None else x.masked_fill(~mask[..., None, None], 0)
         scale = self._scale(seconds, mask) if self.time == "step" else None
-        tokens, valid, scale = self._laid_out(self._timed(x, seconds, mask), mask, scale)
-        for norm, mixer in zip(self.norms, self.mixers, strict=True):
-            change, _ = mixer(norm(tokens), valid, scale)
-            if valid is not None:
-                change = change.masked_fill(~valid[..., None], 0)
-            tokens = tokens + change.to(tokens.dtype)
-        return self._back(tokens, x.shape)
+        out, _ = self._layers(self._timed(tokens, seconds, mask), mask, scale, None)
+        return out if mask is None else torch.where(mask[..., None, None], out, x)
 
     def stream(
         self, x: Tensor, seconds: Tensor, state: StackState | None = None
@@ -218,14 +215,28 @@ class StackEncoder(TemporalEncoder):
             if state is not None:
                 since = (seconds[:, 0].double() - state.last) / float(self.gap or 1.0)
                 scale[:, 0, 0] = since.clamp(0.1, 10).float()
-        tokens, _, scale = self._laid_out(self._timed(x, seconds, None), None, scale)
-        before: Sequence[State] = [None] * len(self.mixers) if state is None else state.layers
-        after = []
-        for norm, mixer, held in zip(self.norms, self.mixers, before, strict=True):
-            change, held = mixer(norm(tokens), None, scale, held)
+        before = None if state is None else state.layers
+        out, after = self._layers(self._timed(x, seconds, None), None, scale, before)
+        return out, StackState(seconds[:, -1].double(), after)
+
+    def _layers(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        scale: Tensor | None,
+        before: Sequence[State] | None,
+    ) -> tuple[Tensor, list[State]]:
+        """All layers over (B, T, N, D), and the state of each after the last frame."""
+        tokens, valid, scale = self._laid_out(x, mask, scale)
+        after: list[State] = []
+        for i, (norm, mixer) in enumerate(zip(self.norms, self.mixers, strict=True)):
+            held = None if before is None else before[i]
+            change, held = mixer(norm(tokens), valid, scale, held)
+            if valid is not None:  # what padding would become stays out of the next layer
+                change = change.masked_fill(~valid[..., None], 0)
             after.append(held)
             tokens = tokens + change.to(tokens.dtype)
-        return self._back(tokens, x.shape), StackState(seconds[:, -1].double(), after)
+        return self._back(tokens, x.shape), after
 
     def _timed(self, x: Tensor, seconds: Tensor, mask: Tensor | None) -> Tensor:
         if self.times is None:

@@ -116,8 +116,8 @@ class HubTower(nn.Module):
     def train(self, mode: bool = True) -> HubTower:
         """As `nn.Module.train`; a frozen model stays in evaluation mode."""
         super().train(mode)
-        if self.frozen:
-            self.model.eval()
+        if self.frozen:  # loading a whole model may have put fresh weights in their place
+            self.model.requires_grad_(False).eval()
         return self
 
     def normalise(self, frames: Tensor) -> Tensor:

@@ -172,9 +172,7 @@ class StageActions:
 
     def batch(self, first: int, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Clips first … first + number − 1: (B, T, 3, size, size), (B, T), labels (B,)."""
-        clips = [self.clip(first + i) for i in range(number)]
-        frames, seconds = (torch.stack([clip[k] for clip in clips]) for k in (0, 1))
-        return frames, seconds, torch.tensor([clip[2] for clip in clips])
+        return _stack([self.clip(first + i) for i in range(number)])
 
 
 @dataclass(frozen=True)
@@ -284,6 +282,11 @@ def evaluate_recognition(
     return right / number
 
 
+def _stack(clips: list[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    frames, seconds, labels = zip(*clips, strict=True)
+    return torch.stack(frames), torch.stack(seconds), torch.tensor(labels)
+
+
 def _task(settings: RecognitionSettings, split: str) -> StageActions:
     return StageActions(
         split, settings.actions, settings.frames, settings.size, crowd=settings.crowd
@@ -304,8 +307,7 @@ def _batches(settings: RecognitionSettings) -> Iterator[tuple[Tensor, Tensor, Te
             clips = [kept[i] for i in mine]
         else:
             clips = [task.clip(step * settings.batch + i) for i in range(settings.batch)]
-        frames, seconds = (torch.stack([clip[k] for clip in clips]) for k in (0, 1))
-        label = torch.tensor([clip[2] for clip in clips])
+        frames, seconds, label = _stack(clips)
         yield frames.to(device), seconds.to(device), label.to(device)
 
 

@@ -66,7 +66,7 @@ class CTLBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weighed = x * self.importance(x.mean((2, 3), keepdim=True))
-        place = self.place
+        place: Tensor = self.place
         if place.shape[2:] != x.shape[2:]:
             place = F.interpolate(place, x.shape[2:], mode="bilinear", align_corners=False)
         gate = self.interact(self.squeeze(weighed) + place)

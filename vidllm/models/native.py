@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -32,7 +33,7 @@ from transformers import (
 from vidllm.compressors import Chain, Compressor
 from vidllm.compressors.in_tower import InTower, tower_part
 from vidllm.encoders.temporal import get_temporal
-from vidllm.encoders.vision import HubTower, build_vision, load_vision
+from vidllm.encoders.vision import HubTower, VisionEncoder, build_vision, load_vision
 
 from ..errors import InputError
 from ..tokens import Merge, Mix, VideoTokens
@@ -198,6 +199,8 @@ class NativeVideoLLM(PreTrainedModel):
         and its budget, tokens merge in the tower; temporal encoders see a merged token at the
         places of all that it stands for, and what they make of these is averaged.
         """
+        if isinstance(self.vision, VisionEncoder):
+            return self._encode_clip(self.vision, frames, seconds, duration)
         planes: dict[str, Tensor] = {}
         merge: Merge | None = None
         signals = bool(set(wants) & set(self.vision.provides))
@@ -226,6 +229,17 @@ class NativeVideoLLM(PreTrainedModel):
         if merge is not None:
             return made.apply(merge).with_signals(**planes)
         return made.with_signals(**{name: plane.flatten(0, 1) for name, plane in planes.items()})
+
+    def _encode_clip(
+        self, vision: VisionEncoder, frames: Tensor, seconds: np.ndarray, duration: float
+    ) -> VideoTokens:
+        """The same through a tower that sees time: a slot of tokens may stand for many frames."""
+        times = torch.as_tensor(seconds, device=frames.device, dtype=torch.float32)
+        seen = vision(frames[None].to(next(vision.parameters()).dtype), times[None])
+        tokens = self.fold(seen.features[0])
+        mixed = self.mix(tokens[None], seen.seconds, seen.mask)
+        grid = (self.grid_side, self.grid_side)
+        return replace(seen, features=mixed, grid=grid).tokens(0, duration)
 
     def video_embeds(self, features: Tensor, span: Tensor, duration: Tensor) -> Tensor:
         """What the LLM sees of features (…, L, D): `span` (…, L, 2), `duration` (…) seconds."""

@@ -24,7 +24,6 @@ from vidllm.selection import Keep, Selection, chosen
 from vidllm.tokens import VideoTokens
 
 from .probes import DECODER_SIGNALS, pivots, probe
-from .probes import heads as _heads  # noqa: F401  (cache_choice reads it here)
 from .rows import causal_mask, gather, pack
 
 __all__ = ["DECODER_SIGNALS", "BatchPruner", "PrefillMethod", "Pruner", "VideoRun"]
