@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vidllm.budget import budget_of
 from vidllm.compressors import find, get, names
 from vidllm.errors import InputError, VidllmError
+from vidllm.flops import QWEN2_7B
 from vidllm.measure import Peak
 from vidllm.tokens import VideoTokens
 
@@ -32,20 +33,13 @@ KEEPS = (0.5, 0.25, 0.1, 0.05)
 
 @dataclass(frozen=True)
 class Decoder:
-    """The shape of the decoder that is fed; the default is Qwen2-7B, with 100 text tokens."""
+    """What is fed: Qwen2-7B, with `text` tokens of text beside the video."""
 
-    layers: int = 28
-    width: int = 3584
-    inner: int = 18944
-    key_width: int = 512
     text: int = 100
 
     def prefill_flops(self, video: int) -> float:
-        """FLOPs to read a prompt with `video` tokens: matrix products and causal attention."""
-        length = video + self.text
-        weights = 2 * self.width * (self.width + self.key_width) + 3 * self.width * self.inner
-        attention = length * self.width  # scores and mix of half the pairs, a token
-        return 2.0 * self.layers * length * (weights + attention)
+        """FLOPs to read a prompt with `video` tokens, causal attention counted by half."""
+        return QWEN2_7B.prefill(video + self.text, causal=True, logits=0)
 
 
 def random_clip(frames: int, side: int, width: int, seed: int = 0) -> tuple[VideoTokens, Tensor]:
