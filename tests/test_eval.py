@@ -238,7 +238,9 @@ class Oracle:
         self.asked += len(questions)
         return [self._say(truth[q].answer, truth[q].spans, sample.duration) for q in questions]
 
-    def encode(self, clip: VideoClip) -> tuple[None, float]:
+    def encode(
+        self, clip: VideoClip, watch: object = None, compressors: object = ()
+    ) -> tuple[None, float]:
         return None, clip.duration
 
     def answer(
