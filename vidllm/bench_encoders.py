@@ -156,8 +156,8 @@ def bench_encoders(
 
     Args:
         names: registered encoders or rivals; none for all.
-        lengths: tokens L; dims: widths D; runs: timed runs after one warm run, the median counts; what
-            takes over 20 seconds is run once.
+        lengths: tokens L; dims: widths D; runs: timed runs after a warm one, the median counts;
+            what takes over 20 seconds is run once.
         save: gets the rows so far after every encoder, so that nothing measured is lost.
 
     Returns:
