@@ -55,6 +55,13 @@ def test_chunked_equals_the_recurrence(length: int, chunk: int, groups: int) -> 
             assert (expected - result).abs().max() < 1e-10
 
 
+def test_a_sequence_of_many_blocks_equals_the_recurrence() -> None:
+    given = {k: v[:1] if v.dim() > 1 else v for k, v in inputs(2048 + 70, 1).items()}
+    slow, fast = ssd_recurrent(**given), ssd_chunked(**given, chunk=48)
+    for expected, result in zip(slow, fast, strict=True):
+        assert (expected - result).abs().max() < 1e-10
+
+
 @pytest.mark.parametrize("length", [7, 37])
 def test_chunked_has_the_gradients_of_the_recurrence(length: int) -> None:
     given = {name: value.requires_grad_() for name, value in inputs(length, 2).items()}
@@ -232,3 +239,20 @@ def test_what_does_not_fit_is_refused() -> None:
         ssd_chunked(**{**given, "B": given["B"].repeat(1, 1, 3, 1)})
     with pytest.raises(InputError, match="chunk"):
         ssd_chunked(**given, chunk=0)
+
+
+@pytest.mark.parametrize("time", ["none", "step"])
+def test_a_long_causal_clip_in_blocks_equals_the_stream_and_pads(time: str) -> None:
+    model = encoder("raster", bidirectional=False, time=time, gap=0.4)
+    x, seconds = torch.randn(1, 1100, 2, 16), times(1100, 1)  # 2200 tokens: more than a block
+    whole = model(x, seconds)
+    parts, state = [], None
+    for chunk, at in zip(x.split(300, 1), seconds.split(300, 1), strict=True):
+        out, state = model.stream(chunk, at, state)
+        parts.append(out)
+    assert (torch.cat(parts, 1) - whole).abs().max() < 1e-4
+    mask = torch.zeros(1, 1103, dtype=torch.bool)
+    mask[:, 3:] = True
+    padded = torch.cat([torch.full((1, 3, 2, 16), 9.0), x], 1)
+    out = model(padded, torch.cat([torch.zeros(1, 3), seconds], 1), mask)
+    assert (out[:, 3:] - whole).abs().max() < 1e-4

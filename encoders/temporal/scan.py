@@ -16,6 +16,7 @@ from vidllm.errors import InputError
 # One product carries the state over this many chunks; longer sequences go block by block, so
 # that the cost stays linear in the length.
 _CHUNKS_A_BLOCK = 64
+_TOKENS_A_BLOCK = 2048
 
 
 def _check_ssd(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
@@ -95,7 +96,15 @@ def ssd_chunked(
     if chunk < 1:
         raise InputError(f"chunk must be at least 1, not {chunk}")
     with torch.autocast(x.device.type, enabled=False):
-        return _chunked(x, dt, A, B, C, min(chunk, x.shape[1]), D, initial_state)
+        if x.shape[1] <= max(_TOKENS_A_BLOCK, chunk):
+            return _chunked(x, dt, A, B, C, min(chunk, x.shape[1]), D, initial_state)
+        # Long sequences in blocks that stay in the cache, the state carried between them.
+        size = max(_TOKENS_A_BLOCK // chunk, 1) * chunk
+        parts, state = [], initial_state
+        for part in zip(*(v.split(size, 1) for v in (x, dt, B, C)), strict=True):
+            y, state = _chunked(*part[:2], A, *part[2:], min(chunk, part[0].shape[1]), D, state)
+            parts.append(y)
+        return torch.cat(parts, dim=1), state
 
 
 def _chunked(

@@ -25,6 +25,8 @@ from .scan import ssd_chunked
 from .selective import causal_conv
 from .stack import Mixer, Scan, StackEncoder, State, Time
 
+_BLOCK = 2048  # tokens that a causal mixer has in work at once
+
 
 class SSDMixer(Mixer):
     """Mamba-2 mixer on (B, L, D), in one direction or both.
@@ -104,6 +106,20 @@ class SSDMixer(Mixer):
         At padded tokens the step is 0 and the input of the convolution is 0, so the state
         passes through and a direction that starts in padding starts as if at the edge.
         """
+        if self.ways == 2 or x.shape[1] <= _BLOCK:
+            return self._mix(x, valid, scale, state)
+        # Block by block with the state carried, so that what is in work stays in the cache.
+        out = []
+        for start in range(0, x.shape[1], _BLOCK):
+            part = slice(start, start + _BLOCK)
+            here = [None if v is None else v[:, part] for v in (valid, scale)]
+            y, state = self._mix(x[:, part], here[0], here[1], state)
+            out.append(y)
+        return torch.cat(out, dim=1), state
+
+    def _mix(
+        self, x: Tensor, valid: Tensor | None, scale: Tensor | None, state: State
+    ) -> tuple[Tensor, State]:
         parts = [self.inner, self.mixed, self.ways * self.heads]
         gate, mixed, step = self.in_proj(x).split(parts, dim=-1)
         if valid is not None:
