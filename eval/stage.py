@@ -58,7 +58,7 @@ class Run:
             "weights": weights_mark(self.llm),
             "compressor": self.options.compressor or compressor.name,
             "keep": compressor.keep if keep is None else keep,
-            "frames": None if self.options.fps else self.options.frames or self.llm.config.frames,
+            "frames": None if self.options.fps else self.options.frames or self.llm.usual_frames,
             "fps": self.options.fps,
             "reader": self.options.reader,
         }

@@ -1,6 +1,6 @@
 """The command line: ``vidllm ask``, ``ground``, ``caption``, ``list``, ``doctor`` and plug-ins.
 
-``eval``, ``bench``, ``train`` and ``demo`` live in their own rooms and are found by the
+``eval``, ``bench``, ``cost``, ``train`` and ``demo`` live in their own rooms and are found by the
 entry-point group ``vidllm.commands``; each is loaded only when it is used, so that
 ``vidllm --help`` imports neither torch nor transformers. Exit codes: 0 done, 1 the work failed,
 2 bad usage or bad input, the last two with one line on standard error.
@@ -47,7 +47,8 @@ _ClickException: type[Any] = next(
 # One line a command for `--help`, so that listing the commands loads none of them.
 _PLUG_INS = {
     "eval": "Score a model on a benchmark: mIoU, R1@m, QA accuracy, tokens, seconds.",
-    "bench": "Measure readers and compressors on files that it makes.",
+    "bench": "Measure readers, compressors, encoders and models.",
+    "cost": "Predict FLOPs and KV cache, and how much faster a run can get at most.",
     "train": "Train a recipe, in stages, resumable.",
     "demo": "Open the web page: a video, a question, the answer with its times.",
 }
@@ -139,6 +140,18 @@ Video = Annotated[str, typer.Argument(metavar="VIDEO", help="A video file.", sho
 NewTokens = Annotated[
     int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")
 ]
+ShowPrompt = Annotated[
+    bool,
+    typer.Option("--show-prompt", help="Print the prompt with its times, on standard error."),
+]
+Times = Annotated[
+    bool | None,
+    typer.Option(
+        "--times/--no-times",
+        help="Tell the frames' seconds in words (models from the hub).",
+        show_default=False,
+    ),
+]
 
 
 @app.command()
@@ -148,11 +161,16 @@ def ask(
     question: Annotated[str, typer.Argument(metavar="QUESTION", show_default=False)],
     options: CommonOptions,
     max_new_tokens: NewTokens = None,
+    show_prompt: ShowPrompt = False,
+    times: Times = None,
 ) -> None:
     """Answer a question about a video, with the times that the answer names."""
     _not_blank("QUESTION", question)
     clip, llm = _prepare(video, options)
-    _report(llm.ask(clip, question, max_new_tokens=max_new_tokens), clip, options)
+    more = _told(llm, times)
+    if show_prompt:
+        say(llm.prompt_text(clip, question, **more))
+    _report(llm.ask(clip, question, max_new_tokens=max_new_tokens, **more), clip, options)
 
 
 @app.command()
@@ -161,19 +179,33 @@ def ground(
     video: Video,
     query: Annotated[str, typer.Argument(metavar="QUERY", show_default=False)],
     options: CommonOptions,
+    show_prompt: ShowPrompt = False,
+    times: Times = None,
 ) -> None:
     """Find the moments that a description fits."""
     _not_blank("QUERY", query)
     clip, llm = _prepare(video, options)
-    _report(llm.ground_answer(clip, query), clip, options)
+    more = llm.timed(_told(llm, times))
+    if show_prompt:
+        say(llm.prompt_text(clip, llm.words("ground", query), **more))
+    _report(llm.ground_answer(clip, query, **more), clip, options)
 
 
 @app.command()
 @common_options
-def caption(video: Video, options: CommonOptions, max_new_tokens: NewTokens = None) -> None:
+def caption(
+    video: Video,
+    options: CommonOptions,
+    max_new_tokens: NewTokens = None,
+    show_prompt: ShowPrompt = False,
+    times: Times = None,
+) -> None:
     """Describe what happens in a video and when."""
     clip, llm = _prepare(video, options)
-    _report(llm.caption(clip, max_new_tokens=max_new_tokens), clip, options)
+    more = llm.timed(_told(llm, times))
+    if show_prompt:
+        say(llm.prompt_text(clip, llm.words("caption"), **more))
+    _report(llm.caption(clip, max_new_tokens=max_new_tokens, **more), clip, options)
 
 
 @app.command("list")
@@ -226,9 +258,25 @@ def _not_blank(name: str, text: str) -> None:
 
 def _prepare(video: str, options: CommonOptions) -> tuple[VideoClip, VideoLLM]:
     """The clip, then the model: a bad file or option fails before the model costs anything."""
-    clip = options.open(video)
+    auto = options.frames == "auto"
+    clip = options.open(video, peek=auto)
     options.check_words()
-    return clip, options.load()
+    llm = options.load()
+    if auto:  # the model counts its tokens
+        start, end = options.start, options.end
+        clip = llm.sample(video, start=start, end=end, limits=options.limits())
+    return clip, llm
+
+
+def _told(llm: VideoLLM, times: bool | None) -> Any:
+    """The option `times` of models from the hub, if it was given."""
+    if times is None:
+        return {}
+    from vidllm.hub import HubVideoLLM
+
+    if not isinstance(llm, HubVideoLLM):
+        raise InputError("--times is for models from the hub: this one has a time code of its own")
+    return {"times": times}
 
 
 def _report(answer: Answer, clip: VideoClip, options: CommonOptions) -> None:

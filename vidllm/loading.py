@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.hub import cached_file
 
 from vidllm.compressors import Chain, Compressor, build
 
 from .errors import InputError, WorkError
+from .models.hf import FAMILIES
+from .models.hf.pixels import pixel_options
+from .models.hf.scripts import SCRIPTS
 from .models.native import NativeConfig, NativeVideoLLM
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def choose_compressor(
-    config: NativeConfig, compressors: str | Compressor | Chain | None, keep: float | None
+    config: NativeConfig,
+    compressors: str | Compressor | Chain | None,
+    keep: float | None,
+    tokens: int | None = None,
 ) -> Compressor | Chain:
-    """The compressors of a call; what is not said comes from the model's own training."""
+    """The compressors of a call; what is not said comes from the model's own training.
+
+    With a number of `tokens` a method needs no share of its own.
+    """
     if keep is not None and not 0 < keep <= 1:
         raise InputError(f"keep is the share of tokens kept, above 0 and at most 1, not {keep:g}")
     if compressors is None:
@@ -38,7 +54,7 @@ def choose_compressor(
         return build(compressors, keep=keep)
     made = build(compressors)
     free = made.items[-1].is_free() if isinstance(made, Chain) else made.is_free()
-    if free and made.name != "none":
+    if free and made.name != "none" and tokens is None:
         raise InputError(f"how much should '{compressors}' keep? Give keep, for example keep=0.25")
     return made
 
@@ -63,35 +79,106 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
     return DTYPES[str(name)]
 
 
-def load_native(folder: str, attn: str | None) -> tuple[NativeVideoLLM, PreTrainedTokenizerBase]:
+def model_kind(folder: str) -> str:
+    """The model type of a folder or of a name on the hub; no code of the model's own is run.
+
+    Raises:
+        InputError: no such model, or a config that cannot be read.
+    """
     try:
-        kind = AutoConfig.from_pretrained(folder).model_type
+        found, _ = PretrainedConfig.get_config_dict(folder)
     except (OSError, ValueError) as error:
         if Path(folder).is_dir():
             raise InputError(f"{folder} holds no model whose config.json can be read") from error
         raise InputError(
             f"no model '{folder}': it is no folder, and the hub lacks it or is out of reach"
         ) from error
-    if kind != NativeConfig.model_type:
+    kind = str(found.get("model_type") or "unnamed")
+    if kind != NativeConfig.model_type and kind not in FAMILIES:
+        served = ", ".join(name for name, _, _ in FAMILIES.values())
         raise InputError(
-            f"'{folder}' is a {kind} model; this version answers with {NativeConfig.model_type} "
-            "models: leave --model out for the shipped one"
+            f"'{folder}' is a {kind} model, which is not served: use one of {served}, or leave "
+            "--model out for the shipped one"
         )
+    return kind
+
+
+def usual_frames(folder: str) -> int | None:
+    """Frames that a model's family is asked with; None for the project's own models."""
+    script = SCRIPTS.get(model_kind(folder))
+    return None if script is None else script.frames
+
+
+def load_native(folder: str, attn: str | None) -> tuple[NativeVideoLLM, PreTrainedTokenizerBase]:
+    """A model of this project and its tokenizer, in float32 on the CPU.
+
+    Raises:
+        WorkError: weights or tokenizer that cannot be read.
+    """
+    model = _weights(NativeVideoLLM, folder, attn, torch.float32)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise _unreadable(folder, error) from error
+    return model, tokenizer
+
+
+def load_hub(
+    folder: str, attn: str | None, dtype: torch.dtype
+) -> tuple[torch.nn.Module, PreTrainedTokenizerBase, str | None, dict[str, Any]]:
+    """A model of one of the hub's families, with all that it takes to ask it.
+
+    Returns:
+        The model on the CPU, its tokenizer, its chat template or None, and the options of its
+        pixels (see `models.hf.pixels.pixel_options`).
+
+    Raises:
+        InputError: files of the tokenizer or of the preprocessor that are missing.
+        WorkError: weights that cannot be read.
+    """
+    pixels = pixel_options(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever the tokenizer's class trips over
+        raise InputError(
+            f"the tokenizer of '{folder}' cannot be loaded: put tokenizer.json and "
+            "tokenizer_config.json beside its weights"
+        ) from error
+    model = _weights(AutoModelForImageTextToText, folder, attn, dtype)
+    return model, tokenizer, _chat_template(folder, tokenizer), pixels
+
+
+def _weights(cls: Any, folder: str, attn: str | None, dtype: torch.dtype) -> Any:
     options: dict[str, Any] = {} if attn is None else {"attn_implementation": attn}
     report: dict[str, Any]
     try:
-        loaded: Any = NativeVideoLLM.from_pretrained(
-            folder, output_loading_info=True, dtype=torch.float32, **options
-        )
+        loaded: Any = cls.from_pretrained(folder, output_loading_info=True, dtype=dtype, **options)
         model, report = loaded
-        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WorkError(f"the model in {folder} cannot be loaded: {line}") from error
+        raise _unreadable(folder, error) from error
     missing = [k for k in report["missing_keys"] if not k.endswith("lm_head.weight")]
     if missing or report["unexpected_keys"]:
         raise WorkError(
             f"the weights in {folder} do not fit their config: {len(missing)} missing, "
             f"{len(report['unexpected_keys'])} too many"
         )
-    return model, tokenizer
+    return model
+
+
+def _unreadable(folder: str, error: Exception) -> WorkError:
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return WorkError(f"the model in {folder} cannot be loaded: {line}")
+
+
+def _chat_template(folder: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The processor's own template, which knows videos, or else the tokenizer's."""
+    for name in ("chat_template.jinja", "chat_template.json"):
+        path = cached_file(folder, name, _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            text = Path(path).read_text(encoding="utf-8")
+            try:
+                return text if name.endswith("jinja") else str(json.loads(text)["chat_template"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{name} of '{folder}' holds no chat template") from error
+    found: Any = tokenizer.chat_template
+    return found.get("default") if isinstance(found, dict) else found

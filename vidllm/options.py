@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_type_hints
 import typer
 
 from vidllm.errors import InputError, WorkError
+from vidllm.plain import plain
 
 if TYPE_CHECKING:
     from vidllm.budget import Limits
@@ -74,6 +75,12 @@ Debug = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
+def _number_or_auto(text: str) -> int | str:
+    if text != "auto" and not text.lstrip("+-").isdecimal():
+        raise typer.BadParameter(f"{text!r} is neither a whole number nor auto")
+    return text if text == "auto" else int(text)
+
+
 @dataclass(frozen=True)
 class CommonOptions:
     """The options shared by ``ask``, ``ground``, ``caption`` and every command that runs a model.
@@ -115,7 +122,18 @@ class CommonOptions:
         ),
     ] = None
     frames: Annotated[
-        int | None, _option(_VIDEO, "--frames", help="Sample this many frames, evenly.")
+        Any,  # int | "auto" | None
+        _option(
+            _VIDEO,
+            "--frames",
+            metavar="N|auto",
+            parser=_number_or_auto,
+            help="Sample this many frames, evenly; auto: as many as go with --tokens.",
+        ),
+    ] = None
+    tokens: Annotated[
+        int | None,
+        _option(_TOKENS, "--tokens", help="Video tokens that the LLM sees at most; sets --keep."),
     ] = None
     fps: Annotated[
         float | None, _option(_VIDEO, "--fps", help="Sample at this rate instead of --frames.")
@@ -148,7 +166,11 @@ class CommonOptions:
         """
         if self.keep is not None and not 0.0 < self.keep <= 1.0:  # also refuses NaN
             raise InputError(f"--keep must be above 0 and at most 1, got {self.keep:g}")
-        if self.frames is not None and self.frames < 1:
+        if self.tokens is not None and self.tokens < 1:
+            raise InputError(f"--tokens must be at least 1, got {self.tokens}")
+        if self.frames == "auto" and self.tokens is None:
+            raise InputError("--frames auto picks frames for a number of tokens: give --tokens")
+        if self.frames not in (None, "auto") and self.frames < 1:
             raise InputError(f"--frames must be at least 1, got {self.frames}")
         if self.fps is not None and not (self.fps > 0 and math.isfinite(self.fps)):
             raise InputError(f"--fps must be above 0, got {self.fps:g}")
@@ -158,8 +180,7 @@ class CommonOptions:
         one_of("--dtype", self.dtype, DTYPES)
         one_of("--attn", self.attn, ATTENTION)
         self.limits()
-        name = self.model_name()
-        if name is None or Path(name).is_dir():
+        if (name := self.model_name()) is None or Path(name).is_dir():
             hide_bars()
 
     def model_name(self) -> str | None:
@@ -183,22 +204,29 @@ class CommonOptions:
         }
         return Limits(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
-    def open(self, video: str) -> VideoClip:
+    def open(self, video: str, *, peek: bool = False) -> VideoClip:
         """The sampled clip of a file. Raises ``InputError`` when it cannot be read.
 
         Without ``--frames`` and ``--fps`` it has the frames that the model was trained with.
+        ``peek`` gives one frame, for ``--frames auto``, which takes the model.
         """
         from vidllm.shipped import trained_frames
         from vidllm.video import load_video
 
-        frames = self.frames
+        frames = 1 if peek else self.frames
         if frames is None and self.fps is None:
             with contextlib.suppress(WorkError):  # no model: said when it is to be loaded
                 frames = trained_frames(self.model_name())
+            if frames is None and self.model is not None:
+                from vidllm.loading import usual_frames
+
+                frames = usual_frames(str(self.model_name()))
+        if frames == "auto":
+            raise InputError("--frames auto goes with ask, ground and caption: give a number")
         return load_video(
             video,
             frames=frames,
-            fps=self.fps,
+            fps=None if peek else self.fps,
             start=self.start,
             end=self.end,
             reader=self.reader,
@@ -219,6 +247,7 @@ class CommonOptions:
             attn=self.attn,
             frames=self.frames,
             fps=self.fps,
+            tokens=self.tokens,
             reader=self.reader,
             seed=self.seed,
         )
@@ -293,7 +322,7 @@ def clean_output(only_json: bool) -> Any:
 
 def emit(result: Mapping[str, Any]) -> None:
     """Print the one JSON object of a command on standard output (NaN and infinity as null)."""
-    print(json.dumps(_plain(result), ensure_ascii=False), file=_State.out or sys.stdout, flush=True)
+    print(json.dumps(plain(result), ensure_ascii=False), file=_State.out or sys.stdout, flush=True)
 
 
 def tell(text: str) -> None:
@@ -318,17 +347,3 @@ def one_of(option: str, value: str | None, words: tuple[str, ...]) -> None:
     """Raise ``InputError`` unless the value is absent or one of the words."""
     if value is not None and value not in words:
         raise InputError(f"{option} must be one of {', '.join(words)}, got {value!r}")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (str, bool, int)) or value is None:
-        return value
-    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
-        return _plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value)

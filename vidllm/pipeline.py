@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -15,25 +14,26 @@ from vidllm.compressors import Chain, Compressor
 
 from .answer import Answer, shift_seconds
 from .answering import Prompt, by_question, check_serves, reply
+from .asking import Asked, AskOptions, Frames, Video
 from .cost import Receipt, Stopwatch, kv_bytes_per_token
 from .errors import InputError, WorkError
-from .loading import choose_compressor, choose_device, choose_dtype, load_native
+from .loading import choose_compressor, choose_device, choose_dtype, load_native, model_kind
 from .models.native import NativeConfig, NativeVideoLLM
-from .prompt import PROMPTS, prompt_ids, unknown_words, wrap
+from .prompt import prompt_ids, unknown_words
 from .recipes import get_recipe
 from .seeing import see, slot_seconds, window
 from .shipped import default_model, find_model
 from .timecode import Span, get_timecode
 from .tokens import VideoTokens
-from .video import VideoClip, load_video
+from .video import VideoClip
 
 __all__ = ["Answer", "VideoLLM"]
 
-#: A file, or a clip that was read before.
-Video = str | os.PathLike[str] | VideoClip
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-class VideoLLM:
+class VideoLLM(Asked):
     """A model that answers questions about videos; make one with `from_pretrained`."""
 
     def __init__(
@@ -43,19 +43,21 @@ class VideoLLM:
         *,
         compressors: str | Compressor | Chain | None = None,
         keep: float | None = None,
-        frames: int | None = None,
+        frames: Frames = None,
         fps: float | None = None,
+        tokens: int | None = None,
         reader: str = "pyav",
         seed: int = 0,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.config: NativeConfig = model.config
-        self.compressor = choose_compressor(self.config, compressors, keep)
+        self.compressor = choose_compressor(self.config, compressors, keep, tokens)
         check_serves(model, self.compressor)
         options = {"n": self.config.time_tokens} if self.config.time_code == "relative" else {}
         self.code = get_timecode(self.config.time_code, **options)
-        self.frames, self.fps, self.reader, self.seed = frames, fps, reader, seed
+        self.frames, self.fps, self.tokens = frames, fps, tokens
+        self.reader, self.seed = reader, seed
 
     @classmethod
     def from_pretrained(
@@ -68,8 +70,9 @@ class VideoLLM:
         device: str | None = None,
         dtype: str | None = None,
         attn: str | None = None,
-        frames: int | None = None,
+        frames: Frames = None,
         fps: float | None = None,
+        tokens: int | None = None,
         reader: str = "pyav",
         seed: int = 0,
     ) -> VideoLLM:
@@ -77,6 +80,7 @@ class VideoLLM:
 
         Args:
             name: a shipped model, a folder or a name on the hub; None for the shipped default.
+                Models of `vidllm.models.hf.FAMILIES` come back as a `vidllm.hub.HubVideoLLM`.
             recipe: a named system; `compressors` and `keep` override its own.
             compressors: a spec such as "temporal-pool" or "aim,uniform", or an instance; None
                 for what the model was trained with.
@@ -84,7 +88,8 @@ class VideoLLM:
             device: "cpu", "cuda", …; None for a GPU where there is one.
             dtype: "float32", "bfloat16", "float16" or "auto" (float32 on a CPU, bfloat16 on a GPU).
             attn: attention implementation of transformers; None for its default.
-            frames, fps: how many frames of a video are sampled if a call does not say.
+            frames, fps, tokens: how many frames of a video are sampled and how many video tokens
+                the LLM sees at most, if a call does not say (see `ask`).
             reader: "pyav" or "decord".
             seed: of everything random.
 
@@ -100,52 +105,32 @@ class VideoLLM:
         place = choose_device(device)
         kind = choose_dtype(dtype, place)
         if compressors is not None:  # what is wrong here must not wait for the weights
-            choose_compressor(NativeConfig(), compressors, keep)
+            choose_compressor(NativeConfig(), compressors, keep, tokens)
+        options: dict[str, Any] = {"compressors": compressors, "keep": keep, "frames": frames}
+        options |= {"fps": fps, "tokens": tokens, "reader": reader, "seed": seed}
+        if model_kind(folder) != NativeConfig.model_type:
+            from .hub import HubVideoLLM  # it is a VideoLLM itself
+
+            return HubVideoLLM.load(folder, attn, place, kind, **options)
         model, tokenizer = load_native(folder, attn)
         torch.nn.Module.to(model, device=place, dtype=kind)
         torch.manual_seed(seed)
-        return cls(
-            model,
-            tokenizer,
-            compressors=compressors,
-            keep=keep,
-            frames=frames,
-            fps=fps,
-            reader=reader,
-            seed=seed,
-        )
+        return cls(model, tokenizer, **options)
 
+    @overload  # type: ignore[override]
+    def ask(self, video: Video, question: str, **options: Unpack[AskOptions]) -> Answer: ...
     @overload
     def ask(
-        self,
-        video: Video,
-        question: str,
-        *,
-        frames: int | None = None,
-        fps: float | None = None,
-        start: float | None = None,
-        end: float | None = None,
-        max_new_tokens: int | None = None,
-    ) -> Answer: ...
-    @overload
-    def ask(
-        self,
-        video: Video,
-        question: list[str] | tuple[str, ...],
-        *,
-        frames: int | None = None,
-        fps: float | None = None,
-        start: float | None = None,
-        end: float | None = None,
-        max_new_tokens: int | None = None,
+        self, video: Video, question: list[str] | tuple[str, ...], **options: Unpack[AskOptions]
     ) -> list[Answer]: ...
     def ask(
         self,
         video: Video,
         question: str | list[str] | tuple[str, ...],
         *,
-        frames: int | None = None,
+        frames: Frames = None,
         fps: float | None = None,
+        tokens: int | None = None,
         start: float | None = None,
         end: float | None = None,
         max_new_tokens: int | None = None,
@@ -156,6 +141,8 @@ class VideoLLM:
             video: a file, or a clip from `load_video`.
             question: what to ask; a list for several.
             frames, fps: how to sample a file; start, end: seconds between which to look.
+            tokens: video tokens that the LLM sees at most; with frames="auto" as many frames are
+                sampled as go well with the model's compressors.
             max_new_tokens: the longest answer; default 128.
 
         Raises:
@@ -166,20 +153,50 @@ class VideoLLM:
             raise InputError("no question was asked: give at least one")
         for text in questions:  # a wrong question fails before the video costs anything
             prompt_ids(self.tokenizer, text)
-        watch = Stopwatch()
-        clip = self._clip(video, frames, fps, start, end, watch)
+        watch, most = Stopwatch(), self.budget(tokens)
+        clip = self.sample(video, frames=frames, fps=fps, tokens=most, start=start, end=end)
+        watch.add("decode", clip.read_seconds)
         with watch.stage("encode"):  # some methods merge inside the vision tower
-            tokens, rest = see(self.model, clip, (), self.compressor)
+            seen, rest = see(self.model, clip, (), self.within(most))
+        self.check_fits(len(clip), seen.total, most)
         answers = self.answer(
             clip,
-            tokens,
+            seen,
             window(self.config, clip)[1],
             questions,
             compressor=rest,
             watch=watch,
             max_new_tokens=max_new_tokens,
         )
+        if most is not None:
+            more = self.fit_notes(answers[0].receipt, most)
+            answers = [replace(a, notes=(*a.notes, *more)) for a in answers]
         return answers[0] if isinstance(question, str) else answers
+
+    def prompt_text(self, video: Video, question: str, **options: Unpack[AskOptions]) -> str:
+        """The prompt that `ask` would make, with its times; video tokens as "<video 196>".
+
+        Tokens are counted before compression; the times stay where tokens go.
+        """
+        more = {name: value for name, value in options.items() if name != "max_new_tokens"}
+        clip = self.sample(video, **more)  # type: ignore[arg-type]
+        head, tail = (str(self.tokenizer.decode(i)) for i in prompt_ids(self.tokenizer, question))
+        tokens, duration = self.encode(clip)
+        stamps = self._stamps(clip, tokens, duration)
+        if stamps is None:
+            return f"{head}<video {tokens.total}>{tail}"
+        told = zip(stamps, tokens.per_frame().tolist(), strict=True)
+        parts = [f"{self.tokenizer.decode(ids)}<video {count}>" for ids, count in told]
+        return head + "".join(parts) + tail
+
+    @property
+    def usual_frames(self) -> int:
+        """Frames that the model was trained with."""
+        return self.config.frames
+
+    def count(self, height: int, width: int, frames: int) -> int:
+        """Video tokens of so many frames; a vision tower that sees time may make fewer."""
+        return int(frames * self.model.grid_side**2)
 
     def answer(
         self,
@@ -244,27 +261,6 @@ class VideoLLM:
             ]
         return answers
 
-    def ground(self, video: Video, query: str, **options: Any) -> list[Span]:
-        """When what `query` describes happens: spans in seconds, none if the model cannot say.
-
-        Options as for `ask`.
-        """
-        answer = self.ground_answer(video, query, **options)
-        return [] if answer.failed else list(answer.spans)
-
-    def ground_answer(self, video: Video, query: str, **options: Any) -> Answer:
-        """As `ground`, with text and receipt."""
-        return self._timed(self.ask(video, wrap("ground", query), **options))
-
-    def highlights(self, video: Video, query: str, **options: Any) -> list[Span]:
-        """Every moment that fits `query`, as `ground`."""
-        answer = self._timed(self.ask(video, wrap("highlights", query), **options))
-        return [] if answer.failed else list(answer.spans)
-
-    def caption(self, video: Video, **options: Any) -> Answer:
-        """What happens in the video and when."""
-        return self._timed(self.ask(video, PROMPTS["caption"], **options))
-
     def encode(
         self,
         clip: VideoClip,
@@ -292,31 +288,6 @@ class VideoLLM:
         with (watch or Stopwatch()).stage("compress"):
             return (compressor or self.compressor).before_decoder(tokens)[0]
 
-    def _clip(
-        self,
-        video: Video,
-        frames: int | None,
-        fps: float | None,
-        start: float | None,
-        end: float | None,
-        watch: Stopwatch,
-    ) -> VideoClip:
-        if isinstance(video, VideoClip):
-            if any(v is not None for v in (frames, fps, start, end)):
-                raise InputError(
-                    "frames, fps, start and end belong to load_video when a clip is given"
-                )
-            watch.add("decode", video.read_seconds)
-            return video
-        if frames is None and fps is None:
-            frames, fps = self.frames, self.fps
-        if frames is None and fps is None:
-            frames = self.config.frames
-        began = time.perf_counter()
-        clip = load_video(video, frames=frames, fps=fps, start=start, end=end, reader=self.reader)
-        watch.add("decode", time.perf_counter() - began)
-        return clip
-
     def _stamps(
         self, clip: VideoClip, tokens: VideoTokens, duration: float
     ) -> list[list[int]] | None:
@@ -339,10 +310,3 @@ class VideoLLM:
         text = shift_seconds(self.code.readable(raw, duration), origin)
         notes = (*clip.notes, *unknown_words(self.tokenizer, question))
         return Answer(text, spans, receipt, raw, notes=notes)
-
-    def _timed(self, answer: Answer) -> Answer:
-        """The answer to a question for a time: without one it failed."""
-        if answer.spans:
-            return answer
-        note = "the answer names no time"
-        return replace(answer, failed=True, notes=(*answer.notes, note))

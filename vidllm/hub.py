@@ -1,0 +1,259 @@
+"""`VideoLLM` on the hub's families: a video file and a question in, times and a receipt out.
+
+`VideoLLM.from_pretrained("Qwen/Qwen2.5-VL-3B-Instruct", compressors="aim", keep=0.25)` gives a
+`HubVideoLLM`. The model is transformers' own, compressed from outside (`vidllm.compress`); frames
+are read here, and each family is told their true seconds in its own way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from vidllm.compressors import Chain, Compressor
+
+from .answer import Answer
+from .answering import by_question
+from .asking import Frames, Video
+from .compressing import Compression, compress
+from .cost import Receipt, Stopwatch
+from .errors import InputError
+from .hub_run import Eyes, generate
+from .loading import choose_compressor, load_hub
+from .models.hf import FAMILIES, adapter_for
+from .models.hf.pixels import tokens_per_frame
+from .models.hf.prompting import chat, marks_of, shorten, write
+from .models.hf.scripts import SCRIPTS, TASKS, Script
+from .models.hf.session import Session
+from .models.native import NativeConfig
+from .pipeline import VideoLLM
+from .timecode import Span, TextTime
+from .tokens import VideoTokens
+from .video import VideoClip
+
+__all__ = ["HubVideoLLM"]
+
+
+class HubVideoLLM(VideoLLM):
+    """A model of one of `vidllm.models.hf.FAMILIES`; make one with `VideoLLM.from_pretrained`.
+
+    The vision tower's output of the last clip is kept: later questions about the same
+    `VideoClip` do not encode it again.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template: str | None,
+        pixels: Mapping[str, Any],
+        compressors: str | Compressor | Chain | None = None,
+        keep: float | None = None,
+        frames: Frames = None,
+        fps: float | None = None,
+        tokens: int | None = None,
+        reader: str = "pyav",
+        seed: int = 0,
+    ) -> None:
+        """See `VideoLLM.from_pretrained`.
+
+        Args:
+            template: the checkpoint's chat template; None for the family's documented one.
+            pixels: options of `models.hf.pixels.video_pixels`.
+
+        Raises:
+            InputError: a family or a method that cannot be served, by name and reason.
+        """
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.config = model.config
+        self.adapter = adapter_for(model, tokenizer)
+        self.kind = str(self.adapter.config.model_type)
+        self.family = FAMILIES[self.kind][0]
+        self.script: Script = SCRIPTS[self.kind]
+        self.compressor = choose_compressor(NativeConfig(), compressors, keep, tokens)
+        Session(self.adapter, self.compressor)  # refuses what cannot be served
+        self.marks = marks_of(self.script, self.adapter.config, tokenizer)
+        self.eyes = Eyes(model, self.adapter, self.marks, pixels)
+        self.chat = chat(self.script, tokenizer, template, self.marks)
+        self.code = TextTime()
+        self.frames, self.fps, self.tokens = frames, fps, tokens
+        self.reader, self.seed = reader, seed
+
+    @classmethod
+    def load(
+        cls,
+        folder: str,
+        attn: str | None,
+        device: torch.device,
+        dtype: torch.dtype,
+        **options: Any,
+    ) -> HubVideoLLM:
+        """From a folder or a name on the hub; `options` as for the class."""
+        model, tokenizer, template, pixels = load_hub(folder, attn, dtype)
+        torch.manual_seed(int(options.get("seed", 0)))
+        return cls(model.to(device), tokenizer, template=template, pixels=pixels, **options)
+
+    def ask(  # type: ignore[override]
+        self,
+        video: Video,
+        question: str | list[str] | tuple[str, ...],
+        *,
+        frames: Frames = None,
+        fps: float | None = None,
+        tokens: int | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        max_new_tokens: int | None = None,
+        times: bool = False,
+    ) -> Answer | list[Answer]:
+        """Answer one question, or several about the same video, which is encoded once.
+
+        A method that does not read the question leaves the same of the video for all of them.
+        Answers are greedy.
+
+        Args:
+            video, question, frames, fps, tokens, start, end, max_new_tokens: as `VideoLLM.ask`.
+            times: write the seconds of all frames before the question, in words; for families
+                that are not told them otherwise. `ground`, `highlights` and `caption` do it for
+                LLaVA-OneVision and InternVL unless it is False.
+
+        Raises:
+            InputError: a video, question or option that is wrong.
+        """
+        questions = [question] if isinstance(question, str) else list(question)
+        if not questions:
+            raise InputError("no question was asked: give at least one")
+        for text in questions:
+            self._check(text)
+        most, watch = self.budget(tokens), Stopwatch()
+        clip = self.sample(video, frames=frames, fps=fps, tokens=most, start=start, end=end)
+        watch.add("decode", clip.read_seconds)
+        method = self.within(most)
+        notes: tuple[str, ...] = ()
+        if by_question(method) and (len(questions) > 1 or self.eyes.last(clip) is not None):
+            notes = (
+                f"{method.name} reads the question: the video is encoded once and compressed anew "
+                "for every question",
+            )
+        answers = []
+        with torch.inference_mode(), compress(self.model, method, processor=self.tokenizer) as c:
+            with watch.stage("encode"):
+                self.check_fits(len(clip), sum(self.eyes.open(clip).placed.counts), most)
+                seen = self.eyes.see(clip, c)
+            for text in questions:
+                spent = Stopwatch(dict(watch.seconds))
+                ids = self._ids(write(self.script, self.chat, seen.placed, text, times=times))
+                new = generate(
+                    self.eyes, c, seen, ids, spent, self.tokenizer, max_new_tokens or 128
+                )
+                receipt = self._receipt(c, clip, spent)
+                more = (*notes, *self.fit_notes(receipt, most))
+                answers.append(self._said(new, clip, receipt, more, times))
+        return answers[0] if isinstance(question, str) else answers
+
+    def prompt_text(self, video: Video, question: str, **options: Any) -> str:
+        """The prompt that `ask` would make, with its times; video tokens as "<video 196>".
+
+        Tokens are counted before compression; the text stays where tokens go.
+        """
+        self._check(question)
+        times = bool(options.pop("times", False))
+        options.pop("max_new_tokens", None)
+        placed = self.eyes.open(self.sample(video, **options)).placed
+        text = write(self.script, self.chat, placed, question, times=times)
+        return shorten(text, self.marks["pad"])
+
+    @property
+    def usual_frames(self) -> int:
+        """Frames of a clip if nobody says how many: the family's usual number."""
+        return self.script.frames
+
+    def count(self, height: int, width: int, frames: int) -> int:
+        """Video tokens of so many frames without compression, at most."""
+        steps, rows, columns = tokens_per_frame(
+            self.kind, height, width, frames, self.eyes.options, self.adapter.config
+        )
+        return steps * rows * columns
+
+    def words(self, task: str, query: str = "") -> str:
+        """What the model is asked for a task: "ground", "highlights" or "caption"."""
+        query = query.strip().rstrip(" .")
+        if task != "caption" and not query:
+            raise InputError("the query is empty: say what to look for")
+        name = "question" if query.endswith("?") else task
+        return TASKS[name].format(query=query)
+
+    def timed(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of a question for a time: families that are not told any get them in words."""
+        return {"times": self.script.clock == "none", **options}
+
+    def encode(self, *_: Any, **__: Any) -> tuple[VideoTokens, float]:
+        """Not for these models: raises `InputError`."""
+        raise InputError(
+            f"{self.family} makes its video tokens itself: ask it, or use vidllm.compress"
+        )
+
+    def compress(self, *_: Any, **__: Any) -> VideoTokens:
+        """Not for these models: raises `InputError`."""
+        raise InputError(f"{self.family} is compressed while it is asked: use vidllm.compress")
+
+    def answer(self, *_: Any, **__: Any) -> list[Answer]:
+        """Not for these models: raises `InputError`."""
+        raise InputError(f"{self.family} answers from a clip: use ask")
+
+    def _check(self, question: str) -> None:
+        if not question.strip():
+            raise InputError("the question is empty: ask something")
+        control = {*self.marks.values(), *self.tokenizer.all_special_tokens} - {""}
+        for mark in sorted(control):
+            if mark in question:
+                raise InputError(f"the question holds '{mark}', a control token: leave it out")
+
+    def _ids(self, text: str) -> Tensor:
+        bos = self.tokenizer.bos_token
+        plain = bool(bos) and text.startswith(str(bos))
+        made: Any = self.tokenizer(text, add_special_tokens=not plain)
+        return torch.tensor([made["input_ids"]], device=self.model.device)
+
+    def _receipt(self, c: Compression, clip: VideoClip, watch: Stopwatch) -> Receipt:
+        told = c.receipt
+        return Receipt(
+            len(clip),
+            told.tokens_full,
+            told.tokens_kept,
+            told.kv_full_mb,
+            told.kv_kept_mb,
+            dict(watch.seconds),
+        )
+
+    def _said(
+        self,
+        new: list[int],
+        clip: VideoClip,
+        receipt: Receipt,
+        notes: tuple[str, ...],
+        times: bool,
+    ) -> Answer:
+        """What the model said, and its times in the video's seconds."""
+        raw = str(self.tokenizer.decode(new, skip_special_tokens=False)).strip()
+        text = str(self.tokenizer.decode(new, skip_special_tokens=True)).strip()
+        # Positions begin with the clip: second 0 of the model is the first frame's.
+        origin = float(clip.seconds[0]) if self.script.clock == "positions" and not times else 0.0
+        spans = tuple(
+            Span(min(f.span.start + origin, clip.duration), min(f.span.end + origin, clip.duration))
+            for f in self.code.find(text, clip.duration)
+        )
+        if spans and origin >= 0.05:
+            notes += (
+                f"times in the text count from the first frame, at {origin:.1f} s; spans are in "
+                "the video's seconds",
+            )
+        if spans and self.script.clock == "none" and not times:
+            notes += (f"{self.family} is told no times: ask with times=True (--times)",)
+        return Answer(text, spans, receipt, raw, notes=(*clip.notes, *notes))

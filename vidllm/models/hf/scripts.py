@@ -1,0 +1,206 @@
+"""Each family's way to write a video and its seconds into a prompt, as data.
+
+`<1.5 seconds>` before a pair of frames (Qwen3-VL), `Frame from 00:01:` (SmolVLM2), `Time 1.0s:`
+(VideoLLaMA3), `Frame1:` (InternVL), nothing (LLaVA-OneVision), and for Qwen2.5-VL positions that
+are seconds apart. The texts are those of the families' processors in transformers; the seconds are
+the clip's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+_CHATML = "<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+#: The words that tell times to families whose prompts do not: those of LLaVA-Video
+#: (arXiv 2410.02713).
+TIMES = (
+    "The video lasts for {duration:.2f} seconds, and {count} frames are uniformly sampled from it. "
+    "These frames are located at {times}.Please answer the following questions related to this "
+    "video.\n"
+)
+#: How people ask such models for times.
+TASKS = {
+    "ground": (
+        "When does this happen in the video: {query}? Answer with the start and the end in "
+        "seconds, as 'from START to END seconds'."
+    ),
+    "highlights": (
+        "Find every moment of the video that fits: {query}. Give each one's start and end in "
+        "seconds, as 'from START to END seconds', one a line."
+    ),
+    "caption": (
+        "Describe what happens in the video, one event a line. Begin each line with the event's "
+        "time in seconds, as 'from START to END seconds:'."
+    ),
+    "question": "{query} Give times in seconds, as 'from START to END seconds'.",
+}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A clip as its prompt needs it.
+
+    Attributes:
+        seconds: (T,) of every frame that the model is shown. duration: of the video.
+        grid: (T', rows, columns) of its tokens. counts: of tokens for each of the T' slots.
+        marks: texts of the family's own tokens: "pad" (one video token), "start", "end", …
+    """
+
+    seconds: Sequence[float]
+    duration: float
+    grid: tuple[int, int, int]
+    counts: Sequence[int]
+    marks: Mapping[str, str]
+
+    @property
+    def slots(self) -> list[float]:
+        """The middle of the frames that each of the T' slots stands for, in seconds."""
+        size = -(-len(self.seconds) // self.grid[0])
+        padded = [*self.seconds, *[self.seconds[-1]] * (size * self.grid[0] - len(self.seconds))]
+        return [(padded[i] + padded[i + size - 1]) / 2 for i in range(0, len(padded), size)]
+
+
+def _plain(clip: Placed) -> str:
+    return clip.marks["pad"] * sum(clip.counts)
+
+
+def _newline(clip: Placed) -> str:
+    return clip.marks["pad"] * (sum(clip.counts) + 1)
+
+
+def _qwen3(clip: Placed) -> str:
+    start, pad, end = (clip.marks[name] for name in ("start", "pad", "end"))
+    told = zip(clip.slots, clip.counts, strict=True)
+    return "".join(f"<{time:.1f} seconds>{start}{pad * count}{end}" for time, count in told)
+
+
+def _internvl(clip: Placed) -> str:
+    start, pad, end = (clip.marks[name] for name in ("start", "pad", "end"))
+    frames = enumerate(clip.counts, 1)
+    return "\n".join(f"Frame{number}: {start}{pad * count}{end}" for number, count in frames)
+
+
+def _smolvlm(clip: Placed) -> str:
+    around, whole, pad = (clip.marks[name] for name in ("around", "whole", "pad"))
+    length = int(clip.duration)
+    clock = f"{length // 3600}:{length // 60 % 60:02d}:{length % 60:02d}"
+    text = (
+        f"You are provided the following series of {in_words(len(clip.seconds))} frames from a "
+        f"{clock} [H:MM:SS] video.\n"
+    )
+    for time, count in zip(clip.seconds, clip.counts, strict=True):
+        minutes, rest = divmod(int(time), 60)
+        text += f"\nFrame from {minutes:02d}:{rest:02d}:{around}{whole}{pad * count}{around}"
+    return text + "\n\n"
+
+
+def _videollama3(clip: Placed) -> str:
+    told = zip(clip.seconds, clip.counts, strict=True)
+    return ",".join(f"Time {time:.1f}s:" + clip.marks["pad"] * count for time, count in told)
+
+
+@dataclass(frozen=True)
+class Script:
+    """One family's way to write a prompt.
+
+    Attributes:
+        clock: how seconds are told: "stamps" (as text), "positions" (how far apart frames are) or
+            "none".
+        frames: how many are sampled when a call does not say.
+        expand: what stands where the chat template marks the video.
+        mark: the video in a rendered template; content: a user's turn; template: the documented
+            chat around it. Braces are filled with `marks`, `question` and `content`.
+        fixed: True to use `template` also where the checkpoint has one, as the library does.
+        marks: the family's tokens: an id of the config (a name that ends in "_id"), an attribute
+            of the tokenizer, or else the text itself.
+    """
+
+    clock: str
+    frames: int
+    expand: Callable[[Placed], str]
+    content: str
+    mark: str = "{video}"
+    template: str = _CHATML
+    fixed: bool = False
+    marks: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+
+_VIDEO = {"pad": ("video_token_id", ""), "video": ("video_token_id", "")}
+_EDGES = {"start": ("vision_start_token_id", ""), "end": ("vision_end_token_id", "")}
+SCRIPTS: dict[str, Script] = {
+    "qwen2_5_vl": Script(
+        "positions",
+        32,
+        _plain,
+        "{start}{video}{end}{question}",
+        template=_SYSTEM + _CHATML,
+        marks={**_VIDEO, **_EDGES},
+    ),
+    "qwen3_vl": Script(
+        "stamps",
+        32,
+        _qwen3,
+        "{start}{video}{end}{question}",
+        # Every pair of frames brings its own edges; Qwen's processor puts them in place of these.
+        mark="{start}{video}{end}",
+        marks={**_VIDEO, **_EDGES},
+    ),
+    "llava_onevision": Script("none", 32, _newline, "{video}\n{question}", marks=_VIDEO),
+    "internvl": Script(
+        "none",
+        32,
+        _internvl,
+        "{video}\n{question}",
+        marks={
+            "pad": ("image_token_id", ""),
+            "video": ("video_token", "<video>"),
+            "start": ("start_image_token", "<img>"),
+            "end": ("end_image_token", "</img>"),
+        },
+    ),
+    "smolvlm": Script(
+        "stamps",
+        64,
+        _smolvlm,
+        "{video}{question}",
+        template="<|im_start|>User: {content}<end_of_utterance>\nAssistant:",
+        fixed=True,
+        marks={
+            "pad": ("image_token_id", ""),
+            "video": ("video_token", "<video>"),
+            "around": ("fake_image_token", "<fake_token_around_image>"),
+            "whole": ("global_image_token", "<global-img>"),
+        },
+    ),
+    "video_llama_3": Script(
+        "stamps",
+        64,
+        _videollama3,
+        "{video}\n{question}",
+        template=_SYSTEM + _CHATML,
+        marks=_VIDEO,
+    ),
+}
+
+
+_ONES = [
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen"),
+    *("eighteen", "nineteen"),
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+
+
+def in_words(number: int) -> str:
+    """A whole number below a million in English, as num2words writes it."""
+    if number < 20:
+        return _ONES[number]
+    if number < 100:
+        tens, rest = divmod(number, 10)
+        return _TENS[tens - 2] + (f"-{_ONES[rest]}" if rest else "")
+    size, name = (100, "hundred") if number < 1000 else (1000, "thousand")
+    count, rest = divmod(number, size)
+    joint = " and " if rest < 100 else ", "
+    return f"{in_words(count)} {name}" + (joint + in_words(rest) if rest else "")
