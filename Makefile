@@ -9,14 +9,18 @@ QUESTION ?= when does the red star spin?
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 TYPED := build/typed
+OTHER = build/transformers-$(VERSION)
+HUB_TESTS = tests/test_hf_*.py tests/test_models_page.py
 
 .DEFAULT_GOAL := help
-.PHONY: help ask test pytest lint format clean distclean
+.PHONY: help ask test pytest lint format models version test-transformers clean distclean
 
 help:
 	@echo "make ask     install and ask the sample video (SAMPLE=..., QUESTION=...)"
 	@echo "make test    install what tests need, run them, then lint"
 	@echo "make lint    ruff and mypy        make format   ruff, in place"
+	@echo "make models  run the model matrix and write docs/models.md from what it finds"
+	@echo "make test-transformers VERSION=...   run the model matrix with another transformers"
 	@echo "make clean   remove build files and caches; make distclean also removes $(VENV)"
 	@echo "PYTHON=...   the Python (3.10 or newer) that makes the environment"
 
@@ -25,8 +29,9 @@ ask: $(VENV)/.core
 
 test: pytest lint
 
+# As many processes as there are processors, whole files each, so that fixtures are shared.
 pytest: $(VENV)/.test
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 # The folders are mapped into one package at install: mypy reads the installed tree.
 lint: $(VENV)/.test
@@ -42,6 +47,29 @@ lint: $(VENV)/.test
 format: $(VENV)/.test
 	@$(BIN)/ruff check -q --fix-only .
 	@$(BIN)/ruff format -q .
+
+# The page is made of the results, so its own tests run behind it.
+models: $(VENV)/.test
+	@VIDLLM_MODELS_MATRIX=eval/results/models-matrix.json $(BIN)/python -m pytest -q \
+		$(HUB_TESTS) -k "not the_page and not matrix_covers"
+	@$(BIN)/vidllm list models --markdown > docs/models.md
+	@$(BIN)/python -m pytest -q tests/test_models_page.py -k "the_page or matrix_covers"
+
+version:
+	@test -n "$(VERSION)" || { echo "which one? make test-transformers VERSION=5.18.0"; exit 1; }
+
+# An environment of its own that takes from $(VENV) what that version lets stay (torch, pytest).
+test-transformers: version $(VENV)/.test
+	@test -x $(OTHER)/bin/python || $(BIN)/python -m venv --without-pip $(OTHER)
+	@shared=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+		own=$$($(OTHER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+		echo "import site; site.addsitedir('$$shared')" > $$own/shared.pth
+	@$(OTHER)/bin/python -m pip --disable-pip-version-check --no-input install -qq \
+		"transformers==$(VERSION)" > $(OTHER)/log 2>&1 || { cat $(OTHER)/log; exit 1; }
+	@$(OTHER)/bin/python -m pytest -q -p no:cacheprovider $(HUB_TESTS) > $(OTHER)/log 2>&1 \
+		|| { grep -E '^(FAILED|ERROR)|^E  ' $(OTHER)/log | sort | uniq -c | sort -rn | head -20; \
+		echo "transformers $(VERSION): $$(tail -n 1 $(OTHER)/log) ($(OTHER)/log)"; exit 1; }
+	@echo "transformers $(VERSION): $$(tail -n 1 $(OTHER)/log)"
 
 clean:
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hf_results import Results
 
 # Before anything imports torch or transformers; child processes inherit it.
 os.environ.update(
@@ -19,13 +21,31 @@ os.environ.update(
     GRADIO_ANALYTICS_ENABLED="False",
     MPLBACKEND="Agg",
 )
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# One thread each where the tests run in several processes (pytest-xdist).
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.pop("VIDLLM_DEBUG", None)
 os.environ.pop("VIDLLM_WEIGHTS", None)
 
 ROOT = Path(__file__).resolve().parent.parent
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+# VIDLLM_MODELS_MATRIX=FILE keeps what the tests of hub models find (see hf_results.py).
+FOUND, MATRIX = Results(), os.environ.pop("VIDLLM_MODELS_MATRIX", None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    report = yield
+    of_hub = item.path.name.startswith(("test_hf_", "test_models_page"))
+    if MATRIX and of_hub and isinstance(item, pytest.Function):
+        FOUND.add(item, report)
+    return report
+
+
+def pytest_sessionfinish() -> None:
+    if MATRIX:
+        FOUND.write(Path(MATRIX))
 
 
 @pytest.fixture(scope="session")

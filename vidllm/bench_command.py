@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vidllm.errors import InputError
-from vidllm.options import AsJson, Debug, clean_output, emit, say
+from vidllm.options import AsJson, Debug, clean_output, emit, one_of, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -107,10 +108,7 @@ def encoders(
     with clean_output(json):
         import torch
 
-        if device not in ("auto", "cpu", "cuda"):
-            raise InputError(f"--device must be auto, cpu or cuda, not {device!r}")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise InputError("--device cuda: torch sees no GPU here; use --device cpu")
+        where = _device(device)
         if dtype not in ("float32", "bfloat16"):
             raise InputError(f"--dtype must be float32 or bfloat16, not {dtype!r}")
         rows = bench_encoders(
@@ -118,7 +116,7 @@ def encoders(
             lengths=_counts("--lengths", lengths),
             dims=_counts("--dims", dims),
             runs=runs,
-            device="cuda" if device != "cpu" and torch.cuda.is_available() else "cpu",
+            device=where,
             dtype=getattr(torch, dtype),
             save=_saver(out),
         )
@@ -144,6 +142,79 @@ def learning(
     with clean_output(json):
         rows = bench_learning(_names(names), steps=steps, seeds=seeds, save=_saver(out))
         _show(rows, learning_table, out, json)
+
+
+@app.command()
+def models(
+    names: Annotated[
+        str, typer.Option("--models", help="Published models, comma separated.")
+    ] = "qwen2.5-vl-7b,llava-onevision-7b",
+    methods: Annotated[
+        str, typer.Option("--methods", help="Names or patterns; all without training by default.")
+    ] = "",
+    frames: Annotated[str, typer.Option(help="Lengths of the clips.")] = "32,128",
+    keeps: Annotated[str, typer.Option(help="Shares of the video tokens kept.")] = (
+        "1,0.5,0.25,0.1,0.05"
+    ),
+    scale: Annotated[
+        float | None,
+        typer.Option(help="Of width, depth, vocabulary and frames; 1 on a GPU, else 0.1."),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")] = 3,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 32,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="float32 or bfloat16; auto is bfloat16 on a GPU.")
+    ] = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="CSV file to write; eval/results/models-DEVICE.csv.", dir_okay=False),
+    ] = None,
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure prefill, TTFT, decoding and memory at real sizes, beside the FLOPs predicted."""
+    with clean_output(json):
+        import torch
+
+        from vidllm.bench_models import bench_models, device_name, models_table
+
+        where = _device(device)
+        one_of("--dtype", dtype, ("auto", "float32", "bfloat16"))
+        half = dtype == "bfloat16" or (dtype == "auto" and where == "cuda")
+        if out is None:
+            words = re.findall(r"[a-z0-9]+", device_name(where).lower())
+            out = Path("eval/results") / f"models-{'-'.join(words)}.csv"
+        rows = bench_models(
+            _names(names),
+            _names(methods),
+            frames=_counts("--frames", frames),
+            keeps=_shares("--keeps", keeps),
+            scale=(1.0 if where == "cuda" else 0.1) if scale is None else scale,
+            runs=runs,
+            new_tokens=new_tokens,
+            device=where,
+            dtype=torch.bfloat16 if half else torch.float32,
+            save=_saver(out),
+        )
+        _show(rows, models_table, out, json)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device must be auto, cpu or cuda, not {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no GPU here; use --device cpu")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _shares(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in _names(text)]
+    except ValueError:
+        raise InputError(f"{option} is a list of shares such as 1,0.5, not {text!r}") from None
 
 
 def _names(text: str) -> list[str]:

@@ -55,6 +55,9 @@ def _compressors() -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
+    """What is shipped, and the families of hub models that are served."""
+    from vidllm.models.hf import FAMILIES
+    from vidllm.presets import PRESETS
     from vidllm.shipped import shipped_models, weights_dir
 
     found = []
@@ -65,6 +68,10 @@ def _models() -> list[dict[str, Any]]:
         kind = str(config.get("model_type", ""))
         summary = f"{size:.1f} MB of weights, in {weights_dir().name}/{name}"
         found.append({"name": name, "kind": kind, "summary": summary})
+    for kind, (family, _, _) in FAMILIES.items():
+        hubs = [p.hub for p in PRESETS.values() if p.hub and p.config["model_type"] == kind]
+        summary = f"family of hub models, for example {', '.join(hubs)}"
+        found.append({"name": family, "kind": kind, "summary": summary})
     return found
 
 

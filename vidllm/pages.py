@@ -1,8 +1,10 @@
-"""Pages of docs/ that are made from the registries: ``vidllm list KIND --markdown``."""
+"""Pages of docs/ made from registries and test results: ``vidllm list KIND --markdown``."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from importlib.resources import files
 from typing import Any
 
 from vidllm.errors import InputError
@@ -12,11 +14,11 @@ def page(kind: str) -> str:
     """The page docs/KIND.md.
 
     Raises:
-        InputError: a kind that has no page.
+        InputError: a kind that has no page, or results that are not there.
     """
-    pages = {"compressors": _compressors, "encoders": _encoders}
+    pages = {"compressors": _compressors, "encoders": _encoders, "models": _models}
     if kind not in pages:
-        raise InputError(f"--markdown is for {' and '.join(pages)}, not for {kind}")
+        raise InputError(f"--markdown is for {', '.join(pages)}, not for {kind}")
     return "\n".join(pages[kind]()) + "\n"
 
 
@@ -112,6 +114,159 @@ def _encoders() -> list[str]:
         [[f"`{c.name}`", c.summary, c.paper] for c in heads_there],
     )
     return lines
+
+
+def models_matrix() -> dict[str, Any]:
+    """What the tests of hub models found: eval/results/models-matrix.json.
+
+    Raises:
+        InputError: an install without it.
+    """
+    # Data of another room, not its code: read by its place, as tasks are found by entry points.
+    file = files("vidllm.eval") / "results" / "models-matrix.json"
+    if not file.is_file():
+        raise InputError(
+            "the results of the model tests are not installed: run this in the repository "
+            "(make models makes them)"
+        )
+    return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _models() -> list[str]:
+    from vidllm.models.hf import FAMILIES
+    from vidllm.presets import PRESETS
+
+    found = models_matrix()
+    versions, matrix = found["versions"], found["matrix"]
+    families = {kind: FAMILIES[kind][0] for kind in FAMILIES if kind in matrix}
+    lines = [
+        "# Models",
+        "",
+        "Made by `vidllm list models --markdown` from the results of the tests in",
+        "[models-matrix.json](../eval/results/models-matrix.json), which `make models` writes:",
+        f"transformers {versions['transformers']}, torch {versions['torch']}, Python "
+        f"{versions['python']}, tiny random models of every",
+        "family in float32 on a CPU. A cell counts what passed, of what was tried. For one and",
+        "two prompts these are compressors and chains at keep=0.4: the logits of 16 greedy tokens",
+        "are those of the full model with the dropped tokens masked at the same positions, to",
+        "1e-5, and the tokens are the same. Under keep=1.0: bit-equal to the plain model.",
+        "",
+        "## Families",
+        "",
+    ]
+    hubs = {
+        kind: [f"`{p.hub}`" for p in PRESETS.values() if p.hub and p.config["model_type"] == kind]
+        for kind in families
+    }
+    lines += _table(
+        ["family", "`model_type`", "for example", "all tests"],
+        [
+            [name, f"`{kind}`", ", ".join(hubs[kind]), _share(_outcomes(found, kind))]
+            for kind, name in families.items()
+        ],
+    )
+    lines += ["", "## Family × stage × attention × batch", ""]
+    columns = ["family", "stage"]
+    ways = sorted({way for specs in matrix.values() for way in specs}, reverse=True)
+    columns += [f"{way}, {batch}" for way in ways for batch in ("1 prompt", "2 unequal prompts")]
+    rows = []
+    stages = _stages(matrix)
+    for kind, name in families.items():
+        for stage in dict.fromkeys(stage for found_in in stages.values() for stage in found_in):
+            specs = [spec for spec, acts in stages.items() if stage in acts]
+            cells = [
+                _share([matrix[kind].get(way, {}).get(spec, {}).get(batch, "") for spec in specs])
+                for way in ways
+                for batch in ("one", "two")
+            ]
+            whole = [
+                matrix[kind].get(w, {}).get(s, {}).get("whole", "") for w in ways for s in specs
+            ]
+            rows.append([name, stage, *cells, _share(whole)])
+    lines += [*_table([*columns, "keep=1.0"], rows), ""]
+    lines += [
+        "The second of the two prompts has an image and two videos of unequal sizes; the first is",
+        "padded on the left. A chain counts in every stage in which it acts.",
+        "",
+        "## Compressor × family",
+        "",
+        f"Both attentions ({', '.join(ways)}), one and two prompts, and keep=1.0:",
+        "",
+    ]
+    lines += _table(
+        ["compressors", "stage", *families.values()],
+        [
+            [
+                f"`{spec}`",
+                ", ".join(acts),
+                *(
+                    _share([o for way in ways for o in _cells(matrix[kind], way, spec)])
+                    for kind in families
+                ),
+            ]
+            for spec, acts in stages.items()
+        ],
+    )
+    lines += ["", "## What else is tested on every family", ""]
+    lines += _table(
+        ["test", *families.values()],
+        [
+            [test.removeprefix("test_").replace("_", " "), *(own.get(k, "–") for k in families)]
+            for test, own in found["tests"].items()
+            if len(own) == len(families)
+        ],
+    )
+    lines += ["", "## What is refused, and why", ""]
+    lines += _table(["asked for", "family", "answer"], _refusals(found["refused"], families))
+    return lines
+
+
+def _stages(matrix: dict[str, Any]) -> dict[str, list[str]]:
+    """Every tested spec with the stages in which it acts, in the order of the stages."""
+    from vidllm.compressors import STAGES, Chain, build
+
+    specs = sorted({spec for ways in matrix.values() for own in ways.values() for spec in own})
+    found: dict[str, list[str]] = {}
+    for spec in specs:
+        made = build(spec, keep=0.5)
+        items = made.items if isinstance(made, Chain) else [made]
+        found[spec] = list(dict.fromkeys(item.stage for item in items))
+    return dict(sorted(found.items(), key=lambda pair: [STAGES.index(s) for s in pair[1]]))
+
+
+def _cells(ways: dict[str, Any], way: str, spec: str) -> list[str]:
+    own = ways.get(way, {}).get(spec, {})
+    return [own.get(cell, "") for cell in ("one", "two", "whole")]
+
+
+def _outcomes(found: dict[str, Any], kind: str) -> list[str]:
+    own = [
+        o
+        for specs in found["matrix"][kind].values()
+        for cells in specs.values()
+        for o in cells.values()
+    ]
+    own += [tests[kind] for tests in found["tests"].values() if kind in tests]
+    return own
+
+
+def _share(outcomes: Sequence[str]) -> str:
+    passed, tried = outcomes.count("passed"), len(outcomes)
+    return f"{passed} of {tried}"
+
+
+def _refusals(refused: dict[str, Any], families: dict[str, str]) -> list[list[str]]:
+    """One row a case and answer; what all families answer alike is one row."""
+    rows = []
+    for case, own in refused.items():
+        answers: dict[str, list[str]] = {}
+        for kind, name in families.items():
+            if kind in own:
+                answers.setdefault(own[kind].replace(name, "MODEL"), []).append(name)
+        for answer, names in answers.items():
+            who = "all" if len(names) == len(families) else ", ".join(names)
+            rows.append([case, who, answer.replace("|", "\\|")])
+    return rows
 
 
 def encoder_entries() -> list[dict[str, Any]]:

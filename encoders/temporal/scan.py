@@ -100,9 +100,15 @@ def ssd_chunked(
             return _chunked(x, dt, A, B, C, min(chunk, x.shape[1]), D, initial_state)
         # Long sequences in blocks that stay in the cache, the state carried between them.
         size = max(_TOKENS_A_BLOCK // chunk, 1) * chunk
-        parts, state = [], initial_state
-        for part in zip(*(v.split(size, 1) for v in (x, dt, B, C)), strict=True):
-            y, state = _chunked(*part[:2], A, *part[2:], min(chunk, part[0].shape[1]), D, state)
+        y, state = _chunked(
+            x[:, :size], dt[:, :size], A, B[:, :size], C[:, :size], chunk, D, initial_state
+        )
+        parts = [y]
+        for start in range(size, x.shape[1], size):
+            at = slice(start, start + size)
+            y, state = _chunked(
+                x[:, at], dt[:, at], A, B[:, at], C[:, at], min(chunk, x.shape[1] - start), D, state
+            )
             parts.append(y)
         return torch.cat(parts, dim=1), state
 

@@ -190,7 +190,7 @@ class StackEncoder(TemporalEncoder):
         """Give every layer its own initialisation again (after a general initialiser)."""
         for module in (*self.norms, *self.mixers, self.times):
             if module is not None:
-                module.reset_parameters()  # type: ignore[operator]
+                module.reset_parameters()
 
     def forward(self, x: Tensor, seconds: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode (B, T, N, D) at `seconds` (B, T), real where `mask` (B, T); same shape out."""

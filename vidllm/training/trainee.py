@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -188,7 +190,7 @@ class Trainee(nn.Module):
         told, named = points.masked_fill(asked, -1), points.masked_fill(~asked, -1)
         states, early, video_at = result.hidden_states, max(0, layer - 1), slice(1, prefix)
         nouns = (points.clamp(min=0) + prefix)[..., None].expand(-1, -1, embeds.shape[-1])
-        verbs = self.heads.word_ids[losses.LOOKS :]
+        verbs = cast(Tensor, self.heads.word_ids)[losses.LOOKS :]
         state = model.language_model.model.norm(states[early + 1].gather(1, nouns))
         said = state @ model.embed_tokens(verbs).T
         out = {

@@ -29,7 +29,7 @@ from .choosing import Choice
 from .decoding import Decoding
 from .eviction import evict_rows
 from .reducing import dense_planes, reduce
-from .state import Call, Past, Report, count_videos, numbered, without_planes
+from .state import Call, Past, Report, bare, count_videos, numbered, without_planes
 from .towers import Sight, watch
 
 
@@ -195,6 +195,8 @@ class Session:
             and any(n < len(a) for (_, n), a in zip(late, call.after, strict=True))
         ):
             kwargs = self._prune(call, planes, places, late, kwargs)
+        elif not late:
+            call.after = [bare(after) for after in call.after]
         call.seconds = time.perf_counter() - began
         return args, kwargs
 

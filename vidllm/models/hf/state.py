@@ -93,6 +93,11 @@ def without_planes(tokens: VideoTokens) -> VideoTokens:
     return replace(tokens, signals=signals)
 
 
+def bare(tokens: VideoTokens) -> VideoTokens:
+    """The books alone: features and signals would be held for the whole of the decoder."""
+    return replace(tokens, features=tokens.features[:, :0].clone(), signals={})
+
+
 def numbered(pruner: BatchPruner) -> list[list[Tensor]]:
     """The pruner's columns as numbers among each row's tokens."""
     order = pruner.valid.cumsum(1) - 1
