@@ -64,17 +64,12 @@ def test_from_a_file_to_an_answer_with_fewer_tokens_in_the_tower(
         outside = VideoLLM(made, TOKENIZER, compressors=f"{name}:tower=false", keep=0.25)
         said = outside.ask(video, QUESTION, max_new_tokens=4)
     assert seen == [6 * 17] * 2 and said.receipt.tokens_kept == full // 4
-    clip = outside._clip(video, None, None, None, None, cast(Any, _Ignored()))
+    clip = outside.sample(video)
     tokens, duration = llm.encode(clip)  # encoded once for several methods: nothing merged
     assert len(tokens) == full
     method = get(name, keep=0.25, tower=False)
     same = llm.answer(clip, tokens, duration, [QUESTION], compressor=method, max_new_tokens=4)
     assert same[0].raw == said.raw
-
-
-class _Ignored:
-    def add(self, *_: object) -> None:
-        """A stopwatch that keeps nothing."""
 
 
 @pytest.mark.parametrize("spec", ["tome,visionzip", "tempme,storm", "mustdrop,mustdrop-filter"])

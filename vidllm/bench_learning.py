@@ -33,6 +33,7 @@ NOTHING = -100  # the label of frames at which nothing is asked
 #: Sizes for this width where the defaults are meant for an LLM's; the layers are the same for all.
 OPTIONS: dict[str, dict[str, Any]] = {
     "ssd": {"head_dim": 16, "state": 16, "chunk": 16},
+    "mambamixer": {"slots": 1},  # a frame here is one token
     "storm": {"sizes": {"head_dim": 16, "state": 16, "chunk": 16}},
 }
 LAYERS = 2
