@@ -144,12 +144,10 @@ def clustered_interval(
     """95 % bootstrap interval of the mean; whole clusters (videos) are drawn, not single values."""
     if not values:
         return None
-    names, inverse = np.unique(np.asarray(clusters), return_inverse=True)
-    sums = np.bincount(inverse, weights=np.asarray(values, dtype=np.float64))
-    counts = np.bincount(inverse)
-    drawn = np.random.default_rng([17, seed]).integers(len(names), size=(rounds, len(names)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    return [round(float(v), 4) for v in np.percentile(means, [2.5, 97.5])]
+    from .scores.statistics import bootstrap  # the scores need this file
+
+    found = bootstrap(values, clusters, seed=seed, rounds=rounds)
+    return [round(found.low, 4), round(found.high, 4)]
 
 
 def span_scores(ious: Sequence[float] | np.ndarray) -> dict[str, float | None]:

@@ -18,7 +18,13 @@ def test_the_interval_is_that_of_the_stage_benchmark() -> None:
     values = [float(v) for v in draw.uniform(size=300)]
     videos = [f"v{k}" for k in draw.integers(0, 40, 300)]
     found = bootstrap(values, videos, seed=5)
-    assert [round(found.low, 4), round(found.high, 4)] == clustered_interval(values, videos, 5)
+    _, inverse = np.unique(videos, return_inverse=True)  # whole videos drawn, written out
+    sums, counts = np.bincount(inverse, weights=values), np.bincount(inverse)
+    drawn = np.random.default_rng([17, 5]).integers(len(sums), size=(2000, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    wanted = [round(float(v), 4) for v in np.percentile(means, [2.5, 97.5])]
+    assert [round(found.low, 4), round(found.high, 4)] == wanted
+    assert clustered_interval(values, videos, 5) == wanted
     assert found.value == pytest.approx(np.mean(values))
     assert found.n == 300 and found.clusters == len(set(videos)) and found.p is None
     assert bootstrap(values, videos, seed=5) == found != bootstrap(values, videos, seed=6)

@@ -96,3 +96,14 @@ def split_budget(total_budget: int, parts: int | Sequence[float]) -> list[int]:
     for i in by_remainder[: total_budget - sum(result)]:
         result[i] += 1
     return result
+
+
+def cut_counts(total: int, points: Sequence[tuple[int, float]], budget: int) -> dict[int, int]:
+    """Exact counts left before each layer that prunes; the last cut lands on the budget.
+
+    Args:
+        total: tokens at first. points: (layer, share of them left after its cut), ascending.
+        budget: what is left in the end; no cut goes below it.
+    """
+    counts = {layer: max(budget, round(total * share)) for layer, share in points}
+    return {**counts, points[-1][0]: budget}

@@ -14,6 +14,7 @@ from vidllm.compressors import Chain, Compressor, build
 
 from .cost import kv_bytes_per_token
 from .errors import InputError
+from .flops import Decoder
 from .models.hf import adapter_for
 from .models.hf.session import Session
 from .models.hf.state import Report
@@ -99,7 +100,7 @@ class Compression:
             report.kept,
             report.full * size,
             sum(report.cached) / len(report.cached) * size,
-            _flops(self._session.layers, report),
+            _flops(decoder.config, report),
             1000 * report.seconds,
         )
 
@@ -186,18 +187,11 @@ def _method(
     return made
 
 
-def _flops(layers: nn.ModuleList, report: Report) -> float:
-    """Operations of the layers on what they read, as a share of those on the full prompts."""
-    spent = whole = 0.0
-    for layer, rows in zip(layers, report.rows, strict=True):
-        weights = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
-        attention: Any = layer.self_attn
-        width = attention.q_proj.out_features
-        spent += sum(_cost(len(row), weights, width) for row in rows)
-        whole += sum(_cost(count, weights, width) for count in report.prompt)
-    return spent / whole
-
-
-def _cost(count: int, weights: int, width: int) -> float:
-    # Two operations a weight and token; causal attention reads half of all pairs, twice.
-    return 2.0 * weights * count + 2.0 * width * count * count
+def _flops(config: Any, report: Report) -> float:
+    """FLOPs of the layers on what they read, as a share of those on the full prompts."""
+    decoder = Decoder.of(config)
+    spent = sum(
+        decoder.prefill([len(layer[row]) for layer in report.rows], causal=True, logits=0)
+        for row in range(len(report.prompt))
+    )
+    return spent / sum(decoder.prefill(count, causal=True, logits=0) for count in report.prompt)

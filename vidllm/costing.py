@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 
+from vidllm.budget import cut_counts
 from vidllm.compressors import LATE, Chain, Compressor
 from vidllm.errors import InputError
 from vidllm.tokens import Keep, VideoTokens
@@ -161,9 +162,8 @@ def _first(tokens: VideoTokens, count: int) -> VideoTokens:
 
 
 def _cut(count: int, points: list[tuple[int, float]], budget: int, depth: int) -> tuple[int, ...]:
-    """What every layer reads; the cuts of `vidllm.models.pruning`, the last on the budget."""
-    left = {layer: max(budget, round(count * share)) for layer, share in points}
-    left[points[-1][0]] = budget
+    """What every layer reads."""
+    left = cut_counts(count, points, budget)
     counts = []
     for layer in range(depth):
         count = min(count, left.get(layer, count))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import json
 from abc import ABC
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vidllm.errors import InputError
+from vidllm.registry import Registry
 
 
 class Head(nn.Module, ABC):
@@ -55,36 +54,8 @@ class Head(nn.Module, ABC):
                 module.training = mode
 
 
-_REGISTRY: dict[str, type[Head]] = {}
-_H = TypeVar("_H", bound=type[Head])
-
-
-def register_head(name: str) -> Callable[[_H], _H]:
-    """Class decorator: make a head available as `get_head(name)`."""
-
-    def add(cls: _H) -> _H:
-        cls.name = name
-        _REGISTRY[name] = cls
-        return cls
-
-    return add
-
-
-def head_names() -> list[str]:
-    """The registered names, sorted."""
-    return sorted(_REGISTRY)
-
-
-def find_head(name: str) -> type[Head]:
-    """The class called `name`.
-
-    Raises:
-        InputError: no head of that name; the message names close matches.
-    """
-    if name not in _REGISTRY:
-        close = difflib.get_close_matches(name, _REGISTRY, n=2, cutoff=0.4) or head_names()
-        raise InputError(f"no head {name!r}: did you mean {' or '.join(close)}?")
-    return _REGISTRY[name]
+_REGISTRY: Registry[Head] = Registry("head")
+register_head, head_names, find_head = _REGISTRY.register, _REGISTRY.names, _REGISTRY.find
 
 
 def get_head(name: str, **options: Any) -> Head:
@@ -93,12 +64,7 @@ def get_head(name: str, **options: Any) -> Head:
     Raises:
         InputError: no head or no option of that name; the message names close matches.
     """
-    known = list(inspect.signature(find_head(name)).parameters)
-    for key in options:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=2, cutoff=0.4) or known
-            raise InputError(f"head {name!r} has no option {key!r}: it takes {', '.join(close)}")
-    return _REGISTRY[name](**options)
+    return _REGISTRY.build(name, options=options)
 
 
 def load_head(path: str | Path) -> Head:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vidllm.errors import InputError
+from vidllm.registry import Registry
 
 
 class TemporalEncoder(nn.Module, ABC):
@@ -83,24 +81,9 @@ class TemporalEncoder(nn.Module, ABC):
             )
 
 
-_REGISTRY: dict[str, type[TemporalEncoder]] = {}
-_E = TypeVar("_E", bound=type[TemporalEncoder])
-
-
-def register_temporal(name: str) -> Callable[[_E], _E]:
-    """Class decorator: make an encoder available as `get_temporal(name)`."""
-
-    def add(cls: _E) -> _E:
-        cls.name = name
-        _REGISTRY[name] = cls
-        return cls
-
-    return add
-
-
-def temporal_names() -> list[str]:
-    """The registered names, sorted."""
-    return sorted(_REGISTRY)
+_REGISTRY: Registry[TemporalEncoder] = Registry("temporal encoder", given=("dim",))
+register_temporal, temporal_names = _REGISTRY.register, _REGISTRY.names
+options_of = _REGISTRY.options
 
 
 def tensors_in(state: Any) -> list[Tensor]:
@@ -129,32 +112,13 @@ def state_bytes(encoder: TemporalEncoder, dim: int, slots: int = 1, frames: int 
     return sum(t.numel() * t.element_size() for t in tensors_in(state))
 
 
-def options_of(name: str) -> list[str]:
-    """The options that `get_temporal(name, dim, ...)` takes.
-
-    Raises:
-        InputError: no encoder of that name; the message names close matches.
-    """
-    if name not in _REGISTRY:
-        close = difflib.get_close_matches(name, _REGISTRY, n=2, cutoff=0.4) or temporal_names()
-        raise InputError(f"no temporal encoder {name!r}: did you mean {' or '.join(close)}?")
-    return [p for p in inspect.signature(_REGISTRY[name]).parameters if p != "dim"]
-
-
 def get_temporal(name: str, dim: int, **options: Any) -> TemporalEncoder:
     """Build the encoder called `name` for tokens of width `dim`.
 
     Raises:
         InputError: no encoder or no option of that name; the message names close matches.
     """
-    known = options_of(name)
-    for key in options:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=2, cutoff=0.4) or known or ["none"]
-            raise InputError(
-                f"temporal encoder {name!r} has no option {key!r}: it takes {', '.join(close)}"
-            )
-    return _REGISTRY[name](dim, **options)
+    return _REGISTRY.build(name, dim, options=options)
 
 
 def get_alike(name: str, dim: int, **options: Any) -> TemporalEncoder:

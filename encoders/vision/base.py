@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vidllm.errors import InputError
+from vidllm.registry import Registry
 from vidllm.tokens import VideoTokens
 
 
@@ -192,36 +190,8 @@ class VisionEncoder(nn.Module, ABC):
             )
 
 
-_REGISTRY: dict[str, type[VisionEncoder]] = {}
-_E = TypeVar("_E", bound=type[VisionEncoder])
-
-
-def register_vision(name: str) -> Callable[[_E], _E]:
-    """Class decorator: make an encoder available as `get_vision(name)`."""
-
-    def add(cls: _E) -> _E:
-        cls.name = name
-        _REGISTRY[name] = cls
-        return cls
-
-    return add
-
-
-def vision_names() -> list[str]:
-    """The registered names, sorted."""
-    return sorted(_REGISTRY)
-
-
-def find_vision(name: str) -> type[VisionEncoder]:
-    """The class called `name`.
-
-    Raises:
-        InputError: no encoder of that name; the message names close matches.
-    """
-    if name not in _REGISTRY:
-        close = difflib.get_close_matches(name, _REGISTRY, n=2, cutoff=0.4) or vision_names()
-        raise InputError(f"no vision encoder {name!r}: did you mean {' or '.join(close)}?")
-    return _REGISTRY[name]
+_REGISTRY: Registry[VisionEncoder] = Registry("vision encoder")
+register_vision, vision_names, find_vision = _REGISTRY.register, _REGISTRY.names, _REGISTRY.find
 
 
 def get_vision(name: str, **options: Any) -> VisionEncoder:
@@ -230,11 +200,4 @@ def get_vision(name: str, **options: Any) -> VisionEncoder:
     Raises:
         InputError: no encoder or no option of that name; the message names close matches.
     """
-    known = list(inspect.signature(find_vision(name)).parameters)
-    for key in options:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=2, cutoff=0.4) or known or ["none"]
-            raise InputError(
-                f"vision encoder {name!r} has no option {key!r}: it takes {', '.join(close)}"
-            )
-    return _REGISTRY[name](**options)
+    return _REGISTRY.build(name, options=options)

@@ -18,6 +18,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from vidllm.budget import cut_counts
 from vidllm.compressors import Compressor
 from vidllm.errors import InputError
 from vidllm.selection import Keep, Selection, chosen
@@ -115,8 +116,7 @@ class BatchPruner:
         points = cast(PrefillMethod, method).points(depth)
         if not points or not 0 <= points[0][0] <= points[-1][0] < depth:
             raise InputError(f"{method.name} prunes at no layer of a model with {depth}")
-        counts = {layer: max(run.budget, round(total * left)) for layer, left in points}
-        return {**counts, points[-1][0]: run.budget}
+        return cut_counts(total, points, run.budget)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
