@@ -316,12 +316,6 @@ def test_what_cannot_be_served_is_refused_in_one_line() -> None:
             model.generate(**longer, past_key_values=cache, **SMALL)
         with pytest.raises(InputError, match="assisted decoding"):
             model.generate(**inputs, prompt_lookup_num_tokens=2, **SMALL)
-    model.config.text_config._attn_implementation = "flex_attention"
-    try:
-        with pytest.raises(InputError, match=r"aim on Qwen2\.5-VL: attention 'flex_attention'"):
-            compress(model, "aim", keep=0.5).__enter__()
-    finally:
-        model.config.text_config._attn_implementation = "sdpa"
 
 
 def test_receipts_count_what_was_spent() -> None:

@@ -19,6 +19,10 @@ _EXPORTS = {
     "Limits": "vidllm.budget",
     "Receipt": "vidllm.cost",
     "Span": "vidllm.timecode",
+    "Listener": "vidllm.listening",
+    "StopSignal": "vidllm.listening",
+    "Stopped": "vidllm.listening",
+    "TokenMap": "vidllm.tokenmap",
     "VideoClip": "vidllm.video",
     "VideoLLM": "vidllm.pipeline",
     "VideoTokens": "vidllm.tokens",
@@ -33,8 +37,12 @@ __all__ = [
     "Compressor",
     "InputError",
     "Limits",
+    "Listener",
     "Receipt",
     "Span",
+    "StopSignal",
+    "Stopped",
+    "TokenMap",
     "VideoClip",
     "VideoLLM",
     "VideoTokens",
@@ -51,8 +59,10 @@ if TYPE_CHECKING:
     from vidllm.compressors import Compressor
     from vidllm.cost import Receipt
     from vidllm.errors import InputError, VidllmError, WorkError
+    from vidllm.listening import Listener, Stopped, StopSignal
     from vidllm.pipeline import Answer, VideoLLM
     from vidllm.timecode import Span
+    from vidllm.tokenmap import TokenMap
     from vidllm.tokens import VideoTokens
     from vidllm.video import VideoClip, load_video
 

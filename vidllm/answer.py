@@ -8,6 +8,7 @@ from typing import Any
 
 from .cost import Receipt
 from .timecode import Span
+from .tokenmap import TokenMap
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,18 @@ class Answer:
 
     Args:
         text: the answer with its times as seconds.
-        spans: the times it names, in seconds of the video.
+        spans: the times it names, in seconds of the video; the score of each is the mean
+            (geometric) probability that the model gave the tokens that spell it.
         receipt: what it cost. Questions asked together share the stages up to `prefill`; their
             receipts show the same seconds.
         raw: the model's own words, time tokens and all.
         failed: a time was asked for and none was found (`spans` then holds what the time code
             does in this case: the whole video, or nothing).
         notes: what the user should know, one line each.
+        letters: for every letter of `choices` the natural log-probability that the answer begins
+            with it, over all tokens of the model; from the same prefill as the answer. None
+            without choices, or where the tokenizer has no single token for a letter.
+        kept: what became of every video token on the way to the LLM's last layers.
     """
 
     text: str
@@ -31,16 +37,24 @@ class Answer:
     raw: str = ""
     failed: bool = False
     notes: tuple[str, ...] = ()
+    letters: dict[str, float] | None = None
+    kept: TokenMap | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: spans as [start, end]."""
+        """For JSON: spans as [start, end], their scores beside; `letters` where there are some.
+
+        Without `kept`, which has an `as_dict` of its own.
+        """
+        told: dict[str, Any] = {} if self.letters is None else {"letters": self.letters}
         return {
             "text": self.text,
             "spans": [[round(s.start, 3), round(s.end, 3)] for s in self.spans],
+            "scores": [round(s.score, 4) for s in self.spans],
             "failed": self.failed,
             "raw": self.raw,
             "receipt": self.receipt.as_dict(),
             "notes": list(self.notes),
+            **told,
         }
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypedDict
 
-from vidllm.compressors import Chain, Compressor
+from vidllm.compressors import Chain, Compressor, build
 
 from .answer import Answer
 from .budget import Limits
-from .cost import Receipt
+from .cost import Receipt, Stopwatch
 from .errors import InputError
+from .listening import Listener
 from .prompt import PROMPTS, wrap
 from .timecode import Span
 from .video import VideoClip, load_video
@@ -21,6 +22,10 @@ from .video import VideoClip, load_video
 #: A file, or a clip that was read before.
 Video = str | os.PathLike[str] | VideoClip
 Frames = int | Literal["auto"] | None
+#: A method, or its spec with a share of its own: "aim:keep=0.25". None for the model's own.
+Method = Compressor | Chain | str | None
+#: For every question its letters, or None; for a lone question also its letters alone.
+Choices = Sequence[str | Sequence[str] | None] | None
 #: Share of the tokens that frames="auto" counts on where a method has none of its own.
 USUAL_SHARE = 0.25
 #: Frames a second beyond which frames="auto" takes no more of a video.
@@ -36,6 +41,15 @@ class AskOptions(TypedDict, total=False):
     start: float | None
     end: float | None
     max_new_tokens: int | None
+    compressor: Method
+    choices: Choices
+    listener: Listener | None
+
+
+def sampling_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options of a question that say how its video is sampled."""
+    names = ("frames", "fps", "tokens", "start", "end", "compressor")
+    return {name: options[name] for name in names if name in options}
 
 
 class Asked:
@@ -46,6 +60,9 @@ class Asked:
     fps: float | None
     tokens: int | None
     reader: str
+    #: Also measure memory on a CPU, where every tensor is counted as it is made (slower by a
+    #: tenth and more); on a GPU it is always measured.
+    measures_memory: bool = False
 
     def ask(self, video: Video, question: str, **options: Any) -> Answer:
         """One answer (see `VideoLLM.ask`)."""
@@ -92,6 +109,8 @@ class Asked:
         start: float | None = None,
         end: float | None = None,
         limits: Limits | None = None,
+        compressor: Method = None,
+        listener: Listener | None = None,
     ) -> VideoClip:
         """The clip that `ask` would look at; options as there.
 
@@ -116,7 +135,8 @@ class Asked:
                 raise InputError("frames='auto' picks frames for a number of tokens: give tokens")
             if fps is not None:
                 raise InputError("give only one of frames and fps")
-            frames = self._fitting(video, tokens, start, end, limits)
+            method = self.chosen(compressor, tokens)
+            frames = self._fitting(video, tokens, start, end, limits, method)
         return load_video(
             video,
             frames=frames,
@@ -125,7 +145,16 @@ class Asked:
             end=end,
             reader=self.reader,
             limits=limits,
+            listener=listener,
         )
+
+    def read(self, watch: Stopwatch, video: Video, **options: Any) -> VideoClip:
+        """As `sample`, with the seconds that reading took or had taken."""
+        if not isinstance(video, VideoClip):
+            watch.begin("decode")
+        clip = self.sample(video, **options, listener=watch.listener)
+        watch.add("decode", clip.read_seconds)
+        return clip
 
     @property
     def usual_frames(self) -> int:
@@ -136,15 +165,33 @@ class Asked:
         """Video tokens without compression of so many frames of so many pixels, at most."""
         raise InputError(f"{type(self).__name__} does not count tokens")
 
-    def within(self, tokens: int | None) -> Compressor | Chain:
-        """The model's compressors, with an exact budget where one is given.
+    def chosen(self, compressor: Method, tokens: int | None = None) -> Compressor | Chain:
+        """The compressors of a call: None for the model's own.
+
+        Raises:
+            InputError: a spec that is wrong, or without a share where no number of tokens is met.
+        """
+        if compressor is None:
+            return self.compressor
+        if not isinstance(compressor, str):
+            return compressor
+        made = build(compressor)
+        last = made.items[-1] if isinstance(made, Chain) else made
+        if tokens is None and last.is_free() and made.name != "none":
+            raise InputError(
+                f"how much should '{compressor}' keep? Say it with its name, such as aim:keep=0.25"
+            )
+        return made
+
+    def within(self, method: Compressor | Chain, tokens: int | None) -> Compressor | Chain:
+        """A method with an exact budget where one is given.
 
         Raises:
             InputError: a budget below 1, or one that a method with a count of its own cannot take.
         """
-        if tokens is None or self.compressor.name == "none":
-            return self.compressor
-        return replace(self.compressor, keep=1.0, budget=tokens)
+        if tokens is None or method.name == "none":
+            return method
+        return replace(method, keep=1.0, budget=tokens)
 
     def budget(self, tokens: int | None) -> int | None:
         """The tokens of a call, or else those of the model; checked."""
@@ -153,24 +200,28 @@ class Asked:
             raise InputError(f"tokens must be a whole number of at least 1, got {tokens!r}")
         return tokens
 
-    def check_fits(self, frames: int, total: int, tokens: int | None) -> None:
-        """See that so many tokens can be met.
+    def check_fits(
+        self, method: Compressor | Chain, frames: int, total: int, tokens: int | None
+    ) -> None:
+        """See that a method can meet so many tokens.
 
         Raises:
             InputError: nothing removes tokens, and there are too many.
         """
-        if tokens is not None and total > tokens and self.compressor.name == "none":
+        if tokens is not None and total > tokens and method.name == "none":
             raise InputError(
                 f"{frames} frames are {total} video tokens, more than {tokens}, and nothing "
                 "removes any: name a compressor, or use fewer frames"
             )
 
-    def fit_notes(self, receipt: Receipt, tokens: int | None) -> tuple[str, ...]:
+    def fit_notes(
+        self, method: Compressor | Chain, receipt: Receipt, tokens: int | None
+    ) -> tuple[str, ...]:
         """What was chosen to stay within a number of tokens."""
         if tokens is None:
             return ()
         kept, full = receipt.tokens_kept, receipt.tokens_full
-        inside = self.compressor.inside_decoder() and kept < full
+        inside = method.inside_decoder() and kept < full
         late = f"; the decoder's first layers read all {full}" if inside else ""
         share = f"{kept / max(1, full):.3g}"
         frames = "1 frame" if receipt.frames == 1 else f"{receipt.frames} frames"
@@ -183,6 +234,7 @@ class Asked:
         start: float | None,
         end: float | None,
         limits: Limits | None,
+        method: Compressor | Chain,
     ) -> int:
         limits = limits or Limits()
         peek = load_video(video, frames=1, start=start, end=end, reader=self.reader, limits=limits)
@@ -193,8 +245,8 @@ class Asked:
             limits.max_frames,
             max(1, limits.max_bytes // (3 * height * width)),
         )
-        share = 1.0 if self.compressor.name == "none" else self.compressor.keep
-        if share == 1.0 and self.compressor.name != "none":
+        share = 1.0 if method.name == "none" else method.keep
+        if share == 1.0 and method.name != "none":
             share = USUAL_SHARE
         return choose_frames(tokens, share, most, lambda t: self.count(height, width, t))
 

@@ -26,10 +26,12 @@ from transformers.generation.streamers import BaseStreamer
 
 from vidllm.bench_shapes import Subject, build_subject
 from vidllm.compressing import Compression, compress
-from vidllm.compressors import find, names
+from vidllm.compressors import build, find, names
 from vidllm.errors import InputError, VidllmError
 from vidllm.flops import Decoder
 from vidllm.memory import tensor_peak
+from vidllm.models.hf import adapter_for
+from vidllm.models.hf.merging import merges_inside
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -133,8 +135,9 @@ def bench_models(
                 "frames": length,
             }
             plain: dict[str, Any] = {}
-            for spec, keep in [("none", None), *((s, k) for s in specs for k in keeps)]:
-                stage = "" if keep is None else find(spec.rpartition(",")[2]).stage
+            for method, keep in [("none", None), *((s, k) for s in specs for k in keeps)]:
+                stage = "" if keep is None else find(method.rpartition(",")[2]).stage
+                spec = _served(subject, method)
                 row = {**head, "compressor": spec, "stage": stage, "keep": keep}
                 try:
                     if "error" in plain:
@@ -153,6 +156,12 @@ def bench_models(
         del subject
         _free(device)
     return rows
+
+
+def _served(subject: Subject, spec: str) -> str:
+    """A method that merges inside the tower works behind it where the tower cannot merge."""
+    inside = merges_inside(build(spec)) is not None
+    return f"{spec}:tower=false" if inside and adapter_for(subject.model).whole_grid() else spec
 
 
 def device_name(device: str) -> str:

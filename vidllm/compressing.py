@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 from weakref import WeakSet
@@ -16,10 +16,11 @@ from .cost import kv_bytes_per_token
 from .errors import InputError
 from .flops import Decoder
 from .models.hf import adapter_for
+from .models.hf.prefix import Prefix
 from .models.hf.session import Session
 from .models.hf.state import Report
 
-__all__ = ["Compression", "CompressionReceipt", "compress"]
+__all__ = ["Compression", "CompressionReceipt", "Prefix", "compress"]
 
 _AT_WORK: WeakSet[Any] = WeakSet()
 
@@ -104,6 +105,39 @@ class Compression:
             1000 * report.seconds,
         )
 
+    def reuse(self, prefix: Prefix | None = None) -> AbstractContextManager[Prefix]:
+        """Read one video once for many questions: ``with c.reuse() as video:``.
+
+        Prompts in the block begin alike, up to the end of the same video (the processor makes
+        them so where the video stands before the question; a later turn of a conversation begins
+        so as well). The first one is read as always, and its keys and values up to the video's
+        end are kept; the others read only what stands behind, with the answers of a fresh run.
+        Rows of a batch may ask different questions. `model(**inputs)` gives the logits of what
+        was read.
+
+        Args:
+            prefix: one that an earlier block filled, also of an earlier `compress` with the same
+                model and method; None for a new one.
+
+        Yields:
+            The prefix; hand it to a later block to go on with it.
+
+        Raises:
+            InputError: a method that reads the question or acts inside the decoder, at once;
+                later a prompt that begins otherwise, another video, or no cache.
+        """
+        return self._session.sharing(Prefix() if prefix is None else prefix)
+
+    def tell_seconds(self, *videos: tuple[Sequence[float], float]) -> None:
+        """Tell compressors when the frames were, where the caller knows it better than the prompt.
+
+        Args:
+            videos: for every video of a prompt, in order, the seconds of its frames (of the slots
+                of its token grid: Qwen makes one of two frames) and the second at which it ends;
+                none to read prompts again.
+        """
+        self._session.adapter.tell_seconds(*videos)
+
     @property
     def _report(self) -> Report:
         if self._session.report is None:
@@ -127,11 +161,13 @@ def compress(
     text are never touched. Rows of a batch that keep different numbers of tokens are padded on
     the side where the inputs are padded. With keep=1.0 everything is bit-equal to the plain model.
     A later turn of a conversation is a new prompt: it is compressed from its beginning, the same
-    way for methods that do not read the question.
+    way for methods that do not read the question (see `Compression.reuse` for not reading it
+    again).
 
     Args:
         model: a model of `vidllm.models.hf.FAMILIES`, from `from_pretrained`, in any dtype and
-            on any device; attention "sdpa" or "eager".
+            on any device, with any attention that the library has a mask function for: sdpa,
+            eager, flash_attention_2 and its like, flex_attention where the family takes it.
         compressors: a spec such as "aim", "dycoke,uniform" or "per-scene(evs)", an instance, a
             chain, or a sequence of names and instances.
         keep: share of the tokens of every video that is kept, in (0, 1]; it goes with names.
@@ -194,4 +230,6 @@ def _flops(config: Any, report: Report) -> float:
         decoder.prefill([len(layer[row]) for layer in report.rows], causal=True, logits=0)
         for row in range(len(report.prompt))
     )
+    if report.reused:
+        spent -= len(report.prompt) * decoder.prefill(report.reused, causal=True, logits=0)
     return spent / sum(decoder.prefill(count, causal=True, logits=0) for count in report.prompt)

@@ -6,26 +6,46 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from .listening import Listener, check
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
 class Stopwatch:
-    """Wall seconds by stage, in the order in which the stages first ran."""
+    """Wall seconds by stage, in the order in which the stages first ran, told to a listener."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    listener: Listener | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count what runs inside towards `name`."""
+        """Count what runs inside towards `name`. Raises `Stopped` where the listener says so."""
+        self.begin(name)
         began = time.perf_counter()
         try:
             yield
         finally:
             self.add(name, time.perf_counter() - began)
 
+    def begin(self, name: str) -> None:
+        """Tell the listener of a stage, unless it wants the work to end."""
+        check(self.listener)
+        if self.listener is not None:
+            self.listener.stage(name)
+            check(self.listener)
+
     def add(self, name: str, seconds: float) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        if self.listener is not None:
+            self.listener.seconds(name, self.seconds[name])
+
+    def copy(self) -> Stopwatch:
+        """Another one that goes on from here, for the same listener."""
+        return Stopwatch(dict(self.seconds), self.listener)
 
 
 @dataclass(frozen=True)
@@ -37,6 +57,12 @@ class Receipt:
         tokens_full: video tokens without compression; tokens_kept: those that the LLM saw.
         kv_full_mb, kv_kept_mb: KV cache of these tokens, in MB (10⁶ bytes).
         seconds: wall seconds by stage. `decode` is reading the video.
+        peak_mb: the most memory that the whole call held above what there was before, in MB;
+            None where it was not measured (see `VideoLLM.measures_memory`).
+        flops: floating point operations by stage ("vision", "temporal", "prefill", "decode"),
+            predicted from the shapes of the model and the very tokens that every layer read, as
+            if this question were asked alone of a video that was not encoded before; None where
+            the shapes are not known.
     """
 
     frames: int
@@ -45,6 +71,8 @@ class Receipt:
     kv_full_mb: float
     kv_kept_mb: float
     seconds: dict[str, float]
+    peak_mb: float | None = None
+    flops: dict[str, float] | None = None
 
     @property
     def total(self) -> float:
@@ -57,6 +85,7 @@ class Receipt:
         plain["seconds"] = {k: round(v, 4) for k, v in self.seconds.items()}
         plain["kv_full_mb"] = round(self.kv_full_mb, 3)
         plain["kv_kept_mb"] = round(self.kv_kept_mb, 3)
+        plain["peak_mb"] = None if self.peak_mb is None else round(self.peak_mb, 3)
         return {**plain, "total_seconds": round(self.total, 4)}
 
     def __str__(self) -> str:
@@ -71,6 +100,31 @@ class Receipt:
             parts.append(f"{name} {seconds:.{2 if seconds >= 0.01 else 3}f}{unit}")
             unit = ""
         return " · ".join(parts)
+
+
+@dataclass
+class Peak:
+    """The most memory that a call held, in MB; None where nothing measures it."""
+
+    megabytes: float | None = None
+
+
+@contextmanager
+def peak_memory(device: torch.device, tensors: bool = False) -> Iterator[Peak]:
+    """Measure a call: CUDA's allocator says it for nothing; on a CPU tensors must be counted.
+
+    Args:
+        device: of the model. tensors: count them on a CPU, which takes time at every operation.
+    """
+    peak = Peak()
+    if device.type != "cuda" and not tensors:
+        yield peak
+        return
+    from .memory import tensor_peak
+
+    with tensor_peak(device) as seen:
+        yield peak
+    peak.megabytes = seen.megabytes
 
 
 def kv_bytes_per_token(config: Any, element_size: int) -> int:

@@ -7,7 +7,8 @@ are read here, and each family is told their true seconds in its own way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +18,14 @@ from transformers import PreTrainedTokenizerBase
 from vidllm.compressors import Chain, Compressor
 
 from .answer import Answer
-from .answering import by_question
-from .asking import Frames, Video
+from .answering import by_question, check_early
+from .asking import Choices, Frames, Method, Video, sampling_of
 from .compressing import Compression, compress
-from .cost import Receipt, Stopwatch
+from .cost import Receipt, Stopwatch, peak_memory
 from .errors import InputError
-from .hub_run import Eyes, generate
+from .hub_run import Said, generate, survey
+from .hub_seeing import Eyes, Seen
+from .listening import Listener, attentive
 from .loading import choose_compressor, load_hub
 from .models.hf import FAMILIES, adapter_for
 from .models.hf.pixels import tokens_per_frame
@@ -31,9 +34,12 @@ from .models.hf.scripts import SCRIPTS, TASKS, Script
 from .models.hf.session import Session
 from .models.native import NativeConfig
 from .pipeline import VideoLLM
+from .spending import Spending
 from .timecode import Span, TextTime
+from .tokenmap import TokenMap
 from .tokens import VideoTokens
 from .video import VideoClip
+from .wording import Letters, letter_scores, letters_of, scored_spans
 
 __all__ = ["HubVideoLLM"]
 
@@ -84,6 +90,7 @@ class HubVideoLLM(VideoLLM):
         self.code = TextTime()
         self.frames, self.fps, self.tokens = frames, fps, tokens
         self.reader, self.seed = reader, seed
+        self.spending = Spending(model.config)
 
     @classmethod
     def load(
@@ -110,6 +117,9 @@ class HubVideoLLM(VideoLLM):
         start: float | None = None,
         end: float | None = None,
         max_new_tokens: int | None = None,
+        compressor: Method = None,
+        choices: Choices = None,
+        listener: Listener | None = None,
         times: bool = False,
     ) -> Answer | list[Answer]:
         """Answer one question, or several about the same video, which is encoded once.
@@ -118,44 +128,86 @@ class HubVideoLLM(VideoLLM):
         Answers are greedy.
 
         Args:
-            video, question, frames, fps, tokens, start, end, max_new_tokens: as `VideoLLM.ask`.
+            video, question, frames, fps, tokens, start, end, max_new_tokens, compressor, choices,
+                listener: as `VideoLLM.ask`.
             times: write the seconds of all frames before the question, in words; for families
                 that are not told them otherwise. `ground`, `highlights` and `caption` do it for
                 LLaVA-OneVision and InternVL unless it is False.
 
         Raises:
             InputError: a video, question or option that is wrong.
+            Stopped: the listener wanted the work to end.
         """
         questions = [question] if isinstance(question, str) else list(question)
         if not questions:
             raise InputError("no question was asked: give at least one")
         for text in questions:
             self._check(text)
-        most, watch = self.budget(tokens), Stopwatch()
-        clip = self.sample(video, frames=frames, fps=fps, tokens=most, start=start, end=end)
-        watch.add("decode", clip.read_seconds)
-        method = self.within(most)
-        notes: tuple[str, ...] = ()
-        if by_question(method) and (len(questions) > 1 or self.eyes.last(clip) is not None):
-            notes = (
-                f"{method.name} reads the question: the video is encoded once and compressed anew "
-                "for every question",
-            )
+        letters = letters_of(questions, choices)
+        most, watch = self.budget(tokens), Stopwatch(listener=listener)
+        method = self.within(self.chosen(compressor, most), most)
         answers = []
-        with torch.inference_mode(), compress(self.model, method, processor=self.tokenizer) as c:
+        with (
+            peak_memory(self.model.device, self.measures_memory) as peak,
+            torch.inference_mode(),
+            compress(self.model, method, processor=self.tokenizer) as c,
+            attentive(listener, self.adapter.tower, self.adapter.decoder),
+        ):
+            clip = self.read(
+                watch,
+                video,
+                frames=frames,
+                fps=fps,
+                tokens=most,
+                start=start,
+                end=end,
+                compressor=compressor,
+            )
+            notes: tuple[str, ...] = ()
+            if by_question(method) and (len(questions) > 1 or self.eyes.last(clip) is not None):
+                notes = (
+                    f"{method.name} reads the question: the video is encoded once and compressed "
+                    "anew for every question",
+                )
             with watch.stage("encode"):
-                self.check_fits(len(clip), sum(self.eyes.open(clip).placed.counts), most)
+                placed = self.eyes.open(clip).placed
+                self.check_fits(method, len(clip), sum(placed.counts), most)
                 seen = self.eyes.see(clip, c)
-            for text in questions:
-                spent = Stopwatch(dict(watch.seconds))
-                ids = self._ids(write(self.script, self.chat, seen.placed, text, times=times))
-                new = generate(
+            for text, wanted in zip(questions, letters, strict=True):
+                spent = watch.copy()
+                ids = self._ids(write(self.script, self.chat, placed, text, times=times))
+                said = generate(
                     self.eyes, c, seen, ids, spent, self.tokenizer, max_new_tokens or 128
                 )
-                receipt = self._receipt(c, clip, spent)
-                more = (*notes, *self.fit_notes(receipt, most))
-                answers.append(self._said(new, clip, receipt, more, times))
+                receipt = self._receipt(c, clip, spent, said, seen)
+                more = (*notes, *self.fit_notes(method, receipt, most))
+                answers.append(self._said(said, clip, receipt, more, times, wanted, seen))
+        answers = [replace(a, receipt=replace(a.receipt, peak_mb=peak.megabytes)) for a in answers]
         return answers[0] if isinstance(question, str) else answers
+
+    def preview(
+        self,
+        video: Video,
+        question: str = "",
+        *,
+        compressor: Method = None,
+        tokens: int | None = None,
+        times: bool = False,
+        **sampling: Any,
+    ) -> TokenMap:
+        """What a compressor leaves of a video, without running the LLM (see `VideoLLM.preview`)."""
+        most = self.budget(tokens)
+        method = self.within(self.chosen(compressor, most), most)
+        check_early(method)
+        if method.query_aware:
+            self._check(question)
+        with torch.inference_mode(), compress(self.model, method, processor=self.tokenizer) as c:
+            clip = self.sample(video, tokens=most, compressor=compressor, **sampling)
+            placed = self.eyes.open(clip).placed
+            self.check_fits(method, len(clip), sum(placed.counts), most)
+            seen = self.eyes.see(clip, c)
+            ids = self._ids(write(self.script, self.chat, placed, question, times=times))
+            return TokenMap.of(survey(self.eyes, c, seen, ids), placed.slots)
 
     def prompt_text(self, video: Video, question: str, **options: Any) -> str:
         """The prompt that `ask` would make, with its times; video tokens as "<video 196>".
@@ -163,9 +215,8 @@ class HubVideoLLM(VideoLLM):
         Tokens are counted before compression; the text stays where tokens go.
         """
         self._check(question)
-        times = bool(options.pop("times", False))
-        options.pop("max_new_tokens", None)
-        placed = self.eyes.open(self.sample(video, **options)).placed
+        placed = self.eyes.open(self.sample(video, **sampling_of(options))).placed
+        times = bool(options.get("times", False))
         text = write(self.script, self.chat, placed, question, times=times)
         return shorten(text, self.marks["pad"])
 
@@ -221,7 +272,9 @@ class HubVideoLLM(VideoLLM):
         made: Any = self.tokenizer(text, add_special_tokens=not plain)
         return torch.tensor([made["input_ids"]], device=self.model.device)
 
-    def _receipt(self, c: Compression, clip: VideoClip, watch: Stopwatch) -> Receipt:
+    def _receipt(
+        self, c: Compression, clip: VideoClip, watch: Stopwatch, said: Said, seen: Seen
+    ) -> Receipt:
         told = c.receipt
         return Receipt(
             len(clip),
@@ -230,24 +283,43 @@ class HubVideoLLM(VideoLLM):
             told.kv_full_mb,
             told.kv_kept_mb,
             dict(watch.seconds),
+            flops=self.spending.flops(
+                len(clip),
+                seen.placed.grid,
+                said.counts,
+                said.text,
+                len(said.ids),
+                vision=seen.flops,
+            ),
         )
 
     def _said(
         self,
-        new: list[int],
+        said: Said,
         clip: VideoClip,
         receipt: Receipt,
         notes: tuple[str, ...],
         times: bool,
+        letters: Letters,
+        seen: Seen,
     ) -> Answer:
         """What the model said, and its times in the video's seconds."""
-        raw = str(self.tokenizer.decode(new, skip_special_tokens=False)).strip()
-        text = str(self.tokenizer.decode(new, skip_special_tokens=True)).strip()
+
+        def decode(ids: Sequence[int]) -> str:
+            return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+        raw = str(self.tokenizer.decode(said.ids, skip_special_tokens=False)).strip()
+        text = decode(said.ids).strip()
         # Positions begin with the clip: second 0 of the model is the first frame's.
         origin = float(clip.seconds[0]) if self.script.clock == "positions" and not times else 0.0
+        found = self.code.find(text, clip.duration)
         spans = tuple(
-            Span(min(f.span.start + origin, clip.duration), min(f.span.end + origin, clip.duration))
-            for f in self.code.find(text, clip.duration)
+            Span(
+                min(span.start + origin, clip.duration),
+                min(span.end + origin, clip.duration),
+                span.score,
+            )
+            for span in scored_spans(found, said.ids, said.scores, decode, self.code)
         )
         if spans and origin >= 0.05:
             notes += (
@@ -256,4 +328,12 @@ class HubVideoLLM(VideoLLM):
             )
         if spans and self.script.clock == "none" and not times:
             notes += (f"{self.family} is told no times: ask with times=True (--times)",)
-        return Answer(text, spans, receipt, raw, notes=(*clip.notes, *notes))
+        return Answer(
+            text,
+            spans,
+            receipt,
+            raw,
+            notes=(*clip.notes, *notes),
+            letters=letter_scores(self.tokenizer, letters, said.first),
+            kept=None if said.tokens is None else TokenMap.of(said.tokens, seen.placed.slots),
+        )

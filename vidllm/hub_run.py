@@ -1,104 +1,117 @@
-"""A clip through a hub model's vision tower, and a prompt through the model, timed by stages."""
+"""A prompt about a clip through a hub model: timed by stages, scored, heard, and stopped."""
 
 from __future__ import annotations
 
-import copy
-import inspect
 import time
-import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from .compressing import Compression
 from .cost import Stopwatch
-from .models.hf import Adapter
-from .models.hf.pixels import video_pixels
-from .models.hf.prompting import beside, place
-from .models.hf.scripts import Placed
-from .models.hf.towers import Sight
-from .video import VideoClip
+from .hub_seeing import Eyes, Seen, wait
+from .listening import check
+from .models.hf.state import Report, bare
+from .spending import Counts
+from .tokens import Keep, VideoTokens
 
 
 @dataclass
-class Seen:
-    """A clip as a model sees it.
+class Said:
+    """What came of a prompt.
 
     Attributes:
-        clip: whose it is. placed: its places in a prompt. length: seconds of the sampled range.
-        pixels: arguments of the model. output: what the vision tower made of them, or None;
-        sights: what was watched while it did.
+        ids: of the answer. scores: their natural log-probabilities, none where nobody looked.
+        first: (V,) log-probabilities of the first token.
+        tokens: what the LLM's last layers had of the video, its books without features.
+        counts: where in the decoder how many video tokens were. text: other tokens of the prompt.
     """
 
-    clip: weakref.ref[VideoClip]
-    placed: Placed
-    length: float
-    pixels: dict[str, Any]
-    output: Any = None
-    sights: list[Sight] = field(default_factory=list)
+    ids: list[int]
+    scores: list[float]
+    first: Tensor
+    tokens: VideoTokens | None
+    counts: Counts
+    text: int
 
 
-class Eyes:
-    """From clips to what the model's prompt needs; the last clip is remembered.
+class _Hearing(StoppingCriteria):
+    """Beside `generate`: times its stages, scores its tokens, tells and asks the listener."""
 
-    Args:
-        model: of transformers. adapter: of it. marks: see `prompting.marks_of`. options: of
-            `video_pixels`.
-    """
+    def __init__(self, c: Compression, watch: Stopwatch, tokenizer: Any, start: int) -> None:
+        self.session, self.watch, self.tokenizer, self.start = c._session, watch, tokenizer, start
+        self.first = self.last = torch.empty(0)
+        self.scores: list[Tensor] = []
+        self.tokens: VideoTokens | None = None
+        self.entering = 0
+        self.began = time.perf_counter()
+        self.prefilled: float | None = None
 
-    def __init__(
-        self, model: Any, adapter: Adapter, marks: Mapping[str, str], options: Mapping[str, Any]
-    ) -> None:
-        self.model, self.adapter = model, adapter
-        self.marks, self.options = dict(marks), dict(options)
-        self._seen: Seen | None = None
+    @contextmanager
+    def attached(self, model: Any) -> Iterator[None]:
+        """Hooks on the model, and off again whatever happens."""
+        decoder = self.session.decoder
+        handles = [
+            model.register_forward_hook(self._called),
+            # Before the session's own, which closes its books.
+            decoder.register_forward_hook(self._read, prepend=True),
+            self.session.layers[0].register_forward_pre_hook(self._starts),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
-    def last(self, clip: VideoClip) -> Seen | None:
-        """What is remembered of this very clip."""
-        seen = self._seen
-        return seen if seen is not None and seen.clip() is clip else None
+    def _starts(self, *_: Any) -> None:
+        if self.prefilled is None and not self.entering:
+            self.watch.begin("prefill")
 
-    def open(self, clip: VideoClip) -> Seen:
-        """Pixels and places of a clip."""
-        seen = self.last(clip)
-        if seen is None:
-            frames = torch.from_numpy(clip.frames.copy())
-            kind = str(self.adapter.config.model_type)
-            pixels: dict[str, Any] = dict(video_pixels(kind, frames, self.options))
-            placed = place(self.adapter, self.marks, pixels, clip.seconds.tolist(), clip.duration)
-            length = _end(clip) - clip.start
-            self._seen = seen = Seen(weakref.ref(clip), placed, length, pixels)
-        return seen
+    def _read(self, *_: Any) -> None:
+        call = self.session.call
+        if call is not None:
+            self.entering = len(call.after[0])
+            run = call.after[0] if call.pruner is None else call.pruner.runs[0].tokens
+            self.tokens = bare(run)
 
-    def see(self, clip: VideoClip, c: Compression) -> Seen:
-        """A clip through the vision tower, unless it went through it before."""
-        seen, session = self.open(clip), c._session
-        seconds, end = seen.placed.slots, _end(clip)
-        # What a method is told of time: not what the prompt rounds it to, but the clip's own.
-        setattr(session.adapter, "_seconds", lambda *_: (seconds, end))  # noqa: B010
-        if seen.output is not None:
-            session.sights.extend(seen.sights)
-            return seen
-        model = self.model
-        seen.pixels = {
-            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-            for name, value in seen.pixels.items()
-        }
-        if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-            return seen  # transformers before it: the model encodes with every prompt
-        encoder = getattr(model.base_model, f"get_{session.adapter.modality}_features")
-        names = inspect.signature(encoder).parameters
-        told = {name: value for name, value in seen.pixels.items() if name in names}
-        seen.output = encoder(**told, return_dict=True)
-        seen.sights = list(session.sights)
-        for name in ("pixel_values", "pixel_values_videos", "pixel_attention_mask"):
-            seen.pixels.pop(name, None)
-        wait(model)
-        return seen
+    def _called(self, model: Any, _args: Any, output: Any) -> None:
+        self.last = output.logits[0, -1].float()
+        if self.prefilled is None:
+            wait(model)
+            self.first = torch.log_softmax(self.last, dim=-1)
+            self.ends()
+            self.watch.begin("generate")
+
+    def ends(self) -> None:
+        """The prefill is done."""
+        self.prefilled = time.perf_counter()
+        report = self.session.report
+        chosen = 0.0 if report is None else report.seconds
+        self.watch.add("compress", chosen)
+        self.watch.add("prefill", max(0.0, self.prefilled - self.began - chosen))
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """Behind every token."""
+        self.scores.append(torch.log_softmax(self.last, dim=-1).gather(0, input_ids[0, -1:]))
+        listener = self.watch.listener
+        if listener is not None:
+            check(listener)
+            said = self.tokenizer.decode(input_ids[0, self.start :], skip_special_tokens=True)
+            listener.text(str(said).rstrip("\ufffd").strip())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    def left(self) -> VideoTokens | None:
+        """What the last layers had of the video at the last step."""
+        report = self.session.report
+        if self.tokens is None or report is None or report.choice is None:
+            return self.tokens
+        chosen = report.choice.chosen[0]
+        return self.tokens if chosen is None else self.tokens.apply(Keep(chosen))
 
 
 def generate(
@@ -109,26 +122,25 @@ def generate(
     watch: Stopwatch,
     tokenizer: Any,
     max_new_tokens: int,
-) -> list[int]:
+) -> Said:
     """A greedy answer to a prompt (1, L).
 
     The seconds of compressing, of the prefill (the model's first call without it) and of the rest
     go to `watch` as "compress", "prefill" and "generate".
+
+    Raises:
+        Stopped: the watch's listener wanted the work to end.
     """
     model = eyes.model
-    told = {**seen.pixels, **beside(eyes.adapter, seen.placed, ids, seen.length)}
-    if seen.output is not None:
-        told["mm_encoder_outputs"] = {c._session.adapter.modality: copy.copy(seen.output)}
     stop = model.generation_config.eos_token_id
     stop = tokenizer.eos_token_id if stop is None else stop
     pad = tokenizer.pad_token_id
     pad = (stop[0] if isinstance(stop, list) else stop) if pad is None else pad
-    with _first_call(model) as ended:
-        began = time.perf_counter()
+    watch.begin("compress")
+    hearing = _Hearing(c, watch, tokenizer, ids.shape[1])
+    with hearing.attached(model):
         out = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            **told,
+            **eyes.told(seen, c, ids),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             temperature=None,
@@ -136,40 +148,50 @@ def generate(
             top_k=None,
             eos_token_id=stop,
             pad_token_id=pad,
+            stopping_criteria=StoppingCriteriaList([hearing]),
         )
         wait(model)
-        done = time.perf_counter()
-    report = c._session.report
-    chosen = 0.0 if report is None else report.seconds
-    prefilled = ended[0] if ended else done
-    watch.add("compress", chosen)
-    watch.add("prefill", max(0.0, prefilled - began - chosen))
-    watch.add("generate", done - prefilled)
-    return cast(list[int], out[0, ids.shape[1] :].tolist())
+    if hearing.prefilled is None:  # no call of the model at all
+        hearing.ends()
+    watch.add("generate", time.perf_counter() - cast(float, hearing.prefilled))
+    scores = torch.cat(hearing.scores).tolist() if hearing.scores else []
+    counts, text = _counts(c._session.report, hearing.entering)
+    new = cast(list[int], out[0, ids.shape[1] :].tolist())
+    return Said(new, scores, hearing.first, hearing.left(), counts, text)
 
 
-def wait(model: Any) -> None:
-    """Until the device is done, so that the clock tells the truth."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+def survey(eyes: Eyes, c: Compression, seen: Seen, ids: Tensor) -> VideoTokens:
+    """What is left of the video of a prompt (1, L) when the decoder would begin; it does not."""
+    found: list[VideoTokens] = []
 
+    def enough(*_: Any) -> None:
+        found.extend(c._session.call.after if c._session.call is not None else ())
+        raise _Enough
 
-@contextmanager
-def _first_call(model: Any) -> Iterator[list[float]]:
-    """When the model's first call ends: the prefill."""
-    ended: list[float] = []
-
-    def hook(*_: Any) -> None:
-        if not ended:
-            wait(model)
-            ended.append(time.perf_counter())
-
-    handle = model.register_forward_hook(hook)
+    handle = c._session.decoder.register_forward_pre_hook(enough)
     try:
-        yield ended
+        eyes.model(**eyes.told(seen, c, ids))
+    except _Enough:
+        pass
     finally:
         handle.remove()
+    return found[0]
 
 
-def _end(clip: VideoClip) -> float:
-    return clip.duration if clip.end is None else min(clip.end, clip.duration)
+class _Enough(Exception):
+    """Nothing more is wanted of this call."""
+
+
+def _counts(report: Report | None, entering: int) -> tuple[Counts, int]:
+    """Video tokens by layer, and the other tokens of the prompt."""
+    if report is None:
+        return Counts(0, 0, (), ()), 0
+    text = report.prompt[0] - report.full
+    layers = [len(rows[0]) - text for rows in report.rows]
+    read: list[float] = [len(rows[0]) - text for rows in report.held]
+    choice = report.choice
+    if choice is not None and choice.history:
+        steps = [len(rows[0]) - text for rows in choice.history]
+        mean = sum(steps) / len(steps)
+        read[choice.first :] = [mean] * (choice.depth - choice.first)
+    return Counts(report.full, entering, layers, read), text

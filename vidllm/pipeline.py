@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
@@ -12,20 +11,23 @@ from transformers import PreTrainedTokenizerBase
 
 from vidllm.compressors import Chain, Compressor
 
-from .answer import Answer, shift_seconds
-from .answering import Prompt, by_question, check_serves, reply
-from .asking import Asked, AskOptions, Frames, Video
-from .cost import Receipt, Stopwatch, kv_bytes_per_token
-from .errors import InputError, WorkError
+from .answer import Answer
+from .answering import before_prefill, check_early, check_serves
+from .asking import AskOptions, Choices, Frames, Method, Video, sampling_of
+from .cost import Stopwatch, peak_memory
+from .errors import InputError
+from .listening import Listener, attentive
 from .loading import choose_compressor, choose_device, choose_dtype, load_native, model_kind
 from .models.native import NativeConfig, NativeVideoLLM
-from .prompt import prompt_ids, unknown_words
+from .prompt import prompt_ids
 from .recipes import get_recipe
-from .seeing import see, slot_seconds, window
+from .replying import Replying
+from .seeing import Memory, window
 from .shipped import default_model, find_model
-from .timecode import Span, get_timecode
-from .tokens import VideoTokens
-from .video import VideoClip
+from .spending import Spending
+from .timecode import get_timecode
+from .tokenmap import TokenMap
+from .wording import letters_of
 
 __all__ = ["Answer", "VideoLLM"]
 
@@ -33,8 +35,12 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class VideoLLM(Asked):
-    """A model that answers questions about videos; make one with `from_pretrained`."""
+class VideoLLM(Replying):
+    """A model that answers questions about videos; make one with `from_pretrained`.
+
+    What the last `VideoClip` was encoded to is kept while the clip lives: later questions about
+    this very object, with whatever compressor, do not encode it again.
+    """
 
     def __init__(
         self,
@@ -58,6 +64,8 @@ class VideoLLM(Asked):
         self.code = get_timecode(self.config.time_code, **options)
         self.frames, self.fps, self.tokens = frames, fps, tokens
         self.reader, self.seed = reader, seed
+        self.memory = Memory(model)
+        self.spending = Spending(model.config)
 
     @classmethod
     def from_pretrained(
@@ -134,6 +142,9 @@ class VideoLLM(Asked):
         start: float | None = None,
         end: float | None = None,
         max_new_tokens: int | None = None,
+        compressor: Method = None,
+        choices: Choices = None,
+        listener: Listener | None = None,
     ) -> Answer | list[Answer]:
         """Answer one question, or several about the same video, which is then read once.
 
@@ -142,44 +153,99 @@ class VideoLLM(Asked):
             question: what to ask; a list for several.
             frames, fps: how to sample a file; start, end: seconds between which to look.
             tokens: video tokens that the LLM sees at most; with frames="auto" as many frames are
-                sampled as go well with the model's compressors.
+                sampled as go well with the compressors.
             max_new_tokens: the longest answer; default 128.
+            compressor: instead of the model's own for this call: an instance, or a spec with a
+                share such as "aim:keep=0.25".
+            choices: letters of the options, one entry a question, such as ("A", "B", "C") or
+                None; their log-probabilities are in `Answer.letters`.
+            listener: who hears of the stages and of the growing answer, and may stop the work.
 
         Raises:
             InputError: a video, question or option that is wrong.
+            Stopped: the listener wanted the work to end.
         """
         questions = [question] if isinstance(question, str) else list(question)
         if not questions:
             raise InputError("no question was asked: give at least one")
         for text in questions:  # a wrong question fails before the video costs anything
             prompt_ids(self.tokenizer, text)
-        watch, most = Stopwatch(), self.budget(tokens)
-        clip = self.sample(video, frames=frames, fps=fps, tokens=most, start=start, end=end)
-        watch.add("decode", clip.read_seconds)
-        with watch.stage("encode"):  # some methods merge inside the vision tower
-            seen, rest = see(self.model, clip, (), self.within(most))
-        self.check_fits(len(clip), seen.total, most)
-        answers = self.answer(
-            clip,
-            seen,
-            window(self.config, clip)[1],
-            questions,
-            compressor=rest,
-            watch=watch,
-            max_new_tokens=max_new_tokens,
-        )
-        if most is not None:
-            more = self.fit_notes(answers[0].receipt, most)
-            answers = [replace(a, notes=(*a.notes, *more)) for a in answers]
+        letters = letters_of(questions, choices)
+        watch, most = Stopwatch(listener=listener), self.budget(tokens)
+        method = self.within(self.chosen(compressor, most), most)
+        check_serves(self.model, method)
+        with peak_memory(self.model.device, self.measures_memory) as peak:
+            clip = self.read(
+                watch,
+                video,
+                frames=frames,
+                fps=fps,
+                tokens=most,
+                start=start,
+                end=end,
+                compressor=compressor,
+            )
+            with attentive(listener, self.model):
+                with watch.stage("encode"):  # some methods merge inside the vision tower
+                    seen, rest = self.memory.see(clip, (), method)
+                self.check_fits(method, len(clip), seen.total, most)
+                answers = self.answer(
+                    clip,
+                    seen,
+                    window(self.config, clip)[1],
+                    questions,
+                    compressor=rest,
+                    watch=watch,
+                    max_new_tokens=max_new_tokens,
+                    choices=letters,
+                )
+        answers = [
+            replace(
+                a,
+                receipt=replace(a.receipt, peak_mb=peak.megabytes),
+                notes=(*a.notes, *self.fit_notes(method, a.receipt, most)),
+            )
+            for a in answers
+        ]
         return answers[0] if isinstance(question, str) else answers
+
+    def preview(
+        self,
+        video: Video,
+        question: str = "",
+        *,
+        compressor: Method = None,
+        tokens: int | None = None,
+        **sampling: Any,
+    ) -> TokenMap:
+        """What a compressor leaves of a video, without running the LLM.
+
+        Args:
+            video: a file, or better a clip from `load_video`, which is encoded once for all calls.
+            question: for methods that read it.
+            compressor, tokens, sampling: as the options of `ask`.
+
+        Raises:
+            InputError: as `ask`; a method that chooses while the LLM runs, or one that reads the
+                question where there is none.
+        """
+        most = self.budget(tokens)
+        method = self.within(self.chosen(compressor, most), most)
+        check_serves(self.model, method)
+        check_early(method)
+        tail = prompt_ids(self.tokenizer, question)[1] if method.query_aware else []
+        clip = self.sample(video, tokens=most, compressor=compressor, **sampling)
+        seen, rest = self.memory.see(clip, (), method)
+        self.check_fits(method, len(clip), seen.total, most)
+        kept = before_prefill(self.model, seen, rest or method, tail)
+        return TokenMap.of(kept, self._slots(clip, seen))
 
     def prompt_text(self, video: Video, question: str, **options: Unpack[AskOptions]) -> str:
         """The prompt that `ask` would make, with its times; video tokens as "<video 196>".
 
         Tokens are counted before compression; the times stay where tokens go.
         """
-        more = {name: value for name, value in options.items() if name != "max_new_tokens"}
-        clip = self.sample(video, **more)  # type: ignore[arg-type]
+        clip = self.sample(video, **sampling_of(options))
         head, tail = (str(self.tokenizer.decode(i)) for i in prompt_ids(self.tokenizer, question))
         tokens, duration = self.encode(clip)
         stamps = self._stamps(clip, tokens, duration)
@@ -197,116 +263,3 @@ class VideoLLM(Asked):
     def count(self, height: int, width: int, frames: int) -> int:
         """Video tokens of so many frames; a vision tower that sees time may make fewer."""
         return int(frames * self.model.grid_side**2)
-
-    def answer(
-        self,
-        clip: VideoClip,
-        tokens: VideoTokens,
-        duration: float,
-        questions: Sequence[str],
-        *,
-        compressor: Compressor | Chain | None = None,
-        watch: Stopwatch | None = None,
-        max_new_tokens: int | None = None,
-    ) -> list[Answer]:
-        """The second half of `ask`: from the tokens of `encode` to answers.
-
-        For those who encode a clip once and compress it in several ways.
-
-        Args:
-            clip, tokens, duration: a clip and what `encode` made of it.
-            questions: at least one.
-            compressor: instead of the model's own.
-            watch: where the seconds of the stages so far are kept; the receipt shows them too.
-            max_new_tokens: the longest answer; default 128.
-
-        Raises:
-            InputError: an empty question, or one with control tokens.
-        """
-        watch = watch or Stopwatch()
-        prompts = [prompt_ids(self.tokenizer, q) for q in questions]
-        heads = {tuple(head) for head, _ in prompts}
-        if len(heads) != 1:
-            raise WorkError("the chat template puts different text before the video")
-        method = compressor or self.compressor
-        check_serves(self.model, method)
-        tails = [tail for _, tail in prompts]
-        # A method that reads the question makes other tokens of the video for every question.
-        groups = [[i] for i in range(len(tails))] if by_question(method) else [range(len(tails))]
-        stamps = self._stamps(clip, tokens, duration)
-        answers: list[Answer] = []
-        for group in groups:
-            spent = Stopwatch(dict(watch.seconds))  # reading the video counts for every group
-            replies, kept, cached = reply(
-                self.model,
-                Prompt(prompts[0][0], [tails[i] for i in group], tokens, duration, stamps),
-                method,
-                spent,
-                max_new_tokens=max_new_tokens or 128,
-                eos=int(self.tokenizer.eos_token_id),
-            )
-            text = self.model.language_model.config
-            size = kv_bytes_per_token(text, tokens.features.element_size())
-            receipt = Receipt(
-                len(clip),
-                tokens.total,
-                len(kept),
-                tokens.total * size / 1e6,
-                cached * size / 1e6,
-                dict(spent.seconds),
-            )
-            answers += [
-                self._answer(questions[i], said, clip, duration, receipt)
-                for i, said in zip(group, replies, strict=True)
-            ]
-        return answers
-
-    def encode(
-        self,
-        clip: VideoClip,
-        watch: Stopwatch | None = None,
-        compressors: Sequence[Compressor | Chain] = (),
-    ) -> tuple[VideoTokens, float]:
-        """Video tokens of a clip before compression, and the seconds that they are relative to.
-
-        Nothing merges inside the vision tower here, so that any method may act on the tokens.
-
-        `compressors` are those that will act on the tokens beside the model's own: the signals
-        that they read are collected too, as far as the vision tower gives them.
-        """
-        with (watch or Stopwatch()).stage("encode"):
-            tokens, _ = see(self.model, clip, (self.compressor, *compressors))
-        return tokens, window(self.config, clip)[1]
-
-    def compress(
-        self,
-        tokens: VideoTokens,
-        watch: Stopwatch | None = None,
-        compressor: Compressor | Chain | None = None,
-    ) -> VideoTokens:
-        """What the model's compressors, or another one, leave of the tokens before the decoder."""
-        with (watch or Stopwatch()).stage("compress"):
-            return (compressor or self.compressor).before_decoder(tokens)[0]
-
-    def _stamps(
-        self, clip: VideoClip, tokens: VideoTokens, duration: float
-    ) -> list[list[int]] | None:
-        if not self.config.stamps:
-            return None
-        seconds = clip.seconds - window(self.config, clip)[0]
-        if tokens.grid[0] != len(seconds):  # a slot of the tower stands for several frames
-            seconds = slot_seconds(tokens)
-        texts = self.code.stamps(seconds, duration)
-        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return [list(row) for row in ids]
-
-    def _answer(
-        self, question: str, reply: list[int], clip: VideoClip, duration: float, receipt: Receipt
-    ) -> Answer:
-        raw = str(self.tokenizer.decode(reply, skip_special_tokens=False)).strip()
-        origin = window(self.config, clip)[0]
-        found = self.code.find(raw, duration)
-        spans = tuple(Span(s.start + origin, s.end + origin, s.score) for s, *_ in found)
-        text = shift_seconds(self.code.readable(raw, duration), origin)
-        notes = (*clip.notes, *unknown_words(self.tokenizer, question))
-        return Answer(text, spans, receipt, raw, notes=notes)

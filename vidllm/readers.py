@@ -14,13 +14,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from vidllm.errors import InputError
+from vidllm.listening import Listener, check
 from vidllm.timeline import Timeline
 
 
 class Reader(Protocol):
-    """What ``load_video`` asks of a reader; ``read`` leaves out frames that cannot be decoded."""
+    """What ``load_video`` asks of a reader; ``read`` leaves out frames that cannot be decoded.
+
+    A listener may stop it.
+    """
 
     timeline: Timeline
+    listener: Listener | None
 
     def read(self, indices: list[int]) -> dict[int, np.ndarray]:
         """Decode frames (ascending, unique presentation indices) to (H, W, 3) uint8 RGB."""
@@ -37,6 +42,8 @@ class DecordReader:
     Raises:
         InputError: decord is not installed, or cannot open the file.
     """
+
+    listener: Listener | None = None
 
     def __init__(self, path: Path) -> None:
         try:
@@ -65,6 +72,7 @@ class DecordReader:
 
     def read(self, indices: list[int]) -> dict[int, np.ndarray]:
         """Decode frames; a frame that decord cannot decode is left out."""
+        check(self.listener)
         try:
             batch = self._reader.get_batch(indices).asnumpy()
             return dict(zip(indices, batch, strict=True))

@@ -21,6 +21,7 @@ from av.video.frame import VideoFrame
 
 from vidllm.demuxer import Source
 from vidllm.errors import InputError
+from vidllm.listening import Listener, check
 from vidllm.packets import (
     PacketIndex,
     index_from_table,
@@ -44,6 +45,8 @@ class PyAVReader:
     Raises:
         InputError: the file is no video, holds no video stream, or holds no frame.
     """
+
+    listener: Listener | None = None
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -127,7 +130,8 @@ class PyAVReader:
     ) -> list[dict[int, np.ndarray]]:
         """Runs side by side, each on one thread: threads within a decoder wait for each other."""
         sources: SimpleQueue[Source] = SimpleQueue()
-        self._source.stream.codec_context.thread_count = 1
+        if not self._source.stream.codec_context.is_open:  # else it was set by an earlier read
+            self._source.stream.codec_context.thread_count = 1
         extra = [Source(self._path, threads=1) for _ in range(workers - 1)]
         for source in (self._source, *extra):
             sources.put(source)
@@ -156,6 +160,7 @@ class PyAVReader:
         skipping = False
         try:
             for number, packet in source.packets(index, first, wanted[-1]):
+                check(self.listener)
                 if skippable and skipping != (number not in todo):
                     skipping = not skipping
                     context.skip_frame = "NONREF" if skipping else "DEFAULT"
@@ -186,6 +191,7 @@ class PyAVReader:
         todo, found, faults = set(wanted), {}, set()
         frames: list[VideoFrame] = []
         for number, packet in self._slow.packets(index, start, wanted[-1]):
+            check(self.listener)
             try:
                 frames = packet.decode()
             except av.FFmpegError:
@@ -218,6 +224,7 @@ class PyAVReader:
         shown, past = 0, -1  # number of the next picture; the fault that was counted past
         with source.container:
             for number, packet in source.packets(index, 0, len(index.pts) - 1):
+                check(self.listener)
                 packet.pts = number
                 try:
                     frames = packet.decode()

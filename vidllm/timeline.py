@@ -133,3 +133,26 @@ def _holes(
         found.append(np.stack([seconds[at] + usual, seconds[at + 1]], axis=1))
     holes = np.concatenate([np.zeros((0, 2)), *found])
     return np.asarray(np.unique(holes, axis=0), dtype=np.float64)
+
+
+def missing_notes(
+    line: Timeline, asked: int, lost: np.ndarray, unread: np.ndarray
+) -> tuple[str, ...]:
+    """What could not be read, one line each.
+
+    Args:
+        asked: frames wanted. lost: seconds of those that the file lacks; unread: of those that
+            could not be decoded.
+    """
+    after_cut = int((lost >= line.end).sum()) if line.cut else 0
+    damaged = np.concatenate([lost[lost < line.end] if line.cut else lost, unread])
+    notes = []
+    if after_cut:
+        notes.append(f"{after_cut} of {asked} frames could not be read: they lie after the cut")
+    if len(damaged):
+        low, high = float(damaged.min()), float(damaged.max())
+        where = f"at {low:.3f} s" if low == high else f"between {low:.3f} s and {high:.3f} s"
+        notes.append(
+            f"{len(damaged)} of {asked} frames could not be read: the file is damaged {where}"
+        )
+    return tuple(notes)

@@ -17,8 +17,9 @@ import numpy as np
 
 from vidllm.budget import Limits
 from vidllm.errors import InputError
+from vidllm.listening import Listener
 from vidllm.readers import Reader, open_reader
-from vidllm.timeline import Timeline
+from vidllm.timeline import Timeline, missing_notes
 
 DEFAULT_FRAMES = 64
 
@@ -101,6 +102,7 @@ def load_video(
     end: float | None = None,
     reader: str = "pyav",
     limits: Limits | None = None,
+    listener: Listener | None = None,
 ) -> VideoClip:
     """Read chosen frames of a video file.
 
@@ -120,18 +122,21 @@ def load_video(
             (people round up), not by more.
         reader: "pyav", or "decord" if it is installed.
         limits: what reading may cost at most; default ``Limits()``.
+        listener: may stop the reading, at any packet of the file (with "pyav").
 
     Returns:
         A clip of T frames, (T, H, W, 3) uint8 RGB, rotated upright.
 
     Raises:
         InputError: not a readable video, or wrong options; one line says which.
+        Stopped: the listener wanted it.
     """
     began = time.perf_counter()
     limits = limits or Limits()
     file = _checked_path(path)
     _check_options(frames, fps, times, start, end)
     source = open_reader(reader, file)
+    source.listener = listener
     try:
         clip = _sample(source, file, frames, fps, times, start, end, limits)
     finally:
@@ -176,14 +181,14 @@ def _sample(
             f"{len(moments)} frames of {width}x{height} need {needed / 2**30:.1f} GiB, above the"
             f" limit of {limits.max_bytes / 2**30:.1f}: sample fewer or raise the limit max_bytes"
         )
-    chosen, lost = _shown_at(line, moments)
+    chosen, lost = shown_at(line, moments)
     if times is None:
         chosen = np.unique(chosen)
     pictures = source.read(sorted({int(i) for i in chosen}))
     kept = np.asarray([i for i in chosen.tolist() if i in pictures], dtype=np.int64)
     unread = [i for i in chosen.tolist() if i not in pictures]
     asked = len(chosen) + len(lost)
-    notes = line.notes + _missing_notes(line, asked, lost, line.seconds[unread])
+    notes = line.notes + missing_notes(line, asked, lost, line.seconds[unread])
     if not len(kept):
         raise InputError(f"none of the {asked} frames of {name} could be read: {'; '.join(notes)}")
     shape = pictures[int(kept[0])].shape
@@ -240,7 +245,7 @@ def _every_frame(line: Timeline, begin: float, stop: float, number: int) -> np.n
     return moments if len(moments) <= number else None
 
 
-def _shown_at(line: Timeline, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def shown_at(line: Timeline, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Frame indices shown at the moments, and the moments whose frames the file lost."""
     # A microsecond of tolerance: 0.1 + 0.2 must find the frame at 0.3.
     at = np.searchsorted(line.seconds, moments + 1e-6, side="right") - 1
@@ -250,23 +255,6 @@ def _shown_at(line: Timeline, moments: np.ndarray) -> tuple[np.ndarray, np.ndarr
     for begin, stop in line.holes:
         gone |= (moments >= begin) & (moments + 1e-6 < stop)
     return np.maximum(at, 0)[~gone], moments[gone]
-
-
-def _missing_notes(
-    line: Timeline, asked: int, lost: np.ndarray, unread: np.ndarray
-) -> tuple[str, ...]:
-    after_cut = int((lost >= line.end).sum()) if line.cut else 0
-    damaged = np.concatenate([lost[lost < line.end] if line.cut else lost, unread])
-    notes = []
-    if after_cut:
-        notes.append(f"{after_cut} of {asked} frames could not be read: they lie after the cut")
-    if len(damaged):
-        low, high = float(damaged.min()), float(damaged.max())
-        where = f"at {low:.3f} s" if low == high else f"between {low:.3f} s and {high:.3f} s"
-        notes.append(
-            f"{len(damaged)} of {asked} frames could not be read: the file is damaged {where}"
-        )
-    return tuple(notes)
 
 
 def _too_many(number: int, limits: Limits) -> InputError:

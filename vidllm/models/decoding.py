@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -64,6 +64,22 @@ class Prefix:
     def video_per_layer(self) -> list[int]:
         """Video tokens in the cache of every layer; empty when nothing was pruned on the way."""
         return [int(torch.isin(self.video, alive).sum()) for alive in self.alive]
+
+
+@dataclass
+class Trace:
+    """What is noted of answers while they are written; it changes nothing in them.
+
+    Attributes:
+        heard: called behind every step with all new ids so far, a row a prompt; what it raises
+            ends the work.
+        first: (rows, V) float32 log-probabilities of the first tokens, over all tokens.
+        scores: for every prompt the natural log-probability of each of its new ids.
+    """
+
+    heard: Callable[[list[list[int]]], None] | None = None
+    first: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    scores: list[list[float]] = field(default_factory=list)
 
 
 class Views:
@@ -176,6 +192,7 @@ def generate_from(
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
     choice: CacheChoice | None = None,
+    trace: Trace | None = None,
 ) -> list[list[int]]:
     """Answer several prompts about one prefix, which is computed once; it is used up.
 
@@ -187,6 +204,7 @@ def generate_from(
         eos: id that ends an answer (not returned).
         temperature: 0 for the most likely token, else sampling with `generator`.
         choice: a method that chooses at every step what is read of the video.
+        trace: where log-probabilities are noted, and who hears of every step.
 
     Returns:
         New ids of every prompt.
@@ -208,6 +226,7 @@ def generate_from(
         positions[r, pad:] = prefix.next_position + torch.arange(len(prompt), device=device)
     answers: list[list[int]] = [[] for _ in range(rows)]
     running = [True] * rows
+    scores: list[Tensor] = []
     views = Views(llm, prefix, rows)
     chosen = nullcontext() if choice is None else choice.attached(prefix, views)
     with views.attached(every=choice is not None), chosen:
@@ -226,12 +245,22 @@ def generate_from(
                 ids = torch.multinomial(share, 1, generator=generator)
             else:
                 ids = logits.argmax(dim=-1, keepdim=True)
+            if trace is not None:
+                shares = torch.log_softmax(logits, dim=-1)
+                scores.append(shares.gather(1, ids))
+                if views.calls == 1:
+                    trace.first = shares
             for r, token in enumerate(ids[:, 0].tolist()):
                 running[r] = running[r] and token != eos
                 if running[r]:
                     answers[r].append(token)
+            if trace is not None and trace.heard is not None:
+                trace.heard(answers)
             if not any(running):
                 break
             positions = positions[:, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(rows, 1)], dim=1)
+    if trace is not None:
+        told = torch.cat(scores, dim=1).tolist()
+        trace.scores = [row[: len(new)] for row, new in zip(told, answers, strict=True)]
     return answers

@@ -54,6 +54,8 @@ class Adapter(ABC):
     tower_name: ClassVar[str] = ""
     modality: ClassVar[str] = "video"
     """What `generate` calls the tower's output for videos: "video" or "image"."""
+    special: ClassVar[int] = 0
+    """Tokens of the tower before the patches of a frame (CLS)."""
     stamp: ClassVar[str | None] = None
     """A regular expression for the time that is written before a frame, in seconds, or in
     minutes and seconds."""
@@ -64,6 +66,7 @@ class Adapter(ABC):
         self.core = cast(Any, inner if hasattr(inner, self.decoder_name) else model)
         self.config: Any = self.core.config
         self.tokenizer: Any = getattr(processor, "tokenizer", processor)
+        self._told: list[tuple[list[float], float]] = []
 
     @property
     def decoder(self) -> nn.Module:
@@ -102,6 +105,14 @@ class Adapter(ABC):
     def signals(self, sight: Sight) -> dict[str, Tensor]:
         """One row a token that a call of the tower made, (N,) or (N, d)."""
 
+    def whole_grid(self) -> str:
+        """Why no cell may merge inside the vision tower; empty where they may."""
+        return "packs all frames of its tower in one row and turns patches by their places"
+
+    def merging_layer(self, layer: nn.Module) -> Any:
+        """A layer of the tower as `encoders.vision.merging` wants it."""
+        return layer
+
     def vision(self, ids: Tensor) -> Tensor:
         """(B, L) bool: tokens of the prompt that stand for pictures."""
         named = (getattr(self.config, f"{kind}_token_id", None) for kind in ("image", "video"))
@@ -136,23 +147,26 @@ class Adapter(ABC):
             done = 0
             while done < len(places):
                 if video == len(grids):
-                    raise InputError(_MISFIT)
+                    raise InputError(MISFIT.format("others"))
                 own, (frames, rows, columns) = owns[video], grids[video]
                 where = places[done : done + len(own)]
                 done += len(own) + extra
                 if done > len(places):
-                    raise InputError(_MISFIT)
+                    raise InputError(MISFIT.format("others"))
                 begins = torch.searchsorted(own, torch.arange(frames) * rows * columns)
+                gaps = torch.nonzero(where.diff() > 1).flatten() + 1
+                if not bool(torch.isin(gaps, begins).all()):  # text inside a frame
+                    raise InputError(MISFIT.format("others"))
                 starts = where[begins.clamp(max=len(own) - 1)]
                 pace = None if step is None else step[video * len(step) // len(grids)]
-                seconds, end = self._seconds(line, starts, pace)
+                seconds, end = self._times(video, line, starts, pace)
                 tokens = VideoTokens.blank((frames, rows, columns), seconds, end)
                 if len(own) < sizes[video]:
                     tokens = tokens.apply(Keep(own))
                 clips += [Clip(row * copies + n, where, tokens, own + first) for n in range(copies)]
                 video, first = video + 1, first + sizes[video]
         if video < len(grids):
-            raise InputError(_MISFIT)
+            raise InputError(MISFIT.format("fewer"))
         return clips
 
     @staticmethod
@@ -160,12 +174,42 @@ class Adapter(ABC):
         """How often every row stands in the batch (beams, several answers a prompt).
 
         Args:
-            token: the id of picture tokens. known: how many of them the tower made.
+            token: the id of picture tokens. known: how many of them the tower makes.
+
+        Raises:
+            InputError: a prompt with more or fewer of them.
         """
         count = int((ids == token).sum())
-        if not known or count % known:
-            raise InputError(_MISFIT)
-        return max(1, count // known)
+        copies = max(1, count // max(1, known))
+        if count != known * copies or len(ids) % copies:
+            raise InputError(MISFIT.format(f"{count} of {known}"))
+        return copies
+
+    def tell_seconds(self, *videos: tuple[Sequence[float], float]) -> None:
+        """Say when the frames of the next prompts were, where the caller knows it better.
+
+        Prompts round times, and some families write none. What is told goes to the compressors;
+        the prompt stays as it is.
+
+        Args:
+            videos: for every video of a prompt, in order, the seconds of its frames (of the slots
+                of its token grid) and the second at which it ends; none to read prompts again.
+        """
+        self._told = [([float(s) for s in seconds], float(end)) for seconds, end in videos]
+
+    def _times(
+        self, video: int, line: Tensor, starts: Tensor, step: float | None
+    ) -> tuple[list[float], float]:
+        """Times of the frames of a video, told or read (see `_seconds`)."""
+        if not self._told:
+            return self._seconds(line, starts, step)
+        if video >= len(self._told) or len(self._told[video][0]) != len(starts):
+            counts = ", ".join(str(len(seconds)) for seconds, _ in self._told)
+            raise InputError(
+                f"video {video + 1} of the prompt has {len(starts)} frames, but seconds were told "
+                f"for {len(self._told)} videos of {counts}: tell those of every video"
+            )
+        return self._told[video]
 
     def _seconds(
         self, line: Tensor, starts: Tensor, step: float | None
@@ -191,7 +235,10 @@ class Adapter(ABC):
         return sum(float(part) * 60.0**power for power, part in enumerate(reversed(parts)))
 
 
-_MISFIT = "the prompt's video tokens do not fit its videos: pass all that the processor made"
+MISFIT = (
+    "the prompt's video tokens do not fit its videos ({}): pass ids and pixels of one call of the "
+    "processor, with nothing cut off"
+)
 
 
 def grids_of(value: Any, merge: int | Sequence[int]) -> list[tuple[int, int, int]]:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from vidllm.compressors import Compressor
 from vidllm.errors import InputError
 
-from ..rows import causal_mask
 from .choosing import Choice
+from .masks import layer_mask
 from .state import Call, Past
 
 
@@ -29,7 +29,7 @@ class Decoding:
         self.layers = cast(nn.ModuleList, decoder.layers)
         self.past: Past | None = None
         self.pasts: WeakKeyDictionary[Any, Past] = WeakKeyDictionary()
-        self.masks: dict[int, Tensor | None] = {}
+        self.masks: dict[int, Any] = {}
 
     def attach(self, stack: ExitStack) -> None:
         """Hooks for layers whose caches differ; the stack takes them off."""
@@ -131,13 +131,8 @@ class Decoding:
             hidden = args[0] if args else kwargs["hidden_states"]
             key = id(past.valid[i])
             if key not in self.masks:
-                self.masks[key] = causal_mask(
-                    past.valid[i],
-                    hidden.shape[1],
-                    additive=self.decoder.config._attn_implementation == "eager",
-                    dtype=hidden.dtype,
-                    device=hidden.device,
-                )
+                how = str(self.decoder.config._attn_implementation)
+                self.masks[key] = layer_mask(how, past.valid[i], hidden.shape[1], hidden)
             return args, {**kwargs, "attention_mask": self.masks[key]}
 
         return hook

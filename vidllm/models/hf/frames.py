@@ -7,6 +7,7 @@ Such a prompt marks images and frames by the same id; the text before an image t
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -37,17 +38,45 @@ class FramesAsImages(Adapter):
             self.tokenizer = local_tokenizer(self.model, self.family)
 
     @property
+    @abstractmethod
+    def side(self) -> int:
+        """Patches along a side of a frame."""
+
+    @property
+    @abstractmethod
+    def fold(self) -> int:
+        """Patches along a side of a token."""
+
+    @property
     def cells(self) -> int:
         """Tokens along a side of a frame."""
-        raise InputError(f"{self.family}: unknown size of a frame")
+        return self.side // self.fold
+
+    def whole_grid(self) -> str:
+        """Empty: the projector looks at the patches of one token only, so copies stand for
+        merged ones."""
+        return ""
+
+    @staticmethod
+    def pictures(inputs: Mapping[str, Any], sight: Sight | None) -> int:
+        """How many pictures the vision tower is given, or was; those that only pad do not count."""
+        made = (inputs.get("mm_encoder_outputs") or {}).get("image")
+        made = made if sight is None else sight.output
+        if made is not None:
+            return len(made.last_hidden_state)
+        pixels = inputs.get("pixel_values")
+        if pixels is None:
+            return 0
+        if pixels.dim() == 4:
+            return len(pixels)
+        return max(1, int((pixels != 0).flatten(2).any(-1).sum()))
 
     def clips(self, ids: Tensor, inputs: Mapping[str, Any], sight: Sight | None) -> list[Clip]:
         """Runs of image tokens that stand behind the label of a frame."""
         clips: list[Clip] = []
         size, first = self.cells**2, 0
-        copies, token = 1, self.config.image_token_id
-        if sight is not None:
-            copies = self.copies(ids, token, len(sight.output.last_hidden_state) * size)
+        token = self.config.image_token_id
+        copies = self.copies(ids, token, self.pictures(inputs, sight) * size)
         for row, line in enumerate(ids[::copies]):
             places = torch.nonzero(line == token).flatten()
             cuts = torch.nonzero(places.diff() > 1).flatten() + 1
@@ -63,13 +92,13 @@ class FramesAsImages(Adapter):
                 # Nothing but the label stands between frames, and the labels count up.
                 alone = found is not None and found.start() == 0 and start - end < self.before
                 if not (alone and number >= last):
-                    clips += self._clip(row, line, video)
+                    clips += self._clip(len(clips), row, line, video)
                     video = []
                 if found:
                     video.append((run, first))
                 last = number
                 first, end = first + len(run), int(run[-1]) + 1
-            clips += self._clip(row, line, video)
+            clips += self._clip(len(clips), row, line, video)
         return [replace(clip, row=clip.row * copies + n) for clip in clips for n in range(copies)]
 
     def _between(self, ids: Tensor) -> str:
@@ -77,11 +106,13 @@ class FramesAsImages(Adapter):
         text = self.tokenizer.decode(ids.tolist(), skip_special_tokens=False)
         return re.sub(r"<[^<>]*>|\s", "", text)
 
-    def _clip(self, row: int, line: Tensor, video: list[tuple[Tensor, int]]) -> list[Clip]:
+    def _clip(
+        self, number: int, row: int, line: Tensor, video: list[tuple[Tensor, int]]
+    ) -> list[Clip]:
         if not video:
             return []
         starts = torch.stack([run[0] for run, _ in video])
-        seconds, end = self._seconds(line, starts, None)
+        seconds, end = self._times(number, line, starts, None)
         tokens = VideoTokens.blank((len(video), self.cells, self.cells), seconds, end)
         slots = [torch.arange(first, first + len(run)) for run, first in video]
         return [Clip(row, torch.cat([run for run, _ in video]), tokens, torch.cat(slots))]

@@ -7,6 +7,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from .frames import FramesAsImages
+from .merging import MaskedLayer
 from .towers import Sight, dense_signals, fold_square
 
 
@@ -15,6 +16,7 @@ class InternVL(FramesAsImages):
 
     family = "InternVL"
     tower_name = "vision_tower"
+    special = 1
     label = r"Frame(\d+):"
 
     @property
@@ -29,15 +31,19 @@ class InternVL(FramesAsImages):
         return int(vision.image_size[0] // vision.patch_size[0])
 
     @property
-    def cells(self) -> int:
-        """Tokens along a side of a frame."""
-        return self.side // self.fold
-
-    @property
     def attention(self) -> nn.Module:
         """Of the last layer but one, whose CLS token sees the patches (as VisionZip has it)."""
         layers = cast(Any, self.tower).encoder.layer
         return cast(nn.Module, layers[max(-2, -len(layers))].attention)
+
+    def whole_grid(self) -> str:
+        """Empty but for checkpoints that read another layer than the last."""
+        layer = self.config.vision_feature_layer
+        return "" if layer == -1 else f"reads layer {layer} of its tower, not the last"
+
+    def merging_layer(self, layer: nn.Module) -> Any:
+        """As SigLIP's layers, which take a mask and name their norm otherwise."""
+        return MaskedLayer(layer)
 
     def signals(self, sight: Sight) -> dict[str, Tensor]:
         """Mean over the patches that the pixel shuffle puts into a token."""

@@ -34,6 +34,10 @@ class LlavaOnevision(Adapter):
         cls = self.config.vision_feature_select_strategy == "default"
         return layers[max(-2 if cls else -1, -len(layers))]
 
+    def whole_grid(self) -> str:
+        """Every token is interpolated between patches of the whole grid."""
+        return "pools its grid by interpolation behind the tower, which takes every cell of it"
+
     def clips(self, ids: Tensor, inputs: Mapping[str, Any], sight: Sight | None) -> list[Clip]:
         """Seconds are not told: frames count as seconds."""
         side = math.ceil(self.side / 2)

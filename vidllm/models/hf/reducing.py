@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,11 +42,30 @@ def reduce(
         for plane, rows in zip(planes, [after.features, *deep], strict=True):
             plane[clip.row, place.to(plane.device)] = rows.to(plane)
     call.rows = [torch.nonzero(row).flatten() for row in stays]
-    index, call.valid = pack(call.rows, call.left)
+    planes, call.valid, new = take(call.rows, call.left, planes, position, kwargs)
+    return planes, new
+
+
+def take(
+    rows: Sequence[Tensor],
+    left: bool,
+    planes: list[Tensor],
+    position: Tensor,
+    kwargs: dict[str, Any],
+) -> tuple[list[Tensor], Tensor, dict[str, Any]]:
+    """Some columns of a batch.
+
+    Args:
+        rows: for every row its columns (n,). left: padding goes before them.
+        planes: (B, L, D) each, embeddings first. position: (B, L) or (P, B, L).
+
+    Returns:
+        The planes, which of their columns (B, W) hold a token, and the text model's arguments.
+    """
+    index, valid = pack(rows, left)
     device = planes[0].device
     planes = [gather(plane, index) for plane in planes]
-    new = {**kwargs, "inputs_embeds": planes[0]}
-    new["attention_mask"] = call.valid.to(device, torch.long)
+    new = {**kwargs, "inputs_embeds": planes[0], "attention_mask": valid.to(device, torch.long)}
     flat = position.dim() == 2
     new["position_ids"] = (
         gather(position, index) if flat else torch.stack([gather(p, index) for p in position])
@@ -53,7 +73,7 @@ def reduce(
     if kwargs.get("cache_position") is not None:
         new["cache_position"] = torch.arange(index.shape[1], device=device)
     if len(planes) > 1:
-        where = gather(kwargs["visual_pos_masks"], index) & call.valid.to(device)
+        where = gather(kwargs["visual_pos_masks"], index) & valid.to(device)
         new["visual_pos_masks"] = where
         new["deepstack_visual_embeds"] = [plane[where] for plane in planes[1:]]
-    return planes, new
+    return planes, valid, new

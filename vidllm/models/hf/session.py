@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
@@ -22,13 +22,18 @@ from torch import Tensor, nn
 from vidllm.compressors import LATE, Chain, Compressor
 from vidllm.errors import InputError
 
-from ..pruning import BatchPruner, VideoRun
-from .base import Adapter
-from .checks import check
+from ..pruning import VideoRun
+from .base import Adapter, Clip
+from .checks import check, check_cache, check_call, check_generate
 from .choosing import Choice
 from .decoding import Decoding
 from .eviction import evict_rows
+from .guarding import guarded
+from .masks import HubPruner
+from .merging import TowerMerger, merges_inside
+from .prefix import Prefix
 from .reducing import dense_planes, reduce
+from .selecting import select
 from .state import Call, Past, Report, bare, count_videos, numbered, without_planes
 from .towers import Sight, watch
 
@@ -49,7 +54,10 @@ class Session:
         self.layers = cast(nn.ModuleList, self.decoder.layers)
         items = method.items if isinstance(method, Chain) else [method]
         self.late = [item for item in items if item.stage in LATE]
-        wants = {*method.needs, *method.uses} & {"cls-attention", "vision-keys"}
+        inside = merges_inside(method)
+        behind = items if inside is None else items[1:]
+        wants = {want for item in behind for want in (*item.needs, *item.uses)}
+        wants &= {"cls-attention", "vision-keys"}
         self.wants = sorted(wants & set(adapter.provides))
         self.report: Report | None = None
         self.sights: deque[Sight] = deque()
@@ -57,7 +65,9 @@ class Session:
         self.decoding = Decoding(self.decoder, self.late)
         self.inner = ExitStack()
         self.labels = False
+        self.prefix: Prefix | None = None
         check(adapter, method, self.late)
+        self.merger = None if inside is None else TowerMerger(adapter, method)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -78,17 +88,42 @@ class Session:
             for handle in handles:
                 stack.callback(handle.remove)
             self.decoding.attach(stack)
+            stack.enter_context(guarded(adapter.model, self._ahead))
             attention = adapter.attention if self.wants else None
             self.sights = stack.enter_context(watch(adapter.tower, attention))
+            if self.merger is not None:
+                stack.enter_context(self.merger.attached(self.sights))
             if hasattr(core, "rope_deltas"):  # kept between calls by the model; none of ours stay
                 core.rope_deltas = None
                 stack.callback(setattr, core, "rope_deltas", deltas)
             yield
 
+    @contextmanager
+    def sharing(self, prefix: Prefix) -> Iterator[Prefix]:
+        """Prompts in this block begin with the same video (see `Compression.reuse`)."""
+        prefix.open(self.adapter.core, self.method)
+        before, self.prefix = self.prefix, prefix
+        try:
+            yield prefix
+        finally:
+            self.prefix = before
+
     def _close(self) -> None:
         self.inner.close()
         self.call = None
         self.decoding.close()
+
+    def _ahead(self, told: Mapping[str, Any]) -> None:
+        """Before `generate`, which encodes videos before it calls the model."""
+        check_generate(self.adapter, self.method, told)
+        ids, cache = told.get("input_ids"), told.get("past_key_values")
+        fresh = cache is None or not int(cache.get_seq_length())
+        if isinstance(ids, Tensor) and fresh and not told.get("mm_encoder_outputs"):
+            self._expect(self.adapter.clips(ids.cpu(), told, None))
+
+    def _expect(self, clips: list[Clip]) -> None:
+        if self.merger is not None:
+            self.merger.expect(clips)
 
     def _outside(self, _model: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
         self.labels = kwargs.get("labels") is not None
@@ -100,6 +135,7 @@ class Session:
             kwargs = {**inspect.signature(core.forward).bind_partial(*args).arguments, **kwargs}
         ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
         mask = kwargs.get("attention_mask")
+        check_cache(self.adapter, self.method, cache)
         length = 0 if cache is None else int(cache.get_seq_length())
         if ids is None:
             if not length and kwargs.get("inputs_embeds") is not None:
@@ -121,11 +157,8 @@ class Session:
         real = torch.ones_like(plain, dtype=torch.bool)
         if isinstance(mask, Tensor) and mask.dim() == 2:
             real = mask.cpu().bool()
-        elif clips and mask is not None:
-            raise InputError(
-                "compress needs the attention mask as the processor made it, (batch, length), "
-                "and the default dynamic cache"
-            )
+        if clips:
+            check_call(kwargs, real)
         left = bool(real[:, -1].all())
         labels, self.labels = self.labels, False
         if clips and labels:
@@ -145,7 +178,13 @@ class Session:
             self.report = Report(every, every, lengths, 0, 0, [0], 0.0)
             return (), kwargs
         text = real & ~self.adapter.vision(plain)
-        self.call = Call(clips, plain, real, text, left, rows, sight)
+        call = Call(clips, plain, real, text, left, rows, sight)
+        if sight is None:
+            self._expect(clips)
+        if self.prefix is not None:
+            grows = kwargs.get("use_cache", self.decoder.config.use_cache) is not False
+            call.reused = self.prefix if self.prefix.begin(call, kwargs, grows) else None
+        self.call = call
         return (), kwargs
 
     @staticmethod
@@ -178,14 +217,22 @@ class Session:
         began = time.perf_counter()
         embeds: Tensor = kwargs["inputs_embeds"]
         planes = [embeds, *dense_planes(kwargs, embeds)]
-        places, late = self._choose(call, planes)
-        call.places = places
-        shorter = any(len(a) < len(c.where) for a, c in zip(call.after, call.clips, strict=True))
         position = kwargs.get("position_ids")
         if position is None:
             position = torch.arange(embeds.shape[1], device=embeds.device).expand(len(embeds), -1)
         call.position = position[..., -1:] + 1
         call.valid = call.real
+        if call.reused is not None:
+            kwargs = call.reused.enter(call, planes, position, kwargs, self.decoder.config)
+            call.seconds = time.perf_counter() - began
+            return args, kwargs
+        if self.prefix is not None:
+            self.prefix.look(call, embeds, position)
+        # The model's own call for videos is its last one.
+        sight = call.sight or (self.sights[-1] if self.sights else None)
+        places, late = select(self.adapter, self.method, self.wants, call, planes, sight)
+        call.places = places
+        shorter = any(len(a) < len(c.where) for a, c in zip(call.after, call.clips, strict=True))
         if shorter:
             planes, kwargs = reduce(call, planes, places, position, kwargs)
         call.late = late
@@ -199,47 +246,6 @@ class Session:
             call.after = [bare(after) for after in call.after]
         call.seconds = time.perf_counter() - began
         return args, kwargs
-
-    def _choose(
-        self, call: Call, planes: list[Tensor]
-    ) -> tuple[list[Tensor], list[tuple[Compressor, int]]]:
-        """What is left of every video: its places in the prompt; late methods' budgets."""
-        signals: dict[str, Tensor] = {}
-        if self.wants:
-            # The model's own call for videos is its last one.
-            sight = call.sight or (self.sights[-1] if self.sights else None)
-            if sight is None or not sight.hidden.numel():
-                raise InputError(
-                    f"{self.method.name} needs {' and '.join(self.wants)}: let the model encode "
-                    "the video inside the with block"
-                )
-            signals = self.adapter.signals(sight)
-        places, budgets = [], []
-        for clip in call.clips:
-            rows = [plane[clip.row, clip.where.to(plane.device)] for plane in planes]
-            told = {
-                n.replace("-", "_"): signals[n][clip.slots.to(signals[n].device)]
-                for n in self.wants
-            }
-            deep = {f"deepstack_{n}": row for n, row in enumerate(rows[1:])}
-            view = clip.tokens.with_features(rows[0]).with_signals(**told, **deep)
-            words = torch.nonzero(call.text[clip.row]).flatten()
-            behind = words[words > clip.where[-1]]
-            query = planes[0][clip.row, (behind if len(behind) else words).to(planes[0].device)]
-            asked = query if self.method.query_aware else None
-            after, late = self.method.before_decoder(view, asked)
-            if after.features.shape[1] != view.features.shape[1]:
-                raise InputError(f"{self.method.name} changes the width of tokens: leave it out")
-            if bool((after.position.diff() <= 0).any()):
-                raise InputError(
-                    f"{self.method.name} must leave tokens in time order here: leave out faithful"
-                )
-            table = torch.full((clip.tokens.total,), -1)
-            table[clip.tokens.position] = clip.where
-            call.after.append(after)
-            places.append(table[after.position])
-            budgets += late[:1]
-        return places, budgets
 
     def _prune(
         self,
@@ -258,7 +264,7 @@ class Session:
             at = torch.searchsorted(call.rows[clip.row], place)
             runs.append(VideoRun(clip.row, without_planes(after), at, budget))
         text = [words[row] for words, row in zip(call.text, call.rows, strict=True)]
-        call.pruner = BatchPruner(
+        call.pruner = pruner = HubPruner(
             self.layers,
             self.decoder.norm,
             late[0][0],
@@ -268,7 +274,8 @@ class Session:
             planes=planes[1:],
             left=call.left,
         )
-        self.inner.enter_context(call.pruner.attached())
+        pruner.attention = str(self.decoder.config._attn_implementation)
+        self.inner.enter_context(pruner.attached())
         if len(planes) > 1:  # added by the pruner's hooks, which know what is left
             return {**kwargs, "visual_pos_masks": None, "deepstack_visual_embeds": None}
         return kwargs
@@ -305,12 +312,15 @@ class Session:
         shorter = (
             pruner is not None
             or choice is not None
+            or call.reused is not None
             or any(len(a) < len(c.where) for a, c in zip(call.after, call.clips, strict=True))
         )
         if cache is not None and shorter:
             self.decoding.pasts[cache] = Past(
                 valid, call.ids.shape[1], cast(Tensor, call.position), choice
             )
+        if self.prefix is not None and call.reused is None:
+            self.prefix.fill(call, cache, self.adapter.core, self.method)
         runs = call.after if pruner is None else [run.tokens for run in pruner.runs]
         if call.sight is None:
             self.sights.clear()
@@ -322,6 +332,7 @@ class Session:
             sum(len(tokens) for tokens in runs),
             [count_videos(call.clips, layer) for layer in held],
             seconds,
+            reused=0 if call.reused is None else len(call.reused),
         )
         if choice is not None:
             self.report.choose(choice)

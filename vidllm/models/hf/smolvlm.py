@@ -26,9 +26,9 @@ class SmolVLM(FramesAsImages):
         return int(vision.image_size // vision.patch_size)
 
     @property
-    def cells(self) -> int:
-        """Tokens along a side of a frame."""
-        return self.side // int(self.config.scale_factor)
+    def fold(self) -> int:
+        """Patches along a side of a token."""
+        return int(self.config.scale_factor)
 
     @property
     def attention(self) -> nn.Module:
@@ -37,4 +37,4 @@ class SmolVLM(FramesAsImages):
 
     def signals(self, sight: Sight) -> dict[str, Tensor]:
         """Mean over the patches that the pixel shuffle puts into a token."""
-        return fold_square(dense_signals(sight, self.side**2), int(self.config.scale_factor))
+        return fold_square(dense_signals(sight, self.side**2), self.fold)

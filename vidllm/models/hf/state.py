@@ -17,9 +17,7 @@ from .towers import Sight
 
 if TYPE_CHECKING:
     from .choosing import Choice
-
-if TYPE_CHECKING:
-    pass
+    from .prefix import Prefix
 
 
 @dataclass
@@ -32,7 +30,7 @@ class Report:
         held: the same of what the layer's cache holds behind the prefill.
         full, kept: video tokens of all prompts before, and those that the last layer read.
         cached: for every layer the video tokens in its cache.
-        seconds: what choosing took.
+        seconds: what choosing took. reused: tokens of every prompt that the cache held before.
     """
 
     rows: list[list[Tensor]]
@@ -43,6 +41,7 @@ class Report:
     cached: list[int]
     seconds: float
     choice: Choice | None = None
+    reused: int = 0
 
     def choose(self, choice: Choice) -> None:
         """A method will choose at every decode step: account for what a step reads."""
@@ -86,6 +85,7 @@ class Call:
     position: Tensor | None = None
     valid: Tensor | None = None
     seconds: float = 0.0
+    reused: Prefix | None = None
 
 
 def without_planes(tokens: VideoTokens) -> VideoTokens:

@@ -12,10 +12,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .merging import Inside
 
 _CHUNK = 8  # frames whose full attention map is held at once
 _CALLS = 4  # of a tower that are remembered: images and videos of one prompt are two
@@ -29,6 +32,8 @@ class Sight:
         inputs: its keyword arguments. output: what it gave, with `last_hidden_state`.
         attention: the attention layer that was watched, or None; hidden: (..., N, D), the states
             that entered it; told: its other arguments.
+        inside: what merged inside the tower, by each video's first token; method: the one that
+            did it, by all its options, or "".
     """
 
     inputs: Mapping[str, Any]
@@ -36,6 +41,8 @@ class Sight:
     attention: nn.Module | None = None
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
     told: Mapping[str, Any] = field(default_factory=dict)
+    inside: Mapping[int, Inside] = field(default_factory=dict)
+    method: str = ""
 
 
 @contextmanager

@@ -1,0 +1,58 @@
+"""Attention masks of batches that were cut, in the form that the model's own attention takes.
+
+SDPA takes a bool mask, eager attention an additive one, FlashAttention the columns that hold a
+token (B, K), FlexAttention a block mask. The library keeps a function for each in its public
+`AttentionMaskInterface`; here it is called for what a layer holds, so that any attention which is
+registered there is served.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionMaskInterface
+
+from ..pruning import BatchPruner
+
+
+def makes_masks(attention: str) -> bool:
+    """Whether the library has a mask function for an attention of this name."""
+    return attention in AttentionMaskInterface()
+
+
+def layer_mask(attention: str, valid: Tensor, queries: int, states: Tensor) -> Any:
+    """The mask of the last `queries` of K columns of a layer; None where it needs none.
+
+    Args:
+        attention: name of the attention. valid: (B, K) bool, columns that hold a token.
+        states: of the layer, for their dtype and device.
+    """
+    columns, device = valid.shape[1], states.device
+    return AttentionMaskInterface()[attention](
+        batch_size=len(valid),
+        q_length=queries,
+        kv_length=columns,
+        q_offset=columns - queries,
+        attention_mask=valid.to(device, torch.bool),
+        dtype=states.dtype,
+        device=device,
+    )
+
+
+class HubPruner(BatchPruner):
+    """The cuts between the layers of a hub model, whatever its attention.
+
+    Attributes:
+        attention: its name.
+    """
+
+    attention = "sdpa"
+
+    def _masked(self, mask: Any, hidden: Tensor) -> Any:
+        """The mask of what is left; made once between two cuts."""
+        if self._mask is None or self._mask[0] != id(mask):
+            made = layer_mask(self.attention, self.live, self.live.shape[1], hidden)
+            self._mask = (id(mask), made)
+        return self._mask[1]
