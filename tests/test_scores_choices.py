@@ -19,7 +19,13 @@ from vidllm.eval.scores.choices import (
     mark_log_probabilities,
     task_mean,
 )
-from vidllm.eval.scores.letters import loose_letter, read_letter
+from vidllm.eval.scores.letters import (
+    first_capital,
+    lone_capital,
+    lone_letter,
+    loose_letter,
+    read_letter,
+)
 
 OPTIONS = ["A man walks.", "Two dogs", "dogs", "3"]
 
@@ -144,12 +150,31 @@ def test_unread_answers_are_wrong_and_count() -> None:
 def test_official_marks_are_those_of_the_script() -> None:
     said, truth = ["A", "", None, "A man"], ["A", "A", "A", "A"]
     mvbench = mark(said, truth, official=True, benchmark="mvbench")
-    assert accuracy(mvbench) == pytest.approx(1 / 2)  # two empty answers are left out
+    assert accuracy(mvbench) == 1.0  # two empty answers are left out, "A man" is A
     assert choice_scores(mvbench)["left_out"] == pytest.approx(1 / 2)
-    assert accuracy(mark(said, truth, official=True, benchmark="nextqa")) == pytest.approx(2 / 4)
-    assert mark(said, truth, official=True, benchmark="videomme") == mark(said, truth)
+    nextqa = mark(said, truth, official=True, benchmark="nextqa")
+    assert [m.parsed for m in nextqa] == [True, False, False, True]
+    assert nextqa[3].right and all(m.choice for m in nextqa)  # "A man" is A, the others guesses
+    assert mark(said, truth, official=True, benchmark="mlvu") == mark(said, truth)
     with pytest.raises(InputError, match="benchmark"):
         mark(said, truth, official=True)
+
+
+def test_each_script_reads_as_it_does() -> None:
+    assert first_capital("Because", "ABCD") == "B" and first_capital("the answer is c") is None
+    assert lone_capital("A man in B") == "A" and lone_capital("a man") is None
+    assert lone_letter("I see a man") == "A" and lone_letter("Because") is None
+
+    def one(text: str, benchmark: str) -> Marked:
+        return mark([text], ["B"], letters="ABCD", official=True, benchmark=benchmark)[0]
+
+    assert one("Because it rains", "videomme").right  # no word of an option
+    assert not one("no idea", "videomme").counts and one("C", "videomme").counts
+    assert one("Best option: C", "videomme").choice == "B"  # its list of phrases lacks a comma
+    assert one("Best option: C", "longvideobench").choice == "C"
+    assert one("Each", "longvideobench").choice == "E"  # though there are four options
+    assert one("A man, so B", "perceptiontest").choice == "A"
+    assert one("the ball is a red one", "mvbench").choice == "A"
 
 
 def test_official_guesses_are_seeded_and_near_chance() -> None:

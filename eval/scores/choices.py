@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from vidllm.errors import InputError
 
 from .common import Scores, average, same_length
-from .letters import loose_letter, read_letter
+from .letters import first_capital, lone_capital, lone_letter, loose_letter, read_letter
 
 #: Tasks whose unweighted mean is the benchmark's score.
 MLVU_TASKS = 7
@@ -29,22 +30,31 @@ class Script:
     """How an official script differs from `mark`.
 
     Attributes:
-        loose: reads letters with `loose_letter`.
+        reader: of letters, one of `scores.letters`.
+        letters: that it looks for; "" for those of the options.
+        skips: a pattern that is taken out of an answer before.
         guesses: takes a random option where no letter can be read.
-        drops_empty: leaves empty answers out of the denominator.
+        drops_empty, drops_unread: leaves empty answers, or those without a letter, out of the
+            denominator.
     """
 
-    loose: bool = False
+    reader: Callable[[str, str, Sequence[str] | None], str | None] = read_letter
+    letters: str = ""
+    skips: str = ""
     guesses: bool = False
     drops_empty: bool = False
+    drops_unread: bool = False
 
 
-#: Benchmarks whose scripts are known to be wrong (as lmms-eval runs them).
+#: Benchmarks whose scripts are known to be wrong: Video-MME's own (eval_your_results.py), the
+#: others as lmms-eval runs them.
 SCRIPTS: Mapping[str, Script] = {
-    "mvbench": Script(drops_empty=True),
-    "longvideobench": Script(loose=True, guesses=True),
-    "nextqa": Script(loose=True),
-    "egoschema": Script(loose=True),
+    "videomme": Script(first_capital, "ABCD", drops_unread=True),
+    "longvideobench": Script(first_capital, "ABCDE", r"Best (?:answer|option):", guesses=True),
+    "mvbench": Script(lone_letter, "ABCDE", drops_empty=True),
+    "perceptiontest": Script(lone_capital, "ABCD"),
+    "nextqa": Script(loose_letter, guesses=True),
+    "egoschema": Script(loose_letter, guesses=True),
 }
 
 
@@ -79,8 +89,9 @@ def mark(
         letters: of the options, unless `options` are given.
         options: the texts of each question's options, which then have letters from A on.
         official: as the script of `benchmark` (see `SCRIPTS`; any other marks as the default):
-            MVBench's leaves empty answers out, LongVideoBench's guesses at random where it reads
-            no letter (here from `seed`), and the loose ones take "A man …" for A.
+            MVBench's leaves empty answers out, Video-MME's all without a letter; LongVideoBench's,
+            NExT-QA's and EgoSchema's guess at random where they read none (here from `seed`); and
+            each of them takes "A man …" for A.
         seed: of the guesses.
 
     Raises:
@@ -98,11 +109,13 @@ def mark(
         names = letters if texts is None else string.ascii_uppercase[: len(texts)]
         if len(right) != 1 or right not in names:
             raise InputError(f"question {k}: the right answer {right!r} is none of {names}")
-        choice = (loose_letter if script.loose else read_letter)(text or "", names, texts)
+        answer = re.sub(script.skips, "", text or "") if script.skips else text or ""
+        choice = script.reader(answer, script.letters or names, texts)
         parsed = choice is not None
         if choice is None and script.guesses:
             choice = guess.choice(names)
-        counts = not script.drops_empty or bool((text or "").strip())
+        counts = not (script.drops_empty and not answer.strip())
+        counts = counts and not (script.drops_unread and not parsed)
         marked.append(Marked(choice, choice == right, parsed, counts))
     return marked
 

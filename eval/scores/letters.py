@@ -127,6 +127,31 @@ def loose_letter(
     return max(places, key=lambda c: places[c]) if places else None
 
 
+def first_capital(
+    text: str, letters: str = "ABCD", options: Sequence[str] | None = None
+) -> str | None:
+    """The first of the capitals anywhere in a text, as the scripts of Video-MME and LongVideoBench
+    read letters: "Because" is option B.
+    """
+    return next((c for c in text if c in letters), None)
+
+
+def lone_capital(
+    text: str, letters: str = "ABCD", options: Sequence[str] | None = None
+) -> str | None:
+    """The first capital that stands alone, as lmms-eval reads Perception Test: "A man" is A."""
+    found = re.search(rf"\b([{letters}])\b", text)
+    return found[1] if found else None
+
+
+def lone_letter(
+    text: str, letters: str = "ABCD", options: Sequence[str] | None = None
+) -> str | None:
+    """The first letter that stands alone, as lmms-eval reads MVBench: "I see a man" is A."""
+    found = re.search(rf"\b([{letters}])\b", text, re.IGNORECASE)
+    return found[1].upper() if found else None
+
+
 def _check(letters: str, options: Sequence[str] | None) -> None:
     if (
         not letters

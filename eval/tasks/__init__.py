@@ -12,8 +12,32 @@ from .base import FAMILIES, TASKS, Item, Response, Task, check_split
 
 __all__ = ["FAMILIES", "Item", "Response", "Task", "check_split", "get_task", "task_names"]
 
-#: Modules whose import registers tasks.
-_FILES: tuple[str, ...] = ()
+#: Modules whose import registers tasks, one a line.
+_FILES: tuple[str, ...] = (
+    # Spans, captions, highlights, alignment, retrieval.
+    "charades",
+    "activitynet",
+    "activitynet_rtl",
+    "nextgqa",
+    "timelens",
+    "qvhighlights_moments",
+    "qvhighlights_highlights",
+    "tvsum",
+    "activitynet_dense",
+    "youcook2",
+    "htm_align",
+    "msrvtt",
+    # Multiple choice.
+    "videomme",
+    "mlvu",
+    "longvideobench",
+    "egoschema",
+    "mvbench",
+    "nextqa",
+    "perceptiontest",
+    # Made from seeds.
+    "stage",
+)
 
 
 def task_names() -> list[str]:

@@ -1,0 +1,170 @@
+"""Saliency in what a model says: times with scores, as a curve over the clips of a video.
+
+Models answer in lists ("the 82, 84, 86 seconds. Their saliency scores are 1.3, 1.7, 2.3"), in
+lines ("82 - 86 seconds, score 4.5"), or with times alone, which then all weigh 1. A clip that is
+not named is 0. Official: TimeSuite's script (also TimeChat's and VTG-LLM's), from its behaviour.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+from vidllm.timetext import find_ranges, read_time
+
+from .base import Item, Response
+from .spans_text import all_spans, length
+
+_SCORE_WORD = re.compile(r"\b(?:saliency|salient|scores?|ratings?|importance)\b", re.IGNORECASE)
+_SCORE = re.compile(r"(?<![\d.:])(\d+(?:\.\d+)?)(?:\s*/\s*\d+|\s+out\s+of\s+\d+)?(?![\d:])")
+_SCALE = re.compile(r"\b(?:scale\s+(?:of|from)|from)\s+\d+\s*(?:to|-)\s*\d+", re.IGNORECASE)
+# A lone time; not a count of things ("5 highlights"), not the number of a list ("2. at 5 s").
+_TIME = re.compile(
+    r"(?<![\d.:])((?:\d+:)?\d{1,2}:\d{2}(?:\.\d+)?|\d+(?:\.\d+)?)(?![\d:]|\.\d)"
+    r"(?!\s*(?:highlight|moment|clip|scene|part|event|people|person|men|women)\w*)",
+    re.IGNORECASE,
+)
+_TOKENS = re.compile(r"<(?:t\d+|TIME_\w+)>")
+_MARKER = re.compile(r"(?m)^\s*(?:\d{1,3}[.)]|[-*•])\s+")
+
+
+class Marked(NamedTuple):
+    """A named time or stretch, in seconds, with its score."""
+
+    start: float
+    end: float
+    score: float
+
+
+def curve(
+    item: Item, response: Response, clips: int, clip_seconds: float = 2.0
+) -> list[float] | None:
+    """One score a clip: the highest of what names it, 0 where nothing does.
+
+    A stretch names every clip that it overlaps, a time the clip that it lies in. An answer in the
+    model's own time tokens says spans, which all weigh 1.
+
+    Args:
+        clips: how many there are, each `clip_seconds` long, from 0 on.
+
+    Returns:
+        None where no time can be read, or all lie behind the last clip.
+    """
+    if response.error is not None:
+        return None
+    own = response.spans and _TOKENS.search(response.raw)
+    spans = [Marked(*span, 1.0) for span in all_spans(item, response)]
+    marked = spans if own else read_highlights(response.text) or spans
+    scores: list[float | None] = [None] * clips
+    seconds = length(item, response)
+    for start, end, score in marked:
+        if start > (clips * clip_seconds if seconds is None else seconds):
+            continue
+        first = min(int(start / clip_seconds), clips - 1)
+        last = max(first + 1, math.ceil(end / clip_seconds))
+        for k in range(first, min(last, clips)):
+            held = scores[k]
+            scores[k] = score if held is None else max(score, held)
+    if all(score is None for score in scores):
+        return None
+    return [0.0 if score is None else score for score in scores]
+
+
+def read_highlights(text: str) -> list[Marked]:
+    """The times of a text with their scores, in the order of the text.
+
+    Lines that each hold both times and a score are read by themselves; else all times before the
+    word "score" go with the scores behind it, one by one. A time without a score of its own has
+    the lowest that was given, or 1 where there is none.
+    """
+    plain = _SCALE.sub(" ", _MARKER.sub("", text.replace("**", "")))
+    lines = [line for line in re.split(r"[\n;]", plain) if line.strip()]
+    each = [line for line in lines if _SCORE_WORD.search(line) and _times(line)]
+    if len(each) > 1:
+        return [Marked(*time, score) for line in each for time, score in _line(line)]
+    return [Marked(*time, score) for time, score in _line(" ".join(lines))]
+
+
+def _line(text: str) -> list[tuple[tuple[float, float], float]]:
+    """Times and scores of one list; the scores may stand before the times."""
+    word = _SCORE_WORD.search(text)
+    if word is None:
+        return [(time, 1.0) for time in _times(text)]
+    before, behind = text[: word.start()], text[word.end() :]
+    times = _times(before)
+    scores = [float(number) for number in _SCORE.findall(behind)]
+    if not times and scores:  # "score 4.5 at 82 - 86 seconds"
+        times, scores = _times(_SCORE.sub(" ", behind, count=1)), scores[:1]
+    rest = min(scores, default=1.0)
+    if len(scores) == 1:
+        scores *= len(times)
+    return list(zip(times, scores + [rest] * (len(times) - len(scores)), strict=False))
+
+
+def _times(text: str) -> list[tuple[float, float]]:
+    """Ranges and lone times, in order of place."""
+    found = [(r.begin, r.first, r.last) for r in find_ranges(text)]
+    for one in find_ranges(text):
+        text = text[: one.begin] + " " * (one.end - one.begin) + text[one.end :]
+    for lone in _TIME.finditer(text):
+        time = read_time(lone[1])
+        if time is not None:
+            found.append((lone.start(), time, time))
+    return [(min(a, b), max(a, b)) for _, a, b in sorted(found)]
+
+
+def official_curve(text: str, duration: float, clips: int) -> list[float] | None:
+    """One score a clip as TimeSuite's script gives it; None where it reads no time.
+
+    The text must have "second" and "score". If both stand there fewer than three times, numbers
+    before the first "score" of a line are times and "d.d" numbers behind it scores; else each line
+    gives its last "d.d" as score and its last number above 10 as time, so that earlier times are
+    lost. Missing scores are 0. A time t falls into clip max(0, int((t − 1) / 2)), and a clip has
+    the mean of its scores. "th" is cut out of the text first.
+    """
+    said = text.replace("th", " ")
+    seconds, words = said.count("second"), said.count("score")
+    if not seconds or not words:
+        return None
+    times, scores = (_listed if seconds < 3 and words < 3 else _by_line)(said)
+    if len(times) > 1:  # the script leaves a single time without a score out
+        scores = (scores + [0.0] * len(times))[: len(times)]
+    found: list[list[float]] = [[] for _ in range(clips)]
+    for time, score in zip(times, scores, strict=False):
+        place = max(0, int((time - 1) / 2))
+        if time <= duration and place < clips:
+            found[place].append(score)
+    if not times:
+        return None
+    return [sum(values) / len(values) if values else 0.0 for values in found]
+
+
+def _listed(text: str) -> tuple[list[float], list[float]]:
+    times: list[float] = []
+    scores: list[float] = []
+    for line in text.split("\n"):
+        if "second" not in line and "score" not in line:
+            continue
+        told = re.search(r"There are (\d+) highlight moments", line)
+        most = int(told[1]) if told else 100
+        line = line.replace(told[0], "") if told else line
+        before, *behind = line.split("score")
+        numbers = re.findall(r"[-+]?\d*\.\d+|\d+", before)
+        times += [float(n) for n in numbers[:most]]
+        numbers = re.findall(r"\b\d\.\d\b", behind[0] if behind else line)
+        scores += [float(n) for n in numbers[:most]]
+    return times, scores
+
+
+def _by_line(text: str) -> tuple[list[float], list[float]]:
+    times: list[float] = []
+    scores: list[float] = []
+    for line in re.split(r"\n+", text):
+        if not any(mark in line for mark in ("second", "score", ":")):
+            continue
+        scores += [float(n) for n in re.findall(r"\b\d\.\d\b", line)[-1:]]
+        bare = re.sub(r"\b\d{1,2}:\d{2}:\d{2}\b", " ", line)
+        numbers = [float(n) for n in re.findall(r"\b(\d+\.\d+\b|\b\d+)\b", bare)]
+        times += [n for n in numbers if n > 10.0][-1:]
+    return times, scores
