@@ -59,8 +59,8 @@ def bench_video(
         raise InputError("bench: counts start at 1 and the long file is a multiple of the short")
     where = Path(folder) if folder is not None else Path(tempfile.gettempdir()) / "vidllm-bench"
     where.mkdir(parents=True, exist_ok=True)
-    short = _short_file(where, seconds_short)
-    files = {"short": short, "long": _long_file(short, where, seconds_short, seconds_long)}
+    short = short_file(where, seconds_short)
+    files = {"short": short, "long": long_file(short, where, seconds_short, seconds_long)}
     readers: dict[str, Callable[[Path, int], np.ndarray]] = {"pyav": _read_ours}
     if importlib.util.find_spec("decord"):
         readers["decord"] = _read_decord
@@ -168,7 +168,7 @@ def _centres(count: int, frames: int) -> list[int]:
     return [int((i + 0.5) * count / frames) for i in range(frames)]
 
 
-def _short_file(folder: Path, seconds: int) -> Path:
+def short_file(folder: Path, seconds: int) -> Path:
     """A slowly moving textured background, a moving square, and usual x264 settings."""
     import av
 
@@ -201,7 +201,7 @@ def _write_number(picture: np.ndarray, number: int) -> None:
         picture[8:32, 8 + bit * 26 : 32 + bit * 26] = 235 if number >> bit & 1 else 20
 
 
-def _long_file(short: Path, folder: Path, seconds: int, total: int) -> Path:
+def long_file(short: Path, folder: Path, seconds: int, total: int) -> Path:
     """The short file's packets again and again, with later times."""
     import av
 

@@ -1,0 +1,64 @@
+"""Long videos: read once, ask many, in constant memory (`VideoLLM.index`, `vidllm index`)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vidllm.budget import Limits
+    from vidllm.pipeline import VideoLLM
+
+    from .build import Progress
+    from .index import VideoIndex
+
+__all__ = ["index_video"]
+
+
+def index_video(
+    llm: VideoLLM,
+    video: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    fps: float = 1.0,
+    tokens_per_minute: int | None = None,
+    near: float = 1.0,
+    precision: str = "float16",
+    reader: str = "pyav",
+    limits: Limits | None = None,
+    chunk: int | None = None,
+    progress: Progress | None = None,
+) -> VideoIndex:
+    """Read a video once and keep what is needed to answer questions about it.
+
+    Frames are read at a fixed rate in a background thread, encoded block by block and written to
+    `path` + ".part"; memory does not grow with the video. A run that was ended goes on from there.
+
+    Args:
+        llm: one of vidllm's own models. video: a file.
+        path: of the index; None for the video's name with ".vidx".
+        fps: frames a second. tokens_per_minute: video tokens before compression; lowers `fps`.
+        near: mean absolute difference of pixels, in levels of 255 at the vision tower's size, up
+            to which a frame has the tokens of the last encoded one; 0 for equal pixels only. The
+            error that this made on a sample of frames is kept as `facts["near_error"]`.
+        precision: of stored numbers, "float16" or "float32".
+        reader, limits: as `load_video`. chunk: frames decoded at once.
+        progress: called with (seconds done, seconds of the video).
+
+    Raises:
+        InputError: a video, model or option that is wrong.
+        WorkError: the disk is full, the video is gone midway, …; what was done is kept.
+    """
+    from .build import Plan, build
+    from .index import VideoIndex
+
+    file = Path(video)
+    place = file.with_suffix(".vidx") if path is None else Path(path)
+    plan = Plan(fps, near, precision, tokens_per_minute)
+    told: dict[str, Any] = build(
+        llm, file, place, plan, reader=reader, limits=limits, chunk=chunk, progress=progress
+    )
+    index = VideoIndex.load(place, llm, check=False)
+    index.made = told
+    return index

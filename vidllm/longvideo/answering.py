@@ -1,0 +1,264 @@
+"""Answers from an index: windows first, then a closer look, within a fixed number of tokens."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from vidllm.answer import Answer
+from vidllm.cost import Receipt, Stopwatch, kv_bytes_per_token
+from vidllm.errors import InputError
+from vidllm.prompt import PROMPTS, prompt_ids, unknown_words
+from vidllm.timecode import Span
+
+from .choosing import LOOKS, Vote, elected, grouped
+from .finishing import compressed
+from .scan import Batch, Said, ask_batch
+from .windows import LEVELS, Cuts, clock, nearest
+
+if TYPE_CHECKING:
+    from vidllm.pipeline import VideoLLM
+
+    from .index import VideoIndex
+
+_KEPT_BYTES = 512e6  # of windows' caches that stay for the next question
+_ALSO = 0.5  # further spans are told from this share of the best one's score
+_BEST = 4  # windows that a question without a time looks at again
+
+
+class Reader:
+    """Asks the windows of an index, and clips cut from it.
+
+    Args:
+        index: the index. llm: the model that made it.
+    """
+
+    def __init__(self, index: VideoIndex, llm: VideoLLM) -> None:
+        self.index, self.llm, self.model = index, llm, llm.model
+        self.eos = int(llm.tokenizer.eos_token_id)
+        self.seconds, self.row = index.frames()
+        self.tokens = index.tensor("tokens")
+        self.cells = self.tokens.shape[1]
+        self.mix = not index.facts["carried"]
+        self.levels: list[tuple[np.ndarray, Batch]] = []
+        self._kept: dict[int, list[Batch]] = {}
+        for at, level in enumerate(index.facts["levels"]):
+            batch = Batch(
+                index.tensor(f"features.{at}"),
+                index.tensor(f"span.{at}"),
+                index.tensor(f"position.{at}"),
+                level["length"],
+                level["frames"] * self.cells,
+            )
+            self.levels.append((index.tensor(f"start.{at}").numpy(), batch))
+
+    def ground(self, prompt: str) -> Answer:
+        """A prompt that asks for a time."""
+        watch = Stopwatch()
+        head, tail = prompt_ids(self.llm.tokenizer, prompt)
+        with watch.stage("scan"):
+            votes = [vote for vote, _ in self._scan(head, tail)]
+        return self._grounded(prompt, head, tail, votes, watch)
+
+    def ask(self, question: str) -> Answer:
+        """Any question; see `VideoIndex.ask`."""
+        watch = Stopwatch()
+        head, tail = prompt_ids(self.llm.tokenizer, question)
+        with watch.stage("scan"):
+            said = self._scan(head, tail, timed=False)
+        times = sum(told.times is not None for _, told in said)
+        if times * 2 > len(said):
+            return self._grounded(question, head, tail, [vote for vote, _ in said], watch)
+        return self._told(question, head, tail, said, watch)
+
+    def caption(self, start: float | None, end: float | None) -> Answer:
+        """Captions of a stretch, in pieces as long as the windows."""
+        begin = 0.0 if start is None else float(start)
+        stop = self.index.duration if end is None else float(end)
+        if not 0 <= begin < stop or begin >= self.index.duration:
+            raise InputError(
+                f"start and end must lie in the {clock(self.index.duration)} that are indexed, "
+                f"start first: got {begin:g} and {stop:g}"
+            )
+        stop = min(stop, self.index.duration)
+        watch, texts, raws = Stopwatch(), [], []
+        spans: list[Span] = []
+        head, tail = prompt_ids(self.llm.tokenizer, PROMPTS["caption"])
+        count = max(1, round((stop - begin) / LEVELS[0]))
+        edges = np.linspace(begin, stop, count + 1)
+        read = 0
+        with watch.stage("look"):
+            for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+                cuts = Cuts(((low, high),))
+                batch = self._clip(cuts)
+                read += batch.features.shape[1]
+                told = ask_batch(self.model, batch, head, tail, self.eos, most=128, timed=False)[0]
+                raw = str(self.llm.tokenizer.decode(told.ids)).strip()
+                raws.append(raw)
+                for span, sentence in self.llm.code.captions(raw, cuts.length):
+                    first, last = cuts.back(span.start, span.end)
+                    spans.append(Span(first, last, told.sure))
+                    texts.append(f"from {first:.1f} s to {last:.1f} s {sentence}")
+        notes = (f"looked at {count} pieces of {edges[1] - edges[0]:.0f} s",)
+        return self._answer(" ".join(texts), spans, watch, read, "\n".join(raws), notes)
+
+    def _scan(
+        self, head: Sequence[int], tail: Sequence[int], timed: bool = True
+    ) -> list[tuple[Vote, Said]]:
+        """What every window says, with its span in the video (the window, if it says none)."""
+        found = []
+        for starts, batch in self.levels:
+            keep = self._keeps(batch)
+            if not keep:
+                said = ask_batch(self.model, batch, head, tail, self.eos, timed=timed)
+            else:
+                said = []
+                for part in self._parts(batch):
+                    said += ask_batch(
+                        self.model, part, head, tail, self.eos, timed=timed, keep=True
+                    )
+            for start, told in zip(starts.tolist(), said, strict=True):
+                found.append((self._vote(start, batch.length, told), told))
+        return found
+
+    def _keeps(self, batch: Batch) -> bool:
+        """Whether the caches of all windows are small enough to stay."""
+        size = kv_bytes_per_token(self.model.language_model.config, 4)
+        tokens = sum(b.features.shape[0] * b.features.shape[1] for _, b in self.levels)
+        return tokens * size <= _KEPT_BYTES
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """A level as batches that remember their caches."""
+        if id(batch) not in self._kept:
+            self._kept[id(batch)] = [
+                Batch(
+                    batch.features[at : at + 64],
+                    batch.span[at : at + 64],
+                    batch.position[at : at + 64],
+                    batch.length,
+                    batch.total,
+                )
+                for at in range(0, len(batch.features), 64)
+            ]
+        return self._kept[id(batch)]
+
+    def _vote(self, start: float, length: float, told: Said) -> Vote:
+        if told.times is None:
+            return Vote((start, start + length), 0.0)
+        last = self.model.config.time_tokens - 1
+        low, high = sorted(start + t / last * length for t in told.times)
+        return Vote((low, high), told.score)
+
+    def _grounded(
+        self,
+        prompt: str,
+        head: Sequence[int],
+        tail: Sequence[int],
+        votes: Sequence[Vote],
+        watch: Stopwatch,
+    ) -> Answer:
+        voted = [vote for vote in votes if vote.score > 0]
+        read = sum(b.features.shape[0] * b.features.shape[1] for _, b in self.levels)
+        notes = [self._looked()]
+        if not voted:
+            notes.append("the answer names no time")
+            return self._answer("", [], watch, read, "", tuple(notes), failed=True)
+        groups = grouped(voted)
+        looks: list[Cuts] = []
+        with watch.stage("look"):
+            for count, margin in LOOKS:
+                spans = [group.span for group in groups[:count]]
+                cuts = Cuts.around(spans, margin, self.index.duration)
+                if cuts in looks or (len(cuts.pieces) == 1 and len(groups) > 1 and looks):
+                    continue
+                looks.append(cuts)
+                batch = self._clip(cuts)
+                read += batch.features.shape[1]
+                told = ask_batch(self.model, batch, head, tail, self.eos)[0]
+                if told.times is not None:
+                    inside = self._vote(0.0, cuts.length, told)
+                    voted.append(Vote(cuts.back(*inside.span), inside.score))
+        widest = max(looks, key=lambda cuts: len(cuts.pieces))
+        where = ", ".join(f"{clock(a)}–{clock(b)}" for a, b in widest.pieces)
+        notes.append(f"then closely at {where}, in {len(looks)} cuts")
+        won = elected(voted)
+        best = [v for v in won if v.score >= _ALSO * won[0].score]
+        found = [Span(v.span[0], v.span[1], v.score) for v in best]
+        text = f"from {found[0].start:.1f} s to {found[0].end:.1f} s"
+        notes += unknown_words(self.llm.tokenizer, prompt)
+        return self._answer(text, found, watch, read, text, tuple(notes))
+
+    def _told(
+        self,
+        question: str,
+        head: Sequence[int],
+        tail: Sequence[int],
+        said: Sequence[tuple[Vote, Said]],
+        watch: Stopwatch,
+    ) -> Answer:
+        """A question without a time: the surest windows, seen together, have the last word."""
+        read = sum(b.features.shape[0] * b.features.shape[1] for _, b in self.levels)
+        ranked = sorted(said, key=lambda pair: -pair[1].sure)
+        words: defaultdict[str, float] = defaultdict(float)
+        for _, told in ranked[: 2 * _BEST]:
+            words[self._words(told)] += told.sure
+        with watch.stage("look"):
+            spans = [vote.span for vote, _ in ranked[:_BEST]]
+            cuts = Cuts.around(spans, 0.0, self.index.duration)
+            batch = self._clip(cuts)
+            read += batch.features.shape[1]
+            told = ask_batch(self.model, batch, head, tail, self.eos, timed=False)[0]
+        words[self._words(told)] += _BEST / 2 * told.sure
+        text = max(words, key=lambda word: words[word])
+        where = ", ".join(f"{clock(a)}–{clock(b)}" for a, b in cuts.pieces)
+        notes = (self._looked(), f"then again at {where}",
+                 *unknown_words(self.llm.tokenizer, question))  # fmt: skip
+        return self._answer(text, [], watch, read, text, notes)
+
+    def _words(self, told: Said) -> str:
+        text = str(self.llm.tokenizer.decode(told.ids, skip_special_tokens=True)).strip()
+        return text or "nothing"
+
+    @torch.inference_mode()
+    def _clip(self, cuts: Cuts) -> Batch:
+        """A clip of the pieces, of as many frames as the model takes, as the decoder sees it."""
+        count = min(self.llm.usual_frames, max(1, round(cuts.length * self.index.facts["fps"])))
+        joined, moments = cuts.moments(count)
+        rows = self.row[torch.from_numpy(nearest(self.seconds, moments))].long()
+        tokens = compressed(self.llm, self.tokens[rows].float(), joined, cuts.length, self.mix)
+        return Batch(
+            tokens.features[None],
+            tokens.span[None].float(),
+            tokens.position[None],
+            cuts.length,
+            count * self.cells,
+        )
+
+    def _looked(self) -> str:
+        parts = [
+            f"{len(starts)} windows of {clock(batch.length)} ({batch.features.shape[1]} tokens "
+            "each)"
+            for starts, batch in self.levels
+        ]
+        return f"looked at {' and '.join(parts)}"
+
+    def _answer(
+        self,
+        text: str,
+        spans: Sequence[Span],
+        watch: Stopwatch,
+        read: int,
+        raw: str,
+        notes: tuple[str, ...],
+        failed: bool = False,
+    ) -> Answer:
+        size = kv_bytes_per_token(self.model.language_model.config, 4) / 1e6
+        full = len(self.seconds) * self.cells
+        receipt = Receipt(
+            len(self.seconds), full, read, full * size, read * size, dict(watch.seconds)
+        )
+        return Answer(text, tuple(spans), receipt, raw, failed, (*self.index.notes, *notes))

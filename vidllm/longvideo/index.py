@@ -1,0 +1,208 @@
+"""`VideoIndex`: a long video that was read once, asked as often as one likes.
+
+Nothing that a question chooses changes the index: the next question starts clean.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vidllm.answer import Answer
+from vidllm.errors import InputError
+from vidllm.timecode import Span
+
+from .marks import model_mark, source_mark
+from .store import IndexFile
+from .windows import clock
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vidllm.pipeline import VideoLLM
+
+    from .answering import Reader
+
+
+class VideoIndex:
+    """An index file, with or without the model that answers from it.
+
+    Attributes:
+        facts: what the file says of itself: source, duration, fps, model, recipe, levels, lost,
+            complete, until, …; see docs/long-video.md.
+
+    Make one with `VideoLLM.index` or `load`.
+    """
+
+    def __init__(self, file: IndexFile, llm: VideoLLM | None = None) -> None:
+        self._file, self._llm = file, llm
+        self.facts = file.facts
+        self._reader: Reader | None = None
+        self.made: dict[str, Any] | None = None  # how it was made, right after it was
+        if llm is not None and model_mark(llm) != self.facts["model"]:
+            raise InputError(
+                f"{file.path.name} was made by another model ({self.facts['recipe']}): give that "
+                "model, or index the video again"
+            )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        llm: VideoLLM | None = None,
+        *,
+        check: bool = True,
+        check_source: bool = True,
+    ) -> VideoIndex:
+        """Open an index. Without a model it can be looked at; the first question loads one.
+
+        Args:
+            path: of the file. llm: the model that made it; None for the shipped one when asked.
+            check: compare checksums. check_source: where the video is still at its place, see
+                that it is the one that was indexed.
+
+        Raises:
+            InputError: no index, a damaged one, a wrong model, or a video that has changed.
+        """
+        found = cls(IndexFile(path, check=check), llm)
+        if check_source:
+            found.check_source()
+        return found
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self._file.path
+
+    @property
+    def duration(self) -> float:
+        """Seconds that are indexed."""
+        return float(self.facts["until"])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is missing, one line each."""
+        notes = [*self.facts["notes"]]
+        if not self.facts["complete"]:
+            whole = clock(self.facts["duration"])
+            notes.append(f"only the first {clock(self.duration)} of {whole} are indexed")
+        for start, end in self.facts["lost"][:5]:
+            notes.append(f"nothing could be read between {clock(start)} and {clock(end)}")
+        return tuple(notes)
+
+    def check_source(self) -> None:
+        """See that the video, if it is still there, is the one that was indexed.
+
+        Raises:
+            InputError: it has changed.
+        """
+        source = self.facts["source"]
+        place = Path(source["path"])
+        if place.is_file() and source_mark(place)["sha256"] != source["sha256"]:
+            raise InputError(
+                f"{place.name} has changed since {self.path.name} was made: index it again"
+            )
+
+    def frames(self) -> tuple[np.ndarray, Tensor]:
+        """All frames: (T,) seconds, and which row of the stored tokens each one has."""
+        return self._file["seconds"].numpy(), self._file["row"]
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor of the file by name, mapped: see `names`."""
+        return self._file[name]
+
+    def names(self) -> list[str]:
+        """Names of the file's tensors."""
+        return self._file.names()
+
+    def thumbnails(self) -> list[tuple[float, bytes]]:
+        """(seconds, JPEG) of small pictures, in time order."""
+        ends = self._file["thumb_ends"].tolist()
+        data = self._file["thumbs"].numpy()
+        starts = [0, *ends[:-1]]
+        times = self._file["thumb_seconds"].tolist()
+        return [(t, data[a:b].tobytes()) for t, a, b in zip(times, starts, ends, strict=True)]
+
+    @property
+    def llm(self) -> VideoLLM:
+        """The model that answers; the shipped one is loaded when nobody gave another.
+
+        Raises:
+            InputError: the index is of another model.
+        """
+        if self._llm is None:
+            from vidllm.pipeline import VideoLLM
+
+            llm = VideoLLM.from_pretrained()
+            if model_mark(llm) != self.facts["model"]:
+                raise InputError(
+                    f"{self.path.name} was made by another model than the shipped one: load it "
+                    "with VideoIndex.load(path, llm)"
+                )
+            self._llm = llm
+        return self._llm
+
+    @property
+    def reader(self) -> Reader:
+        """What answers from this index."""
+        if self._reader is None:
+            from .answering import Reader
+
+            self._reader = Reader(self, self.llm)
+        return self._reader
+
+    def ask(self, question: str) -> Answer:
+        """Answer a question about the whole video.
+
+        A question for a time is answered as `ground` does. For others every window says what it
+        would answer; the windows that are surest are looked at again together.
+
+        Raises:
+            InputError: an empty question.
+        """
+        return self.reader.ask(question)
+
+    def ground(self, query: str) -> list[Span]:
+        """When what `query` describes happens: spans in seconds, the best first."""
+        return list(self.ground_answer(query).spans)
+
+    def ground_answer(self, query: str) -> Answer:
+        """As `ground`, with text, what was looked at (`notes`), and a receipt."""
+        return self.reader.ground(self.llm.words("ground", query))
+
+    def caption(self, start: float | None = None, end: float | None = None) -> Answer:
+        """What happens between two seconds, with times.
+
+        Raises:
+            InputError: a range outside the video.
+        """
+        return self.reader.caption(start, end)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Copy the file to another place. Raises WorkError where it cannot be written."""
+        from vidllm.errors import WorkError
+
+        place = Path(path)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            part = place.with_name(place.name + ".new")
+            shutil.copyfile(self.path, part)
+            part.replace(place)
+        except shutil.SameFileError:
+            pass
+        except OSError as error:
+            raise WorkError(f"{place} cannot be written: {error.strerror or error}") from error
+        return place
+
+    def __repr__(self) -> str:
+        levels: Sequence[dict[str, Any]] = self.facts["levels"]
+        windows = " + ".join(f"{x['windows']} windows of {x['seconds']:g} s" for x in levels)
+        return (
+            f"VideoIndex({self.facts['source']['name']!r}, {clock(self.duration)}, "
+            f"{self.facts['fps']:g} fps, {windows})"
+        )

@@ -1,0 +1,195 @@
+"""One question to many windows at once: what each would answer, and how sure it is.
+
+Windows have the same number of tokens, so that they are rows of one batch; what the decoder made
+of their video tokens is kept for the next question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from vidllm.models.native import NativeVideoLLM
+
+_ROWS = 64  # windows in a batch
+
+
+@dataclass
+class Batch:
+    """Video tokens of windows as rows.
+
+    Args:
+        features: (B, L, D). span: (B, L, 2) seconds in the window. position: (B, L) in the
+            uncompressed window. length: seconds of a window. total: tokens before compression.
+    """
+
+    features: Tensor
+    span: Tensor
+    position: Tensor
+    length: float
+    total: int
+    cache: DynamicCache | None = field(default=None, repr=False)
+
+    def bytes(self) -> int:
+        """Bytes of the kept cache."""
+        layers = [] if self.cache is None else cast(Any, self.cache).layers
+        return sum(t.numel() * t.element_size() for x in layers for t in (x.keys, x.values))
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one window answers.
+
+    Attributes:
+        ids: of the answer. sure: mean probability of its tokens, as exp of the mean logarithm.
+        times: the first two time tokens, by number; None when there are fewer.
+        score: of a span: the IoU with the truth that the model itself expects.
+    """
+
+    ids: list[int]
+    sure: float
+    times: tuple[int, int] | None
+    score: float
+
+
+@torch.inference_mode()
+def ask_batch(
+    model: NativeVideoLLM,
+    batch: Batch,
+    head: Sequence[int],
+    tail: Sequence[int],
+    eos: int,
+    *,
+    most: int = 48,
+    timed: bool = True,
+    keep: bool = False,
+) -> list[Said]:
+    """Ask all windows of a batch the same.
+
+    Args:
+        head, tail: ids before and after the video. most: new tokens.
+        timed: stop a row at its second time token.
+        keep: keep the cache of the video in `batch` for the next call.
+    """
+    found: list[Said] = []
+    for start in range(0, len(batch.features), _ROWS):
+        if len(batch.features) > _ROWS:
+            part = slice(start, start + _ROWS)
+            rows = Batch(batch.features[part], batch.span[part], batch.position[part],
+                         batch.length, batch.total)  # fmt: skip
+            found += ask_batch(model, rows, head, tail, eos, most=most, timed=timed)
+            continue
+        found += _ask_rows(model, batch, head, tail, eos, most, timed, keep)
+    return found
+
+
+def _ask_rows(
+    model: NativeVideoLLM,
+    batch: Batch,
+    head: Sequence[int],
+    tail: Sequence[int],
+    eos: int,
+    most: int,
+    timed: bool,
+    keep: bool,
+) -> list[Said]:
+    device, rows = model.device, len(batch.features)
+    cache = _prefix(model, batch, head)
+    seen = cache.get_seq_length()
+    ids = torch.tensor(list(tail), device=device).expand(rows, -1)
+    place = len(head) + batch.total
+    positions = torch.arange(place, place + len(tail), device=device).expand(rows, -1)
+    first, count = model.config.time_token_start, model.config.time_tokens
+    said: list[list[int]] = [[] for _ in range(rows)]
+    sums = torch.zeros(rows, device=device)
+    times: list[list[int]] = [[] for _ in range(rows)]
+    laws: list[list[Tensor]] = [[] for _ in range(rows)]
+    done = torch.zeros(rows, dtype=torch.bool, device=device)
+    for _ in range(most):
+        out = model.language_model(
+            input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        logs = out.logits[:, -1].float().log_softmax(-1)
+        best, new = logs.max(-1)
+        sums += torch.where(done, 0.0, best)
+        law = logs[:, first : first + count].exp()
+        for row in (~done).nonzero()[:, 0].tolist():
+            token = int(new[row])
+            if token == eos:
+                continue
+            said[row].append(token)
+            if first <= token < first + count and len(times[row]) < 2:
+                times[row].append(token - first)
+                laws[row].append(law[row])
+        done |= new == eos
+        if timed:
+            done |= torch.tensor([len(t) == 2 for t in times], device=device)
+        if bool(done.all()):
+            break
+        ids, positions = new[:, None], positions[:, -1:] + 1
+    if keep:
+        cache.crop(seen - cache.get_seq_length())  # a negative number: tokens to take away
+        batch.cache = cache
+    return [
+        Said(
+            said[row],
+            float((sums[row] / (len(said[row]) + 1)).exp()),
+            (times[row][0], times[row][1]) if len(times[row]) == 2 else None,
+            expected_iou(times[row], laws[row]) if len(times[row]) == 2 else 0.0,
+        )
+        for row in range(rows)
+    ]
+
+
+def _prefix(model: NativeVideoLLM, batch: Batch, head: Sequence[int]) -> DynamicCache:
+    """The cache of what stands before the question."""
+    if batch.cache is not None:
+        return batch.cache
+    device, rows = model.device, len(batch.features)
+    kind = model.video_norm.weight.dtype
+    video = model.video_embeds(
+        batch.features.to(device, kind),
+        batch.span.to(device),
+        torch.full((rows,), batch.length, device=device),
+    )
+    before = model.embed_tokens(torch.tensor(list(head), device=device)).expand(rows, -1, -1)
+    places = torch.cat(
+        [
+            torch.arange(len(head), device=device).expand(rows, -1),
+            batch.position.to(device).long() + len(head),
+        ],
+        dim=1,
+    )
+    cache = DynamicCache(config=model.language_model.config)
+    model.language_model.base_model(
+        inputs_embeds=torch.cat([before.to(video.dtype), video], dim=1),
+        position_ids=places,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return cache
+
+
+def expected_iou(times: Sequence[int], laws: Sequence[Tensor]) -> float:
+    """The IoU of a span with the truth, if the truth is what the model holds for possible.
+
+    The law of the end is the one after the chosen start. Unlike a probability it forgives what
+    does not matter: a long span whose ends are a little uncertain scores as high as a short one.
+
+    Args:
+        times: numbers of the start and the end token. laws: two (K,) distributions over them.
+    """
+    start, end = float(times[0]), float(times[1])
+    if end < start:
+        start, end = end, start
+    grid = torch.arange(len(laws[0]), dtype=torch.float32)
+    p, q = laws[0].float().cpu(), laws[1].float().cpu()
+    low, high = grid[:, None], grid[None]
+    inter = (high.clamp(max=end) - low.clamp(min=start)).clamp_min(0)
+    hull = (high.clamp(min=end) - low.clamp(max=start)).clamp_min(1e-6)
+    return float((p[:, None] * q[None] * (inter / hull)).sum())

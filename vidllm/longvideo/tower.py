@@ -1,0 +1,84 @@
+"""Frames to tokens for an index: what is already known is not encoded again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidllm.encoders.temporal import TemporalEncoder
+from vidllm.models.native import NativeVideoLLM
+
+_PROBE = 16  # one of so many frames that were not encoded is encoded after all, to state the error
+
+
+@dataclass
+class Encoded:
+    """Tokens of a block.
+
+    Attributes:
+        tokens: (R, N, D) of the frames that were encoded. row: (F,) which of them each frame has.
+        error: the largest relative error of tokens that stand for another frame, of those probed.
+    """
+
+    tokens: Tensor
+    row: Tensor
+    error: float
+
+
+@torch.inference_mode()
+def encode_block(model: NativeVideoLLM, pixels: Tensor, near: float) -> Encoded:
+    """Tokens of frames, those that look like the last encoded one left out.
+
+    Args:
+        pixels: (F, 3, S, S) in 0..1. near: mean absolute difference of pixels, in levels of 255,
+            up to which a frame counts as the same; 0 for equal pixels only.
+    """
+    new: list[int] = []
+    row = torch.zeros(len(pixels), dtype=torch.int32)
+    for at, frame in enumerate(pixels):
+        if new and float((frame - pixels[new[-1]]).abs().mean()) * 255 <= near:
+            row[at] = len(new) - 1
+            continue
+        row[at] = len(new)
+        new.append(at)
+    if not new:
+        return Encoded(torch.zeros(0, model.grid_side**2, width(model)), row, 0.0)
+    tokens = model.project(pixels[new].to(model.device))
+    error = 0.0
+    skipped = [at for at in range(len(pixels)) if at not in set(new)][::_PROBE] if near else []
+    if skipped:
+        true = model.project(pixels[skipped].to(model.device))
+        taken = tokens[row[skipped].long().to(tokens.device)]
+        error = float(((true - taken).norm(dim=-1) / true.norm(dim=-1).clamp_min(1e-6)).max())
+    return Encoded(tokens, row, error)
+
+
+def width(model: NativeVideoLLM) -> int:
+    """Numbers in a token."""
+    return int(model.language_model.config.hidden_size)
+
+
+class Carried:
+    """The temporal encoders of a model over a video of any length, where they can stream."""
+
+    def __init__(self, model: NativeVideoLLM) -> None:
+        self.encoders: list[TemporalEncoder] = list(model.temporal)  # type: ignore[arg-type]
+        self.states: list[Any] = [None] * len(self.encoders)
+
+    @classmethod
+    def of(cls, model: NativeVideoLLM) -> Carried | None:
+        """None where an encoder reads backwards too: it then mixes window by window."""
+        if not len(model.temporal) or not all(e.streams for e in model.temporal):
+            return None
+        return cls(model)
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Tensor, seconds: Tensor) -> Tensor:
+        """The next frames (F, N, D) at (F,) seconds."""
+        x, times = tokens[None], seconds[None].to(tokens.device)
+        for at, encoder in enumerate(self.encoders):
+            x, self.states[at] = encoder.stream(x, times, self.states[at])
+        return x[0]
