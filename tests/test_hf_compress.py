@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -21,9 +22,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from vidllm import InputError
+from vidllm.bench_shapes import build_subject
 from vidllm.compressing import compress
 from vidllm.compressors import Chain, Compressor, build
 from vidllm.compressors.base import Scorer
+from vidllm.memory import Allocated
 from vidllm.tokens import VideoTokens
 
 ONE = [[3, Video(4), 6]]
@@ -329,3 +332,15 @@ def test_receipts_count_what_was_spent() -> None:
     assert tokens.kv_kept_mb == tokens.kv_full_mb / 4
     assert tokens.flops < late.flops < 1.0 and late.kv_kept_mb > tokens.kv_kept_mb
     assert late.tokens_kept == tokens.tokens_kept == 4
+
+
+@pytest.mark.parametrize("spec", ["aim", "fastv", "visionzip"])
+def test_keeping_everything_takes_no_more_memory(spec: str) -> None:
+    subject = build_subject("llava-onevision-7b", 0.02, torch.device("cpu"), torch.float32)
+    inputs, peaks = subject.inputs(4), []
+    for keep in (None, 1.0, 0.25):
+        block = nullcontext() if keep is None else compress(subject.model, spec, keep=keep)
+        with torch.no_grad(), block, Allocated() as memory:
+            subject.model.generate(**inputs, max_new_tokens=2, do_sample=False)
+        peaks.append(memory.most)
+    assert peaks[2] < peaks[0] and peaks[1] <= 1.01 * peaks[0]

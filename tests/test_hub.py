@@ -178,6 +178,9 @@ def test_compressed_answers_and_several_questions(folder: Path, clip: VideoClip,
         assert ("reads the question" in " ".join(answer.notes)) == (spec == "fastv")
     again = llm.ask(clip, "What happens?", max_new_tokens=6)
     assert len(calls) == 1 and again.raw == two[1].raw  # the encoded video is reused
+    seen = llm.eyes.last(clip)
+    assert seen is not None and (seen.prefix is None) == (spec == "fastv")  # and its keys
+    assert seen.prefix is None or seen.prefix[1].reused >= 2
     other = llm.ask(load_video(clip.path, frames=4), QUESTION, max_new_tokens=1)
     assert len(calls) == 2 and other.receipt.frames == 4
 

@@ -176,9 +176,10 @@ class HubVideoLLM(VideoLLM):
             for text, wanted in zip(questions, letters, strict=True):
                 spent = watch.copy()
                 ids = self._ids(write(self.script, self.chat, placed, text, times=times))
-                said = generate(
-                    self.eyes, c, seen, ids, spent, self.tokenizer, max_new_tokens or 128
-                )
+                with seen.share(c):
+                    said = generate(
+                        self.eyes, c, seen, ids, spent, self.tokenizer, max_new_tokens or 128
+                    )
                 receipt = self._receipt(c, clip, spent, said, seen)
                 more = (*notes, *self.fit_notes(method, receipt, most))
                 answers.append(self._said(said, clip, receipt, more, times, wanted, seen))

@@ -6,6 +6,7 @@ import copy
 import inspect
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from vidllm.compressors import Chain, Compressor
 from vidllm.compressors.in_tower import tower_part
 
-from .compressing import Compression
+from .compressing import Compression, Prefix
 from .models.hf import Adapter
 from .models.hf.pixels import video_pixels
 from .models.hf.prompting import beside, place
@@ -48,6 +49,20 @@ class Seen:
     weights: int = 0
     inside: str = ""
     flops: float | None = None
+    prefix: tuple[str, Prefix] | None = None
+
+    def share(self, c: Compression) -> AbstractContextManager[Prefix | None]:
+        """Read the video's tokens into the decoder once for all questions, where that can be.
+
+        It can where the method leaves the same of the video for every question. The keys and
+        values stay as long as the clip, for the method that was used last.
+        """
+        method = c.method
+        if self.output is None or method.query_aware or method.inside_decoder():
+            return nullcontext()
+        if self.prefix is None or self.prefix[0] != repr(method):
+            self.prefix = repr(method), Prefix()
+        return c.reuse(self.prefix[1])
 
     def serves(self, wants: Sequence[str], weights: int, inside: str) -> bool:
         """Whether it went through the tower so, with these weights, watched for what is wanted."""

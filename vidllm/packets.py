@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import islice
@@ -53,15 +53,14 @@ class PacketIndex:
 
     def __post_init__(self) -> None:
         order = np.argsort(self.pts, kind="stable")  # of equal times the first packet wins
-        self._times: list[int] = self.pts[order].tolist()
-        self._numbers: list[int] = order.tolist()
+        self._times, self._numbers = self.pts[order], order  # arrays: hours have a million packets
 
     def number(self, pts: int | None) -> int:
         """The packet presented at ``pts``, -1 if there is none."""
         if pts is None:
             return -1
-        at = bisect_left(self._times, pts)
-        return self._numbers[at] if at < len(self._times) and self._times[at] == pts else -1
+        at = int(np.searchsorted(self._times, pts))
+        return int(self._numbers[at]) if at < len(self._times) and self._times[at] == pts else -1
 
     def start_of(self, packet: int) -> int:
         """The packet to start decoding at, to get the picture of ``packet``."""
@@ -117,7 +116,7 @@ def index_from_table(
     times = table.present + shift
     shown = np.argsort(times, kind="stable")
     shown = shown[times[shown] >= times[table.keys[0]]]
-    unknown = np.full((len(times), 2), -1, dtype=np.int64)
+    unknown = np.broadcast_to(np.int64(-1), (len(times), 2))
     return PacketIndex(times, table.duration, unknown, table.keys, shown, True, False)
 
 

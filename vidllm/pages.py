@@ -186,7 +186,8 @@ def _models() -> list[str]:
     lines += [*_table([*columns, "keep=1.0"], rows), ""]
     lines += [
         "The second of the two prompts has an image and two videos of unequal sizes; the first is",
-        "padded on the left. A chain counts in every stage in which it acts.",
+        "padded on the left. A chain counts in every stage in which it acts. `NAME:tower=false`",
+        "merges behind the vision tower, for families that cannot merge inside it (see below).",
         "",
         "## Compressor × family",
         "",
@@ -251,8 +252,8 @@ def _outcomes(found: dict[str, Any], kind: str) -> list[str]:
 
 
 def _share(outcomes: Sequence[str]) -> str:
-    passed, tried = outcomes.count("passed"), len(outcomes)
-    return f"{passed} of {tried}"
+    tried = [outcome for outcome in outcomes if outcome]
+    return f"{tried.count('passed')} of {len(tried)}" if tried else "–"
 
 
 def _refusals(refused: dict[str, Any], families: dict[str, str]) -> list[list[str]]:

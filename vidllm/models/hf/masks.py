@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import AttentionMaskInterface
 
-from ..pruning import BatchPruner
+from ..pruning import BatchPruner, VideoRun
+from .state import bare
 
 
 def makes_masks(attention: str) -> bool:
@@ -56,3 +57,9 @@ class HubPruner(BatchPruner):
             made = layer_mask(self.attention, self.live, self.live.shape[1], hidden)
             self._mask = (id(mask), made)
         return self._mask[1]
+
+    def _choose(self, i: int, run: VideoRun, line: list[Tensor], stays: Tensor) -> list[Tensor]:
+        """One video's cut, without holding on to the states that it was chosen by."""
+        line = super()._choose(i, run, line, stays)
+        run.tokens = bare(run.tokens, signals=True)
+        return line

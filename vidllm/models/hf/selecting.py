@@ -100,5 +100,6 @@ def _signals(
             f"{method.name} needs {' and '.join(wants)}: let the model encode the video inside "
             "the with block"
         )
-    found = adapter.signals(sight)
-    return {name: found[name] for name in wants}
+    if not sight.signals:
+        sight.read(adapter.signals(sight))
+    return {name: sight.signals[name] for name in wants}

@@ -34,7 +34,7 @@ from .merging import TowerMerger, merges_inside
 from .prefix import Prefix
 from .reducing import dense_planes, reduce
 from .selecting import select
-from .state import Call, Past, Report, bare, count_videos, numbered, without_planes
+from .state import Call, Past, Report, bare, count_videos, numbered
 from .towers import Sight, watch
 
 
@@ -58,7 +58,8 @@ class Session:
         behind = items if inside is None else items[1:]
         wants = {want for item in behind for want in (*item.needs, *item.uses)}
         wants &= {"cls-attention", "vision-keys"}
-        self.wants = sorted(wants & set(adapter.provides))
+        idle = all(x.is_free() for x in items) and method.keep == 1.0 and method.budget is None
+        self.wants = [] if idle else sorted(wants & set(adapter.provides))
         self.report: Report | None = None
         self.sights: deque[Sight] = deque()
         self.call: Call | None = None
@@ -182,8 +183,9 @@ class Session:
         if sight is None:
             self._expect(clips)
         if self.prefix is not None:
-            grows = kwargs.get("use_cache", self.decoder.config.use_cache) is not False
-            call.reused = self.prefix if self.prefix.begin(call, kwargs, grows) else None
+            asked = kwargs.get("use_cache")
+            grows = getattr(self.decoder.config, "use_cache", True) if asked is None else asked
+            call.reused = self.prefix if self.prefix.begin(call, kwargs, bool(grows)) else None
         self.call = call
         return (), kwargs
 
@@ -242,8 +244,8 @@ class Session:
             and any(n < len(a) for (_, n), a in zip(late, call.after, strict=True))
         ):
             kwargs = self._prune(call, planes, places, late, kwargs)
-        elif not late:
-            call.after = [bare(after) for after in call.after]
+        if not any(item.uses_features for item in self.late[1:]):
+            call.after = [bare(after, signals=bool(late)) for after in call.after]
         call.seconds = time.perf_counter() - began
         return args, kwargs
 
@@ -262,7 +264,7 @@ class Session:
             call.clips, call.after, places, late, strict=True
         ):
             at = torch.searchsorted(call.rows[clip.row], place)
-            runs.append(VideoRun(clip.row, without_planes(after), at, budget))
+            runs.append(VideoRun(clip.row, bare(after, signals=True), at, budget))
         text = [words[row] for words, row in zip(call.text, call.rows, strict=True)]
         call.pruner = pruner = HubPruner(
             self.layers,

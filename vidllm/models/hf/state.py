@@ -88,14 +88,11 @@ class Call:
     reused: Prefix | None = None
 
 
-def without_planes(tokens: VideoTokens) -> VideoTokens:
-    signals = {n: p for n, p in tokens.signals.items() if not n.startswith("deepstack-")}
-    return replace(tokens, signals=signals)
-
-
-def bare(tokens: VideoTokens) -> VideoTokens:
-    """The books alone: features and signals would be held for the whole of the decoder."""
-    return replace(tokens, features=tokens.features[:, :0].clone(), signals={})
+def bare(tokens: VideoTokens, signals: bool = False) -> VideoTokens:
+    """The books: features, DeepStack's planes and, but for `signals`, what the tower told would
+    be held for the whole of the decoder."""
+    told = {n: p for n, p in tokens.signals.items() if signals and not n.startswith("deepstack-")}
+    return replace(tokens, features=tokens.features[:, :0].clone(), signals=told)
 
 
 def numbered(pruner: BatchPruner) -> list[list[Tensor]]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from .merging import Inside
 
-_CHUNK = 8  # frames whose full attention map is held at once
+_LEAST = 2**16  # logits of attention that may be held at once
 _CALLS = 4  # of a tower that are remembered: images and videos of one prompt are two
 
 
@@ -32,6 +32,7 @@ class Sight:
         inputs: its keyword arguments. output: what it gave, with `last_hidden_state`.
         attention: the attention layer that was watched, or None; hidden: (..., N, D), the states
             that entered it; told: its other arguments.
+        signals: what was made of these states, once it was (`read`).
         inside: what merged inside the tower, by each video's first token; method: the one that
             did it, by all its options, or "".
     """
@@ -41,8 +42,15 @@ class Sight:
     attention: nn.Module | None = None
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
     told: Mapping[str, Any] = field(default_factory=dict)
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
     inside: Mapping[int, Inside] = field(default_factory=dict)
     method: str = ""
+
+    def read(self, signals: Mapping[str, Tensor]) -> None:
+        """Keep what was made of the states in their place: they are wide, and as long as the
+        video. Zeros of their shape without storage are left."""
+        self.signals, self.told = dict(signals), {}
+        self.hidden = self.hidden.new_zeros(1).expand(self.hidden.shape)
 
 
 @contextmanager
@@ -91,6 +99,21 @@ def queries_keys(attention: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
     return query.float(), key.float()
 
 
+def received(query: Tensor, key: Tensor, states: Tensor) -> Tensor:
+    """(n,) attention that keys (n, H, d) get, mean over queries (q, H, d) and heads.
+
+    Some queries at a time: fewer logits than the layer's MLP has activations for all `states`, so
+    that the peak of memory stays the tower's own.
+    """
+    heads, count = query.shape[1], len(key)
+    total = key.new_zeros(count)
+    most = max(_LEAST, states.numel() // 4) // (heads * count)
+    for some in query.split(max(1, most)):
+        logits = torch.einsum("qhd,khd->hqk", some * key.shape[-1] ** -0.5, key)
+        total += torch.softmax(logits, dim=-1).sum((0, 1))
+    return total / (heads * len(query))
+
+
 def dense_signals(sight: Sight, patches: int) -> dict[str, Tensor]:
     """Signals of a tower that sees frames (F, N, D), its last `patches` tokens being patches.
 
@@ -99,12 +122,11 @@ def dense_signals(sight: Sight, patches: int) -> dict[str, Tensor]:
         mean of all rows; mean over heads. "vision-keys" (F, patches, d): mean over heads.
     """
     attention, attended, keys = sight.attention, [], []
-    for hidden in sight.hidden.split(_CHUNK):
+    for hidden in sight.hidden.split(1):
         query, key = queries_keys(attention, hidden)
         special = hidden.shape[1] - patches
         rows = query[:, :1] if special else query
-        logits = torch.einsum("fqhd,fkhd->fhqk", rows * key.shape[-1] ** -0.5, key)
-        attended.append(torch.softmax(logits, dim=-1).mean((1, 2))[:, special:])
+        attended.append(received(rows[0], key[0], sight.hidden)[None, special:])
         keys.append(key.mean(2)[:, special:])
     return {"cls-attention": torch.cat(attended), "vision-keys": torch.cat(keys)}
 
@@ -121,8 +143,7 @@ def packed_signals(sight: Sight) -> dict[str, Tensor]:
     for start, end in pairwise(bounds):
         query, key = queries_keys(attention, sight.hidden[start:end])
         q, k = (x * cos[start:end] + _turned(x) * sin[start:end] for x in (query, key))
-        logits = torch.einsum("qhd,khd->hqk", q * q.shape[-1] ** -0.5, k)
-        attended.append(torch.softmax(logits, dim=-1).mean((0, 1)))
+        attended.append(received(q, k, sight.hidden))
         keys.append(key.mean(1))
     return {"cls-attention": torch.cat(attended), "vision-keys": torch.cat(keys)}
 
