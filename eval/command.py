@@ -1,22 +1,36 @@
-"""``vidllm eval TASK``: the command; what is heavy is imported when a task runs."""
+"""``vidllm eval``: a sub-command a benchmark, made from the registry, ``score`` and ``compare``.
+
+What is heavy is imported when a benchmark runs.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from vidllm.errors import InputError
-from vidllm.options import CommonOptions, common_options, emit, one_of, tell
+from vidllm.options import (
+    AsJson,
+    CommonOptions,
+    Debug,
+    clean_output,
+    common_options,
+    emit,
+    one_of,
+    tell,
+)
+
+from .tasks import get_task, task_names
+from .tasks.base import Task
 
 if TYPE_CHECKING:
-    from vidllm.stage.files import Sample
-
-    from .sweep import Setting
+    from .evaluate import Finished, Order
 
 app = typer.Typer(
     help="Score a model on a benchmark.",
@@ -25,18 +39,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_KEEPS = "0.5,0.25,0.125"
+_TOKENS, _RUN, _FILES = "Fewer tokens", "The run", "The benchmark"
 
 
 def tasks() -> list[dict[str, Any]]:
     """The benchmarks, for ``vidllm list tasks``."""
-    return [
-        {
-            "name": "stage",
-            "kind": "made from seeds",
-            "summary": "grounding, QA, captions, highlights and when-and-why on made videos",
-        }
-    ]
+    found = [get_task(name) for name in task_names()]
+    return [{"name": task.name, "kind": task.family, "summary": task.summary} for task in found]
 
 
 @app.callback()
@@ -44,165 +53,275 @@ def _group() -> None:
     """Score a model on a benchmark."""
 
 
-@app.command()
-@common_options
-def stage(
+def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
+
+
+def _options(
     options: CommonOptions,
-    split: Annotated[
-        str, typer.Option(help="train, val, test, test-unseen or long; --seed says which one.")
-    ] = "test",
-    limit: Annotated[int, typer.Option(min=1, help="Clips.")] = 200,
+    compressor: Annotated[
+        str | None,
+        _option(
+            _TOKENS,
+            "--compressor",
+            metavar="NAME[,NAME]",
+            help="Compressors to compare, a chain as a+b; the model's own if absent.",
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        _option(
+            _TOKENS,
+            "--keep",
+            metavar="SHARE[,SHARE]",
+            help="Shares of the video tokens kept: every compressor is run at each.",
+        ),
+    ] = None,
+    full: Annotated[
+        bool,
+        _option(
+            _TOKENS, "--full/--no-full", help="Always make the uncompressed run beside the others."
+        ),
+    ] = True,
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder of the videos.", show_default="~/.cache/vidllm/stage"),
+        _option(_FILES, "--data", help="Folder with the official annotation files, or hub."),
+    ] = None,
+    videos: Annotated[
+        Path | None,
+        _option(_FILES, "--videos", help="Folder of the videos.", show_default="DATA/videos, DATA"),
+    ] = None,
+    split: Annotated[str | None, _option(_FILES, "--split", help="Part of the benchmark.")] = None,
+    limit: Annotated[
+        int | None, _option(_FILES, "--limit", min=1, help="Only the first videos.")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Keep every answer (.jsonl) and go on from there; of a sweep: a .csv."),
+        _option(_RUN, "--out", help="Folder that keeps every answer; goes on where it stopped."),
     ] = None,
-    with_baselines: Annotated[
-        bool, typer.Option("--baselines/--no-baselines", help="Score answers without a video.")
-    ] = True,
-    make_only: Annotated[bool, typer.Option("--make-only", help="Only write the files.")] = False,
-    sweep: Annotated[
-        str | None,
-        typer.Option(metavar="NAME,NAME", help="Compare compressors at all of --keeps."),
+    max_new_tokens: Annotated[
+        int | None,
+        _option(_RUN, "--max-new-tokens", min=1, help="Longest answer; the benchmark's if absent."),
     ] = None,
-    keeps: Annotated[str, typer.Option(help="Shares kept in a sweep.")] = _KEEPS,
+    retry_failed: Annotated[
+        bool, _option(_RUN, "--retry-failed", help="Ask again what failed before.")
+    ] = False,
+    official: Annotated[
+        bool, _option(_RUN, "--official", help="Show the scores of the official script as such.")
+    ] = False,
+    memory: Annotated[
+        bool, _option(_RUN, "--memory", help="Measure memory on a CPU too (slower).")
+    ] = False,
+) -> None:
+    """What every benchmark takes; a pattern for `_command`."""
+
+
+def _made(
     jobs: Annotated[
-        int, typer.Option(min=1, help="Processes that write videos.", show_default="one a core")
+        int,
+        _option(
+            _FILES, "--jobs", min=1, help="Processes that write videos.", show_default="one a core"
+        ),
     ] = min(8, os.cpu_count() or 1),
+    make_only: Annotated[
+        bool, _option(_FILES, "--make-only", help="Only write the files.")
+    ] = False,
 ) -> None:
-    """Score a model on stage: made videos with exact ground truth, from the seed --seed."""
-    _check(options, split, out, sweep, keeps)
-    settings = _settings(options, sweep, keeps)
-    if make_only:
-        samples, folder = _make(options, split, limit, data, jobs)
-        _report_files(options, split, samples, folder)
-        return
-    options.check_words()
-    llm = options.load()
-    samples, folder = _make(options, split, limit, data, jobs)
-    from .stage import Run, evaluate
+    """What a benchmark takes beside that makes its own videos."""
 
-    run = Run(llm, options, split, samples, folder)
-    if settings:
-        from .sweep import markdown, write_csv
-        from .sweep import sweep as compare
 
-        with _bar("asking") as progress:
-            rows = compare(run, settings, progress)
-        if out is not None:
-            write_csv(rows, out)
-        table = markdown(rows)
-        said = run.settings()
-        named = {key: said[key] for key in ("split", "seed", "model", "frames")}
-        emit({**named, "clips": len(samples), "rows": rows, "table": table}) if options.json else (
-            tell(table)
+def _scored(
+    baselines: Annotated[
+        bool,
+        _option(_FILES, "--baselines/--no-baselines", help="Also score answers without a video."),
+    ] = True,
+) -> None:
+    """What a benchmark with baselines takes beside."""
+
+
+def _command(kind: type[Task]) -> Callable[..., None]:
+    """The command of one benchmark."""
+    parameters, hints = _parameters(_options)
+    for wanted, pattern in (
+        (hasattr(kind, "prepare"), _made),
+        (hasattr(kind, "baselines"), _scored),
+    ):
+        if wanted:
+            more, types = _parameters(pattern)
+            parameters, hints = [*parameters, *more], {**hints, **types}
+    own: tuple[Field[Any], ...] = fields(kind) if is_dataclass(kind) else ()
+    for entry in own:
+        hints[entry.name] = Annotated[
+            str | None,
+            _option(
+                _FILES, f"--{entry.name.replace('_', '-')}", help=entry.metadata.get("help", "")
+            ),
+        ]
+        parameters.append(
+            inspect.Parameter(entry.name, inspect.Parameter.KEYWORD_ONLY, default=None)
         )
-        return
-    with _bar("asking") as progress:
-        result = evaluate(run, out=out, with_baselines=with_baselines, progress=progress)
-    if options.json:
-        emit(result)
-    else:
-        from .report import show
 
-        show(result)
+    def run(options: CommonOptions, **given: Any) -> None:
+        told = {entry.name: given.pop(entry.name) for entry in own}
+        read = {e.name: e.metadata.get("read", str) for e in own}
+        task = kind(**{name: read[name](v) for name, v in told.items() if v is not None})
+        _run(task, options, given)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    signature = inspect.Signature([p.replace(kind=keyword) for p in parameters])
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    run.__annotations__ = {**hints, "return": None}
+    lines = (kind.summary, f"Splits: {', '.join(kind.splits)}.", f"Source: {kind.citation}.")
+    run.__doc__ = "\n\n".join((f"{lines[0][:1].upper()}{lines[0][1:]}.", *lines[1:]))
+    decorated: Callable[..., None] = common_options(run)
+    return decorated
 
 
-def _check(
-    options: CommonOptions, split: str, out: Path | None, sweep: str | None, keeps: str
-) -> None:
-    """Refuse what can be seen to be wrong at once."""
-    from vidllm.stage.scenes import SPLITS
+def _parameters(function: Callable[..., None]) -> tuple[list[inspect.Parameter], dict[str, Any]]:
+    hints = get_type_hints(function, include_extras=True)
+    hints.pop("return", None)
+    return list(inspect.signature(function).parameters.values()), hints
 
-    one_of("--split", split, SPLITS)
+
+def _run(task: Task, options: CommonOptions, given: Mapping[str, Any]) -> None:
+    """Check what can be seen to be wrong at once, then run."""
+    from .settings import wanted
+
+    one_of("--split", given["split"], task.splits)
     if options.seed < 0:
         raise InputError(f"--seed must be 0 or more, got {options.seed}")
     if options.start is not None or options.end is not None:
         raise InputError("--start and --end belong to one video: leave them out here")
-    if out is not None:  # not after an hour's work
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.open("a").close()
-        except OSError as error:
-            raise InputError(f"--out {out} cannot be written: {error.strerror}") from error
-    if sweep is None and keeps != _KEEPS:
-        raise InputError("--keeps goes with --sweep; use --keep for one run")
-    given = options.compressor or options.recipe
-    if sweep is not None and (given or options.keep is not None):
-        raise InputError("--sweep sets the compressor and the share: leave out --keep and others")
+    if options.frames == "auto":
+        raise InputError("--frames auto goes with ask, ground and caption: give a number")
+    if given["out"] is not None and given["out"].is_file():
+        raise InputError(f"--out {given['out']} is a file: give a folder")
+    from .evaluate import Order, evaluate
+
+    order = Order(
+        task=task,
+        wanted=wanted(
+            given["compressor"],
+            given["keep"],
+            recipe=options.recipe,
+            tokens=options.tokens,
+            full=given["full"],
+        ),
+        **{
+            name: given[name]
+            for name in ("split", "data", "videos", "limit", "out", "max_new_tokens")
+        },
+        **{name: given.get(name, False) for name in ("retry_failed", "memory", "baselines")},
+        jobs=given.get("jobs", 1),
+    )
+    if given.get("make_only"):
+        _tell_files(order, options)
+        return
+    finished = evaluate(order, options)
+    if finished is not None:
+        _tell(finished, order, options, given["official"])
 
 
-def _settings(options: CommonOptions, sweep: str | None, keeps: str) -> list[Setting]:
-    if sweep is None:
-        return []
-    from .sweep import settings_of
+def _tell(finished: Finished, order: Order, options: CommonOptions, official: bool) -> None:
+    """Print the results, and what failed."""
+    from .report import check_failures, say_failures, show
+    from .sweep import is_sweep, markdown
 
-    return settings_of(sweep, keeps)
+    results = finished.results
+    more: dict[str, Any] = {}
+    if is_sweep(results):
+        rows = [_row(one) for one in results["results"].values()]
+        more = {"rows": rows, "table": markdown(results)}
+    elif order.task.name == "stage":
+        from . import stage
 
-
-def _make(
-    options: CommonOptions, split: str, limit: int, data: Path | None, jobs: int
-) -> tuple[list[Sample], Path]:
-    from vidllm.stage.files import default_folder, write_stage
-
-    folder = default_folder() if data is None else data.expanduser()
-    with _bar("writing videos") as progress:
-        samples = write_stage(folder, split, options.seed, limit, jobs=jobs, progress=progress)
-    return samples, folder
-
-
-def _report_files(options: CommonOptions, split: str, samples: list[Sample], folder: Path) -> None:
-    home = samples[0].path.parent
-    seconds = sum(sample.duration for sample in samples)
+        more = stage.flat(results, finished.rows, finished.baselines)
     if options.json:
-        files = sorted(p.name for p in home.iterdir() if p.suffix in (".txt", ".json", ".jsonl"))
+        emit({**results, **more})
+    else:
+        show(results, official=official, scores="baselines" not in more)
+        if "table" in more:
+            tell(more["table"])
+        elif more:
+            from . import stage
+
+            stage.show(more)
+    say_failures(results)
+    check_failures(results)
+
+
+def _row(one: Mapping[str, Any]) -> dict[str, Any]:
+    """One setting of a sweep in one flat object."""
+    headline, relation = one["headline"], one["relative"] or {}
+    named = {name: one[name] for name in ("compressor", "keep")}
+    named |= {"tokens": one["costs"]["tokens_kept"], **one["scores"]}
+    low, high = headline["low"], headline["high"]
+    return {**named, "share": relation.get("share"), "low": low, "high": high}
+
+
+def _tell_files(order: Order, options: CommonOptions) -> None:
+    """Make the files of a benchmark, and say where they are."""
+    from .clips import items_of, limited
+
+    data, split = order.prepared(options)
+    items = limited(items_of(order.task, data, split), order.most)
+    clips = {item.vid: item.duration or 0.0 for item in items}
+    seconds = sum(clips.values())
+    if options.json:
+        files = sorted(p.name for p in data.iterdir() if p.suffix in (".txt", ".json", ".jsonl"))
         emit(
             {
                 "split": split,
                 "seed": options.seed,
-                "clips": len(samples),
-                "questions": sum(len(sample.questions) for sample in samples),
+                "clips": len(clips),
+                "questions": len(items),
                 "hours": round(seconds / 3600, 3),
-                "folder": str(home),
+                "folder": str(data),
                 "annotations": [name for name in files if name != "stage.json"],
             }
         )
     else:
-        tell(f"{len(samples)} clips, {seconds / 60:.1f} minutes, in {home}")
+        tell(f"{len(clips)} clips, {seconds / 60:.1f} minutes, in {data}")
 
 
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error that shows up with the first report."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+@app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The --out of a run.")],
+    official: Annotated[
+        bool, typer.Option("--official", help="Show the scores of the official script as such.")
+    ] = False,
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Score the answers of a run again, finished or not, without its model."""
+    from .records import RunFolder
+    from .report import say_failures, show
+    from .results import rescore
 
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=Console(stderr=True))
-    task = bar.add_task(what, total=None)
+    with clean_output(json):
+        results = rescore(RunFolder(folder.expanduser()))
+        emit(results) if json else show(results, official=official)
+        say_failures(results)
 
-    def report(done: int, total: int) -> None:
-        bar.start()
-        bar.update(task, completed=done, total=total)
 
-    try:
-        yield report
-    finally:
-        if bar.live.is_started:  # else it would leave an empty line
-            bar.stop()
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="DIR[:SETTING]", help="A run.")],
+    second: Annotated[str, typer.Argument(metavar="DIR[:SETTING]", help="Another run.")],
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Test whether two runs differ: paired by question, drawn by video, and McNemar's test."""
+    from .compare import compare as compared
+    from .report import show_comparison
+
+    with clean_output(json):
+        rows = compared(first, second)
+        if json:
+            emit({"first": first, "second": second, "rows": rows})
+        else:
+            show_comparison(rows, (first, second))
+
+
+for _name in task_names():
+    app.command(_name)(_command(type(get_task(_name))))

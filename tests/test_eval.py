@@ -1,22 +1,14 @@
-"""Scores on hand-made cases, baselines, resuming, and `vidllm eval stage` as people run it."""
+"""Scores on hand-made cases, and baselines of the benchmark `stage`."""
 
 from __future__ import annotations
 
-import csv
-import json
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from tiny import save_tiny
 
-from vidllm.answer import Answer
-from vidllm.cost import Receipt
-from vidllm.errors import InputError
 from vidllm.eval.baselines import Fit, baselines, fit, patterns
 from vidllm.eval.metrics import (
     Reply,
@@ -29,20 +21,9 @@ from vidllm.eval.metrics import (
     set_iou,
     summarise,
 )
-from vidllm.eval.records import AnswerFile
-from vidllm.eval.report import show
-from vidllm.eval.stage import Run, evaluate
-from vidllm.eval.sweep import COLUMNS, markdown, settings_of, sweep, write_csv
-from vidllm.options import CommonOptions
-from vidllm.pipeline import VideoLLM
-from vidllm.stage.annotations import tidy
 from vidllm.stage.files import Sample, write_stage
 from vidllm.stage.questions import QA_KINDS
-from vidllm.timecode import RelativeTime, Span
-from vidllm.video import VideoClip
 
-Cli = Callable[..., "subprocess.CompletedProcess[str]"]
-Refused = Callable[..., str]
 SEED = 137  # the first clips of this benchmark seed are short
 
 
@@ -59,11 +40,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def samples(data: Path) -> list[Sample]:
     return write_stage(data, "test", SEED, 2)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
 
 
 def made(
@@ -222,250 +198,3 @@ def test_baselines_score_answers_without_a_video(samples: list[Sample]) -> None:
     known = {q.text: q.answer for s in samples for q in s.questions if q.kind in QA_KINDS}
     perfect = Fit((0.0, 1.0), {"": "", **{patterns(t)[0]: a for t, a in known.items()}})
     assert baselines(samples, perfect, 0)["question_only"]["qa_accuracy"] > 0.7
-
-
-class Oracle:
-    """In the place of a model: says the truth, with times in the 100 relative tokens."""
-
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.samples = {str(s.path): s for s in samples}
-        self.code = RelativeTime(100)
-        self.asked = 0
-
-    def ask(self, clip: VideoClip, questions: list[str]) -> list[Answer]:
-        sample = self.samples[clip.path]
-        truth = {tidy(q.text): q for q in sample.questions}
-        self.asked += len(questions)
-        return [self._say(truth[q].answer, truth[q].spans, sample.duration) for q in questions]
-
-    def encode(
-        self, clip: VideoClip, watch: object = None, compressors: object = ()
-    ) -> tuple[None, float]:
-        return None, clip.duration
-
-    def answer(
-        self, clip: VideoClip, tokens: None, duration: float, questions: list[str], compressor: Any
-    ) -> list[Answer]:
-        return self.ask(clip, questions)
-
-    def _say(self, template: str, spans: Sequence[tuple[float, float]], duration: float) -> Answer:
-        raw = template.format(*(self.code.encode(t, duration) for span in spans for t in span))
-        found = [Span(s.start, s.end) for s, *_ in self.code.find(raw, duration)]
-        receipt = Receipt(64, 1024, 256, 4.0, 1.0, {"decode": 0.2, "generate": 0.1})
-        return Answer(self.code.readable(raw, duration), tuple(found), receipt, raw)
-
-
-class OracleRun(Run):
-    """A run whose settings do not need a model."""
-
-    def settings(self) -> dict[str, Any]:
-        named = {"compressor": "none", "keep": 1.0, "frames": 64, "fps": None}
-        return {"split": self.split, "seed": self.options.seed, "model": "oracle", **named}
-
-
-def oracle_run(samples: list[Sample], data: Path, count: int = 2) -> tuple[Oracle, Run]:
-    oracle = Oracle(samples)
-    options = CommonOptions(seed=SEED, frames=4)
-    return oracle, OracleRun(cast(VideoLLM, oracle), options, "test", samples[:count], data)
-
-
-def test_true_answers_score_full_marks(
-    samples: list[Sample], data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _, run = oracle_run(samples, data)
-    result = evaluate(run)
-    assert result["n"] == sum(len(s.questions) for s in samples)
-    assert result["clips"] == 2
-    assert result["mIoU"] > 0.9  # a hundred tokens round the times
-    assert result["R1@0.7"] == result["qa_accuracy"] == result["caption_f1"] == 1
-    assert result["highlights_mIoU"] > 0.9
-    assert result["parse_failures"] == 0
-    assert result["why_accuracy"] in (None, 1)
-    assert (result["frames"], result["tokens_full"], result["tokens_kept"]) == (64, 1024, 256)
-    assert result["seconds"] == {"decode": 0.2, "generate": 0.1}
-    assert set(result["baselines"]) == {
-        "whole_video", "random_span", "constant_span", "question_only",
-    }  # fmt: skip
-    assert (data / "baselines.json").is_file()
-    assert evaluate(run) == result
-    show(result)
-    assert "whole" in capsys.readouterr().out
-
-
-def test_a_stopped_run_goes_on_where_it_ended(
-    samples: list[Sample], data: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "deep" / "answers.jsonl"
-    oracle, first = oracle_run(samples, data, count=1)
-    evaluate(first, out=out, with_baselines=False)
-    text = out.read_text(encoding="utf-8")
-    assert len(text.splitlines()) == 1 + len(samples[0].questions)
-    out.write_text(text[:-40], encoding="utf-8")  # killed in the middle of a line
-    oracle, both = oracle_run(samples, data)
-    result = evaluate(both, out=out, with_baselines=False)
-    assert oracle.asked == 1 + len(samples[1].questions)
-    assert result == evaluate(oracle_run(samples, data)[1], with_baselines=False)
-    again, run = oracle_run(samples, data)
-    assert evaluate(run, out=out, with_baselines=False) == result
-    assert again.asked == 0
-    assert len(out.read_text(encoding="utf-8").splitlines()) == 1 + result["n"]
-
-
-def test_an_answer_file_of_another_run_is_refused(tmp_path: Path) -> None:
-    out = tmp_path / "answers.jsonl"
-    AnswerFile(out, {"seed": 1, "keep": 1.0}).add([ground((0, 1), (0, 1))], {"frames": 2})
-    kept = AnswerFile(out, {"seed": 1, "keep": 1.0})
-    assert kept.replies["a-0"] == ground((0, 1), (0, 1))
-    assert kept.costs["a-0"] == {"frames": 2}
-    with pytest.raises(InputError, match=r"another run \(keep: 1.0, not 0.5\)"):
-        AnswerFile(out, {"seed": 1, "keep": 0.5})
-    whole = out.read_text(encoding="utf-8")
-    out.write_text(whole.replace('"truth"', '"trith"'), encoding="utf-8")
-    with pytest.raises(InputError, match="line 2 of"):
-        AnswerFile(out, {"seed": 1, "keep": 1.0})
-    out.write_text("hello\n", encoding="utf-8")
-    with pytest.raises(InputError, match="no answer file"):
-        AnswerFile(out, {})
-    with pytest.raises(InputError, match="cannot be used"):
-        AnswerFile(tmp_path, {})
-
-
-def test_a_sweep_tells_settings_apart(
-    samples: list[Sample], data: Path, tiny: Path, tmp_path: Path
-) -> None:
-    llm = VideoLLM.from_pretrained(tiny, keep=1.0)
-    options = CommonOptions(seed=SEED, model=str(tiny))
-    run = Run(llm, options, "test", samples[:1], data)
-    settings = settings_of("temporal-pool,random,spatial-pool+uniform", "0.5,0.25")
-    rows = sweep(run, settings)
-    assert [(r["compressor"], r["keep"]) for r in rows[:3]] == [
-        ("none", 1.0), ("temporal-pool", 0.5), ("temporal-pool", 0.25),
-    ]  # fmt: skip
-    full = rows[0]["tokens"]
-    assert all(row["tokens"] == full * row["keep"] for row in rows)
-    table = markdown(rows).splitlines()
-    assert (
-        table[0]
-        == f"| compressor | keep 50 % · {full // 2} tokens | keep 25 % · {full // 4} tokens |"
-    )
-    assert [line.split(" |")[0] for line in table[2:6]] == [
-        f"| none · {full} tokens", "| temporal-pool", "| random", "| spatial-pool+uniform",
-    ]  # fmt: skip
-    assert {line.count("|") for line in table[:6]} == {4}
-    write_csv(rows, tmp_path / "rows.csv")
-    with (tmp_path / "rows.csv").open(encoding="utf-8") as file:
-        read = list(csv.DictReader(file))
-    assert list(read[0]) == list(COLUMNS)
-    assert len(read) == 7
-    # The uncompressed row is what a plain run says; one encoding serves all settings.
-    clip = options.open(str(samples[0].path))
-    texts = [tidy(q.text) for q in samples[0].questions[:3]]
-    tokens, duration = llm.encode(clip)
-    plain = [a.raw for a in llm.ask(clip, texts, max_new_tokens=8)]
-    for _ in range(2):
-        said = llm.answer(
-            clip, tokens, duration, texts, compressor=settings[0].compressor, max_new_tokens=8
-        )
-        assert [a.raw for a in said] == plain
-
-
-def test_a_sweep_scores_against_the_uncompressed_run(samples: list[Sample], data: Path) -> None:
-    rows = sweep(oracle_run(samples, data)[1], settings_of("random", "0.5"))
-    assert rows[1]["share"] == 1.0
-    assert rows[1]["mIoU"] == rows[0]["mIoU"] > 0.9
-    assert "(100 %)" in markdown(rows)
-
-
-@pytest.mark.parametrize(
-    ("names", "keeps", "says"),
-    [
-        ("randm", "0.5", "random"),
-        ("random,", "0.5", "empty"),
-        ("random", "half", "--keeps"),
-        ("random", "1", "between 0 and 1"),
-        ("random", "nan", "between 0 and 1"),
-        ("random,random", "0.5", "twice"),
-        ("random", "0.5,0.50", "twice"),
-    ],
-)
-def test_a_wrong_sweep_is_refused(names: str, keeps: str, says: str) -> None:
-    with pytest.raises(InputError, match=says):
-        settings_of(names, keeps)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--split", "tset"], "test-unseen"),
-        (["--seed", "-1"], "--seed"),
-        (["--limit", "0"], "--limit"),
-        (["--start", "2"], "--start"),
-        (["--keeps", "0.5"], "--keep"),
-        (["--sweep", "random", "--keep", "0.5"], "--sweep"),
-        (["--sweep", "random", "--keeps", "2"], "--keeps"),
-        (["--model", "no/such/folder"], "no such model folder"),
-        (["--out", "."], "--out"),
-    ],
-)
-def test_wrong_options_are_refused_in_one_line(
-    cli: Cli, refused: Refused, tmp_path: Path, arguments: list[str], says: str
-) -> None:
-    assert says in refused(cli("eval", "stage", "--data", tmp_path, *arguments, cwd=tmp_path))
-
-
-def test_an_unknown_task_is_refused_and_the_known_ones_are_listed(
-    cli: Cli, refused: Refused
-) -> None:
-    assert "stge" in refused(cli("eval", "stge"))
-    listed = json.loads(cli("list", "tasks", "--json").stdout)
-    assert [task["name"] for task in listed["tasks"]] == ["stage"]
-
-
-def test_the_command_makes_files_without_a_model(
-    cli: Cli, data: Path, samples: list[Sample]
-) -> None:
-    result = cli(
-        "eval", "stage", "--make-only", "--seed", SEED, "--limit", 2, "--data", data, "--json"
-    )
-    assert result.returncode == 0, result.stderr
-    told = json.loads(result.stdout)
-    assert told["clips"] == 2
-    assert told["folder"] == str(samples[0].path.parent)
-    assert all((Path(told["folder"]) / name).is_file() for name in told["annotations"])
-    assert len(told["annotations"]) == 5
-
-
-def test_the_command_scores_a_model_on_files(
-    cli: Cli, data: Path, samples: list[Sample], tiny: Path, tmp_path: Path
-) -> None:
-    common = ("--model", tiny, "--seed", SEED, "--limit", 2, "--data", data)
-    out = tmp_path / "answers.jsonl"
-    result = cli("eval", "stage", *common, "--keep", 1, "--json", "--out", out)
-    assert result.returncode == 0, result.stderr
-    scores = json.loads(result.stdout)
-    wanted = {
-        "n", "clips", "split", "seed", "model", "compressor", "keep", "frames", "mIoU", "R1@0.3",
-        "R1@0.5", "R1@0.7", "mIoU_ci95", "mIoU_by_length", "qa_accuracy", "qa_by_kind",
-        "parse_failures", "why_mIoU", "why_accuracy", "highlights_mIoU", "caption_f1",
-        "tokens_full", "tokens_kept", "seconds", "baselines",
-    }  # fmt: skip
-    assert wanted <= set(scores)
-    assert scores["n"] == sum(len(s.questions) for s in samples)
-    assert scores["tokens_kept"] == scores["tokens_full"] > 0
-    assert list(scores["seconds"]) == ["decode", "encode", "compress", "prefill", "generate"]
-    assert len(out.read_text(encoding="utf-8").splitlines()) == 1 + scores["n"]
-    table = cli(
-        "eval",
-        "stage",
-        *common,
-        "--sweep",
-        "uniform",
-        "--keeps",
-        "0.5",
-        "--out",
-        tmp_path / "a.csv",
-    )
-    assert table.returncode == 0, table.stderr
-    assert table.stdout.startswith("| compressor | keep 50 %")
-    assert "| uniform |" in table.stdout
-    assert (tmp_path / "a.csv").is_file()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 READERS = ("pyav", "decord")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-ATTENTION = ("sdpa", "eager", "flash_attention_2")
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 _MODEL = "The model"
 _TOKENS = "Fewer tokens"
@@ -272,38 +272,32 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a typer command every field of ``CommonOptions`` as an option of its own.
 
     The command declares one parameter annotated ``CommonOptions`` and receives it filled and
-    checked. While it runs under ``--json``, what libraries print goes to standard error.
+    checked. A parameter of its own with the name of a field takes that option's place; the field
+    keeps its default. Under ``--json``, what libraries print goes to standard error.
     """
     hints = get_type_hints(command, include_extras=True)
     holder = next(name for name, hint in hints.items() if hint is CommonOptions)
     types = get_type_hints(CommonOptions, include_extras=True)
+    shared = [item for item in fields(CommonOptions) if item.name not in hints]
     own = [
         parameter.replace(annotation=hints.get(parameter.name, str))
         for parameter in inspect.signature(command).parameters.values()
         if parameter.name != holder
     ]
-    shared = [
-        inspect.Parameter(
-            item.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=item.default,
-            annotation=types[item.name],
-        )
-        for item in fields(CommonOptions)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    more = [
+        inspect.Parameter(item.name, keyword, default=item.default, annotation=types[item.name])
+        for item in shared
     ]
 
     @functools.wraps(command)
     def run(**values: Any) -> Any:
-        options = CommonOptions(
-            **{item.name: values.pop(item.name) for item in fields(CommonOptions)}
-        )
+        options = CommonOptions(**{item.name: values.pop(item.name) for item in shared})
         options.check()
         with clean_output(options.json):
             return command(**values, **{holder: options})
 
-    signature = inspect.Signature(
-        [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + shared
-    )
+    signature = inspect.Signature([p.replace(kind=keyword) for p in own] + more)
     run.__signature__ = signature  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
     return run
