@@ -163,7 +163,7 @@ def test_a_failed_cell_shows_on_the_page(monkeypatch: pytest.MonkeyPatch) -> Non
     evs = next(line for line in lines if line.startswith("| `evs` |"))
     columns = next(line for line in lines if line.startswith("| compressors |")).split("|")
     assert aim.split("|")[columns.index(" SmolVLM2 ")] == " 5 of 6 "
-    assert evs.split("|")[columns.index(" InternVL ")] == " 5 of 6 "
+    assert evs.split("|")[columns.index(" InternVL ")] == " 5 of 5 "  # untried is not failed
     assert aim.count("6 of 6") == evs.count("6 of 6") == 5
 
 
