@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vidllm.encoders.vision import get_vision
 from vidllm.encoders.vision.heads import QueryHead
+from vidllm.encoders.vision.recogniser import Recogniser
 from vidllm.encoders.vision.recognition import (
-    Recogniser,
     RecognitionSettings,
     StageActions,
     train_recognition,

@@ -24,6 +24,8 @@ _EXPORTS = {
     "Stopped": "vidllm.listening",
     "TokenMap": "vidllm.tokenmap",
     "VideoClip": "vidllm.video",
+    "VideoIndex": "vidllm.longvideo.index",
+    "VideoLibrary": "vidllm.library",
     "VideoLLM": "vidllm.pipeline",
     "VideoTokens": "vidllm.tokens",
     "VidllmError": "vidllm.errors",
@@ -44,7 +46,9 @@ __all__ = [
     "Stopped",
     "TokenMap",
     "VideoClip",
+    "VideoIndex",
     "VideoLLM",
+    "VideoLibrary",
     "VideoTokens",
     "VidllmError",
     "WorkError",
@@ -59,7 +63,9 @@ if TYPE_CHECKING:
     from vidllm.compressors import Compressor
     from vidllm.cost import Receipt
     from vidllm.errors import InputError, VidllmError, WorkError
+    from vidllm.library import VideoLibrary
     from vidllm.listening import Listener, Stopped, StopSignal
+    from vidllm.longvideo.index import VideoIndex
     from vidllm.pipeline import Answer, VideoLLM
     from vidllm.timecode import Span
     from vidllm.tokenmap import TokenMap

@@ -145,6 +145,36 @@ def learning(
 
 
 @app.command()
+def recognition(
+    names: Annotated[
+        str, typer.Option("--encoder", help="Vision encoders, comma separated; all by default.")
+    ] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of every training.")] = 2000,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of every encoder.")] = 3,
+    tested: Annotated[int, typer.Option(min=1, help="Clips of the test, tens.")] = 400,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
+        "eval/results/encoders-recognition.csv"
+    ),
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Train vision encoders to tell actions that differ only in the order of their pictures."""
+    from vidllm.bench_recognition import bench_recognition, recognition_table
+
+    with clean_output(json):
+        rows = bench_recognition(
+            _names(names),
+            steps=steps,
+            seeds=seeds,
+            tested=tested,
+            device=_device(device),
+            save=_saver(out),
+        )
+        _show(rows, recognition_table, out, json)
+
+
+@app.command()
 def models(
     names: Annotated[
         str, typer.Option("--models", help="Published models, comma separated.")
@@ -198,6 +228,41 @@ def models(
             save=_saver(out),
         )
         _show(rows, models_table, out, json)
+
+
+@app.command()
+def long(
+    parts: Annotated[
+        str, typer.Option(help="What to measure, comma separated.")
+    ] = "speed,memory,static,hits,frames",
+    clips: Annotated[int, typer.Option(min=1, help="Clips of stage in each part.")] = 30,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where files are made and kept.", file_okay=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of stage.")] = 1,
+    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
+        "eval/results/long.csv"
+    ),
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Index long videos and ask them: speed, memory, reuse, hits by length and depth."""
+    import tempfile
+
+    from vidllm.bench_long import bench_long, long_table
+
+    with clean_output(json):
+        where = folder or Path(tempfile.gettempdir()) / "vidllm-bench"
+        rows: list[dict[str, Any]] = []
+        save = _saver(out)
+
+        def keep(row: dict[str, Any]) -> None:
+            rows.append(row)
+            save(rows)
+            say(f"{row['part']} · {row['case']} · {row['measure']}: {row['value']:g}")
+
+        bench_long(_names(parts), where, keep, clips=clips, seed=seed)
+        _show(rows, long_table, out, json)
 
 
 def _device(name: str) -> str:

@@ -15,13 +15,13 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from vidllm.errors import InputError, VidllmError, WorkError
+from vidllm.index_command import open_index
+from vidllm.longvideo.marks import is_index
 from vidllm.options import (
     AsJson,
     CommonOptions,
@@ -34,6 +34,7 @@ from vidllm.options import (
     say,
     tell,
 )
+from vidllm.plugins import Commands
 
 if TYPE_CHECKING:
     from vidllm.pipeline import Answer, VideoLLM
@@ -44,70 +45,8 @@ _ClickException: type[Any] = next(
     cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException"
 )
 
-# One line a command for `--help`, so that listing the commands loads none of them.
-_PLUG_INS = {
-    "eval": "Score a model on a benchmark: mIoU, R1@m, QA accuracy, tokens, seconds.",
-    "bench": "Measure readers, compressors, encoders and models.",
-    "cost": "Predict FLOPs and KV cache, and how much faster a run can get at most.",
-    "train": "Train a recipe, in stages, resumable.",
-    "demo": "Open the web page: a video, a question, the answer with its times.",
-}
-_EXTRAS = {"gradio": "demo", "decord": "decord", "cv2": "opencv", "flash_attn": "flash"}
-
-
-class _Later(TyperCommand):
-    """A plug-in command that is listed but not loaded."""
-
-    def __init__(self, entry: EntryPoint) -> None:
-        super().__init__(entry.name, help=_PLUG_INS.get(entry.name, f"From {entry.module}."))
-        self.entry = entry
-
-    def load(self) -> Any:
-        """The real command. Raises ``InputError`` when a package that it needs is missing."""
-        try:
-            app = self.entry.load()
-        except ModuleNotFoundError as error:
-            package = (error.name or "").split(".")[0]
-            if package in ("", "vidllm"):
-                raise WorkError(f"command {self.name!r} is missing: {error}") from error
-            extra = _EXTRAS.get(package)
-            what = f"'vidllm[{extra}]'" if extra else package
-            raise InputError(f"{self.name} needs {package}: pip install {what}") from error
-        if not isinstance(app, typer.Typer):
-            raise WorkError(f"command {self.name!r} ({self.entry.value}) is not a typer.Typer")
-        command = typer.main.get_command(app)
-        command.name = self.name
-        completion = ("install_completion", "show_completion")  # of a program, not of its parts
-        command.params = [item for item in command.params if item.name not in completion]
-        return command
-
-
-class _Commands(TyperGroup):
-    """The commands of this file, then those of the entry-point group."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        own = list(self.commands)
-        rest = [name for name in plug_ins() if name not in own]
-        known = [name for name in _PLUG_INS if name in rest]
-        return own + known + sorted(set(rest) - set(known))
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        found = self.commands.get(cmd_name)
-        entry = plug_ins().get(cmd_name)
-        return found if found or entry is None else _Later(entry)
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name, command, rest = super().resolve_command(ctx, args)
-        return name, command.load() if isinstance(command, _Later) else command, rest
-
-
-def plug_ins() -> dict[str, EntryPoint]:
-    """The sub-commands that other rooms and other packages add, by name."""
-    return {entry.name: entry for entry in entry_points(group="vidllm.commands")}
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     add_completion=False,
     no_args_is_help=False,
     invoke_without_command=True,
@@ -136,7 +75,12 @@ def _start(
         typer.echo(ctx.get_help())
 
 
-Video = Annotated[str, typer.Argument(metavar="VIDEO", help="A video file.", show_default=False)]
+Video = Annotated[
+    str,
+    typer.Argument(
+        metavar="VIDEO", help="A video file, or an index of one (vidllm index).", show_default=False
+    ),
+]
 NewTokens = Annotated[
     int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")
 ]
@@ -166,6 +110,10 @@ def ask(
 ) -> None:
     """Answer a question about a video, with the times that the answer names."""
     _not_blank("QUESTION", question)
+    if is_index(video):
+        _plain_index(max_new_tokens, show_prompt, times)
+        _answer(open_index(video, options).ask(question), video, options)
+        return
     clip, llm = _prepare(video, options)
     more = _told(llm, times)
     if show_prompt:
@@ -184,6 +132,10 @@ def ground(
 ) -> None:
     """Find the moments that a description fits."""
     _not_blank("QUERY", query)
+    if is_index(video):
+        _plain_index(None, show_prompt, times)
+        _answer(open_index(video, options).ground_answer(query), video, options)
+        return
     clip, llm = _prepare(video, options)
     more = llm.timed(_told(llm, times))
     if show_prompt:
@@ -201,6 +153,11 @@ def caption(
     times: Times = None,
 ) -> None:
     """Describe what happens in a video and when."""
+    if is_index(video):
+        _plain_index(max_new_tokens, show_prompt, times)
+        held = open_index(video, options, stretch=True)
+        _answer(held.caption(options.start, options.end), video, options)
+        return
     clip, llm = _prepare(video, options)
     more = llm.timed(_told(llm, times))
     if show_prompt:
@@ -279,11 +236,23 @@ def _told(llm: VideoLLM, times: bool | None) -> Any:
     return {"times": times}
 
 
+def _plain_index(max_new_tokens: int | None, show_prompt: bool, times: bool | None) -> None:
+    """Refuse options that mean nothing where an index is asked."""
+    given = {"--max-new-tokens": max_new_tokens, "--show-prompt": show_prompt or None}
+    for name, value in {**given, "--times": times}.items():
+        if value is not None:
+            raise InputError(f"{name} does not go here: an index is asked as it was made")
+
+
 def _report(answer: Answer, clip: VideoClip, options: CommonOptions) -> None:
+    _answer(answer, clip.path, options)
+
+
+def _answer(answer: Answer, path: str, options: CommonOptions) -> None:
     for note in answer.notes:
         say(f"note: {note}")
     if options.json:
-        emit({"video": clip.path, **answer.as_dict()})
+        emit({"video": path, **answer.as_dict()})
     else:
         tell(answer.text)
         if answer.spans:

@@ -34,6 +34,8 @@ __all__ = ["Answer", "VideoLLM"]
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .longvideo.index import VideoIndex
+
 
 class VideoLLM(Replying):
     """A model that answers questions about videos; make one with `from_pretrained`.
@@ -254,6 +256,23 @@ class VideoLLM(Replying):
         told = zip(stamps, tokens.per_frame().tolist(), strict=True)
         parts = [f"{self.tokenizer.decode(ids)}<video {count}>" for ids, count in told]
         return head + "".join(parts) + tail
+
+    def index(
+        self, video: str | os.PathLike[str], path: str | os.PathLike[str] | None = None, **plan: Any
+    ) -> VideoIndex:
+        """Read a long video once, to ask it often; options of `longvideo.index_video`.
+
+        Args:
+            video: a file. path: where the index is kept; None for the video's name with ".vidx".
+            plan: fps, tokens_per_minute, near, precision, progress, …
+
+        Raises:
+            InputError: a video, model or option that is wrong.
+            WorkError: the disk is full, the video is gone midway, …; what was done is kept.
+        """
+        from .longvideo import index_video
+
+        return index_video(self, video, path, **plan)
 
     @property
     def usual_frames(self) -> int:

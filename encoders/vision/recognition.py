@@ -8,14 +8,12 @@ papers train for 36 (DiST, AdamW) and 100 epochs (SqueezeTime, SGD) of Kinetics-
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,73 +26,23 @@ from vidllm.stage.scenes import Scene, make_scene
 from vidllm.stage.tracks import tracks
 from vidllm.stage.words import ACTION_INDEX
 
-from .base import VisionEncoder, get_vision
-from .heads import build_head
+from .recogniser import Recogniser
 
-_CONFIG, _WEIGHTS = "recogniser.json", "model.safetensors"
 #: Scene seeds that belong to one clip of the task: the first with its action is shown.
 _SEEDS = 1000
 
 
-class Recogniser(nn.Module):
-    """A vision encoder and the head that belongs to it.
+class ClipTask(Protocol):
+    """Clips that each have a label: what there is to learn."""
 
-    Args:
-        encoder: name of `vision_names`; options: of the encoder.
-        labels: names of the classes.
-        head: "mean" or "query"; by default the encoder's own.
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        ...
 
-    Raises:
-        InputError: an encoder or options that are not known, or fewer than two labels.
-    """
-
-    def __init__(
-        self,
-        encoder: str,
-        labels: Sequence[str],
-        options: dict[str, Any] | None = None,
-        head: str = "",
-    ) -> None:
-        super().__init__()
-        if len(set(labels)) < 2 or len(set(labels)) != len(labels):
-            raise InputError("recognition needs two different labels or more")
-        self.config = {
-            "encoder": encoder,
-            "labels": list(labels),
-            "options": dict(options or {}),
-            "head": head,
-        }
-        self.encoder: VisionEncoder = get_vision(encoder, **(options or {}))
-        self.head = build_head(self.encoder, len(labels), head)
-
-    def forward(self, frames: Tensor, seconds: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits (B, classes) of clips, arguments as for a `VisionEncoder`."""
-        return cast(Tensor, self.head(self.encoder(frames, seconds, mask)))
-
-    def save(self, folder: str | Path) -> None:
-        """Write the config and all weights (safetensors) to a folder."""
-        from safetensors.torch import save_file
-
-        out = Path(folder)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / _CONFIG).write_text(json.dumps(self.config, indent=1) + "\n", encoding="utf-8")
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, out / _WEIGHTS)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Recogniser:
-        """What `save` wrote, in evaluation mode.
-
-        Raises:
-            InputError: a folder without a recogniser.
-        """
-        from safetensors.torch import load_file
-
-        home = Path(folder)
-        if not (home / _CONFIG).is_file() or not (home / _WEIGHTS).is_file():
-            raise InputError(f"no recogniser in {home}: it needs {_CONFIG} and {_WEIGHTS}")
-        model = cls(**json.loads((home / _CONFIG).read_text(encoding="utf-8")))
-        model.load_state_dict(load_file(home / _WEIGHTS))
-        return model.eval()
+    def clip(self, index: int) -> tuple[Tensor, Tensor, int]:
+        """Frames (T, 3, size, size) in 0..1, their seconds (T,) and the label, always the same."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -124,6 +72,11 @@ class StageActions:
                 )
         if self.frames < 1 or self.size < 1 or self.margin < 0:
             raise InputError("stage clips need a frame, a pixel and no negative margin or more")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The actions."""
+        return self.actions
 
     def scene(self, index: int) -> Scene:
         """The scene of clip `index`: a drawn one, with all events but one taken out."""
@@ -228,12 +181,42 @@ def train_recognition(
     Raises:
         InputError: settings that do not fit.
     """
+    began = time.perf_counter()
+    model, losses = fit_recognition(settings, _task(settings, "train"), report)
+    test = _task(settings, "val")
+    result = RecognitionResult(
+        losses=losses,
+        accuracy=evaluate_recognition(model, test, settings.tested, settings.batch),
+        chance=1 / len(test.labels),
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        seconds=time.perf_counter() - began,
+        settings=asdict(settings),
+    )
+    return model, result
+
+
+def fit_recognition(
+    settings: RecognitionSettings,
+    task: ClipTask,
+    report: Callable[[int, float], None] | None = None,
+) -> tuple[Recogniser, tuple[float, ...]]:
+    """Train an encoder and its head to tell the labels of a task.
+
+    Args:
+        settings: of these the actions, frames, size and crowd are not looked at: the task is given.
+        report: called with the step and its loss.
+
+    Returns:
+        The model, in training mode, and the loss of every step.
+
+    Raises:
+        InputError: settings that do not fit.
+    """
     if min(settings.steps, settings.batch, settings.tested) < 1:
         raise InputError("recognition: steps, batch and tested must be at least 1")
-    began = time.perf_counter()
     torch.manual_seed(settings.seed)
-    model = Recogniser(settings.encoder, settings.actions, settings.options, settings.head)
-    model.to(settings.device)
+    model = Recogniser(settings.encoder, task.labels, settings.options, settings.head)
+    model.to(settings.device).train()
     weights = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in weights if p.dim() > 1], "weight_decay": settings.weight_decay},
@@ -241,9 +224,8 @@ def train_recognition(
     ]
     optimiser = torch.optim.AdamW(groups, lr=settings.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, settings))
-    model.train()
     losses = []
-    for step, (frames, seconds, label) in enumerate(_batches(settings)):
+    for step, (frames, seconds, label) in enumerate(_batches(settings, task)):
         logits = model(frames, seconds)
         loss = F.cross_entropy(logits.float(), label, label_smoothing=settings.smoothing)
         optimiser.zero_grad()
@@ -254,32 +236,32 @@ def train_recognition(
         losses.append(float(loss.detach()))
         if report is not None:
             report(step, losses[-1])
-    result = RecognitionResult(
-        losses=tuple(losses),
-        accuracy=evaluate_recognition(
-            model, _task(settings, "val"), settings.tested, settings.batch
-        ),
-        chance=1 / len(settings.actions),
-        parameters=sum(p.numel() for p in weights),
-        seconds=time.perf_counter() - began,
-        settings=asdict(settings),
-    )
-    return model, result
+    return model, tuple(losses)
+
+
+def evaluate_recognition(model: Recogniser, task: ClipTask, number: int, batch: int = 16) -> float:
+    """The share of clips 0 … number − 1 of a task whose label `model` tells rightly."""
+    logits, labels = recognition_logits(model, task, number, batch)
+    return float((logits.argmax(1) == labels).float().mean())
 
 
 @torch.no_grad()
-def evaluate_recognition(
-    model: Recogniser, task: StageActions, number: int, batch: int = 16
-) -> float:
-    """The share of clips 0 … number − 1 of a task whose action `model` tells rightly."""
+def recognition_logits(
+    model: Recogniser, task: ClipTask, number: int, batch: int = 16
+) -> tuple[Tensor, Tensor]:
+    """Logits (number, classes) float32 and labels (number,) of clips 0 … number − 1, on the CPU.
+
+    The model is in evaluation mode afterwards.
+    """
     model.eval()
     device = next(model.parameters()).device
-    right = 0
+    told, labels = [], []
     for first in range(0, number, batch):
-        frames, seconds, label = task.batch(first, min(batch, number - first))
-        told = model(frames.to(device), seconds.to(device)).argmax(1)
-        right += int((told.cpu() == label).sum())
-    return right / number
+        clips = [task.clip(i) for i in range(first, min(first + batch, number))]
+        frames, seconds, label = _stack(clips)
+        told.append(model(frames.to(device), seconds.to(device)).float().cpu())
+        labels.append(label)
+    return torch.cat(told), torch.cat(labels)
 
 
 def _stack(clips: list[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -293,8 +275,10 @@ def _task(settings: RecognitionSettings, split: str) -> StageActions:
     )
 
 
-def _batches(settings: RecognitionSettings) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    task, device = _task(settings, "train"), settings.device
+def _batches(
+    settings: RecognitionSettings, task: ClipTask
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    device = settings.device
     kept: dict[int, tuple[Tensor, Tensor, int]] = {}
     rng = np.random.default_rng([5, settings.seed])
     waiting: list[int] = []

@@ -29,11 +29,13 @@ def index_video(
     limits: Limits | None = None,
     chunk: int | None = None,
     progress: Progress | None = None,
+    force: bool = False,
 ) -> VideoIndex:
     """Read a video once and keep what is needed to answer questions about it.
 
     Frames are read at a fixed rate in a background thread, encoded block by block and written to
-    `path` + ".part"; memory does not grow with the video. A run that was ended goes on from there.
+    the folder `path` + ".part"; memory does not grow with the video. A run that was ended, in
+    whatever way, goes on from there. An index that is there already is opened.
 
     Args:
         llm: one of vidllm's own models. video: a file.
@@ -45,19 +47,35 @@ def index_video(
         precision: of stored numbers, "float16" or "float32".
         reader, limits: as `load_video`. chunk: frames decoded at once.
         progress: called with (seconds done, seconds of the video).
+        force: make the index anew, whatever there is of it.
 
     Raises:
-        InputError: a video, model or option that is wrong.
-        WorkError: the disk is full, the video is gone midway, …; what was done is kept.
+        InputError: a video, model or option that is wrong, or another file at `path`.
+        WorkError: the disk is full, the video is gone midway, …; what was done is kept, and where
+            that is possible `path` is an index of it, whose `notes` say what is missing.
     """
-    from .build import Plan, build
+    from .build import Plan, build, check_method
     from .index import VideoIndex
+    from .reading import checked_video
+    from .standing import guard, standing
 
-    file = Path(video)
+    file = checked_video(Path(video))
     place = file.with_suffix(".vidx") if path is None else Path(path)
-    plan = Plan(fps, near, precision, tokens_per_minute)
+    check_method(llm)
+    plan = Plan(fps, near, precision, tokens_per_minute).checked(llm.model.grid_side**2)
+    guard(place)
+    if not force and standing(llm, file, place, plan):
+        return VideoIndex.load(place, llm)
     told: dict[str, Any] = build(
-        llm, file, place, plan, reader=reader, limits=limits, chunk=chunk, progress=progress
+        llm,
+        file,
+        place,
+        plan,
+        reader=reader,
+        limits=limits,
+        chunk=chunk,
+        progress=progress,
+        fresh=force,
     )
     index = VideoIndex.load(place, llm, check=False)
     index.made = told

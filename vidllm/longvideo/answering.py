@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vidllm.answer import Answer
 from vidllm.cost import Receipt, Stopwatch, kv_bytes_per_token
@@ -17,15 +18,16 @@ from vidllm.timecode import Span
 
 from .choosing import LOOKS, Vote, elected, grouped
 from .finishing import compressed
-from .scan import Batch, Said, ask_batch
-from .windows import LEVELS, Cuts, clock, nearest
+from .marks import method_of
+from .scan import ROWS, Batch, Said, ask_batch
+from .windows import LEVELS, Cuts, clock, on_screen
 
 if TYPE_CHECKING:
     from vidllm.pipeline import VideoLLM
 
     from .index import VideoIndex
 
-_KEPT_BYTES = 512e6  # of windows' caches that stay for the next question
+KEPT_BYTES = 512e6  # of windows' caches that stay for the next question
 _ALSO = 0.5  # further spans are told from this share of the best one's score
 _BEST = 4  # windows that a question without a time looks at again
 
@@ -34,11 +36,16 @@ class Reader:
     """Asks the windows of an index, and clips cut from it.
 
     Args:
-        index: the index. llm: the model that made it.
+        index: the index. llm: the model that made it; whatever compressor it has, clips are
+            compressed as the index was.
+
+    Raises:
+        InputError: the index's compressor cannot be made.
     """
 
     def __init__(self, index: VideoIndex, llm: VideoLLM) -> None:
         self.index, self.llm, self.model = index, llm, llm.model
+        self.method = method_of(index.facts["compressor"], llm)
         self.eos = int(llm.tokenizer.eos_token_id)
         self.seconds, self.row = index.frames()
         self.tokens = index.tensor("tokens")
@@ -79,7 +86,7 @@ class Reader:
         """Captions of a stretch, in pieces as long as the windows."""
         begin = 0.0 if start is None else float(start)
         stop = self.index.duration if end is None else float(end)
-        if not 0 <= begin < stop or begin >= self.index.duration:
+        if not 0 <= begin < min(stop, self.index.duration) or stop > self.index.duration + 1:
             raise InputError(
                 f"start and end must lie in the {clock(self.index.duration)} that are indexed, "
                 f"start first: got {begin:g} and {stop:g}"
@@ -106,6 +113,15 @@ class Reader:
         notes = (f"looked at {count} pieces of {edges[1] - edges[0]:.0f} s",)
         return self._answer(" ".join(texts), spans, watch, read, "\n".join(raws), notes)
 
+    def look(self, cuts: Cuts, head: Sequence[int], tail: Sequence[int]) -> tuple[int, Vote | None]:
+        """Look closely at some pieces: tokens that were read, and the span that is said."""
+        batch = self._clip(cuts)
+        told = ask_batch(self.model, batch, head, tail, self.eos)[0]
+        if told.times is None:
+            return batch.features.shape[1], None
+        inside = self.vote(0.0, cuts.length, told)
+        return batch.features.shape[1], Vote(cuts.back(*inside.span), inside.score)
+
     def _scan(
         self, head: Sequence[int], tail: Sequence[int], timed: bool = True
     ) -> list[tuple[Vote, Said]]:
@@ -122,31 +138,25 @@ class Reader:
                         self.model, part, head, tail, self.eos, timed=timed, keep=True
                     )
             for start, told in zip(starts.tolist(), said, strict=True):
-                found.append((self._vote(start, batch.length, told), told))
+                found.append((self.vote(start, float(batch.length), told), told))
         return found
 
     def _keeps(self, batch: Batch) -> bool:
         """Whether the caches of all windows are small enough to stay."""
         size = kv_bytes_per_token(self.model.language_model.config, 4)
         tokens = sum(b.features.shape[0] * b.features.shape[1] for _, b in self.levels)
-        return tokens * size <= _KEPT_BYTES
+        return tokens * size <= KEPT_BYTES
 
     def _parts(self, batch: Batch) -> list[Batch]:
         """A level as batches that remember their caches."""
         if id(batch) not in self._kept:
             self._kept[id(batch)] = [
-                Batch(
-                    batch.features[at : at + 64],
-                    batch.span[at : at + 64],
-                    batch.position[at : at + 64],
-                    batch.length,
-                    batch.total,
-                )
-                for at in range(0, len(batch.features), 64)
+                batch.rows(slice(at, at + ROWS)) for at in range(0, len(batch.features), ROWS)
             ]
         return self._kept[id(batch)]
 
-    def _vote(self, start: float, length: float, told: Said) -> Vote:
+    def vote(self, start: float, length: float, told: Said) -> Vote:
+        """The span that a window says, in seconds of the video; the window if it says none."""
         if told.times is None:
             return Vote((start, start + length), 0.0)
         last = self.model.config.time_tokens - 1
@@ -165,7 +175,7 @@ class Reader:
         read = sum(b.features.shape[0] * b.features.shape[1] for _, b in self.levels)
         notes = [self._looked()]
         if not voted:
-            notes.append("the answer names no time")
+            notes.append("no window names a span of time")
             return self._answer("", [], watch, read, "", tuple(notes), failed=True)
         groups = grouped(voted)
         looks: list[Cuts] = []
@@ -176,12 +186,9 @@ class Reader:
                 if cuts in looks or (len(cuts.pieces) == 1 and len(groups) > 1 and looks):
                     continue
                 looks.append(cuts)
-                batch = self._clip(cuts)
-                read += batch.features.shape[1]
-                told = ask_batch(self.model, batch, head, tail, self.eos)[0]
-                if told.times is not None:
-                    inside = self._vote(0.0, cuts.length, told)
-                    voted.append(Vote(cuts.back(*inside.span), inside.score))
+                seen, vote = self.look(cuts, head, tail)
+                read += seen
+                voted += [] if vote is None else [vote]
         widest = max(looks, key=lambda cuts: len(cuts.pieces))
         where = ", ".join(f"{clock(a)}–{clock(b)}" for a, b in widest.pieces)
         notes.append(f"then closely at {where}, in {len(looks)} cuts")
@@ -227,21 +234,31 @@ class Reader:
     def _clip(self, cuts: Cuts) -> Batch:
         """A clip of the pieces, of as many frames as the model takes, as the decoder sees it."""
         count = min(self.llm.usual_frames, max(1, round(cuts.length * self.index.facts["fps"])))
-        joined, moments = cuts.moments(count)
-        rows = self.row[torch.from_numpy(nearest(self.seconds, moments))].long()
-        tokens = compressed(self.llm, self.tokens[rows].float(), joined, cuts.length, self.mix)
+        moments, piece = cuts.moments(count)
+        frames, told = self.at(moments)
+        return self.made(frames, cuts.joined(told, piece), cuts.length)
+
+    def at(self, moments: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """Tokens (T, N, D) of the frames on the screen at some seconds, and their own seconds."""
+        facts = self.index.facts
+        chosen, told = on_screen(self.seconds, moments, 1 / facts["fps"], facts["lost"])
+        return self.tokens[self.row[torch.from_numpy(chosen)].long()].float(), told
+
+    def made(self, frames: Tensor, seconds: np.ndarray, length: float) -> Batch:
+        """Frames at seconds of a clip of `length` seconds as a batch of one window."""
+        tokens = compressed(self.llm, self.method, frames, seconds, length, mix=self.mix)
         return Batch(
             tokens.features[None],
             tokens.span[None].float(),
             tokens.position[None],
-            cuts.length,
-            count * self.cells,
+            length,
+            len(frames) * self.cells,
         )
 
     def _looked(self) -> str:
         parts = [
-            f"{len(starts)} windows of {clock(batch.length)} ({batch.features.shape[1]} tokens "
-            "each)"
+            f"{len(starts)} windows of {clock(float(batch.length))} "
+            f"({batch.features.shape[1]} tokens each)"
             for starts, batch in self.levels
         ]
         return f"looked at {' and '.join(parts)}"

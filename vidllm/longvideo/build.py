@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,10 @@ import torch
 from vidllm.errors import InputError, WorkError
 
 from .finishing import PRECISIONS, finish
-from .marks import model_mark, source_mark
+from .marks import method_facts, method_words, model_mark, source_mark
 from .parts import Parts, folder_of, pack_thumbs
-from .reading import BLOCK, Frames
+from .reading import BLOCK, Block, Frames
+from .store import FORMAT
 from .tower import Carried, encode_block
 from .windows import clock
 
@@ -68,8 +70,12 @@ def build(
     limits: Limits | None = None,
     chunk: int | None = None,
     progress: Progress | None = None,
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Index a video into `path`; a run that was ended before goes on where it ended.
+
+    Args:
+        fresh: begin anew instead. plan: `Plan.checked`. Others as `index_video`.
 
     Returns:
         What was done: seconds, real-time factor, frames, frames encoded, seconds by stage.
@@ -78,69 +84,123 @@ def build(
         InputError: a video, model or option that is wrong.
         WorkError: the disk is full, the video is gone midway, …; what was done is kept.
     """
-    check_method(llm)
-    model = llm.model
-    plan = plan.checked(model.grid_side**2)
-    frames = Frames(video, plan.fps, model.vision.image_size, reader=reader, chunk=chunk,
+    began = time.perf_counter()
+    frames = Frames(video, plan.fps, llm.model.vision.image_size, reader=reader, chunk=chunk,
                     limits=limits)  # fmt: skip
+    parts: Parts | None = None
+    spent = {"read": 0.0, "encode": 0.0, "windows": 0.0}
+    failure: _Halt | None = None
     try:
-        facts = _facts(llm, video, plan, frames)
-        parts = Parts(folder_of(path), {k: facts[k] for k in ("model", "source", "fps", "near",
-                                                              "precision", "recipe")})  # fmt: skip
-        spent = {"read": 0.0, "encode": 0.0, "windows": 0.0}
-        began, first, failure = time.perf_counter(), len(parts), None
-        coming, number = frames.blocks(first), first
-        while number < len(frames):
-            at = time.perf_counter()
-            try:
-                block = next(coming)
-            except WorkError as error:
-                failure = error
-                break
-            spent["read"] += time.perf_counter() - at
-            at = time.perf_counter()
-            seen = encode_block(model, block.pixels, plan.near)
-            spent["encode"] += time.perf_counter() - at
-            kept = seen.tokens.to("cpu", PRECISIONS[plan.precision])
-            parts.add(
-                number,
-                {
-                    "tokens": kept.contiguous(),
-                    "row": seen.row,
-                    "seconds": torch.from_numpy(block.seconds.copy()),
-                    "lost": torch.tensor(block.lost, dtype=torch.float64),
-                    "error": torch.tensor(seen.error),
-                    **pack_thumbs(block.thumbs),
-                },
-            )
-            number += 1
-            if progress is not None:
-                progress(frames.end_of(number - 1), frames.duration)
+        facts = _facts(llm, video, plan, frames, reader)
+        parts = Parts(folder_of(path), _settings(facts), fresh=fresh)
+        first = number = len(parts)
+        try:
+            for block in _read(frames, first, spent):
+                _keep(llm, parts, number, block, plan, spent)
+                number += 1
+                if progress is not None:
+                    progress(frames.end_of(number - 1), frames.duration)
+        except _Halt as halt:
+            failure = halt
+        until = frames.end_of(number - 1) if number else 0.0
+        at = time.perf_counter()
+        facts |= {"until": until, "complete": failure is None}
+        done = _finished(llm, parts, path, facts, number, failure)
+        spent["windows"] = time.perf_counter() - at
+        parts.remove()
     finally:
         frames.close()
-    until = frames.duration if number == len(frames) else number * BLOCK / plan.fps
-    if number == 0:
-        raise failure or WorkError(f"{video.name} holds no frame")
-    at = time.perf_counter()
-    done = finish(llm, parts, path, {**facts, "until": until, "complete": failure is None}, number)
-    spent["windows"] = time.perf_counter() - at
-    if failure is not None:
-        raise WorkError(
-            f"{failure} after {clock(until)} of {clock(frames.duration)}: {path} holds what was "
-            "read; run it again when the video is back"
-        ) from failure
-    parts.remove()
+        if parts is not None:
+            parts.close()
     wall = time.perf_counter() - began
-    covered = frames.duration - first * BLOCK / plan.fps
+    covered = frames.duration - (frames.end_of(first - 1) if first else 0.0)
     return {
         **done,
         "duration": frames.duration,
         "wall": wall,
         "speed": covered / wall,
+        "resumed": frames.duration - covered,
         "spent": spent,
         "bytes": path.stat().st_size,
         "notes": list(frames.notes),
     }
+
+
+class _Halt(WorkError):
+    """Why no more could be indexed, and what to do about it."""
+
+    def __init__(self, error: Exception, remedy: str) -> None:
+        super().__init__(str(error))
+        self.remedy = remedy
+
+
+def _read(frames: Frames, first: int, spent: dict[str, float]) -> Iterator[Block]:
+    """The blocks from `first` on. Raises _Halt where the file is gone."""
+    with closing(frames.blocks(first)) as coming:
+        while True:
+            at = time.perf_counter()
+            try:
+                block = next(coming, None)
+            except WorkError as error:
+                raise _Halt(error, "run it again when the video is back") from error
+            spent["read"] += time.perf_counter() - at
+            if block is None:
+                return
+            yield block
+
+
+def _keep(
+    llm: VideoLLM, parts: Parts, number: int, block: Block, plan: Plan, spent: dict[str, float]
+) -> None:
+    """Encode a block and keep it. Raises _Halt where it cannot be written."""
+    at = time.perf_counter()
+    seen = encode_block(llm.model, block.pixels, plan.near)
+    spent["encode"] += time.perf_counter() - at
+    kept = {
+        "tokens": seen.tokens.to("cpu", PRECISIONS[plan.precision]).contiguous(),
+        "row": seen.row,
+        "seconds": torch.from_numpy(block.seconds.copy()),
+        "lost": torch.tensor(block.lost, dtype=torch.float64),
+        "error": torch.tensor(seen.error),
+        **pack_thumbs(block.thumbs),
+    }
+    try:
+        parts.add(number, kept)
+    except WorkError as error:
+        raise _Halt(error, "make room and run it again") from error
+
+
+def _finished(
+    llm: VideoLLM,
+    parts: Parts,
+    path: Path,
+    facts: dict[str, Any],
+    number: int,
+    failure: _Halt | None,
+) -> dict[str, Any]:
+    """Write the file of what is there.
+
+    Raises:
+        WorkError: after a failure always; else where the file cannot be written, or the video
+            is not the one that was begun with any more.
+    """
+    name, folder, whole = facts["source"]["name"], parts.folder, clock(facts["duration"])
+    if failure is not None and number == 0:
+        raise failure
+    video = Path(facts["source"]["path"])
+    if failure is None and source_mark(video)["sha256"] != facts["source"]["sha256"]:
+        raise WorkError(f"{name} changed while it was read: delete {folder} and index it again")
+    reached = "" if failure is None else f"{failure} after {clock(facts['until'])} of {whole}: "
+    try:
+        done = finish(llm, parts, path, facts, number)
+    except WorkError as error:
+        why = reached or f"{error}: "
+        raise WorkError(
+            f"{why}what was indexed waits in {folder}; make room and run it again"
+        ) from error
+    if failure is not None:
+        raise WorkError(f"{reached}{path} holds what was indexed; {failure.remedy}") from failure
+    return done
 
 
 def check_method(llm: VideoLLM) -> None:
@@ -149,6 +209,7 @@ def check_method(llm: VideoLLM) -> None:
     Raises:
         InputError: with the reason.
     """
+    from vidllm.encoders.vision import VisionEncoder
     from vidllm.models.native import NativeVideoLLM
 
     if not isinstance(llm.model, NativeVideoLLM) or llm.config.time_code != "relative":
@@ -158,28 +219,48 @@ def check_method(llm: VideoLLM) -> None:
         )
     if llm.config.stamps:
         raise InputError("an index is not made for models that are told times as text")
+    if isinstance(llm.model.vision, VisionEncoder):
+        raise InputError(
+            "this model's vision tower sees whole clips: an index needs one that sees single "
+            "frames, as the shipped model has"
+        )
     method = llm.compressor
     if method.query_aware or method.inside_decoder():
         raise InputError(
             f"{method.name} needs the question or the decoder: index with a compressor of the "
             "stage tokens that reads neither, such as temporal-pool"
         )
+    if method.needs or "vision" in method.stage.split(","):
+        raise InputError(
+            f"{method.name} works with the vision tower, whose signals an index does not hold: "
+            "index with a compressor of the stage tokens, such as temporal-pool"
+        )
 
 
-def _facts(llm: VideoLLM, video: Path, plan: Plan, frames: Frames) -> dict[str, Any]:
+def _facts(llm: VideoLLM, video: Path, plan: Plan, frames: Frames, reader: str) -> dict[str, Any]:
     from vidllm import __version__
 
-    method = llm.compressor
+    method = method_facts(llm.compressor)
     return {
         "vidllm": __version__,
         "model": model_mark(llm),
-        "recipe": f"{method.name}, keep {getattr(method, 'keep', 1.0):g}",
+        "recipe": method_words(method),
+        "compressor": method,
+        "dtype": str(llm.model.video_norm.weight.dtype).removeprefix("torch."),
         "source": source_mark(video),
         "fps": plan.fps,
         "near": plan.near,
         "precision": plan.precision,
+        "reader": reader,
         "duration": frames.duration,
         "notes": list(frames.notes),
         "grid": [llm.model.grid_side, llm.model.grid_side],
         "carried": Carried.of(llm.model) is not None,
     }
+
+
+def _settings(facts: dict[str, Any]) -> dict[str, Any]:
+    """What the blocks depend on; compressors come later."""
+    names = ("model", "dtype", "fps", "near", "precision", "reader")
+    source = facts["source"]["sha256"]
+    return {"format": FORMAT, "block": BLOCK, "source": source, **{k: facts[k] for k in names}}

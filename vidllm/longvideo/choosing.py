@@ -48,19 +48,27 @@ class Group:
 
 def tiou(one: Span, two: Span) -> float:
     """Temporal IoU over the hull; 0 for two equal points."""
-    inter = min(one[1], two[1]) - max(one[0], two[0])
-    return max(0.0, inter) / max(max(one[1], two[1]) - min(one[0], two[0]), 1e-9)
+    return float(tious(np.asarray([one]), np.asarray([two]))[0, 0])
+
+
+def tious(ones: np.ndarray, twos: np.ndarray) -> np.ndarray:
+    """(n, m) temporal IoUs of (n, 2) and (m, 2) spans, as `tiou`."""
+    low, high = np.maximum, np.minimum
+    inter = high(ones[:, None, 1], twos[None, :, 1]) - low(ones[:, None, 0], twos[None, :, 0])
+    hull = low(ones[:, None, 1], twos[None, :, 1]) - high(ones[:, None, 0], twos[None, :, 0])
+    return np.maximum(0.0, inter) / np.maximum(hull, 1e-9)
 
 
 def grouped(votes: Sequence[Vote]) -> list[Group]:
     """Groups of spans, the best first."""
     groups: list[Group] = []
+    spans = np.zeros((len(votes), 2))  # of the groups so far
     for vote in sorted(votes, key=lambda v: -v.score):
-        for group in groups:
-            if tiou(group.span, vote.span) >= _SAME:
-                group.votes.append(vote)
-                break
+        same = tious(np.asarray([vote.span]), spans[: len(groups)])[0] >= _SAME
+        if same.any():
+            groups[int(same.argmax())].votes.append(vote)
         else:
+            spans[len(groups)] = vote.span
             groups.append(Group([vote]))
     return sorted(groups, key=lambda g: -g.score)
 
@@ -71,20 +79,39 @@ def elected(votes: Sequence[Vote]) -> list[Vote]:
     A span wins with all votes that overlap it; it is their weighted median. Its score is theirs
     over that of all votes. What overlaps a winner is out.
     """
-    left, found = list(votes), []
-    whole = sum(vote.score for vote in votes) or 1.0
-    while left:
-        supporters = [
-            [other for other in left if tiou(vote.span, other.span) >= _VOTE or other is vote]
-            for vote in left
-        ]
-        best = max(supporters, key=lambda group: sum(v.score for v in group))
-        weight = np.asarray([max(v.score, 1e-9) for v in best])
-        span = tuple(_median(np.asarray([v.span[i] for v in best]), weight) for i in (0, 1))
-        found.append(Vote((span[0], span[1]), float(weight.sum() / whole)))
-        left = [
-            v for v in left if all(v is not b for b in best) and tiou(v.span, found[-1].span) <= 0
-        ]
+    spans = np.asarray([vote.span for vote in votes], np.float64).reshape(-1, 2)
+    score = np.asarray([vote.score for vote in votes], np.float64)
+    whole = float(score.sum()) or 1.0
+    found = [won for part in _apart(spans) for won in _elected(spans[part], score[part], part)]
+    found.sort(key=lambda won: (-won[1], won[2]))
+    return [Vote(span, weight / whole) for span, weight, _ in found]
+
+
+def _apart(spans: np.ndarray) -> list[np.ndarray]:
+    """Indices of the spans, ascending, in parts between which nothing overlaps."""
+    if not len(spans):
+        return []
+    order = np.argsort(spans[:, 0], kind="stable")
+    reached = np.maximum.accumulate(spans[order, 1])
+    cuts = np.flatnonzero(spans[order[1:], 0] > reached[:-1]) + 1
+    return [np.sort(part) for part in np.split(order, cuts)]
+
+
+def _elected(
+    spans: np.ndarray, score: np.ndarray, number: np.ndarray
+) -> list[tuple[Span, float, int]]:
+    """Winners among some votes: span, summed score, and whose vote brought the support."""
+    found: list[tuple[Span, float, int]] = []
+    weight = np.maximum(score, 1e-9)
+    support = tious(spans, spans) >= _VOTE
+    np.fill_diagonal(support, True)
+    left = np.ones(len(spans), bool)
+    while left.any():
+        best = int(np.where(left, support @ (score * left), -np.inf).argmax())
+        mine = support[best] & left
+        span = _median(spans[mine, 0], weight[mine]), _median(spans[mine, 1], weight[mine])
+        found.append((span, float(weight[mine].sum()), int(number[best])))
+        left &= ~mine & (tious(spans, np.asarray([span]))[:, 0] <= 0)
     return found
 
 

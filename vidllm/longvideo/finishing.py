@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidllm.errors import WorkError
+from vidllm.errors import InputError, WorkError
 from vidllm.tokens import VideoTokens
 
 from .parts import Parts
 from .store import write_file
 from .tower import Carried, width
-from .windows import Level, levels_for, shown
+from .windows import Level, levels_for, on_screen
 
 if TYPE_CHECKING:
+    from vidllm.compressors import Chain, Compressor
     from vidllm.pipeline import VideoLLM
 
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
@@ -87,12 +88,13 @@ def finish(
             block = parts.load(number)
             tokens = block["tokens"]
             if carried is not None:
-                frames = tokens[block["row"].long()].float().to(llm.model.device)
+                frames = tokens[block["row"].long()]
+                frames = frames.to(llm.model.device, llm.model.video_norm.weight.dtype)
                 tokens = carried(frames, block["seconds"].float()).to("cpu", kind)
                 parts.add(_CARRIED + number, {"tokens": tokens.contiguous()})
             yield "tokens", tokens
         for at, level in enumerate(levels):
-            yield from _level(llm, source, times, until, at, level, kind, carried is None)
+            yield from _level(llm, source, times, facts, at, level, kind)
 
     write_file(path, shapes, facts, pieces())
     return {"frames": len(times), "encoded": offsets[-1], "lost": len(lost), "near_error": error}
@@ -102,20 +104,27 @@ def _level(
     llm: VideoLLM,
     source: _Blocks,
     times: np.ndarray,
-    until: float,
+    facts: dict[str, Any],
     at: int,
     level: Level,
     kind: torch.dtype,
-    mix: bool,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a level: window after window, features last."""
+    """The tensors of a level, window after window."""
+    until, told = float(facts["until"]), facts["levels"][at]
     starts, length = level.starts(until), level.length(until)
     yield f"start.{at}", torch.from_numpy(starts)
     positions, spans = [], []
+    parts = (np.arange(level.frames) + 0.5) * (length / level.frames)
     for start in starts:
-        chosen = shown(times, start, length, level.frames)
-        relative = np.clip(times[chosen] - start, 0.0, length)
-        tokens = compressed(llm, source.tokens(chosen), relative, length, mix)
+        chosen, seconds = on_screen(times, start + parts, 1 / facts["fps"], facts["lost"])
+        relative = np.clip(seconds - start, 0.0, length)
+        tokens = compressed(llm, llm.compressor, source.tokens(chosen), relative, length,
+                            mix=not facts["carried"])  # fmt: skip
+        if len(tokens) != told["tokens"]:
+            raise InputError(
+                f"{llm.compressor.name} leaves another number of tokens of every clip: index with "
+                "a method that keeps a fixed share, such as temporal-pool"
+            )
         positions.append(tokens.position.to(torch.int32))
         spans.append(tokens.span.float())
         yield f"features.{at}", tokens.features.to("cpu", kind)[None]
@@ -133,9 +142,19 @@ def _size(llm: VideoLLM, level: Level, length: float) -> int:
 
 @torch.inference_mode()
 def compressed(
-    llm: VideoLLM, tokens: Tensor, seconds: np.ndarray, length: float, mix: bool
+    llm: VideoLLM,
+    method: Compressor | Chain,
+    tokens: Tensor,
+    seconds: np.ndarray,
+    length: float,
+    *,
+    mix: bool,
 ) -> VideoTokens:
-    """Frames (T, N, D) at (T,) seconds of a range of `length` seconds, as the decoder sees them."""
+    """Frames (T, N, D) at (T,) seconds of a range of `length` seconds, as the decoder sees them.
+
+    Args:
+        method: what compresses them. mix: run the temporal encoders first.
+    """
     model = llm.model
     x = tokens.to(model.device, model.video_norm.weight.dtype)
     times = torch.from_numpy(seconds)
@@ -143,7 +162,7 @@ def compressed(
         x = model.mix(x[None], times[None].float().to(x.device))[0]
     side = model.grid_side
     whole = VideoTokens.from_grid(x.unflatten(1, (side, side)), times, length)
-    return llm.compressor.before_decoder(whole)[0]
+    return method.before_decoder(whole)[0]
 
 
 class _Blocks:

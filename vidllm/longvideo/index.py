@@ -5,6 +5,7 @@ Nothing that a question chooses changes the index: the next question starts clea
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -17,9 +18,12 @@ from vidllm.answer import Answer
 from vidllm.errors import InputError
 from vidllm.timecode import Span
 
+from .disk import unwritten
 from .marks import model_mark, source_mark
 from .store import IndexFile
 from .windows import clock
+
+_TOLD = 5  # stretches without frames that are told
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +39,7 @@ class VideoIndex:
     Attributes:
         facts: what the file says of itself: source, duration, fps, model, recipe, levels, lost,
             complete, until, …; see docs/long-video.md.
+        made: how it was made, where it just was: "wall", "speed", "frames", "encoded", …
 
     Make one with `VideoLLM.index` or `load`.
     """
@@ -44,10 +49,15 @@ class VideoIndex:
         self.facts = file.facts
         self._reader: Reader | None = None
         self.made: dict[str, Any] | None = None  # how it was made, right after it was
-        if llm is not None and model_mark(llm) != self.facts["model"]:
+        if llm is not None:
+            self._check_model(llm)
+
+    def _check_model(self, llm: VideoLLM) -> None:
+        if model_mark(llm) != self.facts["model"]:
+            which = "the shipped one" if self._llm is None else "this one"
             raise InputError(
-                f"{file.path.name} was made by another model ({self.facts['recipe']}): give that "
-                "model, or index the video again"
+                f"{self.path.name} was made by another model than {which}: give the one that it "
+                "was made with, or index the video again"
             )
 
     @classmethod
@@ -91,8 +101,14 @@ class VideoIndex:
         if not self.facts["complete"]:
             whole = clock(self.facts["duration"])
             notes.append(f"only the first {clock(self.duration)} of {whole} are indexed")
-        for start, end in self.facts["lost"][:5]:
-            notes.append(f"nothing could be read between {clock(start)} and {clock(end)}")
+        lost = self.facts["lost"]
+        for start, end in lost[:_TOLD]:
+            where = f"at {clock(start)}"
+            if clock(start) != clock(end):
+                where = f"between {clock(start)} and {clock(end)}"
+            notes.append(f"nothing could be read {where}")
+        if len(lost) > _TOLD:
+            notes.append(f"nothing could be read in {len(lost) - _TOLD} more places")
         return tuple(notes)
 
     def check_source(self) -> None:
@@ -139,11 +155,7 @@ class VideoIndex:
             from vidllm.pipeline import VideoLLM
 
             llm = VideoLLM.from_pretrained()
-            if model_mark(llm) != self.facts["model"]:
-                raise InputError(
-                    f"{self.path.name} was made by another model than the shipped one: load it "
-                    "with VideoIndex.load(path, llm)"
-                )
+            self._check_model(llm)
             self._llm = llm
         return self._llm
 
@@ -168,7 +180,10 @@ class VideoIndex:
         return self.reader.ask(question)
 
     def ground(self, query: str) -> list[Span]:
-        """When what `query` describes happens: spans in seconds, the best first."""
+        """When what `query` describes happens: spans in seconds, the best first; none if unknown.
+
+        The score of a span is its share of the votes (see docs/long-video.md).
+        """
         return list(self.ground_answer(query).spans)
 
     def ground_answer(self, query: str) -> Answer:
@@ -176,27 +191,27 @@ class VideoIndex:
         return self.reader.ground(self.llm.words("ground", query))
 
     def caption(self, start: float | None = None, end: float | None = None) -> Answer:
-        """What happens between two seconds, with times.
+        """What happens between two seconds (None: of the whole video), with times.
 
         Raises:
-            InputError: a range outside the video.
+            InputError: a range outside what is indexed.
         """
         return self.reader.caption(start, end)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Copy the file to another place. Raises WorkError where it cannot be written."""
-        from vidllm.errors import WorkError
-
         place = Path(path)
+        part = place.with_name(place.name + ".new")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            part = place.with_name(place.name + ".new")
-            shutil.copyfile(self.path, part)
-            part.replace(place)
-        except shutil.SameFileError:
-            pass
+            if not (place.exists() and place.samefile(self.path)):
+                shutil.copyfile(self.path, part)
+                part.replace(place)
         except OSError as error:
-            raise WorkError(f"{place} cannot be written: {error.strerror or error}") from error
+            raise unwritten(place, error) from error
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
         return place
 
     def __repr__(self) -> str:

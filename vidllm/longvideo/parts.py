@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -16,9 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vidllm.errors import InputError, WorkError
+from vidllm.errors import InputError
 
-_SETTINGS = "index.json"
+from .disk import unwritten
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows: two runs into one place are not told apart there
+    fcntl = None
+
+_SETTINGS, _LOCK = "index.json", "lock"
 
 
 def folder_of(path: Path) -> Path:
@@ -27,39 +35,52 @@ def folder_of(path: Path) -> Path:
 
 
 class Parts:
-    """The folder of an index that is being made.
+    """The folder of an index that is being made; one process at a time works on it.
 
     Args:
         folder: made where it is not there; blocks in it are taken up.
         settings: JSON that the blocks depend on.
+        fresh: forget what is there.
 
     Raises:
-        InputError: a folder of other settings, or one that is damaged.
+        InputError: a folder of other settings, a damaged one, or one in use.
         WorkError: it cannot be written.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, fresh: bool = False) -> None:
         self.folder = folder
         file = folder / _SETTINGS
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(folder)
+        except OSError as error:
+            raise unwritten(folder, error) from error
+        try:
             for rest in folder.glob("*.tmp"):
                 rest.unlink()
+            if fresh:
+                for block in (file, *folder.glob("*.safetensors")):
+                    block.unlink(missing_ok=True)
             if file.is_file():
-                self._same(json.loads(file.read_text(encoding="utf-8")), settings)
+                self._same(dict(json.loads(file.read_text(encoding="utf-8"))), settings)
             else:
                 _whole(file, json.dumps(settings).encode())
-        except ValueError as error:
-            raise InputError(f"{file} is damaged: delete the folder {folder}") from error
         except OSError as error:
-            raise _unwritten(folder, error) from error
+            self.close()
+            raise unwritten(folder, error) from error
+        except InputError:
+            self.close()
+            raise
+        except (ValueError, TypeError) as error:
+            self.close()
+            raise InputError(f"{file} is damaged: delete the folder {folder}") from error
 
-    def _same(self, before: Any, settings: Mapping[str, Any]) -> None:
+    def _same(self, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         for key in {**settings, **before}:
             if before.get(key) != settings.get(key):
                 raise InputError(
-                    f"{self.folder} was begun with another {key} ({before.get(key)}, not "
-                    f"{settings.get(key)}): delete it, or give another output file"
+                    f"{self.folder} was begun with {other(key, before.get(key), settings.get(key))}"
+                    ": delete it, or give another output file"
                 )
 
     def __len__(self) -> int:
@@ -70,7 +91,7 @@ class Parts:
         return number
 
     def add(self, number: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a block."""
+        """Keep a block. Raises WorkError when it cannot be written."""
         file = self.folder / _name(number)
         try:
             part = file.with_suffix(".tmp")
@@ -79,8 +100,9 @@ class Parts:
                 os.fsync(data.fileno())
             part.replace(file)
         except (OSError, SafetensorError) as error:
-            file.with_suffix(".tmp").unlink(missing_ok=True)
-            raise _unwritten(self.folder, error) from error
+            with contextlib.suppress(OSError):
+                file.with_suffix(".tmp").unlink(missing_ok=True)
+            raise unwritten(self.folder, error) from error
 
     def load(self, number: int) -> dict[str, Tensor]:
         """A block. Raises InputError when it is damaged."""
@@ -90,9 +112,23 @@ class Parts:
         except (OSError, SafetensorError) as error:
             raise InputError(f"{file} is damaged: delete it, and index again") from error
 
+    def close(self) -> None:
+        """Let others have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+
     def remove(self) -> None:
         """The index is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def other(key: str, before: object, now: object) -> str:
+    """What is different about a setting, in words."""
+    if isinstance(before, int | float) and isinstance(now, int | float):
+        return f"{key} {before:g}, not {now:g}"
+    if key in ("precision", "dtype", "reader", "compressor"):
+        return f"{key} {before}, not {now}"
+    return f"another {'video' if key == 'source' else key}"
 
 
 def pack_thumbs(thumbs: list[tuple[float, bytes]]) -> dict[str, Tensor]:
@@ -109,6 +145,23 @@ def _name(number: int) -> str:
     return f"block-{number:06d}.safetensors"
 
 
+def _locked(folder: Path) -> BinaryIO | None:
+    """The folder's lock, which ends with the process, however that ends."""
+    if fcntl is None:
+        return None
+    file = (folder / _LOCK).open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if (folder / _LOCK).stat().st_ino == os.fstat(file.fileno()).st_ino:
+            return file
+    except (BlockingIOError, FileNotFoundError):  # in use, or finished just now
+        pass
+    except OSError:  # a file system without locks
+        return file
+    file.close()
+    raise InputError(f"another process is making {folder.name.removesuffix('.part')}: wait for it")
+
+
 def _whole(file: Path, data: bytes) -> None:
     part = file.with_suffix(".tmp")
     with part.open("wb") as out:
@@ -116,15 +169,3 @@ def _whole(file: Path, data: bytes) -> None:
         out.flush()
         os.fsync(out.fileno())
     part.replace(file)
-
-
-def _unwritten(folder: Path, error: Exception) -> WorkError:
-    full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "os error 28" in str(
-        error
-    )
-    if full:
-        return WorkError(
-            f"the disk is full: what was indexed stays in {folder}; free space and run it again"
-        )
-    reason = error.strerror if isinstance(error, OSError) else error
-    return WorkError(f"{folder} cannot be written: {reason}")

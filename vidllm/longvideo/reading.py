@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,43 +62,41 @@ class Frames:
         chunk: int | None = None,
         limits: Limits | None = None,
     ) -> None:
-        if not path.is_file():
-            raise InputError(f"{path}: no such file")
-        self.path, self.size, limits = path, size, limits or Limits()
+        if chunk is not None and chunk < 1:
+            raise InputError(f"chunk must be at least 1 frame, got {chunk}")
+        self.path, self.size, limits = checked_video(path), size, limits or Limits()
         self._reader = open_reader(reader, path)
         line = self._reader.timeline
         height, width = line.size
-        if height * width > limits.max_pixels:
-            raise InputError(
-                f"{path.name} has frames of {width}x{height}, above the limit of "
-                f"{limits.max_pixels} pixels: scale it down or raise the limit max_pixels"
-            )
-        if line.duration > limits.max_seconds:
-            raise InputError(
-                f"{path.name} is {line.duration:.0f} seconds long, above the limit of "
-                f"{limits.max_seconds:g}: raise the limit max_seconds"
-            )
+        try:
+            _check_limits(path.name, height, width, line.duration, limits)
+        except InputError:
+            self.close()
+            raise
         self.duration, self.notes = line.duration, line.notes
         self._line = line
         count = max(1, int(np.ceil(round(line.duration * fps, 6))))
         self._moments = np.arange(count) / fps
         self._chunk = min(BLOCK, chunk or max(1, _BYTES // max(1, 3 * height * width)))
+        self._block = BLOCK
 
     def __len__(self) -> int:
         """Blocks."""
-        return -(-len(self._moments) // BLOCK)
+        return -(-len(self._moments) // self._block)
 
     def close(self) -> None:
         """Give the file back."""
         self._reader.close()
 
     def end_of(self, block: int) -> float:
-        """The second up to which the blocks before and with this one reach."""
-        last = (block + 1) * BLOCK
+        """The second up to which the blocks before and with this one reach; 0.0 for block -1."""
+        last = (block + 1) * self._block
         return float(self._moments[last]) if last < len(self._moments) else self.duration
 
-    def blocks(self, first: int = 0) -> Iterator[Block]:
+    def blocks(self, first: int = 0) -> Generator[Block, None, None]:
         """Block after block; while one is in work the next is read.
+
+        To be closed (`contextlib.closing`) before the frames are: a read may be under way.
 
         Raises:
             WorkError: the file is gone, or cannot be read any more.
@@ -113,14 +111,16 @@ class Frames:
                 yield block
 
     def _read(self, number: int) -> Block:
-        moments = self._moments[number * BLOCK : (number + 1) * BLOCK]
+        begin = number * self._block
+        moments = self._moments[begin : begin + self._block]
         if not self.path.is_file():
             raise WorkError(f"{self.path.name} is gone")
         chosen, gone = shown_at(self._line, moments)
-        before = shown_at(self._line, self._moments[max(0, number * BLOCK - 1)][None])[0]
-        wanted = [int(i) for i in np.unique(chosen) if number == 0 or i not in before]
+        before, _ = shown_at(self._line, self._moments[max(0, begin - 1) : begin])
+        wanted = [int(i) for i in np.unique(chosen) if i not in before]
         pixels, seconds, lost = [], [], [float(t) for t in gone]
         thumbs: list[tuple[float, bytes]] = []
+        step = _step_of(float(self._line.seconds[before[0]])) if len(before) else -1
         for start in range(0, len(wanted), self._chunk):
             part = wanted[start : start + self._chunk]
             try:
@@ -132,10 +132,14 @@ class Frames:
             if not here:
                 continue
             pictures = np.stack([found[i] for i in here])
-            pixels.append(to_pixels(torch.from_numpy(pictures), self.size))
+            # A few at a time: as floats a picture takes four times its bytes.
+            pixels += [to_pixels(few, self.size) for few in torch.from_numpy(pictures).split(8)]
             times = self._line.seconds[here]
             seconds.append(times)
-            thumbs += self._thumbs(pictures, times)
+            for picture, time in zip(pictures, times.tolist(), strict=True):
+                if _step_of(time) != step:
+                    step = _step_of(time)
+                    thumbs.append((time, jpeg(picture)))
         shape = (0, 3, self.size, self.size)
         return Block(
             torch.cat(pixels) if pixels else torch.zeros(shape),
@@ -144,14 +148,34 @@ class Frames:
             sorted(lost),
         )
 
-    def _thumbs(self, pictures: np.ndarray, times: np.ndarray) -> list[tuple[float, bytes]]:
-        """The first frame of every `THUMB_EVERY` seconds, small."""
-        found = []
-        for picture, time in zip(pictures, times, strict=True):
-            step = 1e-6 + float(np.diff(self._moments[:2])[0]) if len(self._moments) > 1 else 1e9
-            if (time + 1e-6) % THUMB_EVERY < step:
-                found.append((float(time), jpeg(picture)))
-        return found
+
+def checked_video(path: Path) -> Path:
+    """The path of a file that may be a video. Raises InputError for what cannot be one."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give one video file")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if not path.stat().st_size:
+        raise InputError(f"{path} is empty")
+    return path
+
+
+def _check_limits(name: str, height: int, width: int, duration: float, limits: Limits) -> None:
+    if height * width > limits.max_pixels:
+        raise InputError(
+            f"{name} has frames of {width}x{height}, above the limit of "
+            f"{limits.max_pixels} pixels: scale it down or raise the limit max_pixels"
+        )
+    if duration > limits.max_seconds:
+        raise InputError(
+            f"{name} is {duration:.0f} seconds long, above the limit of "
+            f"{limits.max_seconds:g}: raise the limit max_seconds"
+        )
+
+
+def _step_of(seconds: float) -> int:
+    """Which stretch of `THUMB_EVERY` seconds a frame is in; its first frame is the thumbnail."""
+    return int((seconds + 1e-6) // THUMB_EVERY)
 
 
 def jpeg(picture: np.ndarray) -> bytes:

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from vidllm.models.native import NativeVideoLLM
 
-_ROWS = 64  # windows in a batch
+ROWS = 64  # windows in a batch
 
 
 @dataclass
@@ -25,15 +25,22 @@ class Batch:
 
     Args:
         features: (B, L, D). span: (B, L, 2) seconds in the window. position: (B, L) in the
-            uncompressed window. length: seconds of a window. total: tokens before compression.
+            uncompressed window. length: seconds of a window, one for all or (B,) of each.
+            total: tokens of a window before compression.
     """
 
     features: Tensor
     span: Tensor
     position: Tensor
-    length: float
+    length: float | Tensor
     total: int
     cache: DynamicCache | None = field(default=None, repr=False)
+    head: tuple[int, ...] = field(default=(), repr=False)
+
+    def rows(self, part: slice) -> Batch:
+        """Some of the windows, without what is kept of them."""
+        length = self.length[part] if isinstance(self.length, Tensor) else self.length
+        return Batch(self.features[part], self.span[part], self.position[part], length, self.total)
 
     def bytes(self) -> int:
         """Bytes of the kept cache."""
@@ -77,12 +84,10 @@ def ask_batch(
         keep: keep the cache of the video in `batch` for the next call.
     """
     found: list[Said] = []
-    for start in range(0, len(batch.features), _ROWS):
-        if len(batch.features) > _ROWS:
-            part = slice(start, start + _ROWS)
-            rows = Batch(batch.features[part], batch.span[part], batch.position[part],
-                         batch.length, batch.total)  # fmt: skip
-            found += ask_batch(model, rows, head, tail, eos, most=most, timed=timed)
+    for start in range(0, len(batch.features), ROWS):
+        if len(batch.features) > ROWS:
+            part = slice(start, start + ROWS)
+            found += ask_batch(model, batch.rows(part), head, tail, eos, most=most, timed=timed)
             continue
         found += _ask_rows(model, batch, head, tail, eos, most, timed, keep)
     return found
@@ -100,6 +105,10 @@ def _ask_rows(
 ) -> list[Said]:
     device, rows = model.device, len(batch.features)
     cache = _prefix(model, batch, head)
+    batch.cache, batch.head = (
+        None,
+        tuple(head),
+    )  # whatever ends this call, no next one finds the question in it
     seen = cache.get_seq_length()
     ids = torch.tensor(list(tail), device=device).expand(rows, -1)
     place = len(head) + batch.total
@@ -148,14 +157,14 @@ def _ask_rows(
 
 def _prefix(model: NativeVideoLLM, batch: Batch, head: Sequence[int]) -> DynamicCache:
     """The cache of what stands before the question."""
-    if batch.cache is not None:
+    if batch.cache is not None and batch.head == tuple(head):
         return batch.cache
     device, rows = model.device, len(batch.features)
     kind = model.video_norm.weight.dtype
     video = model.video_embeds(
         batch.features.to(device, kind),
         batch.span.to(device),
-        torch.full((rows,), batch.length, device=device),
+        torch.as_tensor(batch.length, dtype=torch.float32, device=device).expand(rows),
     )
     before = model.embed_tokens(torch.tensor(list(head), device=device)).expand(rows, -1, -1)
     places = torch.cat(

@@ -1,12 +1,13 @@
 """The file of an index: one safetensors file, memory-mapped, with JSON in its header.
 
 It is written from front to back, tensor after tensor, so that an index of any length takes no
-memory; checksums of the tensors are put into the header at the end. Nothing but this module knows
-the layout.
+memory; checksums of the tensors and of the header itself are put into the header at the end.
+Nothing but this module knows the layout.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -22,9 +23,13 @@ from torch import Tensor
 
 from vidllm.errors import InputError, WorkError
 
+from .disk import unwritten
+from .marks import KIND, is_index
+
+__all__ = ["FORMAT", "IndexFile", "is_index", "write_file"]
+
 #: Raised when files of before can no longer be read.
 FORMAT = 1
-_KIND = "vidllm index"
 _NAMES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
@@ -35,6 +40,7 @@ _NAMES = {
     torch.uint8: "U8",
 }
 _NO_SUM = "0" * 8
+_HEADER = ""  # the name of the header's own checksum
 
 #: Name to (type, shape) of every tensor of a file.
 Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -68,7 +74,7 @@ def write_file(
         with part.open("wb") as file:
             file.write(_head(header, facts, dict.fromkeys(shapes, _NO_SUM)))
             for name, rows in pieces:
-                data = rows.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+                data = rows.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
                 sums[name] = zlib.crc32(data, sums[name])
                 file.write(data)
             written = file.tell()
@@ -81,27 +87,24 @@ def write_file(
             raise WorkError(f"{path.name}: {written - len(head)} bytes of {offset} were made")
         part.replace(path)
     except OSError as error:
-        raise WorkError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise unwritten(path, error) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def _head(header: Mapping[str, Any], facts: Mapping[str, Any], sums: Mapping[str, str]) -> bytes:
-    told = {"kind": _KIND, "format": str(FORMAT), "facts": json.dumps(facts)}
-    text = json.dumps({"__metadata__": {**told, "sums": json.dumps(sums)}, **header})
-    data = text.encode()
+    told = {"kind": KIND, "format": str(FORMAT), "facts": json.dumps(facts)}
+    whole = {"__metadata__": told, **header}
+    told["sums"] = json.dumps({_HEADER: _sum_of(whole), **sums})
+    data = json.dumps(whole).encode()
     data += b" " * (-len(data) % 8)
     return struct.pack("<Q", len(data)) + data
 
 
-def is_index(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is an index, by its first bytes; False for what cannot be read."""
-    try:
-        with Path(path).open("rb") as file:
-            length = struct.unpack("<Q", file.read(8))[0]
-            return length < 1 << 26 and f'"kind": "{_KIND}"'.encode() in file.read(4096)
-    except (OSError, struct.error):
-        return False
+def _sum_of(header: Mapping[str, Any]) -> str:
+    """Checksum of a header without checksums."""
+    return f"{zlib.crc32(json.dumps(header, sort_keys=True).encode()):08x}"
 
 
 class IndexFile:
@@ -120,19 +123,24 @@ class IndexFile:
             raise InputError(f"{self.path}: no such index file")
         if not is_index(self.path):
             raise InputError(f"{self.path} is no index of vidllm: make one with vidllm index")
+        damaged = InputError(f"{self.path} is damaged or cut off: index the video again")
         try:
             self._file: Any = safe_open(str(self.path), framework="pt")  # type: ignore[no-untyped-call]
-            told = self._file.metadata() or {}
+            header = _header_of(self.path)
+            told = header["__metadata__"]
             version = int(told["format"])
+            self._sums: dict[str, str] = json.loads(told.pop("sums"))
+            whole = self._sums.pop(_HEADER, "") == _sum_of(header)
             self.facts: dict[str, Any] = json.loads(told["facts"])
-            self._sums: dict[str, str] = json.loads(told["sums"])
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise InputError(f"{self.path} is damaged or cut off: index the video again") from error
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise damaged from error
         if version != FORMAT:
             raise InputError(
                 f"{self.path} was made by another version (format {version}, this is {FORMAT}): "
                 "index the video again"
             )
+        if not whole or {"__metadata__", *self._sums} != set(header):
+            raise damaged
         if check:
             self.check()
 
@@ -158,7 +166,13 @@ class IndexFile:
                 raise InputError(f"{self.path} is damaged ({name}): index the video again")
 
 
-def _bytes_of(tensor: Tensor, block: int = 1 << 24) -> Iterator[np.ndarray]:
+def _header_of(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+        return dict(json.loads(file.read(length)))
+
+
+def _bytes_of(tensor: Tensor, block: int = 1 << 24) -> Iterator[memoryview]:
     flat = tensor.reshape(-1).view(torch.uint8).numpy()
     for start in range(0, len(flat), block):
-        yield flat[start : start + block]
+        yield flat[start : start + block].data

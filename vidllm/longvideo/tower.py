@@ -77,7 +77,9 @@ class Carried:
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor, seconds: Tensor) -> Tensor:
-        """The next frames (F, N, D) at (F,) seconds."""
+        """The next frames (F, N, D) at (F,) seconds; there may be none."""
+        if not len(tokens):
+            return tokens
         x, times = tokens[None], seconds[None].to(tokens.device)
         for at, encoder in enumerate(self.encoders):
             x, self.states[at] = encoder.stream(x, times, self.states[at])

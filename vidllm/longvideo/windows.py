@@ -51,26 +51,50 @@ def levels_for(fps: float, frames: int, duration: float) -> list[Level]:
     return found
 
 
-def shown(seconds: np.ndarray, start: float, length: float, count: int) -> np.ndarray:
-    """Which of the frames at `seconds` a window shows: the nearest to the middles of `count` parts.
+def on_screen(
+    seconds: np.ndarray,
+    moments: np.ndarray,
+    step: float,
+    lost: Sequence[Sequence[float]] = (),
+) -> tuple[np.ndarray, np.ndarray]:
+    """The frame nearest to each moment, and the second that the model is told of it.
+
+    That is the frame's own. Where a file shows one frame for long (a slide, a time lapse), a
+    moment in between has this frame and is told as itself: the frame is on the screen then.
 
     Args:
-        seconds: (T,) rising times of all frames. start, length: of the window, in seconds.
+        seconds: (T,) rising times of all frames. moments: (count,) seconds, not falling.
+        step: seconds between frames as they were read. lost: [start, end] seconds of moments
+            that could not be read; what is shown there is not known, and its neighbour keeps
+            its own second.
 
     Returns:
-        (count,) indices, not falling; a frame comes twice where there are too few.
+        (count,) indices and (count,) seconds, neither falling; a frame comes twice where there
+        are too few.
+
+    Raises:
+        InputError: there is no frame.
     """
     if not len(seconds):
         raise InputError("this index holds no frame")
-    return nearest(seconds, start + (np.arange(count) + 0.5) * (length / count))
+    chosen = nearest(seconds, moments, step)
+    told = seconds[chosen]
+    held = moments - told > 1.5 * step
+    for first, last in lost:
+        held &= (moments <= first - step) | (moments >= last + step)
+    return chosen, np.maximum.accumulate(np.where(held, moments, told))
 
 
-def nearest(seconds: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Index of the time nearest to each wanted one; `seconds` rise."""
+def nearest(seconds: np.ndarray, wanted: np.ndarray, reach: float = np.inf) -> np.ndarray:
+    """Index of the time nearest to each wanted one; `seconds` rise.
+
+    A later time counts only within `reach`: what is shown for long is shown until it ends.
+    """
     after = np.clip(np.searchsorted(seconds, wanted), 1, max(1, len(seconds) - 1))
     before = after - 1
     after = np.minimum(after, len(seconds) - 1)
-    closer = np.abs(seconds[before] - wanted) <= np.abs(seconds[after] - wanted)
+    late = seconds[after] - wanted
+    closer = (np.abs(seconds[before] - wanted) <= np.abs(late)) | (late > reach)
     return np.where(closer, before, after)
 
 
@@ -86,10 +110,14 @@ class Cuts:
 
     @classmethod
     def around(cls, spans: Sequence[tuple[float, float]], margin: float, duration: float) -> Cuts:
-        """The spans with a margin of seconds on both sides, joined where they then touch."""
+        """The spans with a margin of seconds on both sides, joined where they then touch.
+
+        A moment without length becomes a second.
+        """
         joined: list[tuple[float, float]] = []
         for start, end in sorted(spans):
-            start, end = max(0.0, start - margin), min(duration, end + margin)
+            around = max(margin, (1 - (end - start)) / 2)
+            start, end = max(0.0, start - around), min(duration, end + around)
             if joined and start <= joined[-1][1]:
                 joined[-1] = joined[-1][0], max(end, joined[-1][1])
             else:
@@ -107,11 +135,17 @@ class Cuts:
         return float(self.edges[-1])
 
     def moments(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """`count` evenly spread moments: seconds on the joined time line, and in the video."""
+        """`count` evenly spread moments: seconds in the video, and which piece each is in."""
         joined = (np.arange(count) + 0.5) * (self.length / count)
         piece = np.clip(np.searchsorted(self.edges, joined, side="right") - 1, 0, None)
+        piece = np.minimum(piece, len(self.pieces) - 1)
         starts = np.asarray([start for start, _ in self.pieces])
-        return joined, starts[piece] + joined - self.edges[piece]
+        return starts[piece] + joined - self.edges[piece], piece
+
+    def joined(self, seconds: np.ndarray, piece: np.ndarray) -> np.ndarray:
+        """Seconds of the video on the joined time line, kept to the piece that each is in."""
+        pieces = np.asarray(self.pieces)[piece]
+        return self.edges[piece] + np.clip(seconds, pieces[:, 0], pieces[:, 1]) - pieces[:, 0]
 
     def back(self, start: float, end: float) -> tuple[float, float]:
         """A span of the joined time line in seconds of the video.

@@ -1,0 +1,76 @@
+"""What is done about a file that already stands where an index is to be made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vidllm.errors import InputError
+
+from .marks import is_index, method_facts, method_words, model_mark, source_mark
+from .parts import other
+from .store import IndexFile
+
+if TYPE_CHECKING:
+    from vidllm.pipeline import VideoLLM
+
+    from .build import Plan
+
+
+def standing(llm: VideoLLM, video: Path, place: Path, plan: Plan) -> bool:
+    """Whether `place` holds the complete index of these very settings.
+
+    False where nothing stands there, or an unfinished index of these settings.
+
+    Args:
+        plan: as it is carried out (`Plan.checked`).
+
+    Raises:
+        InputError: something else stands there.
+    """
+    guard(place)
+    if not place.exists():
+        return False
+    facts = IndexFile(place, check=False).facts
+    before, now = _told(facts), _now(llm, video, plan)
+    for key, value in now.items():
+        if before.get(key) != value:
+            words = other(key, before.get(key), value)
+            if key == "source":
+                words = f"another video ({facts['source']['name']})"
+            raise InputError(
+                f"{place} is there and was made with {words}: --force (force=True) makes it anew, "
+                "or give another output file"
+            )
+    return bool(facts["complete"])
+
+
+def guard(place: Path) -> None:
+    """Refuse to write over what is no index.
+
+    Raises:
+        InputError: a folder, or a file that is no index.
+    """
+    if place.is_dir():
+        raise InputError(f"{place} is a folder: give a file for the index")
+    if place.exists() and not is_index(place):
+        raise InputError(f"{place} is there and is no index: give another output file")
+
+
+def _told(facts: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("model", "fps", "near", "precision")
+    told = {name: facts[name] for name in names}
+    method = method_words(facts["compressor"])
+    return {"source": facts["source"]["sha256"], **told, "compressor": method}
+
+
+def _now(llm: VideoLLM, video: Path, plan: Plan) -> dict[str, Any]:
+    told = {"model": model_mark(llm), "fps": plan.fps, "near": plan.near}
+    method = method_words(method_facts(llm.compressor))
+    return {
+        "source": source_mark(video)["sha256"],
+        **told,
+        "precision": plan.precision,
+        "compressor": method,
+    }
