@@ -1,6 +1,8 @@
-"""The web page of vidllm, as `python app.py` and hosted spaces start it; see `vidllm/demo.py`."""
+"""The web page of vidllm, as `python app.py` and hosted spaces start it; see `vidllm/demo`."""
 
-from vidllm.demo import launch
+import sys
+
+from vidllm.demo import main
 
 if __name__ == "__main__":
-    launch()
+    sys.exit(main())

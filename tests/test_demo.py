@@ -1,91 +1,332 @@
-"""The web page in a real browser: ask the sample, read the answer, jump to its time."""
+"""The web page in a real browser, used as a person would use it."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny import save_tiny, write_video
-
-BROWSER = next(
-    (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
+from demo_server import (
+    BROWSER,
+    FLAGS,
+    NO_BROWSER,
+    WAIT,
+    choose,
+    covers,
+    moved_to,
+    number,
+    place,
+    proxied,
+    serving,
+    upload,
+    write,
 )
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+from tiny import save_tiny, write_video
+from videos import write_sound
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
+SAMPLE = Path(__file__).resolve().parent.parent / "weights" / "samples" / "red-star.mp4"
+Open = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def page_url(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[str]:
-    folder = save_tiny(tmp_path_factory.mktemp("model"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "vidllm.cli",
-        "demo",
-        "--model",
-        str(folder),
-        "--port",
-        str(port),
-    ]
-    process = subprocess.Popen(
-        command, cwd=root, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stderr=subprocess.PIPE
-    )
-    url = f"http://127.0.0.1:{port}"
-    for _ in range(240):
-        if process.poll() is not None:
-            raise RuntimeError(process.stderr.read().decode() if process.stderr else "no page")
-        try:
-            urllib.request.urlopen(url, timeout=2).read()
-            break
-        except OSError:
-            time.sleep(0.5)
-    yield url
-    process.terminate()
-    process.wait(20)
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("page") / "uploads"
 
 
-def test_launcher_shows_the_same_page() -> None:
-    """app.py holds nothing of its own."""
-    text = (Path(__file__).parent.parent / "app.py").read_text()
-    assert "vidllm.demo" in text and len(text.splitlines()) < 12
+@pytest.fixture(scope="module")
+def url(files: Path) -> Iterator[str]:
+    limits = ("--max-upload-mb", "3", "--max-seconds", "120", "--max-frames", "2048")
+    with serving(files, *limits) as address:
+        yield address
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on PATH to open the page with")
-def test_ask_on_the_page(page_url: str, tmp_path: Path) -> None:
-    from playwright.sync_api import expect, sync_playwright
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
 
-    video = write_video(tmp_path / "clip.mp4", [i / 8 for i in range(24)])
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=BROWSER, headless=True, args=FLAGS)
-        page = browser.new_page()
-        page.goto(page_url)
-        page.locator("#ask").click()
-        expect(page.get_by_text("there is no video")).to_be_visible(timeout=30_000)
-        page.locator("#video input[type=file]").set_input_files(str(video))
-        expect(page.locator("#video video")).to_be_visible(timeout=30_000)
-        page.locator("#question textarea, #question input").first.fill("when does the zebra spin?")
-        page.locator("#ask").click()
-        receipt = page.locator("#receipt textarea, #receipt input").first
-        expect(receipt).to_have_value(re.compile("24 frames · tokens 96 "), timeout=90_000)
-        expect(page.locator("#notes")).to_contain_text("zebra")
-        assert page.get_by_text("Traceback").count() == 0
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def visit(chromium: Any, url: str) -> Iterator[Open]:
+    """Opens a page for a new visitor; behind the test no request has left the machine."""
+    seen: list[str] = []
+    contexts = []
+
+    def open_page(address: str = url, width: int = 1280) -> Any:
+        from playwright.sync_api import expect
+
+        context = chromium.new_context(viewport={"width": width, "height": 900})
+        contexts.append(context)
+        context.set_default_timeout(WAIT)
+        page = context.new_page()
+        page.on("request", lambda request: seen.append(request.url))
+        page.goto(address)
+        expect(page.locator("#ask")).to_be_visible(timeout=WAIT)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    away = [u for u in seen if not re.match(r"http://127\.0\.0\.1[:/]|data:|blob:", u)]
+    assert seen and not away
+
+
+def test_ask_click_a_time_and_take_the_answer_home(visit: Open, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    page = visit()
+    video = tmp_path / "holiday.mp4"
+    shutil.copy(SAMPLE, video)
+    upload(page, video)
+    write(page, "question", "when does the red star spin?")
+    page.locator("#ask").click()
+    expect(page.locator("#account dl")).to_be_visible(timeout=WAIT)
+    times = page.locator("#answer .token.highlighted")
+    expect(times).to_have_count(2)
+    assert place(page) == 0
+    for number_, text in enumerate(times.all_inner_texts()):
+        times.nth(number_).click()
+        moved_to(page, float(text.split()[0]))
+    stages = page.locator("#status").inner_text()
+    for stage in ("read video", "encode", "compress", "prefill", "generate", "in all"):
+        assert stage in stages
+    page.get_by_text("Take the answer with you").click()
+    expect(page.locator("#python .cm-content")).to_be_visible()
+    python = page.locator("#python .cm-content").inner_text()
+    with page.expect_download() as saved:
+        page.locator("#json").get_by_label("Download").click()
+    told = json.loads(Path(saved.value.path()).read_text(encoding="utf-8"))
+    # The timeline is to scale.
+    start, end = told["answer"]["spans"][0]
+    bar = page.locator("#timeline .vl-span").first
+    left, width = (float(bar.get_attribute(n).rstrip("%")) for n in ("x", "width"))
+    duration = told["video"]["duration"]
+    assert left == pytest.approx(100 * start / duration, abs=0.01)
+    assert width == pytest.approx(100 * (end - start) / duration, abs=0.01)
+    assert page.locator("#timeline .vl-tick").count() == 64
+    _same_again(python, told, tmp_path)
+
+
+def _same_again(python: str, told: dict[str, Any], folder: Path) -> None:
+    """The copied program, and the call in the JSON, give the answer of the page."""
+    check = """
+import json
+from vidllm.calls import Call
+again = Call.from_dict(json.load(open("answer.json"))["call"]).run()
+for a in (answer, again):
+    print(json.dumps([a.as_dict(), a.kept.as_dict()]))
+"""
+    (folder / "answer.json").write_text(json.dumps(told))
+    (folder / "copied.py").write_text(python + check)
+    done = subprocess.run(
+        [sys.executable, "copied.py"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines()[-2:]:
+        answer, kept = json.loads(line)
+        for made in (answer, told["answer"]):
+            for clock in ("seconds", "total_seconds"):
+                made["receipt"].pop(clock, None)
+        assert answer == told["answer"] and kept == told["kept"]
+
+
+def test_what_is_kept_is_seen_without_the_llm(visit: Open) -> None:
+    from playwright.sync_api import expect
+
+    page = visit()
+    page.get_by_text("red-star.mp4").click()
+    note = page.locator("#strip p").first
+    expect(note).to_contain_text("temporal-pool keeps 64 of 256 tokens", timeout=WAIT)
+    first, bars = covers(page), page.locator("#timeline .vl-bar").count()
+    number(page, "keep", 0.5)
+    expect(note).to_contain_text("128 of 256 tokens (50 %)")
+    expect(note).to_contain_text("without the LLM")
+    second = covers(page)
+    assert len(first) == len(second) == 64 and first != second
+    assert page.locator("#timeline .vl-bar").count() > bars
+    choose(page, "compressor", "uniform")
+    expect(note).to_contain_text("uniform keeps 128 of 256")
+    assert covers(page) != second
+    choose(page, "compressor", "fastv")
+    expect(note).to_contain_text("chooses while the LLM runs")
+    assert not any("img" in cover for cover in covers(page))
+    page.locator("#ask").click()
+    expect(note).to_contain_text("The last answer saw 128 of 256", timeout=WAIT)
+    assert any("img" in cover for cover in covers(page))
+    choose(page, "compressor", "visionzip")
+    expect(page.locator("#problem")).to_contain_text("visionzip needs cls-attention")
+    choose(page, "recipe", "storm-sampling")
+    expect(note).to_contain_text("keeps 32 of 256 tokens (12.5 %)")
+    page.get_by_text("methods that this model cannot serve").click()
+    expect(page.locator("#refused tr", has_text="visionzip")).to_contain_text("cls-attention")
+
+
+def test_full_and_compressed_side_by_side(visit: Open) -> None:
+    from playwright.sync_api import expect
+
+    page = visit()
+    page.get_by_text("red-star.mp4").click()
+    expect(page.locator("#strip figure").first).to_be_visible(timeout=WAIT)
+    expect(page.locator("#compare")).to_be_hidden()
+    page.locator("#both").click()
+    verdict = page.locator("#verdict")
+    expect(verdict.locator("table")).to_be_visible(timeout=WAIT)
+    expect(verdict).to_contain_text("the answers agree")
+    rows = dict.fromkeys(("video tokens", "TTFT", "KV cache", "peak memory", "FLOPs"))
+    for name in rows:
+        cells = verdict.locator("tr", has_text=name).locator("td").all_inner_texts()
+        assert len(cells) == 3 and re.match(r"[\d.,]+", cells[0])
+    times = page.locator("#full .token.highlighted").first
+    times.click()
+    moved_to(page, float(times.inner_text().split()[0]))
+    expect(page.locator("#less .token.highlighted").first).to_be_visible()
+    assert page.locator("#timeline .vl-span-1").count() == 1
+
+
+def test_moments_captions_highlights_and_a_long_video(visit: Open) -> None:
+    from playwright.sync_api import expect
+
+    page = visit()
+    page.get_by_text("red-star.mp4").click()
+    expect(page.locator("#strip figure").first).to_be_visible(timeout=WAIT)
+
+    def go_to_row(name: str, row: int) -> None:
+        cell = page.locator(f"#{name} [data-testid='cell-{row}-0']")
+        expect(cell).to_contain_text("0:", timeout=WAIT)
+        cell.click()
+        minutes, seconds = cell.inner_text().strip().split(":")
+        moved_to(page, 60 * float(minutes) + float(seconds))
+
+    page.get_by_role("tab", name="Find").click()
+    write(page, "query", "the red star spins")
+    page.locator("#find").click()
+    go_to_row("found", 0)
+    page.get_by_role("tab", name="Captions").click()
+    page.locator("#describe").click()
+    go_to_row("captions", 1)
+    page.get_by_role("tab", name="Highlights").click()
+    write(page, "theme", "the red plane blinks")
+    page.locator("#show").click()
+    expect(page.locator("#curve .vl-curve").first).to_be_visible(timeout=WAIT)
+    go_to_row("peaks", 0)
+    page.get_by_role("tab", name="Long video").click()
+    page.locator("#read").click()
+    expect(page.locator("#index")).to_contain_text("at 1 frame a second", timeout=WAIT)
+    write(page, "long-question", "when does the red star spin?")
+    page.locator("#long-ask").click()
+    time = page.locator("#long-answer .token.highlighted").first
+    expect(time).to_be_visible(timeout=WAIT)
+    time.click()
+    moved_to(page, float(time.inner_text().split()[0]))
+
+
+def test_stop_ends_the_work(visit: Open, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    page = visit()
+    video = write_video(tmp_path / "many.mp4", [i / 30 for i in range(2000)])
+    upload(page, video)
+    choose(page, "compressor", "none")
+    expect(page.locator("#strip p").first).to_contain_text("none keeps")
+    number(page, "frames", 2000)
+    page.locator("#ask").click()
+    status = page.locator("#status")
+    expect(status.locator(".vl-now")).to_be_visible(timeout=WAIT)
+    expect(status).to_contain_text(re.compile("encode|prefill"), timeout=WAIT)
+    page.locator("#stop").click()
+    expect(status).to_contain_text("stopped after", timeout=WAIT)
+    assert page.locator("#account dl").count() == 0
+    number(page, "frames", 8)
+    page.locator("#ask").click()
+    expect(page.locator("#account")).to_contain_text("of 32", timeout=WAIT)
+
+
+def test_bad_input_is_a_line_on_the_page(visit: Open, tmp_path: Path, files: Path) -> None:
+    from playwright.sync_api import expect
+
+    page = visit(width=390)
+    problem = page.locator("#problem")
+    page.locator("#ask").click()
+    expect(problem).to_contain_text("there is no video yet", timeout=WAIT)
+    garbage = tmp_path / "garbage.mp4"
+    garbage.write_bytes(os.urandom(5000))
+    write_sound(tmp_path / "sound.m4a").rename(tmp_path / "sound.mp4")
+    long = write_video(tmp_path / "long.mp4", [0.0, 100.0, 200.0])
+    short = write_video(tmp_path / "short.mp4", [i / 8 for i in range(24)])
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(short.read_bytes()[:600])
+    lines = {
+        garbage: "garbage.mp4 is not a video",
+        tmp_path / "sound.mp4": "sound.mp4 has no video",
+        cut: "cut.mp4",
+        long: "above the limit of 120",
+    }
+    field = page.locator("#video input[type=file]")
+    for file, line in lines.items():
+        field.set_input_files(str(file))
+        expect(problem).to_contain_text(line, timeout=WAIT)
+        expect(field).to_be_attached(timeout=WAIT)  # the box is free for another file
+    big = tmp_path / "big.mp4"
+    big.write_bytes(bytes(4_000_000))
+    field.set_input_files(str(big))
+    expect(page.get_by_text(re.compile("size", re.I)).first).to_be_visible(timeout=WAIT)
+    page.reload()
+    upload(page, short)
+    assert not [f for f in files.rglob("*") if f.name in {"garbage.mp4", "cut.mp4", "big.mp4"}]
+    write(page, "question", " ")
+    page.locator("#ask").click()
+    expect(problem).to_contain_text("the question is empty", timeout=WAIT)
+    write(page, "question", "when does the zebra spin?")
+    page.locator("#ask").click()
+    expect(page.locator("#account")).to_contain_text("does not know: zebra", timeout=WAIT)
+    expect(problem).to_be_hidden()
+    assert page.get_by_text("Traceback").count() == 0
+
+
+def test_visitors_do_not_meet_and_leave_nothing(visit: Open, tmp_path: Path, files: Path) -> None:
+    from playwright.sync_api import expect
+
+    one, two = visit(), visit()
+    mine = write_video(tmp_path / "mine.mp4", [i / 8 for i in range(20)])
+    upload(one, mine)
+    assert list(files.rglob("mine.mp4"))
+    two.locator("#ask").click()
+    expect(two.locator("#problem")).to_contain_text("there is no video yet", timeout=WAIT)
+    upload(two, SAMPLE)
+    for page in (one, two):
+        page.locator("#ask").click()
+    expect(one.locator("#account")).to_contain_text("of 80", timeout=WAIT)
+    expect(two.locator("#account")).to_contain_text("of 256", timeout=WAIT)
+    assert "mine.mp4" not in two.content()
+    one.close()
+    for _ in range(300):
+        if not list(files.rglob("mine.mp4")):
+            break
+        two.wait_for_timeout(100)
+    assert not list(files.rglob("mine.mp4"))
+
+
+def test_behind_a_path_prefix(visit: Open, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    model = save_tiny(tmp_path / "model")
+    options = ("--model", str(model), "--root-path", "/video/demo")
+    with serving(tmp_path / "files", *options) as inner, proxied(inner, "/video/demo") as outer:
+        page = visit(outer + "/")
+        upload(page, write_video(tmp_path / "clip.mp4", [i / 8 for i in range(24)]))
+        assert page.evaluate("document.querySelector('#video video').duration") > 2
+        page.locator("#ask").click()
+        expect(page.locator("#account")).to_contain_text("of 64", timeout=WAIT)
+    assert not list((tmp_path / "files").rglob("clip.mp4"))  # the server took it along

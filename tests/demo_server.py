@@ -1,0 +1,175 @@
+"""The web page as a process of its own, a proxy that puts it under a path, and a browser."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+BROWSER = next(
+    (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
+)
+NO_BROWSER = "no Chromium or Chrome on PATH to open the page with"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+WAIT = 60_000
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def serving(files: Path, *options: str) -> Iterator[str]:
+    """`python app.py` with these options; gives its address.
+
+    Args:
+        files: where the page keeps what visitors upload.
+    """
+    port = free_port()
+    files.mkdir(parents=True, exist_ok=True)
+    log = (files.parent / f"{files.name}.log").open("w+")
+    process = subprocess.Popen(
+        [sys.executable, "app.py", "--port", str(port), *options],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "GRADIO_TEMP_DIR": str(files),
+            "TMPDIR": str(files.parent),
+        },
+        stdout=log,
+        stderr=log,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(480):
+            if process.poll() is not None:
+                log.seek(0)
+                raise RuntimeError(log.read())
+            with suppress(OSError):
+                urllib.request.urlopen(url, timeout=2).read()
+                break
+            time.sleep(0.25)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+        log.close()
+
+
+class _Proxy(BaseHTTPRequestHandler):
+    """Passes on what lies under a prefix, without the prefix."""
+
+    prefix: str
+    port: int
+    protocol_version = "HTTP/1.0"
+
+    def _pass(self) -> None:
+        if not self.path.startswith(self.prefix + "/"):
+            self.send_error(404)
+            return
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length) if length else None
+        inner = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        # As proxies do: the host that the visitor sees stays.
+        inner.request(self.command, self.path[len(self.prefix) :], body, dict(self.headers))
+        answer = inner.getresponse()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection"):
+                self.send_header(name, value)
+        self.end_headers()
+        with suppress(OSError):
+            while block := answer.read1(65536):
+                self.wfile.write(block)
+                self.wfile.flush()
+        inner.close()
+
+    do_GET = do_POST = do_HEAD = do_OPTIONS = _pass
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing is logged."""
+
+
+@contextmanager
+def proxied(url: str, prefix: str) -> Iterator[str]:
+    """Another server that shows a page under a prefix; gives the address there."""
+    kind = type("Proxy", (_Proxy,), {"prefix": prefix, "port": int(url.rsplit(":", 1)[1])})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}{prefix}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def upload(page: Any, file: Path) -> None:
+    """Drop a file and wait until its frames are there."""
+    from playwright.sync_api import expect
+
+    page.locator("#video input[type=file]").set_input_files(str(file))
+    expect(page.locator("#strip figure").first).to_be_visible(timeout=WAIT)
+    expect(page.locator("#strip p").first).to_contain_text("tokens")
+
+
+def write(page: Any, name: str, text: str) -> None:
+    page.locator(f"#{name} textarea, #{name} input").first.fill(text)
+
+
+def number(page: Any, name: str, value: float) -> None:
+    """Set a slider by its number."""
+    box = page.locator(f"#{name} input[type=number]")
+    box.fill(str(value))
+    box.press("Enter")
+    box.blur()
+
+
+def choose(page: Any, name: str, value: str) -> None:
+    box = page.locator(f"#{name} input")
+    box.click()
+    box.fill(value)
+    box.press("Enter")
+    box.blur()
+
+
+def place(page: Any) -> float:
+    return float(page.evaluate("document.querySelector('#video video').currentTime"))
+
+
+def moved_to(page: Any, seconds: float) -> None:
+    """Wait until the player stands there."""
+    page.wait_for_function(
+        f"Math.abs(document.querySelector('#video video').currentTime - {seconds}) < 0.15"
+    )
+
+
+def covers(page: Any) -> list[str]:
+    return list(
+        page.evaluate("[...document.querySelectorAll('#strip .vl-pic')].map(p => p.innerHTML)")
+    )

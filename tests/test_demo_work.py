@@ -1,0 +1,348 @@
+"""Behind the page: jobs that stop, turns at the model, visitors' sessions, what handlers tell."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hub_tiny import save_hub
+from tiny import write_video
+
+pytest.importorskip("gradio", reason="the page needs gradio")
+
+from gradio import Blocks, SelectData
+from gradio.utils import get_upload_folder
+
+from vidllm import InputError, Stopped, VideoLLM
+from vidllm.calls import Call
+from vidllm.demo.handlers import Handlers
+from vidllm.demo.host import Host
+from vidllm.demo.jobs import Job, Turns
+from vidllm.demo.launch import launch
+from vidllm.demo.page import build
+from vidllm.demo.settings import Settings
+from vidllm.listening import StopSignal
+from vidllm.shipped import sample_videos
+
+MENUS = ("temporal-pool", 0.25, 64.0)
+ANNE: Any = SimpleNamespace(session_hash="anne")
+BEN: Any = SimpleNamespace(session_hash="ben")
+SAMPLE = next(str(path) for path in sample_videos() if path.stem == "red-star")
+
+
+class Names(SimpleNamespace):
+    """Stands for the components: each is its own name."""
+
+    def __getattr__(self, name: str) -> str:
+        return name
+
+
+@pytest.fixture(scope="module")
+def shipped() -> VideoLLM:
+    return VideoLLM.from_pretrained()
+
+
+@pytest.fixture
+def host(shipped: VideoLLM) -> Iterator[Host]:
+    made = Host(shipped, Settings(max_seconds=100.0, max_pixels=1280 * 720))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def do(host: Host) -> Handlers:
+    return Handlers(host, Names())
+
+
+@pytest.fixture
+def uploaded() -> Iterator[Callable[[str], Path]]:
+    """Makes files where the page keeps those of its visitors."""
+    made: list[Path] = []
+
+    def make(name: str) -> Path:
+        folder = Path(get_upload_folder()) / f"test-{time.time_ns()}"
+        folder.mkdir(parents=True)
+        made.append(write_video(folder / name, [i / 8 for i in range(12)]))
+        return made[-1]
+
+    yield make
+    for file in made:
+        file.unlink(missing_ok=True)
+        if file.parent.exists():
+            file.parent.rmdir()
+
+
+def told(updates: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """What a page shows in the end."""
+    shown: dict[str, Any] = {}
+    for update in updates:
+        shown.update(update)
+    return shown
+
+
+def said(value: Any) -> str:
+    return "".join(piece for piece, _ in value)
+
+
+def test_a_job_tells_how_it_goes_on_and_what_came_of_it() -> None:
+    def work(job: Job) -> str:
+        job.stage("decode")
+        job.text("so far")
+        job.seconds("decode", 0.5)
+        job.progress(1, 4)
+        return "done"
+
+    job = Job(work)
+    heard = list(job.follow(every=0.01))
+    assert job.result() == "done" and not job.running
+    assert job.heard.done == {"decode": 0.5} and job.heard.share == 0.25
+    assert heard and job.heard.took > 0
+    broken = Job(lambda _: 1 / 0)
+    list(broken.follow())
+    with pytest.raises(ZeroDivisionError):
+        broken.result()
+
+
+@pytest.mark.parametrize("how", ["stop", "leave", "end"])
+def test_a_job_that_is_stopped_ends(how: str) -> None:
+    ended = threading.Event()
+
+    def work(job: Job) -> None:
+        try:
+            while True:
+                job.progress(0, 1)
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    job = Job(work)
+    following = job.follow(every=0.01)
+    next(following)
+    if how == "leave":
+        following.close()
+    elif how == "stop":
+        job.stop()
+        list(following)
+    else:
+        assert job.end(10)
+    assert ended.wait(10)
+    with pytest.raises(Stopped):
+        job.result()
+
+
+def test_turns_are_taken_one_after_the_other() -> None:
+    turns, signal, inside = Turns(), StopSignal(), []
+
+    def other() -> None:
+        with turns.turn(StopSignal()):
+            inside.append("other")
+
+    waiting = threading.Thread(target=other)
+    with turns.turn(signal):
+        waiting.start()
+        time.sleep(0.05)
+        assert not inside
+        while not inside:  # a long work lets those who wait go first
+            turns.between()
+        held = Job(lambda job: turns.turn(job).__enter__())
+        list(zip(range(2), held.follow(), strict=False))
+        held.end(10)
+        with pytest.raises(Stopped):
+            held.result()
+        assert held.heard.now == "waiting"
+    waiting.join()
+    signal.stop()
+    with pytest.raises(Stopped), turns.turn(signal):
+        inside.append("never")
+    with turns.turn(StopSignal()):  # nothing holds it any more
+        assert inside == ["other"]
+
+
+def test_a_visitor_asks_and_the_answer_grows(do: Handlers, host: Host) -> None:
+    shown = told(do.video(SAMPLE, "what happens?", *MENUS, ANNE))
+    assert "64 of 256 tokens" in shown["strip"] and shown["problem"] == "" and shown["sprite"]
+    updates = list(do.ask("describe the video", *MENUS, 64.0, ANNE))
+    words = [said(u["answer"]) for u in updates if u.get("answer")]
+    assert len(words) >= 2 and words[-1].startswith(words[0].split(" s")[0])
+    stages = [u["status"] for u in updates if "status" in u]
+    assert any("vl-now" in s for s in stages) and "in all" in stages[-1]
+    shown = told(iter(updates))
+    made = json.loads(shown["json"])
+    assert made["answer"]["text"] == words[-1] and made["call"]["max_new_tokens"] == 64
+    again = Call.from_dict(made["call"]).run()
+    assert again.text == words[-1] and again.kept is not None
+    assert again.kept.as_dict() == made["kept"]
+    assert "vl.ask(clip, 'describe the video', max_new_tokens=64)" in shown["python"]
+    assert shown["timeline"].count("vl-span-0") == len(again.spans)
+    # The other visitor has seen nothing of it.
+    assert "there is no video yet" in told(do.ask("what?", *MENUS, 8.0, BEN))["problem"]
+    assert do.session(BEN).path == ""
+
+
+def test_every_task_gives_a_call_that_gives_it_again(do: Handlers) -> None:
+    told(do.video(SAMPLE, "", *MENUS, ANNE))
+    tasks: dict[str, Any] = {
+        "ground": do.find("the red star spins", *MENUS, 64.0, ANNE),
+        "caption": do.describe(*MENUS, 128.0, ANNE),
+        "highlights": do.show("the red plane blinks", *MENUS, 64.0, ANNE),
+        "index": do.long_ask("when does the red star spin?", 1.0, ANNE),
+    }
+    shown = {name: told(updates) for name, updates in tasks.items()}
+    for name, last in shown.items():
+        made = json.loads(last["json"])
+        assert made["call"]["task"] == name and made["answer"]["spans"]
+        if name != "index":  # which would be written beside the sample
+            assert Call.from_dict(made["call"]).run().text == made["answer"]["text"]
+    assert shown["ground"]["found"][0][0] == "0:16.6"
+    assert len(shown["caption"]["captions"]) >= 4
+    assert "vl-curve" in shown["highlights"]["curve"] and shown["highlights"]["peaks"]
+    assert said(shown["index"]["long_answer"]).startswith("from ")
+    session = do.session(ANNE)
+    assert session.folder is not None and list(session.folder.glob("*.vidx"))
+    folder = session.folder
+    do.leave(ANNE)
+    assert not folder.exists() and session.clip is None and session.index is None
+    assert do.host.sessions.get("anne") is None
+
+
+def test_a_stop_ends_reading_and_asking(shipped: VideoLLM, tmp_path: Path) -> None:
+    host = Host(shipped, Settings(max_frames=800))
+    do, menus = Handlers(host, Names()), ("none", 1.0, 800.0)
+    video = write_video(tmp_path / "long.mp4", [i / 2 for i in range(800)])
+    told(do.video(str(video), "", *MENUS, ANNE))
+    session = do.session(ANNE)
+    for start in (do.read(2.0, ANNE), do.ask("what?", *menus, 64.0, ANNE)):
+        before = session.job
+        lines: list[str] = []
+        for update in start:
+            job = session.job
+            if job is not before and job is not None and job.running and not lines:
+                lines.append(do.stop(ANNE))
+            last = update
+        assert "stopped after" in lines[0] and "stopped after" in last["status"]
+        assert session.index is None and session.kept is not None
+    assert do.stop(BEN) == "" and do.stop(ANNE) == ""
+    shown = told(do.ask("what happens first?", *MENUS, 8.0, ANNE))
+    assert shown["answer"] and "in all" in shown["status"]
+    host.close()
+
+
+def test_bad_input_is_told_and_nothing_breaks(do: Handlers, uploaded: Any, tmp_path: Path) -> None:
+    file = uploaded("garbage.mp4")
+    file.write_bytes(b"no video")
+    shown = told(do.video(str(file), "", *MENUS, ANNE))
+    assert "garbage.mp4 is not a video" in shown["problem"] and str(file) not in shown["problem"]
+    assert shown["video"] is None  # the page takes it out, which comes back as "no video"
+    again = told(do.video(None, "", *MENUS, ANNE))
+    assert again["problem"] != "" and not file.exists()
+    assert told(do.video(None, "", *MENUS, ANNE))["problem"] == ""
+    long = write_video(tmp_path / "long.mp4", [0.0, 90.0, 180.0])
+    assert "above the limit of 100" in told(do.video(str(long), "", *MENUS, ANNE))["problem"]
+    wide = write_video(tmp_path / "wide.mp4", [0.0, 1.0], size=(1600, 900))
+    assert "max_pixels" in told(do.video(str(wide), "", *MENUS, ANNE))["problem"]
+    told(do.video(SAMPLE, "", *MENUS, ANNE))
+    for menus, words in {
+        ("nonsense", 0.5, 64.0): "no compressor",
+        ("visionzip", 0.5, 64.0): "cls-attention",
+        ("fastv,aim", 0.5, 64.0): "a chain runs in the order",
+    }.items():
+        assert words in told(do.ask("what?", *menus, 8.0, ANNE))["problem"]
+        assert words in do.look("what?", *menus, ANNE)["problem"]
+    assert "question is empty" in told(do.ask("  ", *MENUS, 8.0, ANNE))["problem"]
+    assert "query is empty" in told(do.find("", *MENUS, 8.0, ANNE))["problem"]
+    assert "control tokens" in told(do.both("<|x|>", *MENUS, 8.0, ANNE))["problem"]
+    assert "reads the question" in do.look(" ", "nasva", 0.5, 64.0, ANNE)["strip"]
+    assert "keeps 128 of 256" in do.look("a star", "nasva", 0.5, 64.0, ANNE)["strip"]
+    assert said(told(do.ask("what happens first?", *MENUS, 32.0, ANNE))["answer"])
+
+
+def test_files_go_with_the_last_session_that_has_them(host: Host, uploaded: Any) -> None:
+    one, two = uploaded("one.mp4"), uploaded("two.mp4")
+    anne, ben = host.sessions.of("anne"), host.sessions.of("ben")
+    host.sessions.owns(anne, str(one))
+    host.sessions.owns(ben, str(one))
+    host.sessions.owns(anne, str(two))
+    assert one.exists()
+    host.sessions.end("ben")
+    assert not one.exists() and not one.parent.exists() and two.exists()
+    host.sessions.owns(anne, SAMPLE)
+    assert not two.exists()
+    host.sessions.owns(anne, __file__)  # whatever a visitor names
+    host.sessions.end("anne")
+    assert Path(SAMPLE).exists() and Path(__file__).exists() and len(host.sessions) == 0
+
+
+def test_memory_is_bounded(shipped: VideoLLM) -> None:
+    host = Host(shipped, Settings(max_memory_mb=5.0))
+    sessions = [host.sessions.of(str(i)) for i in range(4)]
+    for session in sessions:
+        session.path = SAMPLE
+        host.clip(session, 64)  # 3.1 MB
+    assert [s.clip is None for s in sessions] == [True, True, True, False]
+    assert len(host.clip(sessions[0], 64)) == 64 and sessions[3].clip is None
+    host.sessions.most = 3
+    host.sessions.of("one more")
+    assert host.sessions.get("0") is None and len(host.sessions) == 4
+    sessions[3].clip = None
+    with pytest.raises(InputError, match="max_bytes"):
+        Host(shipped, Settings(max_memory_mb=1.0)).clip(sessions[3], 64)
+    host.close()
+
+
+def test_a_hub_model_has_the_same_page(tmp_path: Path) -> None:
+    folder = save_hub(tmp_path / "hub", "qwen2_5_vl")
+    host = Host(Settings(model=str(folder)).load(), Settings(model=str(folder), frames=6))
+    video = write_video(tmp_path / "clip.mp4", [i / 4 for i in range(8)])
+    do, menus = Handlers(host, Names()), (*host.first(), 6.0)
+    assert menus[:2] == ("aim", 0.25) and "vidllm's own models" in host.no_index
+    assert isinstance(build(host), Blocks)
+    shown = told(do.video(str(video), "", *menus, ANNE))
+    assert "aim keeps 5 of 18 tokens" in shown["strip"]
+    shown = told(do.ask("what happens?", *menus, 8.0, ANNE))
+    assert "5" in shown["account"] and shown["answer"]
+    assert Call.from_dict(json.loads(shown["json"])["call"]).keep == 0.25
+    shown = told(do.both("what happens?", *menus, 4.0, ANNE))
+    assert "peak memory" in shown["verdict"] and shown["full"] and shown["less"]
+    assert "own models" in told(do.read(1.0, ANNE))["problem"]
+    host.close()
+
+
+def test_settings_and_clicks(do: Handlers) -> None:
+    for wrong in ({"max_upload_mb": 0.0}, {"waiting": -1}, {"max_seconds": float("inf")}):
+        with pytest.raises(InputError, match="must be above 0"):
+            Settings(**wrong)
+    with pytest.raises(InputError, match="from 1 to --max-frames"):
+        Settings(frames=300)
+    assert do.recipe("storm-sampling")["keep"] == 0.125
+
+    def click(value: Any, **data: Any) -> Any:
+        return SelectData(None, {"index": 0, "value": value, **data})
+
+    assert do.seek_text(click(value=["1:05", "time"]))["playback_position"] == 65
+    assert do.seek_text(click(value=["nothing", None])) == do.seek_row(click(1, row_value=["", 1]))
+    assert do.seek_row(click("…", row_value=["0:16.6", "…"]))["playback_position"] == 16.6
+
+
+def test_both_commands_refuse_bad_options_in_a_line(
+    cli: Any, refused: Callable[..., str], root: Path
+) -> None:
+    line = refused(cli("demo", "--frames", "0"))
+    assert "--frames must be from 1" in line
+    command = [sys.executable, "app.py", "--frames", "0"]
+    same = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert refused(same) == line
+    without = "import sys; sys.modules['gradio'] = None; from vidllm.cli import main; "
+    command = [sys.executable, "-c", without + "sys.exit(main(['demo']))"]
+    none = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert "pip install 'vidllm[demo]'" in refused(none)
+    shared = inspect.signature(launch).parameters["share"].default
+    assert shared is False and len((root / "app.py").read_text().splitlines()) < 12

@@ -1,0 +1,158 @@
+"""What all visitors share: the model, whose turn it is, and what may be asked of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradio.utils import get_upload_folder
+
+from vidllm.compressors import Chain, Compressor, build
+from vidllm.errors import InputError
+from vidllm.listening import StopSignal, attentive
+from vidllm.loading import choose_compressor
+from vidllm.longvideo.build import check_method
+from vidllm.models.native import NativeConfig
+from vidllm.serving import Offer, offers, refusal
+from vidllm.sharing import twin
+from vidllm.shipped import sample_videos
+
+from .jobs import Job, Turns
+from .sessions import Session, Sessions
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from vidllm.pipeline import VideoLLM
+    from vidllm.video import VideoClip
+
+#: Methods that the page begins with where the model has none of its own, the first that is served.
+FIRST = ("aim", "evs", "uniform")
+
+
+class Host:
+    """The model and its visitors.
+
+    Args:
+        llm: the model. settings: of the page.
+    """
+
+    def __init__(self, llm: VideoLLM, settings: Settings) -> None:
+        self.llm, self.settings = llm, settings
+        self.turns = Turns()
+        self.sessions = Sessions(
+            lambda: twin(llm), int(settings.max_memory_mb * 1e6), self._uploaded
+        )
+        self.offers: list[Offer] = offers(llm)
+        self.no_index = _refusal(llm)
+
+    @property
+    def served(self) -> list[Offer]:
+        """What the model can do."""
+        return [offer for offer in self.offers if offer.served]
+
+    @property
+    def refused(self) -> list[Offer]:
+        """What it cannot."""
+        return [offer for offer in self.offers if not offer.served]
+
+    def offer(self, kind: str, name: str) -> Offer | None:
+        """A recipe or compressor by name."""
+        return next((o for o in self.offers if (o.kind, o.name) == (kind, name)), None)
+
+    def first(self) -> tuple[str, float]:
+        """The compressor and the share that the page begins with."""
+        method: Compressor | Chain = self.llm.compressor
+        if method.name != "none":
+            spec = self.settings.compressor or method.name
+            return spec, float(method.keep)
+        if self.settings.compressor or self.settings.keep == 1:
+            return "none", 1.0
+        known = {o.name for o in self.served if o.kind == "compressor"}
+        return next((name for name in FIRST if name in known), "none"), 0.25
+
+    def frames(self) -> int:
+        """Frames that the page begins with."""
+        usual = self.settings.frames or self.llm.usual_frames
+        return min(usual, self.settings.max_frames)
+
+    @contextmanager
+    def turn(self, signal: StopSignal) -> Iterator[None]:
+        """Hold the model; its layers ask whether the work shall end."""
+        with self.turns.turn(signal), attentive(signal, self.llm.model):
+            yield
+
+    def clip(self, session: Session, frames: int, job: Job | None = None) -> VideoClip:
+        """The sampled video of a session; read where it is not there.
+
+        Raises:
+            InputError: no video, or one that cannot be read.
+        """
+        with session.lock:
+            if not session.path:
+                raise InputError("there is no video yet: drop a file above, or take a sample")
+            if session.clip is None or session.asked != frames:
+                if job is not None:
+                    job.stage("decode")
+                clip = session.llm.sample(
+                    session.path, frames=frames, limits=self.settings.limits, listener=job
+                )
+                if job is not None:
+                    job.seconds("decode", clip.read_seconds)
+                session.clip, session.asked = clip, frames
+                session.duration, session.kept = clip.duration, None
+                self.sessions.room(session)
+            return session.clip
+
+    def method(self, spec: str, keep: float) -> Compressor | Chain:
+        """The compressors of the menus.
+
+        Raises:
+            InputError: a name, option or share that is wrong.
+        """
+        made = choose_compressor(NativeConfig(), spec, self.share(spec, keep))
+        if reason := refusal(self.llm, made):
+            raise InputError(reason)
+        return made
+
+    def share(self, spec: str, keep: float) -> float | None:
+        """The share of the slider, or None where the compressors say their own."""
+        made = build(spec)
+        last = made.items[-1] if isinstance(made, Chain) else made
+        return float(keep) if last.is_free() and made.name != "none" else None
+
+    def close(self) -> None:
+        """End all sessions."""
+        self.sessions.close()
+
+    def shown_path(self, session: Session) -> str:
+        """How a program names the video: a sample by its place, an upload by its name."""
+        for sample in sample_videos():
+            if sample.name == session.name and _same(sample, Path(session.path)):
+                near = os.path.relpath(sample)
+                return str(sample) if near.startswith("..") else near
+        return session.name
+
+    def _uploaded(self, path: str) -> bool:
+        """Whether a file lies where visitors' files do, and is no copy of a sample."""
+        file = Path(path).resolve()
+        if not file.is_relative_to(Path(get_upload_folder()).resolve()):
+            return False
+        return not any(s.name == file.name and _same(s, file) for s in sample_videos())
+
+
+def _same(one: Path, two: Path) -> bool:
+    try:
+        return one.stat().st_size == two.stat().st_size and one.read_bytes() == two.read_bytes()
+    except OSError:
+        return False
+
+
+def _refusal(llm: VideoLLM) -> str:
+    try:
+        check_method(llm)
+    except InputError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,87 @@
+"""Load the model, build the page, and serve it until it is stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from vidllm.errors import WorkError
+from vidllm.shipped import sample_videos
+
+from .settings import Settings
+
+
+def launch(
+    settings: Settings | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = 7860,
+    root_path: str | None = None,
+    share: bool = False,
+    ready: Callable[[str], None] = print,
+    block: bool = True,
+) -> Any:
+    """Serve the page.
+
+    Args:
+        settings: of the page. host, port: where to listen; port None for a free one.
+        root_path: the path prefix under which a proxy shows the page.
+        share: also open a public link. ready: told the address.
+        block: wait until the server is stopped; otherwise its `gradio.Blocks` comes back.
+
+    Raises:
+        InputError: a model or setting that is wrong.
+        WorkError: weights that cannot be loaded, or a port that is taken.
+    """
+    # Before gradio is imported.
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    settings = Settings() if settings is None else settings
+    llm = settings.load()
+    from .host import Host
+    from .page import build
+    from .theme import CSS, theme
+
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    served = Host(llm, settings)
+    page = build(served)
+    page.queue(max_size=settings.waiting)
+    try:
+        _, url, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            root_path=root_path,
+            max_file_size=settings.upload_bytes,
+            allowed_paths=sorted({str(video.parent) for video in sample_videos()}),
+            theme=theme(),
+            css=CSS,
+            footer_links=["gradio", "settings"],
+            quiet=True,
+            show_error=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise WorkError(f"port {port} cannot be used: {error}; give --port another") from error
+    ready(f"serving on {url} (Ctrl-C stops)")
+    if block:
+        _wait()
+        served.close()
+        page.close(verbose=False)  # which also deletes what visitors left
+    return page
+
+
+def _wait() -> None:
+    """Until Ctrl-C, or until the process is told to end."""
+    ended = threading.Event()
+    with suppress(ValueError):  # only the main thread takes signals
+        signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    with suppress(KeyboardInterrupt):
+        while not ended.wait(1.0):
+            pass
