@@ -147,7 +147,10 @@ def learning(
 @app.command()
 def recognition(
     names: Annotated[
-        str, typer.Option("--encoder", help="Vision encoders, comma separated; all by default.")
+        str,
+        typer.Option(
+            "--encoder", "--encoders", help="Vision encoders, comma separated; all by default."
+        ),
     ] = "",
     steps: Annotated[int, typer.Option(min=1, help="Steps of every training.")] = 2000,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of every encoder.")] = 3,

@@ -109,10 +109,20 @@ def _elected(
     while left.any():
         best = int(np.where(left, support @ (score * left), -np.inf).argmax())
         mine = support[best] & left
-        span = _median(spans[mine, 0], weight[mine]), _median(spans[mine, 1], weight[mine])
+        span = _middle(spans[mine], weight[mine])
         found.append((span, float(weight[mine].sum()), int(number[best])))
         left &= ~mine & (tious(spans, np.asarray([span]))[:, 0] <= 0)
     return found
+
+
+def middle(votes: Sequence[Vote]) -> Span:
+    """The weighted median of the starts and of the ends of votes, at least one."""
+    weight = np.asarray([max(vote.score, 1e-9) for vote in votes])
+    return _middle(np.asarray([vote.span for vote in votes]), weight)
+
+
+def _middle(spans: np.ndarray, weight: np.ndarray) -> Span:
+    return _median(spans[:, 0], weight), _median(spans[:, 1], weight)
 
 
 def _median(values: np.ndarray, weights: np.ndarray) -> float:

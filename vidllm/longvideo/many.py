@@ -24,7 +24,7 @@ from vidllm.prompt import prompt_ids
 from vidllm.timecode import Span
 
 from .answering import KEPT_BYTES, Reader
-from .choosing import Vote, elected, tious
+from .choosing import Vote, elected, middle, tiou, tious
 from .scan import ROWS, Batch, Said, ask_batch
 from .windows import Cuts
 
@@ -172,25 +172,57 @@ class Many:
         self, best: Sequence[tuple[int, Vote]], head: Sequence[int], tail: Sequence[int]
     ) -> list[tuple[int, Span]]:
         """The spans with the scores that they have side by side, the best first."""
-        said: list[list[Vote]] = [[vote] for _, vote in best]
-        turns = [1] * len(best)
-        clips = [self._beside([best[i] for i in row]) for row in _rows(len(best))]
-        for part in range(0, len(clips), ROWS):
-            some = clips[part : part + ROWS]
-            reader, batch = self.readers[0], _together([clip for clip, _ in some])
-            told = ask_batch(reader.model, batch, head, tail, reader.eos)
-            rows = _rows(len(best))[part : part + ROWS]
-            for row, (clip, cuts), one in zip(rows, some, told, strict=True):
-                for i in row:
-                    turns[i] += 1
-                if one.times is None:
-                    continue
-                span = reader.vote(0.0, float(clip.length), one).span
-                piece = _piece_of(cuts, span)
-                low, high = cuts[piece]
-                start = best[row[piece]][1].span[0]
-                print(start, low, high)
-        return []
+        voices = [[vote] for _, vote in best]
+        turns = np.ones(len(best))
+        rows = list(_sides(len(best)))
+        for at in range(0, len(rows), ROWS):
+            part = rows[at : at + ROWS]
+            clips = [self._beside([best[i] for i in row]) for row in part]
+            batch = Batch(
+                torch.cat([clip.features for clip, _ in clips]),
+                torch.cat([clip.span for clip, _ in clips]),
+                torch.cat([clip.position for clip, _ in clips]),
+                torch.tensor([float(clip.length) for clip, _ in clips]),
+                clips[0][0].total,
+            )
+            reader = self.readers[0]
+            said = ask_batch(reader.model, batch, head, tail, reader.eos)
+            for row, (_, cuts), told in zip(part, clips, said, strict=True):
+                turns[list(row)] += 1
+                if told.times is not None:
+                    vote = reader.vote(0.0, cuts.length, told)
+                    chosen = row[cuts.piece_of(*vote.span)]
+                    voices[chosen].append(Vote(cuts.back(*vote.span), vote.score))
+        found = []
+        for (number, vote), mine, count in zip(best, voices, turns.tolist(), strict=True):
+            low, high = middle([v for v in mine if tiou(v.span, vote.span) >= _VOTE] or [vote])
+            found.append((number, Span(low, high, float((vote.score + len(mine) - 1) / count))))
+        return sorted(found, key=lambda pair: -pair[1].score)
+
+    def _beside(self, spans: Sequence[tuple[int, Vote]]) -> tuple[Batch, Cuts]:
+        """A clip of some spans of any videos, one after the other."""
+        pieces = []
+        for number, vote in spans:
+            around = Cuts.around([vote.span], _MARGIN, self.readers[number].index.duration)
+            pieces.append(around.pieces[0])
+        cuts, first = Cuts(tuple(pieces)), self.readers[0]
+        moments, piece = cuts.moments(first.llm.usual_frames)
+        seen = [
+            self.readers[number].at(moments[piece == place])
+            for place, (number, _) in enumerate(spans)
+            if (piece == place).any()
+        ]
+        frames = torch.cat([tokens for tokens, _ in seen])
+        told = cuts.joined(np.concatenate([seconds for _, seconds in seen]), piece)
+        return first.made(frames, told, cuts.length), cuts
+
+
+def _sides(count: int) -> Iterator[tuple[int, ...]]:
+    """Which of so many spans stand side by side: each `_TURNS` times, always the same."""
+    draw = np.random.default_rng(0)
+    for _ in range(_TURNS if count > 1 else 0):
+        for row in np.array_split(draw.permutation(count), -(-count // _SIDE)):
+            yield tuple(row.tolist())
 
 
 def _ranked(heard: defaultdict[int, _Heard]) -> list[tuple[int, Vote]]:

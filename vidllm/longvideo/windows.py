@@ -103,7 +103,7 @@ class Cuts:
     """Stretches of a video shown one after the other, as if nothing lay between them.
 
     Args:
-        pieces: (start, end) seconds in time order, apart from each other.
+        pieces: (start, end) seconds; of one video in time order and apart from each other.
     """
 
     pieces: tuple[tuple[float, float], ...]
@@ -152,14 +152,17 @@ class Cuts:
 
         One that reaches over a cut is kept to the piece that holds its middle.
         """
-        edges = self.edges
-        piece = int(np.searchsorted(edges, (start + end) / 2, side="right")) - 1
-        piece = min(max(piece, 0), len(self.pieces) - 1)
-        first, last = self.pieces[piece]
+        piece = self.piece_of(start, end)
+        (first, last), edge = self.pieces[piece], float(self.edges[piece])
         return (
-            min(max(first, first + start - edges[piece]), last),
-            max(min(last, first + end - edges[piece]), first),
+            min(max(first, first + start - edge), last),
+            max(min(last, first + end - edge), first),
         )
+
+    def piece_of(self, start: float, end: float) -> int:
+        """The piece that holds the middle of a span of the joined time line."""
+        piece = int(np.searchsorted(self.edges, (start + end) / 2, side="right")) - 1
+        return min(max(piece, 0), len(self.pieces) - 1)
 
 
 def clock(seconds: float) -> str:
