@@ -81,7 +81,6 @@ class MustDropCache(Scorer):
     stage = "cache"
     follows = True
     needs = ("prefill-survivors",)
-    uses_features = False
     paper = "MustDrop, arXiv 2411.10803"
     summary = "early layers' caches keep what the last filter kept"
 

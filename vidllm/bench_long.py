@@ -155,7 +155,7 @@ def _hits(folder: Path, clips: int, seed: int) -> Found:
     from vidllm.stage.files import write_stage
 
     llm = VideoLLM.from_pretrained()
-    rows: list[tuple[float, float, float, float, float]] = []
+    rows: list[list[float]] = []
     read: list[float] = []
     right: list[bool] = []
     for sample in write_stage(folder, "long", seed, clips):
@@ -172,15 +172,15 @@ def _hits(folder: Path, clips: int, seed: int) -> Found:
             depth = float(np.mean(question.spans[0])) / sample.duration
             values = [_value(answer, question)]
             values += [_value(llm.ask(c, tidy(question.text)), question) for c in (plain, budget)]
-            rows.append((sample.duration, depth, *values))
+            rows.append([sample.duration, depth, *values])
         for question in sample.questions:
             if not question.spans:
                 right.append(index.ask(tidy(question.text)).text == question.answer)
     table = np.asarray(rows)
     for at, case in enumerate(("index", "uniform, 64 frames", "uniform, the index's tokens")):
-        values = table[:, 2 + at]
-        yield case, "hit rate", float((values >= _HIT).mean())
-        yield case, "mIoU", float(values.mean())
+        earned = table[:, 2 + at]
+        yield case, "hit rate", float((earned >= _HIT).mean())
+        yield case, "mIoU", float(earned.mean())
         for name, column, edges in (
             ("minutes", table[:, 0] / 60, (5, 15, 30, 60.1)),
             ("depth", table[:, 1], (0, 0.25, 0.5, 0.75, 1.01)),
@@ -189,7 +189,7 @@ def _hits(folder: Path, clips: int, seed: int) -> Found:
                 chosen = (column >= low) & (column < high)
                 if chosen.any():
                     label = f"hit rate, {name} {low:g} to {round(high, 2):g} (n={chosen.sum()})"
-                    yield case, label, float((values[chosen] >= _HIT).mean())
+                    yield case, label, float((earned[chosen] >= _HIT).mean())
     yield "index", "questions", float(len(rows))
     yield "index", "tokens read a question", float(np.mean(read))
     if right:

@@ -77,9 +77,10 @@ class Reader:
         head, tail = prompt_ids(self.llm.tokenizer, question)
         with watch.stage("scan"):
             said = self._scan(head, tail, timed=False)
+        votes = [vote for vote, _ in said]
         times = sum(told.times is not None for _, told in said)
-        if times * 2 > len(said):
-            return self._grounded(question, head, tail, [vote for vote, _ in said], watch)
+        if times * 2 > len(said) and any(vote.score > 0 for vote in votes):
+            return self._grounded(question, head, tail, votes, watch)
         return self._told(question, head, tail, said, watch)
 
     def caption(self, start: float | None, end: float | None) -> Answer:

@@ -186,7 +186,7 @@ def _finished(
     """
     name, folder, whole = facts["source"]["name"], parts.folder, clock(facts["duration"])
     if failure is not None and number == 0:
-        raise failure
+        raise WorkError(f"{failure}; {failure.remedy}") from failure
     video = Path(facts["source"]["path"])
     if failure is None and source_mark(video)["sha256"] != facts["source"]["sha256"]:
         raise WorkError(f"{name} changed while it was read: delete {folder} and index it again")

@@ -192,7 +192,7 @@ class Catalogue:
             close = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
             hint = f"did you mean {' or '.join(close)}?" if close else "list shows what there is"
             raise InputError(f"no video {name!r} in {self.folder.name}: {hint}")
-        return row  # type: ignore[no-any-return]
+        return row
 
     @contextmanager
     def _open(self, create: bool = False) -> Iterator[sqlite3.Connection]:

@@ -29,7 +29,7 @@ from .scan import ROWS, Batch, Said, ask_batch
 from .windows import Cuts
 
 _LEAST, _TIMES = 20, 2  # indexes that are asked at every length: so many, or twice the hits wanted
-_COMPARED, _TURNS = 12, 8  # spans that are put side by side at least, and how often each
+_COMPARED, _TURNS = 24, 6  # spans that are put side by side at least, and how often each
 _SIDE, _MARGIN = 4, 8.0  # spans in a clip, with so many seconds around each
 _VOTE = 0.3  # IoU from which spans mean the same
 _SHOWN = 0.5  # share of a span that a window must show to have a say in it

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vidllm.errors import InputError
@@ -92,16 +92,9 @@ class Parts:
 
     def add(self, number: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep a block. Raises WorkError when it cannot be written."""
-        file = self.folder / _name(number)
         try:
-            part = file.with_suffix(".tmp")
-            save_file(dict(tensors), str(part))
-            with part.open("rb+") as data:
-                os.fsync(data.fileno())
-            part.replace(file)
-        except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                file.with_suffix(".tmp").unlink(missing_ok=True)
+            _whole(self.folder / _name(number), save(dict(tensors)))
+        except OSError as error:
             raise unwritten(self.folder, error) from error
 
     def load(self, number: int) -> dict[str, Tensor]:
@@ -164,8 +157,13 @@ def _locked(folder: Path) -> BinaryIO | None:
 
 def _whole(file: Path, data: bytes) -> None:
     part = file.with_suffix(".tmp")
-    with part.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(file)
+    try:
+        with part.open("wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise

@@ -125,7 +125,7 @@ class IndexFile:
             raise InputError(f"{self.path} is no index of vidllm: make one with vidllm index")
         damaged = InputError(f"{self.path} is damaged or cut off: index the video again")
         try:
-            self._file: Any = safe_open(str(self.path), framework="pt")  # type: ignore[no-untyped-call]
+            self._file: Any = safe_open(str(self.path), framework="pt")
             header = _header_of(self.path)
             told = header["__metadata__"]
             version = int(told["format"])
@@ -150,11 +150,11 @@ class IndexFile:
 
     def __getitem__(self, name: str) -> Tensor:
         """One tensor, mapped."""
-        return self._file.get_tensor(name)  # type: ignore[no-any-return]
+        return self._file.get_tensor(name)
 
     def rows(self, name: str, start: int, end: int) -> Tensor:
         """Rows [start, end) of a tensor, without the others."""
-        return self._file.get_slice(name)[start:end]  # type: ignore[no-any-return]
+        return self._file.get_slice(name)[start:end]
 
     def check(self) -> None:
         """Compare all checksums. Raises InputError when the file is damaged."""
