@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -52,15 +53,17 @@ class PacketIndex:
     origin: int | None = None
 
     def __post_init__(self) -> None:
-        order = np.argsort(self.pts, kind="stable")  # of equal times the first packet wins
-        self._times, self._numbers = self.pts[order], order  # arrays: hours have a million packets
+        # Of equal times the first packet wins. Hours have a million packets: no array twice.
+        order = np.argsort(self.pts, kind="stable")
+        self._order = self.shown if np.array_equal(order, self.shown) else order
 
     def number(self, pts: int | None) -> int:
         """The packet presented at ``pts``, -1 if there is none."""
         if pts is None:
             return -1
-        at = int(np.searchsorted(self._times, pts))
-        return int(self._numbers[at]) if at < len(self._times) and self._times[at] == pts else -1
+        at = int(np.searchsorted(self.pts, pts, sorter=self._order))
+        number = int(self._order[at]) if at < len(self._order) else -1
+        return number if number >= 0 and self.pts[number] == pts else -1
 
     def start_of(self, packet: int) -> int:
         """The packet to start decoding at, to get the picture of ``packet``."""
@@ -117,13 +120,16 @@ def index_from_table(
     shown = np.argsort(times, kind="stable")
     shown = shown[times[shown] >= times[table.keys[0]]]
     unknown = np.broadcast_to(np.int64(-1), (len(times), 2))
-    return PacketIndex(times, table.duration, unknown, table.keys, shown, True, False)
+    duration = table.duration
+    if (duration == duration[0]).all():
+        duration = np.broadcast_to(duration[0], len(times))
+    return PacketIndex(times, duration, unknown, table.keys, shown, True, False)
 
 
 def list_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
     """Read all packets of a stream, without decoding, and put them in order."""
-    pts: list[int | None] = []
-    rows: list[tuple[int, int, int]] = []
+    pts = array("q")
+    rows = array("q")  # duration, position and size of each packet
     keys: list[int] = []
     never: list[int] = []
     faults: set[int] = set()
@@ -144,23 +150,21 @@ def list_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
                 if packet.is_discard or (hides and not memoryview(packet)[0] & 0x10):
                     never.append(len(pts))
                 position = packet.pos
-                pts.append(packet.pts)
-                rows.append(
-                    (packet.duration or 0, -1 if position is None else position, packet.size)
-                )
+                pts.append(NEVER if packet.pts is None else packet.pts)
+                position = -1 if position is None else position
+                rows.extend((packet.duration or 0, position, packet.size))
             break
         except av.FFmpegError:
             continue
-    places = _avi_times(container, stream, pts, rows)
-    columns = np.asarray(rows, dtype=np.int64).reshape(-1, 3)
-    missing = [number for number, time in enumerate(pts) if time is None]
+    times = np.frombuffer(pts, np.int64)
+    columns = np.frombuffer(rows, np.int64).reshape(-1, 3)
+    places = _avi_times(container, stream, times, columns[:, 1])
+    missing = np.flatnonzero(times == NEVER)
     # A recording may begin in the middle of something: packets without a time then come first.
-    leading = bool(missing) and missing[-1] + 1 == len(missing) < len(pts)
-    timed = leading or len(missing) <= len(pts) // 100
-    if timed:
-        times = np.asarray([NEVER if t is None else t for t in pts], dtype=np.int64)
-    else:
-        times = np.arange(len(pts), dtype=np.int64)
+    leading = bool(len(missing)) and missing[-1] + 1 == len(missing) < len(times)
+    timed = leading or len(missing) <= len(times) // 100
+    if not timed:
+        times = np.arange(len(times), dtype=np.int64)
     visible = np.ones(len(times), dtype=bool)
     visible[never] = False
     keys = keys or [0]
@@ -184,25 +188,22 @@ def list_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
 
 
 def _avi_times(
-    container: InputContainer,
-    stream: VideoStream,
-    pts: list[int | None],
-    rows: list[tuple[int, int, int]],
+    container: InputContainer, stream: VideoStream, times: np.ndarray, places: np.ndarray
 ) -> dict[int, int] | None:
     """Where an AVI file lost packets, take the others' times from its index, by byte position.
 
-    Changes ``pts`` and returns the packet numbers by position; None where there is no need.
+    Changes ``times`` and returns the packet numbers by position; None where there is no need.
     """
     entries = getattr(stream, "index_entries", ())
-    if container.format.name != "avi" or len(entries) <= len(pts):
+    if container.format.name != "avi" or len(entries) <= len(times):
         return None
-    times = {entry.pos: entry.timestamp for entry in entries}
+    known = {entry.pos: entry.timestamp for entry in entries}
     header = 8  # the index points to the chunk's header, the packet to what follows
-    if any(place - header not in times for _, place, _ in rows):
+    begins = (places - header).tolist()
+    if any(begin not in known for begin in begins):
         return None
-    for number, (_, place, _) in enumerate(rows):
-        pts[number] = times[place - header]
-    return {place: number for number, (_, place, _) in enumerate(rows)}
+    times[:] = [known[begin] for begin in begins]
+    return {begin + header: number for number, begin in enumerate(begins)}
 
 
 def read_only(container: InputContainer, wanted: VideoStream | None) -> None:

@@ -8,8 +8,9 @@ the nearest key frame. decord is optional.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -17,18 +18,25 @@ from vidllm.errors import InputError
 from vidllm.listening import Listener, check
 from vidllm.timeline import Timeline
 
+T = TypeVar("T")
+Take = Callable[[int, np.ndarray], T]
+_BATCH = 32  # frames that decord gives at once
+
 
 class Reader(Protocol):
-    """What ``load_video`` asks of a reader; ``read`` leaves out frames that cannot be decoded.
-
-    A listener may stop it.
-    """
+    """What ``load_video`` asks of a reader; a listener may stop it."""
 
     timeline: Timeline
     listener: Listener | None
 
-    def read(self, indices: list[int]) -> dict[int, np.ndarray]:
-        """Decode frames (ascending, unique presentation indices) to (H, W, 3) uint8 RGB."""
+    def read(self, indices: list[int], take: Take[T]) -> dict[int, T]:
+        """Decode frames and take what is wanted of each; those that cannot be decoded are left out.
+
+        Args:
+            indices: presentation indices, ascending, unique.
+            take: called with an index and its (H, W, 3) uint8 RGB picture, in any order and
+                in the thread that decodes; now and then twice for a frame near a damage.
+        """
         ...
 
     def close(self) -> None:
@@ -70,9 +78,17 @@ class DecordReader:
         end = float(stamps[-1, 1])
         self.timeline = Timeline(stamps[:, 0], end, end, (height, width), np.zeros((0, 2)))
 
-    def read(self, indices: list[int]) -> dict[int, np.ndarray]:
+    def read(self, indices: list[int], take: Take[T]) -> dict[int, T]:
         """Decode frames; a frame that decord cannot decode is left out."""
-        check(self.listener)
+        found: dict[int, T] = {}
+        for start in range(0, len(indices), _BATCH):
+            check(self.listener)
+            some = indices[start : start + _BATCH]
+            for index, picture in self._decoded(some).items():
+                found[index] = take(index, picture)
+        return found
+
+    def _decoded(self, indices: list[int]) -> dict[int, np.ndarray]:
         try:
             batch = self._reader.get_batch(indices).asnumpy()
             return dict(zip(indices, batch, strict=True))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -27,14 +28,20 @@ from vidllm.packets import (
     index_from_table,
     list_packets,
 )
+from vidllm.readers import T, Take
 from vidllm.timeline import timeline_of
 from vidllm.wholeness import cut_off, gif_images
+
+Run = tuple[int, list[int]]  # packets: the key frame to start at, and those wanted
+Shown = Callable[[int, VideoFrame], T]  # what is made of a packet's picture
 
 # Each picture is drawn over the one before, whatever the container says about key frames.
 _CUMULATIVE_CODECS = {"gif", "apng"}
 # In H.264 a picture with nal_ref_idc 0 is never referred to; other codecs promise less.
 _SKIPPABLE_CODECS = {"h264"}
 _WORKERS = 8  # decoders side by side at most: each holds pictures of its own
+# An MP4's table of samples is in memory once more for each decoder: so many packets in all copies.
+_TABLES = 400_000
 _WAITING = 16  # pictures that a decoder holds back at most
 _PROBE = 48  # pictures: B-frames show within so many, if a file has any
 
@@ -51,6 +58,7 @@ class PyAVReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._source = Source(path)
+        self._extra: list[Source] = []  # for runs side by side
         self._slow: Source | None = None
         try:
             self._index = self._list()
@@ -67,9 +75,9 @@ class PyAVReader:
 
     def close(self) -> None:
         """Give the file back."""
-        self._source.container.close()
-        if self._slow is not None:
-            self._slow.container.close()
+        for source in (self._source, self._slow, *self._extra):
+            if source is not None:
+                source.container.close()
 
     def _list(self) -> PacketIndex:
         stream = self._source.stream
@@ -102,61 +110,59 @@ class PyAVReader:
                     times += [frame.pts for frame in packet.decode() if frame.pts is not None]
         return times != sorted(times)
 
-    def read(self, indices: list[int]) -> dict[int, np.ndarray]:
+    def read(self, indices: list[int], take: Take[T]) -> dict[int, T]:
         """Decode frames (presentation indices); those that cannot be decoded are left out."""
         if self._index.counted:
-            return self._count_through(set(indices))
-        packets = sorted(int(self._index.shown[i]) for i in indices)
-        runs = _runs(self._index, packets)
-        workers = min(_processors(), _WORKERS, len(runs) // 2)
-        pictures: dict[int, np.ndarray] = {}
+            return self._count_through(set(indices), take)
+        places = {int(self._index.shown[i]): i for i in indices}
+
+        def shown(packet: int, frame: VideoFrame) -> T:
+            return take(places[packet], _picture(frame, self._source.size))
+
+        runs = _runs(self._index, sorted(places))
+        copies = _TABLES // len(self._index.pts)
+        workers = min(_processors(), _WORKERS, len(runs) // 2, 1 + copies)
+        found: dict[int, T] = {}
         if workers > 1:
-            for found in self._run_together(runs, workers):
-                pictures.update(found)
+            for part in self._run_together(runs, shown, workers):
+                found.update(part)
         else:
             for run in runs:
-                pictures.update(self._run(self._source, *run))
+                found.update(self._run(self._source, *run, shown))
         for first, wanted in runs:
-            if any(packet not in pictures for packet in wanted):
-                pictures.update(self._run_slowly(first, wanted))
-        return {
-            i: pictures[int(self._index.shown[i])]
-            for i in indices
-            if int(self._index.shown[i]) in pictures
-        }
+            if any(packet not in found for packet in wanted):
+                found.update(self._run_slowly(first, wanted, shown))
+        return {i: found[packet] for packet, i in places.items() if packet in found}
 
     def _run_together(
-        self, runs: list[tuple[int, list[int]]], workers: int
-    ) -> list[dict[int, np.ndarray]]:
+        self, runs: list[Run], shown: Shown[T], workers: int
+    ) -> Iterator[dict[int, T]]:
         """Runs side by side, each on one thread: threads within a decoder wait for each other."""
         sources: SimpleQueue[Source] = SimpleQueue()
         if not self._source.stream.codec_context.is_open:  # else it was set by an earlier read
             self._source.stream.codec_context.thread_count = 1
-        extra = [Source(self._path, threads=1) for _ in range(workers - 1)]
-        for source in (self._source, *extra):
+        while len(self._extra) < workers - 1:
+            self._extra.append(Source(self._path, threads=1))
+        for source in (self._source, *self._extra[: workers - 1]):
             sources.put(source)
 
-        def work(run: tuple[int, list[int]]) -> dict[int, np.ndarray]:
+        def work(run: Run) -> dict[int, T]:
             source = sources.get()
             try:
-                return self._run(source, *run)
+                return self._run(source, *run, shown)
             finally:
                 sources.put(source)
 
-        try:
-            with ThreadPoolExecutor(workers) as pool:
-                return list(pool.map(work, runs))
-        finally:
-            for source in extra:
-                source.container.close()
+        with ThreadPoolExecutor(workers) as pool:
+            yield from pool.map(work, runs)
 
-    def _run(self, source: Source, first: int, wanted: list[int]) -> dict[int, np.ndarray]:
+    def _run(self, source: Source, first: int, wanted: list[int], shown: Shown[T]) -> dict[int, T]:
         """Decode from key frame ``first`` to the last wanted packet; nothing from a faulty run."""
         index, context = self._index, source.stream.codec_context
         if any(not index.sound(packet) for packet in wanted):
             return {}
         skippable = context.name in _SKIPPABLE_CODECS
-        todo, found = set(wanted), {}
+        todo, found = set(wanted), dict[int, T]()
         skipping = False
         try:
             for number, packet in source.packets(index, first, wanted[-1]):
@@ -173,7 +179,7 @@ class PyAVReader:
                     number = index.number(frame.pts)
                     if number in todo:
                         todo.discard(number)
-                        found[number] = _picture(frame, self._source.size)
+                        found[number] = shown(number, frame)
         except av.FFmpegError:
             return {}
         finally:
@@ -182,13 +188,13 @@ class PyAVReader:
             context.flush_buffers()
         return found
 
-    def _run_slowly(self, first: int, wanted: list[int]) -> dict[int, np.ndarray]:
+    def _run_slowly(self, first: int, wanted: list[int], shown: Shown[T]) -> dict[int, T]:
         """The same on one thread, without skipping, from one key frame earlier, past faults."""
         if self._slow is None:
             self._slow = Source(self._path, threads=1)
         index, context = self._index, self._slow.stream.codec_context
         start = index.key_before(first)
-        todo, found, faults = set(wanted), {}, set()
+        todo, found, faults = set(wanted), dict[int, T](), set[int]()
         frames: list[VideoFrame] = []
         for number, packet in self._slow.packets(index, start, wanted[-1]):
             check(self.listener)
@@ -207,11 +213,11 @@ class PyAVReader:
                 if frame.is_corrupt:
                     faults.add(number)
                 elif number in todo:
-                    found[number] = _picture(frame, self._source.size)
+                    found[number] = shown(number, frame)
         context.flush_buffers()
-        return {n: picture for n, picture in found.items() if index.sound(n, faults)}
+        return {n: taken for n, taken in found.items() if index.sound(n, faults)}
 
-    def _count_through(self, indices: set[int]) -> dict[int, np.ndarray]:
+    def _count_through(self, indices: set[int], take: Take[T]) -> dict[int, T]:
         """Pictures whose packets have no times of their own are counted from the first on.
 
         Past a fault counting starts again at the next key frame, whose packet and picture have
@@ -220,7 +226,7 @@ class PyAVReader:
         source, index = Source(self._path), self._index
         context = source.stream.codec_context
         faults = set(index.faults)
-        found: dict[int, np.ndarray] = {}
+        found: dict[int, T] = {}
         shown, past = 0, -1  # number of the next picture; the fault that was counted past
         with source.container:
             for number, packet in source.packets(index, 0, len(index.pts) - 1):
@@ -242,7 +248,7 @@ class PyAVReader:
                     if fault > past and sure:
                         shown, past = frame.pts, fault
                     if shown in indices and fault <= past and not frame.is_corrupt:
-                        found[shown] = _picture(frame, self._source.size)
+                        found[shown] = take(shown, _picture(frame, self._source.size))
                     shown += 1
                 if shown > max(indices):
                     break
@@ -256,9 +262,9 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def _runs(index: PacketIndex, packets: list[int]) -> list[tuple[int, list[int]]]:
+def _runs(index: PacketIndex, packets: list[int]) -> list[Run]:
     """Group wanted packets (ascending) into runs, each decoded from one key frame on."""
-    runs: list[tuple[int, list[int]]] = []
+    runs: list[Run] = []
     for first, packet in sorted((index.start_of(packet), packet) for packet in packets):
         if runs and first <= runs[-1][1][-1]:
             runs[-1][1].append(packet)

@@ -184,7 +184,7 @@ def _sample(
     chosen, lost = shown_at(line, moments)
     if times is None:
         chosen = np.unique(chosen)
-    pictures = source.read(sorted({int(i) for i in chosen}))
+    pictures = source.read(sorted({int(i) for i in chosen}), lambda _, picture: picture)
     kept = np.asarray([i for i in chosen.tolist() if i in pictures], dtype=np.int64)
     unread = [i for i in chosen.tolist() if i not in pictures]
     asked = len(chosen) + len(lost)

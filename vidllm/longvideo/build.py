@@ -102,6 +102,7 @@ def build(
                     progress(frames.end_of(number - 1), frames.duration)
         except _Halt as halt:
             failure = halt
+        frames.close()
         until = frames.end_of(number - 1) if number else 0.0
         at = time.perf_counter()
         facts |= {"until": until, "complete": failure is None}

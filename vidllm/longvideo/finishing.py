@@ -36,7 +36,7 @@ def finish(
     sizes = [0, 0]
     for number in range(count):
         block = parts.load(number)
-        seconds.append(block["seconds"].numpy())
+        seconds.append(block["seconds"].numpy().copy())  # else the whole block stays mapped
         lost += block["lost"].tolist()
         rows.append(block["row"] + offsets[-1])
         offsets.append(offsets[-1] + len(block["tokens"]))

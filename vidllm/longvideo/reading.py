@@ -15,7 +15,7 @@ from torch import Tensor
 from vidllm.budget import Limits
 from vidllm.encoders.vision import to_pixels
 from vidllm.errors import InputError, WorkError
-from vidllm.readers import open_reader
+from vidllm.readers import Reader, T, Take, open_reader
 from vidllm.video import shown_at
 
 #: Moments in a block: what one call of the vision tower sees, whatever is read at once.
@@ -65,8 +65,9 @@ class Frames:
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk must be at least 1 frame, got {chunk}")
         self.path, self.size, limits = checked_video(path), size, limits or Limits()
-        self._reader = open_reader(reader, path)
-        line = self._reader.timeline
+        opened = open_reader(reader, path)
+        self._reader: Reader | None = opened
+        line = opened.timeline
         height, width = line.size
         try:
             _check_limits(path.name, height, width, line.duration, limits)
@@ -85,8 +86,10 @@ class Frames:
         return -(-len(self._moments) // self._block)
 
     def close(self) -> None:
-        """Give the file back."""
-        self._reader.close()
+        """Give the file back, and the memory that its tables take; length and notes stay."""
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = None
 
     def end_of(self, block: int) -> float:
         """The second up to which the blocks before and with this one reach; 0.0 for block -1."""
@@ -118,35 +121,45 @@ class Frames:
         chosen, gone = shown_at(self._line, moments)
         before, _ = shown_at(self._line, self._moments[max(0, begin - 1) : begin])
         wanted = [int(i) for i in np.unique(chosen) if i not in before]
-        pixels, seconds, lost = [], [], [float(t) for t in gone]
-        thumbs: list[tuple[float, bytes]] = []
-        step = _step_of(float(self._line.seconds[before[0]])) if len(before) else -1
+        firsts = self._firsts(wanted, before)
+
+        def take(i: int, picture: np.ndarray) -> tuple[Tensor, bytes | None]:
+            seen = to_pixels(torch.from_numpy(picture)[None], self.size)
+            return seen, jpeg(picture) if i in firsts else None
+
+        found: dict[int, tuple[Tensor, bytes | None]] = {}
         for start in range(0, len(wanted), self._chunk):
-            part = wanted[start : start + self._chunk]
-            try:
-                found = self._reader.read(part)
-            except (OSError, InputError) as error:
-                raise WorkError(f"{self.path.name} cannot be read any more") from error
-            here = [i for i in part if i in found]
-            lost += [float(self._line.seconds[i]) for i in part if i not in found]
-            if not here:
-                continue
-            pictures = np.stack([found[i] for i in here])
-            # A few at a time: as floats a picture takes four times its bytes.
-            pixels += [to_pixels(few, self.size) for few in torch.from_numpy(pictures).split(8)]
-            times = self._line.seconds[here]
-            seconds.append(times)
-            for picture, time in zip(pictures, times.tolist(), strict=True):
-                if _step_of(time) != step:
-                    step = _step_of(time)
-                    thumbs.append((time, jpeg(picture)))
+            found |= self._pictures(wanted[start : start + self._chunk], take)
+        here = sorted(found)
+        thumbs = {i: thumb for i, (_, thumb) in found.items() if thumb is not None}
+        for i in sorted(self._firsts(here, before) - set(thumbs)):  # the one before it was lost
+            thumbs |= self._pictures([i], lambda _, picture: jpeg(picture))
+        times = self._line.seconds
+        missing = [float(times[i]) for i in wanted if i not in found]
         shape = (0, 3, self.size, self.size)
         return Block(
-            torch.cat(pixels) if pixels else torch.zeros(shape),
-            np.concatenate(seconds) if seconds else np.zeros(0),
-            thumbs,
-            sorted(lost),
+            torch.cat([found[i][0] for i in here]) if here else torch.zeros(shape),
+            times[here],
+            [(float(times[i]), thumbs[i]) for i in sorted(thumbs)],
+            sorted([*gone.tolist(), *missing]),
         )
+
+    def _pictures(self, frames: list[int], take: Take[T]) -> dict[int, T]:
+        assert self._reader is not None
+        try:
+            return self._reader.read(frames, take)
+        except (OSError, InputError) as error:
+            raise WorkError(f"{self.path.name} cannot be read any more") from error
+
+    def _firsts(self, frames: list[int], before: np.ndarray) -> set[int]:
+        """Those of frames (ascending) with which a stretch of `THUMB_EVERY` seconds begins."""
+        found = set()
+        step = _step_of(float(self._line.seconds[before[0]])) if len(before) else -1
+        for i in frames:
+            if _step_of(float(self._line.seconds[i])) != step:
+                step = _step_of(float(self._line.seconds[i]))
+                found.add(i)
+        return found
 
 
 def checked_video(path: Path) -> Path:

@@ -12,6 +12,7 @@ from vidllm.encoders.temporal import TemporalEncoder
 from vidllm.models.native import NativeVideoLLM
 
 _PROBE = 16  # one of so many frames that were not encoded is encoded after all, to state the error
+_AT_ONCE = 16  # frames in the vision tower at once: more are hardly faster, and take more memory
 
 
 @dataclass
@@ -46,14 +47,19 @@ def encode_block(model: NativeVideoLLM, pixels: Tensor, near: float) -> Encoded:
         new.append(at)
     if not new:
         return Encoded(torch.zeros(0, model.grid_side**2, width(model)), row, 0.0)
-    tokens = model.project(pixels[new].to(model.device))
+    tokens = _tokens(model, pixels[new])
     error = 0.0
     skipped = [at for at in range(len(pixels)) if at not in set(new)][::_PROBE] if near else []
     if skipped:
-        true = model.project(pixels[skipped].to(model.device))
+        true = _tokens(model, pixels[skipped])
         taken = tokens[row[skipped].long().to(tokens.device)]
         error = float(((true - taken).norm(dim=-1) / true.norm(dim=-1).clamp_min(1e-6)).max())
     return Encoded(tokens, row, error)
+
+
+def _tokens(model: NativeVideoLLM, pixels: Tensor) -> Tensor:
+    parts = pixels.split(_AT_ONCE)
+    return torch.cat([model.project(part.to(model.device)) for part in parts])
 
 
 def width(model: NativeVideoLLM) -> int:
