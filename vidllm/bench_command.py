@@ -237,7 +237,7 @@ def models(
 def long(
     parts: Annotated[
         str, typer.Option(help="What to measure, comma separated.")
-    ] = "speed,memory,static,hits,frames",
+    ] = "speed,memory,static,hits,frames,library",
     clips: Annotated[int, typer.Option(min=1, help="Clips of stage in each part.")] = 30,
     folder: Annotated[
         Path | None, typer.Option(help="Where files are made and kept.", file_okay=False)
