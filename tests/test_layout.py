@@ -66,6 +66,7 @@ ROOMS = {
     "vidllm.bench_compressors": (4, "system"),
     "vidllm.bench_encoders": (4, "system"),
     "vidllm.bench_learning": (4, "system"),
+    "vidllm.bench_library": (4, "system"),
     "vidllm.bench_long": (4, "system"),
     "vidllm.bench_recognition": (4, "system"),
     "vidllm.compressing": (4, "system"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from vidllm.longvideo import many
 from vidllm.longvideo.answering import Reader
 from vidllm.longvideo.catalogue import SCHEMA
 from vidllm.longvideo.choosing import Vote
+from vidllm.longvideo.fitting import Fitting, statement
 from vidllm.longvideo.many import Many, _Heard
 from vidllm.longvideo.marks import model_mark
-from vidllm.prompt import prompt_ids
+from vidllm.prompt import PROMPTS, prompt_ids
 
 QUERY = "the red star spins"
 PLAN = {"fps": 1.0, "precision": "float32"}
@@ -101,16 +103,74 @@ def test_windows_of_many_files_in_one_batch_say_what_each_says_alone(
         assert [v.score for v in told[number]] == pytest.approx([v.score for v in alone], abs=1e-4)
 
 
-def test_a_score_is_a_mean_over_all_who_could_see() -> None:
-    heard = _Heard([Vote((10, 20), 0.8), Vote((11, 20), 0.6), Vote((70, 75), 0.9)],
-                   [(0, 60), (0, 120), (5, 65), (60, 120)])  # fmt: skip
-    spans = {vote.span: vote.score for vote in heard.spans()}
-    assert spans[10, 20] == pytest.approx((0.8 + 0.6) / 3)  # three windows showed it
-    assert spans[70, 75] == pytest.approx(0.9 / 2)
+def test_spans_are_ranked_by_the_best_fit_of_the_votes_behind_them() -> None:
+    heard = _Heard([Vote((10, 20), 0.8), Vote((11, 20), 0.6), Vote((70, 75), 0.9)], [0.2, 0.5, 0.4])
+    assert [(vote.span, vote.score) for vote in heard.spans()] == [((10, 20), 0.5), ((70, 75), 0.4)]
     assert _Heard().spans() == []
-    turns = [row for row in many._sides(10) for row in row]
-    assert all(turns.count(k) == many._TURNS for k in range(10))
-    assert list(many._sides(1)) == [] and {len(row) for row in many._sides(5)} == {2, 3}
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("the red star spins", "the red star spins"),
+        ("The red star spins.", "The red star spins"),
+        ("when does the red star spin?", "the red star spin"),
+        ("At what time does the star spin?", "the star spin"),
+        ("find the moment when the star spins .", "the star spins"),
+        ("Locate the event: the star spins", "the star spins"),
+        ("show every moment when the star spins", "the star spins"),
+        ("when", "when"),
+        ("whenever it rains", "whenever it rains"),
+        ("the show begins", "the show begins"),
+    ],
+)
+def test_a_query_is_held_against_captions_without_what_asks(query: str, said: str) -> None:
+    assert statement(query) == said
+
+
+def test_a_fit_is_the_probability_of_the_words_as_the_caption_of_the_span(
+    llm: VideoLLM, made: Path
+) -> None:
+    """Against one forward pass over the whole sequence, without a cache."""
+    file = sorted(made.glob("*.vidx"))[-1]
+    reader = Reader(VideoIndex.load(file, llm), llm)
+    model, tokenizer = llm.model, llm.tokenizer
+    _, batch = reader.levels[0]
+    batch = batch.rows(slice(0, 1))
+    head, tail = prompt_ids(tokenizer, llm.words("ground", QUERY))
+    said = many.ask_batch(model, batch, head, tail, reader.eos, keep=True)
+    fitting = Fitting(tokenizer, f"when does {QUERY}?")
+    (fit,) = fitting(model, batch, head, said)
+    assert fitting(model, batch, head, said) == [fit]  # the cache is as it was
+    assert fitting(model, batch, head, [replace(said[0], times=None)]) == [0.0]
+
+    start, end = (model.config.time_token_start + t for t in said[0].times or ())
+    around = prompt_ids(tokenizer, PROMPTS["caption"])[1]
+    words = tokenizer(QUERY, add_special_tokens=False)["input_ids"]
+    link = [tokenizer(w, add_special_tokens=False)["input_ids"] for w in ("from", "to")]
+    after = [*around, *link[0], start, *link[1], end, *words]
+    embeds = torch.cat(
+        [
+            model.embed_tokens(torch.tensor([list(head)])),
+            model.video_embeds(batch.features.float(), batch.span, torch.tensor([batch.length])),
+            model.embed_tokens(torch.tensor([after])),
+        ],
+        dim=1,
+    )
+    place = len(head) + batch.total
+    places = torch.cat(
+        [
+            torch.arange(len(head))[None],
+            batch.position.long() + len(head),
+            torch.arange(place, place + len(after))[None],
+        ],
+        dim=1,
+    )
+    with torch.no_grad():
+        logits = model.language_model(inputs_embeds=embeds, position_ids=places).logits
+    logs = logits[0, -len(words) - 1 : -1].log_softmax(-1)
+    expected = logs[torch.arange(len(words)), torch.tensor(words)].mean().exp()
+    assert fit == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_what_is_taken_out_is_gone_and_what_is_wrong_is_told(

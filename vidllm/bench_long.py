@@ -6,7 +6,6 @@ Every part gives rows (part, case, measure, value); the parts are independent of
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vidllm.bench import long_file, short_file
+from vidllm.bench_library import search_library
 from vidllm.errors import InputError, WorkError
 from vidllm.longvideo import index_video
 from vidllm.stage.annotations import tidy
@@ -32,8 +32,6 @@ COLUMNS = ("part", "case", "measure", "value")
 MEMORY = (600, 18000)
 #: Times as many frames for the same tokens.
 TIMES = (1, 4, 10, 20)
-#: Videos of the library that is searched.
-VIDEOS = 200
 _HIT = 0.3  # IoU from which an answer counts as a hit
 _TOKENS = 64  # that the LLM sees in the part "frames"
 
@@ -226,34 +224,6 @@ def _frames(folder: Path, clips: int, seed: int) -> Found:
         yield case, "seconds a clip", spent / clips
 
 
-def _library(folder: Path, clips: int, seed: int) -> Found:
-    """A folder of many short videos, searched; the other parts' `clips` does not count here."""
-    from vidllm.library import VideoLibrary
-    from vidllm.stage.files import clip_scene, write_stage
-
-    shutil.rmtree(folder / "library", ignore_errors=True)
-    library = VideoLibrary(folder / "library")
-    samples = write_stage(folder, "test", seed, VIDEOS)
-    began = time.perf_counter()
-    for sample in samples:
-        library.add(sample.path)
-    case = f"{VIDEOS} videos of about a minute"
-    yield case, "seconds to index", time.perf_counter() - began
-    scenes = {s.path.name: clip_scene("test", seed, i) for i, s in enumerate(samples)}
-    right: list[list[bool]] = []
-    for number, sample in enumerate(samples[:: VIDEOS // 20]):
-        asked = next(q for q in sample.questions if q.kind == "ground")
-        wanted = _told(scenes[sample.path.name])[asked.event]
-        began = time.perf_counter()
-        hits = library.ground(tidy(asked.text), limit=10)
-        if number < 3:
-            yield case, f"seconds of query {number + 1}", time.perf_counter() - began
-        right.append([wanted in _told(scenes[Path(hit.video).name]) for hit in hits])
-    for first in (1, 10):
-        share = float(np.mean([any(found[:first]) for found in right]))
-        yield case, f"a video that shows it within {first} (n={len(right)})", share
-
-
 #: What `vidllm bench long --parts` takes.
 PARTS: dict[str, Callable[[Path, int, int], Found]] = {
     "speed": _speed,
@@ -261,7 +231,7 @@ PARTS: dict[str, Callable[[Path, int, int], Found]] = {
     "static": _static,
     "hits": _hits,
     "frames": _frames,
-    "library": _library,
+    "library": search_library,
 }
 
 
@@ -278,12 +248,6 @@ def _value(answer: Any, question: Any) -> float:
         return 0.0
     start, end = answer.spans[0][:2]
     return tiou((start, end), question.spans[0])
-
-
-def _told(scene: Any) -> list[tuple[Any, ...]]:
-    """Who does what in each event of a scene."""
-    who = [(actor.colour, actor.noun) for actor in scene.actors]
-    return [(who[e.actor], e.action, who[e.other] if e.other >= 0 else None) for e in scene.events]
 
 
 def _fresh(path: Path) -> Path:

@@ -157,13 +157,13 @@ class VideoLibrary:
         entries = self.list()
         if not entries:
             raise InputError(f"{self.folder} is an empty library: add a video")
-        prompt = self.llm.words("ground", query)
+        self.llm.words("ground", query)  # refuses what is no query, before anything is opened
         there, readers, notes = self._usable(entries)
         keys = [_key(entry) for entry in there]
         if self._many is None or self._many[0] != keys:
             self._many = keys, Many(readers)
         hits = Hits()
-        for number, span in self._many[1].ground(prompt, limit):
+        for number, span in self._many[1].ground(query, limit):
             hits.append(_hit(there[number], readers[number], span))
         hits.notes = tuple(notes)
         return hits

@@ -1,13 +1,8 @@
-"""One question to many indexes: the windows of all in shared batches, then side by side.
+"""One question to many indexes: the windows of all in shared batches, ranked by how they fit.
 
 Coarse to fine as for one index: the longest windows of all indexes are asked, then all windows of
-the indexes that look best. A window always finds what fits it most; so the best spans are put side
-by side, a few in a clip and each in several clips with others, and the model chooses.
-
-Scores mean the same in a video of a minute and of an hour. Of a span in its video: the IoU that
-the model expects, averaged over all windows that showed the span, those that said something else
-counting as 0. Of a hit: the share of the clips in which it was chosen, that mean counting as one
-more clip.
+the indexes that fit best. A window always names a span, whatever it shows; so spans are compared by
+how probable the query is as their caption (`fitting`).
 """
 
 from __future__ import annotations
@@ -24,15 +19,12 @@ from vidllm.prompt import prompt_ids
 from vidllm.timecode import Span
 
 from .answering import KEPT_BYTES, Reader
-from .choosing import Vote, elected, middle, tiou, tious
+from .choosing import Vote, elected, tious
+from .fitting import Fitting
 from .scan import ROWS, Batch, Said, ask_batch
-from .windows import Cuts
 
 _LEAST, _TIMES = 20, 2  # indexes that are asked at every length: so many, or twice the hits wanted
-_COMPARED, _TURNS = 24, 6  # spans that are put side by side at least, and how often each
-_SIDE, _MARGIN = 4, 8.0  # spans in a clip, with so many seconds around each
 _VOTE = 0.3  # IoU from which spans mean the same
-_SHOWN = 0.5  # share of a span that a window must show to have a say in it
 
 
 @dataclass(frozen=True)
@@ -48,25 +40,20 @@ class _Window:
 
 @dataclass
 class _Heard:
-    """What was heard of one index: votes, and the pieces that could have shown something."""
+    """What was heard of one index: votes, and how well each span fits the query."""
 
     votes: list[Vote] = field(default_factory=list)
-    shown: list[tuple[float, float]] = field(default_factory=list)
+    fits: list[float] = field(default_factory=list)
 
     def spans(self) -> list[Vote]:
-        """The spans that the votes stand for with their scores, the best first."""
-        if not self.votes:
-            return []
-        heard = np.asarray([vote.span for vote in self.votes])
-        score = np.asarray([vote.score for vote in self.votes])
-        shown = np.asarray(self.shown)
+        """The spans that the votes stand for, each with the best fit of its votes, best first."""
+        heard = np.asarray([vote.span for vote in self.votes]).reshape(-1, 2)
+        fits = np.asarray(self.fits)
         found = []
         for vote in elected(self.votes):
-            low, high = vote.span
-            part = np.minimum(shown[:, 1], high) - np.maximum(shown[:, 0], low)
-            could = int((part >= _SHOWN * (high - low) - 1e-9).sum())
             agree = tious(heard, np.asarray([vote.span]))[:, 0] >= _VOTE
-            found.append(Vote(vote.span, float(score[agree].sum()) / max(could, agree.sum(), 1)))
+            if agree.any():
+                found.append(Vote(vote.span, float(fits[agree].max())))
         return sorted(found, key=lambda v: -v.score)
 
 
@@ -81,23 +68,26 @@ class Many:
         self.readers = list(readers)
         self._coarse: list[tuple[Batch, list[_Window]]] | None = None
 
-    def ground(self, prompt: str, limit: int) -> list[tuple[int, Span]]:
-        """The best `limit` spans for a prompt: (number of the reader, span), the best first.
+    def ground(self, query: str, limit: int) -> list[tuple[int, Span]]:
+        """The best `limit` spans for a query: (number of the reader, span), the best first.
 
         Raises:
-            InputError: an empty prompt.
+            InputError: an empty query.
         """
         if not self.readers:
             return []
-        head, tail = prompt_ids(self.readers[0].llm.tokenizer, prompt)
+        llm = self.readers[0].llm
+        head, tail = prompt_ids(llm.tokenizer, llm.words("ground", query))
+        fitting = Fitting(llm.tokenizer, query)
         heard: defaultdict[int, _Heard] = defaultdict(_Heard)
         for batch, windows in self._first():
-            self._ask(batch, windows, head, tail, heard, keep=self._coarse is not None)
+            self._ask(batch, windows, head, tail, fitting, heard)
+            if self._coarse is None:
+                batch.cache = None
         most = max(_LEAST, _TIMES * limit)
         for batch, windows in self._batches(self._finer(_best(heard, most))):
-            self._ask(batch, windows, head, tail, heard)
-        best = _ranked(heard)[: max(_COMPARED, limit)]
-        return self._compared(best, head, tail)[:limit]
+            self._ask(batch, windows, head, tail, fitting, heard)
+        return [(number, Span(*vote.span, vote.score)) for number, vote in _ranked(heard)[:limit]]
 
     def _first(self) -> Iterator[tuple[Batch, list[_Window]]]:
         """The longest windows of all; kept with their caches where these are small enough."""
@@ -156,73 +146,17 @@ class Many:
         windows: Sequence[_Window],
         head: Sequence[int],
         tail: Sequence[int],
+        fitting: Fitting,
         heard: defaultdict[int, _Heard],
-        keep: bool = False,
     ) -> None:
         reader = self.readers[0]
-        said: list[Said] = ask_batch(reader.model, batch, head, tail, reader.eos, keep=keep)
-        for window, told in zip(windows, said, strict=True):
-            mine = heard[window.reader]
-            mine.shown.append((window.start, window.start + window.length))
+        said: list[Said] = ask_batch(reader.model, batch, head, tail, reader.eos, keep=True)
+        fits = fitting(reader.model, batch, head, said)
+        for window, told, fit in zip(windows, said, fits, strict=True):
             vote = reader.vote(window.start, window.length, told)
             if vote.score > 0:
-                mine.votes.append(vote)
-
-    def _compared(
-        self, best: Sequence[tuple[int, Vote]], head: Sequence[int], tail: Sequence[int]
-    ) -> list[tuple[int, Span]]:
-        """The spans with the scores that they have side by side, the best first."""
-        voices = [[vote] for _, vote in best]
-        turns = np.ones(len(best))
-        rows = list(_sides(len(best)))
-        for at in range(0, len(rows), ROWS):
-            part = rows[at : at + ROWS]
-            clips = [self._beside([best[i] for i in row]) for row in part]
-            batch = Batch(
-                torch.cat([clip.features for clip, _ in clips]),
-                torch.cat([clip.span for clip, _ in clips]),
-                torch.cat([clip.position for clip, _ in clips]),
-                torch.tensor([float(clip.length) for clip, _ in clips]),
-                clips[0][0].total,
-            )
-            reader = self.readers[0]
-            said = ask_batch(reader.model, batch, head, tail, reader.eos)
-            for row, (_, cuts), told in zip(part, clips, said, strict=True):
-                turns[list(row)] += 1
-                if told.times is not None:
-                    vote = reader.vote(0.0, cuts.length, told)
-                    chosen = row[cuts.piece_of(*vote.span)]
-                    voices[chosen].append(Vote(cuts.back(*vote.span), vote.score))
-        found = []
-        for (number, vote), mine, count in zip(best, voices, turns.tolist(), strict=True):
-            low, high = middle([v for v in mine if tiou(v.span, vote.span) >= _VOTE] or [vote])
-            found.append((number, Span(low, high, float((vote.score + len(mine) - 1) / count))))
-        return sorted(found, key=lambda pair: -pair[1].score)
-
-    def _beside(self, spans: Sequence[tuple[int, Vote]]) -> tuple[Batch, Cuts]:
-        """A clip of some spans of any videos, one after the other."""
-        pieces = []
-        for number, vote in spans:
-            around = Cuts.around([vote.span], _MARGIN, self.readers[number].index.duration)
-            pieces.append(around.pieces[0])
-        cuts, first = Cuts(tuple(pieces)), self.readers[0]
-        moments, piece = cuts.moments(first.llm.usual_frames)
-        seen = [
-            self.readers[number].at(moments[piece == place])
-            for place, (number, _) in enumerate(spans)
-            if (piece == place).any()
-        ]
-        frames = torch.cat([tokens for tokens, _ in seen])
-        told = cuts.joined(np.concatenate([seconds for _, seconds in seen]), piece)
-        return first.made(frames, told, cuts.length), cuts
-
-
-def _sides(count: int) -> Iterator[tuple[int, ...]]:
-    """Which of so many spans stand side by side: each `_TURNS` times, always the same."""
-    draw = np.random.default_rng(0)
-    for _ in range(_TURNS if count > 1 else 0):
-        for row in np.array_split(draw.permutation(count), -(-count // _SIDE)):
-            yield tuple(row.tolist())
+                heard[window.reader].votes.append(vote)
+                heard[window.reader].fits.append(fit)
 
 
 def _ranked(heard: defaultdict[int, _Heard]) -> list[tuple[int, Vote]]:

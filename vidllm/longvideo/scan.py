@@ -104,11 +104,9 @@ def _ask_rows(
     keep: bool,
 ) -> list[Said]:
     device, rows = model.device, len(batch.features)
-    cache = _prefix(model, batch, head)
-    batch.cache, batch.head = (
-        None,
-        tuple(head),
-    )  # whatever ends this call, no next one finds the question in it
+    cache = video_cache(model, batch, head)
+    # Whatever ends this call, no next one finds the question in the cache.
+    batch.cache, batch.head = None, tuple(head)
     seen = cache.get_seq_length()
     ids = torch.tensor(list(tail), device=device).expand(rows, -1)
     place = len(head) + batch.total
@@ -155,7 +153,7 @@ def _ask_rows(
     ]
 
 
-def _prefix(model: NativeVideoLLM, batch: Batch, head: Sequence[int]) -> DynamicCache:
+def video_cache(model: NativeVideoLLM, batch: Batch, head: Sequence[int]) -> DynamicCache:
     """The cache of what stands before the question."""
     if batch.cache is not None and batch.head == tuple(head):
         return batch.cache
