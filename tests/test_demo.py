@@ -248,7 +248,6 @@ def test_stop_ends_the_work(visit: Open, tmp_path: Path) -> None:
     page.locator("#stop").click()
     expect(status).to_contain_text("stopped after", timeout=WAIT)
     assert page.locator("#account dl").count() == 0
-    page.wait_for_timeout(2000)  # a moment later the server has taken the stopped event out
     number(page, "frames", 8)
     page.locator("#ask").click()
     expect(page.locator("#account")).to_contain_text("of 32", timeout=WAIT)

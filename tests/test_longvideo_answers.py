@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from long_tiny import ASKED, FPS, indexed, loud
+from test_vision_merging import lengths
+from tiny import hub_model
 from videos import write_video
 
 from vidllm import Answer, InputError, Limits, VideoIndex, VideoLLM
+from vidllm.encoders.vision import HubTower
 from vidllm.longvideo import answering, scan
 from vidllm.longvideo.answering import Reader
 from vidllm.longvideo.choosing import Vote, elected, grouped, middle, tiou
@@ -245,3 +249,37 @@ def test_rates_and_numbers_that_make_no_sense(video: Path, tmp_path: Path) -> No
         with pytest.raises(InputError, match=words):
             llm.index(video, tmp_path / "x.vidx", **options)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_tokens_merge_inside_the_tower_and_the_index_keeps_its_size(
+    video: Path, tmp_path: Path
+) -> None:
+    model = hub_model("clip")
+    llm = VideoLLM(model, loud().tokenizer, compressors="temporal-pool", keep=0.25)
+    tower = cast(HubTower, model.vision)
+    with lengths(tower) as whole_rows:
+        plain = indexed(llm, video, tmp_path / "plain.vidx")
+    with lengths(tower) as rows:
+        merged = indexed(llm, video, tmp_path / "merged.vidx", tower="tome:keep=0.5")
+    assert rows[:2] == [272, 208]  # of a trial before anything is read; a picture has 17 tokens
+    assert len(rows[2:]) == len(whole_rows) and sum(rows[2:]) < 0.95 * sum(whole_rows)
+    one, two = plain.tensor("tokens"), merged.tensor("tokens")
+    assert one.shape == two.shape and not torch.equal(one, two)
+    cells = one.shape[1]
+    distinct = [len(torch.unique(frame, dim=0)) for frame in two]
+    assert max(distinct) <= -(-cells // 2) and merged.facts["tower"] == "tome:keep=0.5"
+    whole = indexed(llm, video, tmp_path / "whole.vidx", tower="tome:keep=0.5", chunk=3)
+    assert torch.equal(whole.tensor("tokens"), two)
+    assert merged.ask(ASKED).spans == whole.ask(ASKED).spans
+    with pytest.raises(InputError, match="does not merge inside this vision tower"):
+        indexed(loud(), video, tmp_path / "conv.vidx", tower="tome:keep=0.5")
+    with pytest.raises(InputError, match=r"tower tome:keep=0\.5, not none"):
+        indexed(llm, video, tmp_path / "merged.vidx")
+    for spec, words in {
+        "temporal-pool:keep=0.5": "temporal-pool does not merge inside",
+        "tome": "tome does not merge inside",
+        "tomme": "did you mean tome",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            indexed(llm, video, tmp_path / "none.vidx", tower=spec)
+    assert not (tmp_path / "none.vidx").exists()

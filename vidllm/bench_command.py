@@ -314,5 +314,7 @@ def _show(
         return
     from rich.console import Console
 
-    Console().print(table(rows))
+    console = Console()
+    # A file or a pipe has no width of its own: wide enough for the widest table.
+    (console if console.is_terminal else Console(width=180)).print(table(rows))
     say(f"written to {out}")

@@ -48,6 +48,13 @@ Near = Annotated[
         "are not encoded again; 0: equal ones only."
     ),
 ]
+Tower = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METHOD",
+        help="Merge tokens inside the vision tower, such as tome:keep=0.5, which makes it cheaper.",
+    ),
+]
 Precision = Annotated[str, typer.Option(help="Of stored numbers: float16 or float32.")]
 Force = Annotated[bool, typer.Option("--force", help="Make it anew, whatever there is of it.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Of the library.")]
@@ -67,6 +74,7 @@ def index(
     fps: Fps = 1.0,
     tokens_per_minute: PerMinute = None,
     near: Near = 1.0,
+    tower: Tower = None,
     precision: Precision = "float16",
     force: Force = False,
 ) -> None:
@@ -84,7 +92,7 @@ def index(
     with _bar(Path(video).name, options.json) as progress:
         made = index_video(
             llm, video, out, fps=fps, tokens_per_minute=tokens_per_minute, near=near,
-            precision=precision, reader=options.reader, limits=options.limits(),
+            tower=tower, precision=precision, reader=options.reader, limits=options.limits(),
             progress=progress, force=force,
         )  # fmt: skip
     _notes(made.notes)
@@ -106,6 +114,7 @@ def add(
     fps: Fps = 1.0,
     tokens_per_minute: PerMinute = None,
     near: Near = 1.0,
+    tower: Tower = None,
     precision: Precision = "float16",
     force: Force = False,
 ) -> None:
@@ -118,8 +127,9 @@ def add(
     videos = [file for file in files if not is_index(file)]
     held = VideoLibrary(folder, options.load() if videos else None)
     plan = {
-        "fps": fps, "tokens_per_minute": tokens_per_minute, "near": near, "precision": precision,
-        "force": force, "reader": options.reader, "limits": options.limits(),
+        "fps": fps, "tokens_per_minute": tokens_per_minute, "near": near, "tower": tower,
+        "precision": precision, "force": force, "reader": options.reader,
+        "limits": options.limits(),
     }  # fmt: skip
     added, failed = [], []
     for file in files:

@@ -44,8 +44,7 @@ class Handlers(Showing):
     ) -> Iterator[Update]:
         """Another video, or none."""
         p, session = self.p, self.session(request)
-        if session.job is not None:
-            session.job.end(5.0)
+        session.stop(5.0)
         session.forget()
         self.host.sessions.owns(session, path or "")
         # Where the page itself took an unreadable file away, the line that says why stays.
@@ -74,7 +73,7 @@ class Handlers(Showing):
         def work(job: Job) -> Look:
             return look(self.host, session, job, question, spec, keep, int(frames))
 
-        job = session.job = Job(work)
+        job = session.begin(Job(work))
         yield from self.follow(session, job, _LOADING)
         seen = yield from self.result(session, job)
         if seen is not None:
@@ -173,7 +172,7 @@ class Handlers(Showing):
                     listeners=(Part(job, "full"), Part(job, name)),
                 )
 
-        job = session.job = Job(work)
+        job = session.begin(Job(work))
         yield {
             p.problem: "", p.account: "", p.full: None, p.verdict: "",
             p.less: gr.update(value=None, label=name), p.compare: gr.update(visible=True),
@@ -202,7 +201,7 @@ class Handlers(Showing):
         """Make the index of a long video."""
         p, session = self.p, self.session(request)
         yield {p.problem: "", p.index: ""}
-        job = session.job = Job(lambda job: self.indexed(session, rate, job))
+        job = session.begin(Job(lambda job: self.indexed(session, rate, job)))
         yield from self.follow(session, job)
         if (yield from self.result(session, job)) is not None:
             yield {p.index: views.indexed(session.index), p.status: ""}
@@ -219,7 +218,7 @@ class Handlers(Showing):
             with self.host.turn(job):
                 return index.ask(question)
 
-        job = session.job = Job(work)
+        job = session.begin(Job(work))
         yield from self.follow(session, job)
         answer = yield from self.result(session, job)
         if answer is None:
@@ -246,14 +245,10 @@ class Handlers(Showing):
         session = self.host.sessions.get(request.session_hash)
         if session is None:
             return ""
-        if session.looking is not None:
-            session.looking.stop()
-        job = session.job
-        if job is None or not job.running:
-            return ""
-        now = job.heard.now
-        job.end(5.0)
-        return views.stopped(job.heard.took, now)
+        going = session.going
+        now = going[0].heard.now if going else ""
+        session.stop(5.0)
+        return views.stopped(going[0].heard.took, now) if going else ""
 
     def seek_text(self, event: gr.SelectData) -> Any:
         """A click on a piece of an answer: to the time that it names."""

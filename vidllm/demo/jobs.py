@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -101,8 +102,13 @@ class Job(StopSignal):
 
     @property
     def running(self) -> bool:
-        """Whether it was started and has not ended."""
+        """Whether it was started and goes on."""
         return self._thread.is_alive()
+
+    @property
+    def over(self) -> bool:
+        """Whether it was started and has ended."""
+        return self._thread.ident is not None and not self._thread.is_alive()
 
     def result(self) -> Any:
         """What the work gave. Raises what it raised."""
@@ -129,11 +135,11 @@ class Job(StopSignal):
 
 
 class Turns:
-    """Who may use the model: one at a time."""
+    """Who may use the model: one at a time, in the order in which they came."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting = 0
+        self._line: deque[object] = deque()  # the first one holds the model
+        self._moved = threading.Condition()
 
     @contextmanager
     def turn(self, signal: StopSignal) -> Iterator[None]:
@@ -142,25 +148,39 @@ class Turns:
         Raises:
             Stopped: the signal was given.
         """
-        if not self._lock.acquire(blocking=False):
-            signal.stage("waiting")
-            began = time.perf_counter()
-            self._waiting += 1
-            try:
-                while not self._lock.acquire(timeout=0.1):
-                    check(signal)
-            finally:
-                self._waiting -= 1
-            signal.seconds("waiting", time.perf_counter() - began)
+        mine = object()
+        with self._moved:
+            self._line.append(mine)
+            first = self._line[0] is mine
         try:
+            if not first:
+                signal.stage("waiting")
+                began = time.perf_counter()
+                self._wait(mine, signal)
+                signal.seconds("waiting", time.perf_counter() - began)
             check(signal)
             yield
         finally:
-            self._lock.release()
+            with self._moved:
+                self._line.remove(mine)
+                self._moved.notify_all()
 
-    def between(self) -> None:
-        """Between two pieces of a long work, inside `turn`: let those who wait go first."""
-        if self._waiting:
-            self._lock.release()
-            time.sleep(0.05)  # so that one of them takes it
-            self._lock.acquire()
+    def between(self, signal: StopSignal) -> None:
+        """Between two pieces of a long work, inside `turn`: let all who wait go first.
+
+        Raises:
+            Stopped: the signal was given meanwhile.
+        """
+        with self._moved:
+            if len(self._line) == 1:
+                return
+            mine = self._line[0]
+            self._line.rotate(-1)
+            self._moved.notify_all()
+        self._wait(mine, signal)
+
+    def _wait(self, mine: object, signal: StopSignal) -> None:
+        with self._moved:
+            while self._line[0] is not mine:
+                self._moved.wait(0.1)
+                check(signal)

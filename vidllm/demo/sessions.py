@@ -37,7 +37,7 @@ class Session:
         path: of the video, "" for none; refused: the last file could not be read.
         clip: its sampled frames, and asked: how many were. duration: of the video.
         kept: what a method leaves of the clip. rows: spans of the last answer.
-        job: the work that runs or ran last. looking: the last look at the tokens.
+        jobs: the work of the page. looking: the last look at the tokens.
         index: of the long video, in folder, which is the session's own.
         files: that were uploaded. lock: held by who reads or changes the clip.
         used: when the session was last seen.
@@ -51,13 +51,31 @@ class Session:
     kept: TokenMap | None = None
     rows: Sequence[Row] = ()
     refused: bool = False
-    job: Job | None = None
+    jobs: list[Job] = field(default_factory=list)
     looking: Job | None = None
     index: VideoIndex | None = None
     folder: Path | None = None
     files: set[str] = field(default_factory=set)
     lock: threading.RLock = field(default_factory=threading.RLock)
     used: float = field(default_factory=time.monotonic)
+
+    def begin(self, job: Job) -> Job:
+        """Take up a job, so that `stop` finds it."""
+        self.jobs = [*self.going, job]
+        return job
+
+    @property
+    def going(self) -> list[Job]:
+        """Work that has not ended, the first one first."""
+        return [job for job in self.jobs if not job.over]
+
+    def stop(self, seconds: float) -> None:
+        """End all work, waiting for so long."""
+        for job in (*self.going, self.looking):
+            if job is not None:
+                job.stop()
+        for job in self.going:
+            job.end(seconds)
 
     @property
     def name(self) -> str:
@@ -153,9 +171,7 @@ class Sessions:
             session = self._all.pop(str(key), None)
         if session is None:
             return
-        for job in (session.looking, session.job):
-            if job is not None:
-                job.end(5.0)
+        session.stop(5.0)
         session.forget()
         with self._lock:
             files, session.files = session.files, set()

@@ -97,7 +97,7 @@ class Showing:
         if words is not None:
             start[words] = None
         yield start
-        job = session.job = Job(work)
+        job = session.begin(Job(work))
         yield from self.follow(session, job, STAGES, words)
         answer: Answer | None = yield from self.result(session, job)
         if answer is None:
@@ -195,7 +195,7 @@ class Showing:
 
             def progress(done: float, whole: float) -> None:
                 job.progress(done, whole)
-                host.turns.between()
+                host.turns.between(job)
 
             # Without hooks that ask at every layer: others use the model in between.
             with host.turns.turn(job):

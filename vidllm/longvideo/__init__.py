@@ -24,6 +24,7 @@ def index_video(
     fps: float = 1.0,
     tokens_per_minute: int | None = None,
     near: float = 1.0,
+    tower: str | None = None,
     precision: str = "float16",
     reader: str = "pyav",
     limits: Limits | None = None,
@@ -44,6 +45,8 @@ def index_video(
         near: mean absolute difference of pixels, in levels of 255 at the vision tower's size, up
             to which a frame has the tokens of the last encoded one; 0 for equal pixels only. The
             error that this made on a sample of frames is kept as `facts["near_error"]`.
+        tower: a method that merges tokens inside the vision tower, such as "tome:keep=0.5"; the
+            tower gets cheaper, the index keeps its size.
         precision: of stored numbers, "float16" or "float32".
         reader, limits: as `load_video`. chunk: frames decoded at once.
         progress: called with (seconds done, seconds of the video).
@@ -54,15 +57,20 @@ def index_video(
         WorkError: the disk is full, the video is gone midway, …; what was done is kept, and where
             that is possible `path` is an index of it, whose `notes` say what is missing.
     """
+    from vidllm.compressors import build as build_method
+
     from .build import Plan, build, check_method
     from .index import VideoIndex
     from .reading import checked_video
     from .standing import guard, standing
+    from .tower import check_tower
 
     file = checked_video(Path(video))
     place = file.with_suffix(".vidx") if path is None else Path(path)
     check_method(llm)
-    plan = Plan(fps, near, precision, tokens_per_minute).checked(llm.model.grid_side**2)
+    plan = Plan(fps, near, precision, tokens_per_minute, tower).checked(llm.model.grid_side**2)
+    if tower is not None:
+        check_tower(llm.model, build_method(tower))
     guard(place)
     if not force and standing(llm, file, place, plan):
         return VideoIndex.load(place, llm)

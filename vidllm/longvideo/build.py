@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from vidllm.compressors import Chain, Compressor
+from vidllm.compressors import build as build_method
 from vidllm.errors import InputError, WorkError
 
 from .finishing import PRECISIONS, finish
@@ -37,12 +39,14 @@ class Plan:
     Args:
         fps: frames a second. near: see `tower.encode_block`. precision: of stored numbers.
         tokens_per_minute: of frames before compression; fewer frames are taken to stay within.
+        tower: what merges tokens inside the vision tower, as `vidllm.compressors.build` reads it.
     """
 
     fps: float = 1.0
     near: float = 1.0
     precision: str = "float16"
     tokens_per_minute: int | None = None
+    tower: str | None = None
 
     def checked(self, cells: int) -> Plan:
         """The plan with the rate that its tokens allow. Raises InputError for what is wrong."""
@@ -89,6 +93,7 @@ def build(
                     limits=limits)  # fmt: skip
     parts: Parts | None = None
     spent = {"read": 0.0, "encode": 0.0, "windows": 0.0}
+    tower = None if plan.tower is None else build_method(plan.tower)
     failure: _Halt | None = None
     try:
         facts = _facts(llm, video, plan, frames, reader)
@@ -96,7 +101,7 @@ def build(
         first = number = len(parts)
         try:
             for block in _read(frames, first, spent):
-                _keep(llm, parts, number, block, plan, spent)
+                _keep(llm, parts, number, block, plan, tower, spent)
                 number += 1
                 if progress is not None:
                     progress(frames.end_of(number - 1), frames.duration)
@@ -151,11 +156,17 @@ def _read(frames: Frames, first: int, spent: dict[str, float]) -> Iterator[Block
 
 
 def _keep(
-    llm: VideoLLM, parts: Parts, number: int, block: Block, plan: Plan, spent: dict[str, float]
+    llm: VideoLLM,
+    parts: Parts,
+    number: int,
+    block: Block,
+    plan: Plan,
+    tower: Compressor | Chain | None,
+    spent: dict[str, float],
 ) -> None:
     """Encode a block and keep it. Raises _Halt where it cannot be written."""
     at = time.perf_counter()
-    seen = encode_block(llm.model, block.pixels, plan.near)
+    seen = encode_block(llm.model, block.pixels, plan.near, tower)
     spent["encode"] += time.perf_counter() - at
     kept = {
         "tokens": seen.tokens.to("cpu", PRECISIONS[plan.precision]).contiguous(),
@@ -251,6 +262,7 @@ def _facts(llm: VideoLLM, video: Path, plan: Plan, frames: Frames, reader: str) 
         "source": source_mark(video),
         "fps": plan.fps,
         "near": plan.near,
+        "tower": plan.tower,
         "precision": plan.precision,
         "reader": reader,
         "duration": frames.duration,
@@ -262,6 +274,6 @@ def _facts(llm: VideoLLM, video: Path, plan: Plan, frames: Frames, reader: str) 
 
 def _settings(facts: dict[str, Any]) -> dict[str, Any]:
     """What the blocks depend on; compressors come later."""
-    names = ("model", "dtype", "fps", "near", "precision", "reader")
+    names = ("model", "dtype", "fps", "near", "tower", "precision", "reader")
     source = facts["source"]["sha256"]
     return {"format": FORMAT, "block": BLOCK, "source": source, **{k: facts[k] for k in names}}

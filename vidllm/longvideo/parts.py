@@ -119,8 +119,8 @@ def other(key: str, before: object, now: object) -> str:
     """What is different about a setting, in words."""
     if isinstance(before, int | float) and isinstance(now, int | float):
         return f"{key} {before:g}, not {now:g}"
-    if key in ("precision", "dtype", "reader", "compressor"):
-        return f"{key} {before}, not {now}"
+    if key in ("precision", "dtype", "reader", "compressor", "tower"):
+        return f"{key} {before or 'none'}, not {now or 'none'}"
     return f"another {'video' if key == 'source' else key}"
 
 

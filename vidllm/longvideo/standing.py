@@ -59,8 +59,8 @@ def guard(place: Path) -> None:
 
 
 def _told(facts: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("model", "fps", "near", "precision")
-    told = {name: facts[name] for name in names}
+    names = ("model", "fps", "near", "precision", "tower")
+    told = {name: facts.get(name) for name in names}
     method = method_words(facts["compressor"])
     return {"source": facts["source"]["sha256"], **told, "compressor": method}
 
@@ -72,5 +72,6 @@ def _now(llm: VideoLLM, video: Path, plan: Plan) -> dict[str, Any]:
         "source": source_mark(video)["sha256"],
         **told,
         "precision": plan.precision,
+        "tower": plan.tower,
         "compressor": method,
     }

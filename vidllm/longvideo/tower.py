@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidllm.compressors import Chain, Compressor
 from vidllm.encoders.temporal import TemporalEncoder
+from vidllm.errors import InputError
 from vidllm.models.native import NativeVideoLLM
 
 _PROBE = 16  # one of so many frames that were not encoded is encoded after all, to state the error
@@ -30,12 +32,15 @@ class Encoded:
 
 
 @torch.inference_mode()
-def encode_block(model: NativeVideoLLM, pixels: Tensor, near: float) -> Encoded:
+def encode_block(
+    model: NativeVideoLLM, pixels: Tensor, near: float, tower: Compressor | Chain | None = None
+) -> Encoded:
     """Tokens of frames, those that look like the last encoded one left out.
 
     Args:
         pixels: (F, 3, S, S) in 0..1. near: mean absolute difference of pixels, in levels of 255,
             up to which a frame counts as the same; 0 for equal pixels only.
+        tower: what merges tokens inside the vision tower; all places keep a token.
     """
     new: list[int] = []
     row = torch.zeros(len(pixels), dtype=torch.int32)
@@ -47,19 +52,39 @@ def encode_block(model: NativeVideoLLM, pixels: Tensor, near: float) -> Encoded:
         new.append(at)
     if not new:
         return Encoded(torch.zeros(0, model.grid_side**2, width(model)), row, 0.0)
-    tokens = _tokens(model, pixels[new])
+    tokens = _tokens(model, pixels[new], tower)
     error = 0.0
     skipped = [at for at in range(len(pixels)) if at not in set(new)][::_PROBE] if near else []
     if skipped:
-        true = _tokens(model, pixels[skipped])
+        true = _tokens(model, pixels[skipped], tower)
         taken = tokens[row[skipped].long().to(tokens.device)]
         error = float(((true - taken).norm(dim=-1) / true.norm(dim=-1).clamp_min(1e-6)).max())
     return Encoded(tokens, row, error)
 
 
-def _tokens(model: NativeVideoLLM, pixels: Tensor) -> Tensor:
-    parts = pixels.split(_AT_ONCE)
-    return torch.cat([model.project(part.to(model.device)) for part in parts])
+def _tokens(model: NativeVideoLLM, pixels: Tensor, tower: Compressor | Chain | None) -> Tensor:
+    made = []
+    for part in pixels.to(model.device).split(_AT_ONCE):
+        inside = None if tower is None else model.tower_part(tower, len(part))[0]
+        made.append(model.project(part) if inside is None else model.project_merged(part, inside))
+    return torch.cat(made)
+
+
+@torch.inference_mode()
+def check_tower(model: NativeVideoLLM, method: Compressor | Chain) -> None:
+    """See that a method merges inside the model's tower, on an empty picture.
+
+    Raises:
+        InputError: it does not, and why.
+    """
+    inside = model.tower_part(method, _AT_ONCE)[0]
+    if inside is None or isinstance(method, Chain):
+        raise InputError(
+            f"{method.name} does not merge inside this vision tower: give one of tome, pyra, "
+            "tempme, mustdrop with a share below 1, such as tome:keep=0.5"
+        )
+    size = model.vision.image_size
+    _tokens(model, torch.zeros(_AT_ONCE, 3, size, size), method)
 
 
 def width(model: NativeVideoLLM) -> int:

@@ -155,6 +155,12 @@ class NativeVideoLLM(PreTrainedModel):
             tokens = encoder(tokens, seconds, mask)
         return tokens
 
+    def project_merged(self, frames: Tensor, inside: tuple[InTower, int | None]) -> Tensor:
+        """As `project`, with tokens merged in the tower; each place has what stands for it."""
+        tower, fold = cast(HubTower, self.vision), self.config.downsample
+        seen = tower.with_merging(frames, *inside, fold=fold)
+        return self._projected(seen.features)[seen.selection.target].unflatten(0, (len(frames), -1))
+
     @property
     def provides(self) -> tuple[str, ...]:
         """Signals that compressors may need and that this model gives (see `VideoTokens`)."""
