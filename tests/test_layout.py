@@ -147,7 +147,7 @@ def test_a_file_imports_only_its_own_room_and_lower_floors(name: str, file: Path
 @pytest.mark.parametrize(("name", "file"), [pytest.param(*s, id=s[0]) for s in sources()])
 def test_a_file_is_short_and_says_what_it_is_for(name: str, file: Path) -> None:
     text = file.read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 350, f"{file} is too long"
+    assert len(text.splitlines()) <= 500, f"{file} is too long"
     assert ast.get_docstring(ast.parse(text)), f"{file} has no docstring"
 
 
