@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidllm.errors import InputError, WorkError
+from vidllm.interruption import Halt, Interrupted
 from vidllm.listening import Stopped
 
 from .asking import Asker, ModelAsker, model_name
@@ -21,7 +22,7 @@ from .processes import Crew, join
 from .progress import Watch, bar
 from .records import RunFolder, prompts_mark
 from .results import finish
-from .run import Halt, Interrupted, Runner
+from .run import Runner
 from .settings import Wanted, no_own, own_setting
 from .tasks.base import Item, Task, check_split
 from .tasks.files import HUB

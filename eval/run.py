@@ -6,17 +6,12 @@ the company in which a question is asked does not show in the bytes of its answe
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vidllm.errors import VidllmError
-from vidllm.listening import Stopped
+from vidllm.interruption import Halt
 
 from .asking import Asker, ask_all, failed
 from .clips import Clip, open_clip, share_of
@@ -29,53 +24,6 @@ if TYPE_CHECKING:
 
 #: Told of every row; rows that were there before come first.
 Watcher = Callable[[Row], None]
-
-
-class Interrupted(VidllmError):
-    """The run was stopped from outside; what was answered is kept."""
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + number
-
-
-@dataclass
-class Halt:
-    """Whether the run shall end: set by Ctrl-C or a signal, heeded between two steps.
-
-    A second Ctrl-C does not wait.
-    """
-
-    number: int = 0
-    signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
-    _before: dict[signal.Signals, Any] = field(default_factory=dict)
-
-    def wanted(self) -> bool:
-        """Whether to end."""
-        return bool(self.number)
-
-    def check(self) -> None:
-        """Raise `Stopped` where the run shall end."""
-        if self.number:
-            raise Stopped
-
-    @contextmanager
-    def heeded(self) -> Iterator[None]:
-        """Take the signals over; only a program's main thread can."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        self._before = {one: signal.signal(one, self._stop) for one in self.signals}
-        try:
-            yield
-        finally:
-            for one, handler in self._before.items():
-                signal.signal(one, handler)
-
-    def _stop(self, number: int, _frame: FrameType | None) -> None:
-        if self.number:
-            raise KeyboardInterrupt
-        self.number = number
 
 
 @dataclass

@@ -20,9 +20,10 @@ from vidllm.eval.asking import ModelAsker, reason_of
 from vidllm.eval.clips import clips_of, items_of, video_folders
 from vidllm.eval.evaluate import Order, evaluate
 from vidllm.eval.journal import Journal, Said, read_journals
-from vidllm.eval.run import Halt, Interrupted, Runner
+from vidllm.eval.run import Runner
 from vidllm.eval.settings import Setting, wanted
 from vidllm.eval.tasks import Item, Response, get_task
+from vidllm.interruption import Halt, Interrupted
 from vidllm.listening import Stopped
 from vidllm.options import CommonOptions
 from vidllm.pipeline import VideoLLM

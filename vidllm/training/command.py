@@ -56,6 +56,7 @@ def train(
     with clean_output(json):
         from vidllm.compressors import build
 
+        from .folder import steps_of
         from .loop import train as run
         from .settings import TrainSettings
 
@@ -85,6 +86,10 @@ def train(
                 seed=seed,
             )
         )
+        step, steps = steps_of(folder)
         if json:
-            emit({"out": str(folder)})
-        say(f"saved in {folder}")
+            emit({"out": str(folder), "step": step, "steps": steps})
+        if step < steps:
+            say(f"step {step} of {steps} saved in {folder}: go on with --resume")
+        else:
+            say(f"saved in {folder}")

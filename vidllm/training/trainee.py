@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from vidllm.compressors import build
+from vidllm.compressors import Chain, Compressor, build
 from vidllm.encoders.vision import to_pixels
 
+from ..errors import InputError
 from ..models.native import NativeVideoLLM
 from ..stage.render import render, to_uint8
 from ..tokens import Selection, VideoTokens, apply_all
@@ -62,8 +63,27 @@ def frame_edges(seconds: Tensor, duration: Tensor) -> Tensor:
     return torch.stack([edges[:, :-1], edges[:, 1:]], dim=-1)
 
 
+def blind_method(spec: str) -> Compressor | Chain:
+    """A compressor whose plan is the same for every clip of a grid.
+
+    Raises:
+        InputError: it looks at features, at the question, or works inside the model.
+    """
+    method = build(spec)
+    if method.uses_features:
+        raise InputError(
+            f"{spec} chooses tokens by their features, but training makes one plan for all clips "
+            "of a batch: train with methods that choose by place and time alone, such as "
+            "temporal-pool, spatial-pool, frame-sample, uniform or random"
+        )
+    return method
+
+
 class Reducer:
-    """Compressors that plan without looking at features, applied to a whole batch at once."""
+    """Compressors that plan without looking at features, applied to a whole batch at once.
+
+    Every method raises InputError for a compressor that looks at them, see `blind_method`.
+    """
 
     def __init__(self, side: int) -> None:
         self.side = side
@@ -72,8 +92,9 @@ class Reducer:
     def plan(self, spec: str, frames: int) -> tuple[list[Selection], Tensor, Tensor]:
         """Selections, where every original token went (S,), and the kept positions (K,)."""
         if (spec, frames) not in self.plans:
+            method = blind_method(spec)
             tokens = VideoTokens.blank((frames, self.side, self.side), range(frames), frames)
-            kept, selections = build(spec).run(tokens)
+            kept, selections = method.run(tokens)
             self.plans[spec, frames] = selections, kept.source, kept.position
         return self.plans[spec, frames]
 
