@@ -149,6 +149,20 @@ def test_the_batch_reducer_equals_the_compressor() -> None:
         assert torch.equal(position, want.position)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    ["aim", "mrt5", "flextok", "pyra", "vidcom2", "lita", "fastv", "temporal-pool,aim"],
+)
+def test_the_batch_reducer_refuses_what_looks_at_features(spec: str) -> None:
+    spans = torch.zeros(1, 24, 2)
+    for work in (
+        lambda: Reducer(2)(f"{spec}:keep=0.5", torch.randn(1, 24, 5), spans, 6),
+        lambda: Reducer(2).targets(f"{spec}:keep=0.5", torch.zeros(1, 24), 6),
+    ):
+        with pytest.raises(InputError, match=f"^{spec}:keep=0.5 chooses tokens by their features"):
+            work()
+
+
 SMALL = {"size": "tiny", "steps_see": 2, "steps_mix": 1, "batch": 2, "see_batch": 2, "frames": 8}
 
 

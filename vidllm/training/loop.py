@@ -96,6 +96,8 @@ def train(settings: TrainSettings, *, quiet: bool = False) -> Path:
         Interrupted: it was stopped from outside, between two steps.
     """
     folder = TrainingFolder(Path(settings.out))
+    if settings.resume and not folder.path.is_dir():
+        raise InputError(f"nothing to resume in {folder.path}: start without --resume")
     with folder.claimed():
         try:
             return _Run(settings, folder, quiet).go()
