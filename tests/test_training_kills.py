@@ -105,11 +105,13 @@ def made_step(out: Path) -> _Run:
 
 
 def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint_and_model(
-    first: Path, whole: Path, tmp_path: Path
+    first: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(first, out)
     going, steps = made_step(out), []
+    made = going.checkpoint()  # before forks, which seed Python's generator anew
+    monkeypatch.setattr(going, "checkpoint", lambda: made)
     size = (out / CHECKPOINT).stat().st_size
     for limit in (0, 1, 100, size // 2, size - 1):  # in the middle of a file
         code = child(lambda n=limit: (die_beyond(n), going.save()))
@@ -120,7 +122,7 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint_and_model(
         if not child(lambda n=count: (die_at(n), going.save())):
             break
         steps.append(read_checkpoint(out).step)
-        assert not child(lambda: NativeVideoLLM.from_pretrained(out))  # whose draws are its own
+        NativeVideoLLM.from_pretrained(out)
     assert steps == sorted(steps) and set(steps) == {1, 2}
     assert count > 20
     child(lambda: (die_at(15), going.save()))
