@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,4 +76,4 @@ def remove_parts(folder: Path) -> None:
     """Remove what killed processes left half written. Only for who holds the folder's lock."""
     for part in folder.glob(".*.part"):
         with contextlib.suppress(OSError):
-            part.unlink()
+            shutil.rmtree(part) if part.is_dir() else part.unlink()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import InputError
@@ -112,7 +112,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     path = folder / CHECKPOINT
     try:
         with whole_file(path) as part:
-            save_file(tensors, part, metadata={KIND: json.dumps(told)})
+            part.write_bytes(save(tensors, metadata={KIND: json.dumps(told)}))
     except (OSError, SafetensorError) as error:
         raise unwritten(path, error) from error
 
