@@ -158,7 +158,7 @@ def _evaluate(
         video_folders(data, order.videos),
         options,
         {item.id: number for number, item in enumerate(everything)},
-        folder.rows(),
+        folder.rows(everything),
         retry_failed=order.retry_failed,
         rank=crew.rank,
         size=crew.size,

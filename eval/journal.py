@@ -16,7 +16,9 @@ from typing import Any, BinaryIO
 
 from vidllm.errors import InputError, WorkError
 from vidllm.plain import plain
+from vidllm.schema import damage, parse, validate
 
+from .schemas import ROW
 from .tasks.base import Item, Response
 
 Row = dict[str, Any]
@@ -24,6 +26,8 @@ Row = dict[str, Any]
 Key = tuple[str, str]
 #: What was measured; the other entries of a row are the same whenever it is made.
 MEASURED = ("cost", "attempt")
+#: What to do about a line that is wrong.
+ADVICE = "delete the line to have it asked again"
 #: Room that is kept free on the disk for the answers in hand when it gets full.
 RESERVE = 1 << 20
 
@@ -167,17 +171,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, Row]]:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     return
-                try:
-                    row = json.loads(line)
-                    key_of(row)
-                    int(row["number"])
-                    item_of(row)
-                    response_of(row)
-                except (ValueError, KeyError, TypeError) as error:
-                    raise InputError(
-                        f"line {number} of {path} is damaged: delete the line to have it asked "
-                        "again"
-                    ) from error
+                where = f"line {number} of {path}"
+                row = parse(line, where, ADVICE)
+                validate(row, ROW, where, ADVICE)
                 yield number, row
     except OSError as error:
         raise InputError(f"{path} cannot be read: {reason(error)}") from error
@@ -191,9 +187,13 @@ def read_journals(folder: Path) -> dict[Key, Row]:
     """
     rows: dict[Key, Row] = {}
     for path in journals(folder):
-        for _, row in read_lines(path):
+        for number, row in read_lines(path):
             before = rows.get(key_of(row))
-            if before is None or before.get("attempt", 0) < row.get("attempt", 0):
+            tries = [one.get("attempt", 0) for one in (before, row) if one is not None]
+            if before is not None and tries[0] == tries[1]:
+                reason = f"{row['id']!r} under {row['setting']!r} is answered twice"
+                raise InputError(damage(f"line {number} of {path}", reason, "delete one line"))
+            if before is None or tries[0] < tries[1]:
                 rows[key_of(row)] = row
     return rows
 

@@ -22,7 +22,9 @@ from filelock import FileLock, Timeout
 
 from vidllm.errors import InputError, WorkError
 from vidllm.plain import plain
+from vidllm.schema import damage, parse, validate
 
+from .checking import check_config, check_rows
 from .journal import (
     Journal,
     Key,
@@ -34,10 +36,10 @@ from .journal import (
     reason,
     without_costs,
 )
+from .schemas import COST_ROW
+from .schemas import FORMAT as FORMAT
 from .tasks.base import Item
 
-#: Grows when the files become other ones.
-FORMAT = 1
 CONFIG, ANSWERS, COSTS, RESULTS, TABLE = (
     "run.json", "answers.jsonl", "costs.jsonl", "results.json", "results.csv",
 )  # fmt: skip
@@ -113,21 +115,15 @@ class RunFolder:
         """
         file = self.path / CONFIG
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            if found["format"] != FORMAT:
-                raise InputError(
-                    f"{self.path} was written by another version of vidllm (format "
-                    f"{found['format']}, not {FORMAT})"
-                )
-            labels_of(found)
+            text = file.read_bytes()
         except FileNotFoundError:
             raise InputError(f"{self.path} holds no {CONFIG}: give the --out of a run") from None
         except OSError as error:
             raise InputError(f"{file} cannot be read: {reason(error)}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{file} is damaged: delete {self.path} and run again") from error
+        found = parse(text, file, f"delete {self.path} and run again")
+        if not isinstance(found, dict):
+            raise InputError(damage(file, "it is no object", f"delete {self.path} and run again"))
+        check_config(found, file)
         return dict(found)
 
     def lock(self, rank: int) -> FileLock:
@@ -155,11 +151,14 @@ class RunFolder:
         """The journal of a process, open."""
         return Journal(self.path / f"rows-{rank}.jsonl")
 
-    def rows(self) -> dict[Key, Row]:
+    def rows(self, items: Sequence[Item] = ()) -> dict[Key, Row]:
         """All rows by key: of the journals, or of the final files where these were deleted.
 
+        Args:
+            items: all of the benchmark, in order, where they are known: rows must be of them.
+
         Raises:
-            InputError: a damaged file.
+            InputError: a damaged file, or rows of another run.
         """
         found = read_journals(self.path)
         if not found and (self.path / ANSWERS).is_file():
@@ -168,6 +167,8 @@ class RunFolder:
                 name = str(cost.pop("setting")), str(cost.pop("id"))
                 if name in found:
                     found[name]["cost"] = cost
+        if found and (self.path / CONFIG).is_file():
+            check_rows(found, labels_of(self.config()), self.path, items)
         return found
 
     def write_answers(self, rows: Sequence[Row]) -> None:
@@ -243,11 +244,18 @@ def write_whole(path: Path, text: str) -> None:
 
 def _costs(path: Path) -> list[dict[str, Any]]:
     try:
-        return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        text = path.read_bytes()
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is damaged: delete it to score without costs") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {reason(error)}") from error
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        where, advice = f"line {number} of {path}", "delete the file to score without costs"
+        cost = parse(line, where, advice)
+        validate(cost, COST_ROW, where, advice)
+        found.append(cost)
+    return found
 
 
 def _more(old: int | None, new: int | None) -> bool:

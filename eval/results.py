@@ -109,7 +109,11 @@ def common_part(outcomes: Sequence[Outcome]) -> str | None:
 
 def task_of(config: Mapping[str, Any]) -> Task:
     """The task of a run, with its options. Raises InputError where there is none of that name."""
-    return type(get_task(str(config["task"])))(**config.get("options", {}))
+    kind = type(get_task(str(config["task"])))
+    try:
+        return kind(**config.get("options", {}))
+    except TypeError as error:
+        raise InputError(f"run.json names options that {kind.name} has not: {error}") from error
 
 
 def rescore(folder: RunFolder) -> dict[str, Any]:

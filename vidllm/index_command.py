@@ -24,6 +24,7 @@ from vidllm.options import (
     say,
     tell,
 )
+from vidllm.printable import printable
 
 if TYPE_CHECKING:
     from vidllm.library import Entry, Hits
@@ -252,7 +253,7 @@ def _bar(name: str, quiet: bool) -> Iterator[Callable[[float, float], None]]:
     reached: list[float] = []
     with Progress(*columns, console=console, transient=True,
                   disable=quiet or not console.is_terminal) as bar:  # fmt: skip
-        task = bar.add_task("", total=None, name=name, where="", speed="")
+        task = bar.add_task("", total=None, name=printable(name), where="", speed="")
 
         def progress(done: float, total: float) -> None:
             if not reached:  # what an earlier run did does not count as speed

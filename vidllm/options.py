@@ -23,6 +23,7 @@ import typer
 
 from vidllm.errors import InputError, WorkError
 from vidllm.plain import plain
+from vidllm.printable import printable, printable_json
 
 if TYPE_CHECKING:
     from vidllm.budget import Limits
@@ -316,17 +317,18 @@ def clean_output(only_json: bool) -> Any:
 
 def emit(result: Mapping[str, Any]) -> None:
     """Print the one JSON object of a command on standard output (NaN and infinity as null)."""
-    print(json.dumps(plain(result), ensure_ascii=False), file=_State.out or sys.stdout, flush=True)
+    text = printable_json(json.dumps(plain(result), ensure_ascii=False))
+    print(text, file=_State.out or sys.stdout, flush=True)
 
 
 def tell(text: str) -> None:
     """Print a result for people on standard output."""
-    print(text, file=_State.out or sys.stdout, flush=True)
+    print(printable(text, lines=True), file=_State.out or sys.stdout, flush=True)
 
 
 def say(text: str) -> None:
     """Print progress, a receipt or a note on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text, lines=True), file=sys.stderr, flush=True)
 
 
 def hide_bars() -> None:

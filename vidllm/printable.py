@@ -27,3 +27,13 @@ def _shown(sign: str, lines: bool) -> str:
     if sign in _TURNS or unicodedata.category(sign) in _HIDDEN:
         return sign.encode("unicode_escape").decode("ascii")
     return sign
+
+
+def printable_json(text: str) -> str:
+    """JSON of the same value, in which control characters are written as JSON's escapes."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        f"\\u{ord(sign):04x}" if sign != "\n" and _shown(sign, False) != sign else sign
+        for sign in text
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -19,12 +20,12 @@ from .printable import printable
 LARGEST = 2**53
 
 
-class Schema:
+class Schema(ABC):
     """What a value must be."""
 
+    @abstractmethod
     def check(self, value: Any, at: str) -> None:
         """Raises `Mismatch` where `value`, which stands at `at`, is something else."""
-        raise NotImplementedError
 
 
 class Mismatch(ValueError):

@@ -129,6 +129,8 @@ class TokenMap:
         """
         try:
             grid = tuple(int(n) for n in made["grid"])
+            if len(grid) != 3 or grid[0] != len(made["seconds"]) or grid[1] * grid[2] > 1 << 16:
+                raise ValueError(f"a grid of {grid}")  # before anything of its size is made
             total, kept = int(np.prod(grid)), int(made["kept"])
             place = _unpack(str(made["place"]), kept, total)
             carrier = _alone(place, total)

@@ -39,6 +39,8 @@ def write_files(files: dict[Path, bytes], what: str) -> None:
         WorkError: they cannot be written.
     """
     parts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in files}
+    if folders := [path for path in files if path.is_dir()]:
+        raise WorkError(f"{what} cannot be written: {folders[0].name} is a folder there")
     try:
         for path, data in files.items():
             parts[path].write_bytes(data)
@@ -47,7 +49,7 @@ def write_files(files: dict[Path, bytes], what: str) -> None:
             part.replace(path)
     except OSError as error:
         reason = error.strerror or error
-        raise WorkError(f"{what} cannot be written: {reason}; what was there is kept") from error
+        raise WorkError(f"{what} cannot be written: {reason}") from error
     finally:
         for part in parts.values():
             with contextlib.suppress(OSError):

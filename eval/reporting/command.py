@@ -9,6 +9,8 @@ import typer
 
 from vidllm.errors import InputError, WorkError
 from vidllm.options import AsJson, Debug, clean_output, emit, tell
+from vidllm.printable import printable
+from vidllm.writing import write_files
 
 if TYPE_CHECKING:
     from ..tasks.base import Item
@@ -102,12 +104,11 @@ def write_report(
         page, pictures = render(found, worst=worst, find=find)
         files: list[tuple[Path, bytes]] = [
             (out / PAGE, page.encode()),
-            (out / CSV, write_csv(found).encode()),
-            (out / MARKDOWN, markdown(found).encode()),
+            (out / CSV, printable(write_csv(found), lines=True).encode()),
+            (out / MARKDOWN, printable(markdown(found), lines=True).encode()),
             *((out / f"{picture.name}.png", picture.light) for picture in pictures),
         ]
-        for file, data in files:
-            file.write_bytes(data)
     except OSError as error:
         raise WorkError(f"--out {out} cannot be written: {error.strerror or error}") from error
+    write_files(dict(files), f"--out {out}")
     return [file for file, _ in files]

@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from vidllm.errors import InputError
+from vidllm.printable import printable
+from vidllm.schema import Mismatch, parse, validate
 
+from ..checking import check_config
 from ..journal import item_of, journals, response_of
-from ..records import ANSWERS, CONFIG, RESULTS
-from ..results import summarise
+from ..records import ANSWERS, CONFIG, labels_of
+from ..records import RESULTS as RESULTS_FILE
+from ..results import summarise, task_of
+from ..schemas import RESULTS, ROW
 from ..scoring import matching
-from ..tasks import get_task
 from ..tasks.base import Item, Response
 from .outcome import Category, Outcome, split_label
 
@@ -115,11 +119,9 @@ def read_json(file: Path) -> dict[str, Any]:
         InputError: not readable, or not a JSON object.
     """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = parse(file.read_bytes(), file)
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"{file} is damaged: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{file} is damaged: it holds {type(value).__name__}, not an object")
     return value
@@ -149,10 +151,7 @@ def lines(file: Path, *, may_end_early: bool = False) -> Iterator[tuple[int, int
 
 
 def _object(line: bytes, file: Path, number: int) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except ValueError as error:  # also bytes that are not UTF-8
-        raise InputError(f"{file} line {number} is damaged: {error}") from error
+    value = parse(line, f"{file} line {number}")
     if not isinstance(value, dict):
         raise InputError(f"{file} line {number} is damaged: not a JSON object")
     return value
@@ -167,37 +166,40 @@ class Answers:
     entries: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     _attempts: dict[tuple[str, str], int] = field(default_factory=dict)
 
-    def add(self, file: Path, *, journal: bool = False) -> None:
+    def add(self, file: Path, labels: Sequence[str], *, journal: bool = False) -> None:
         """Add the rows of a file; of several tries at an answer the last one stays.
 
         Args:
+            labels: settings of the run.
             journal: it may end in half a line; its entries are kept for scoring.
 
         Raises:
             InputError: a damaged line, or one without a field that it needs.
         """
         for number, offset, entry in lines(file, may_end_early=journal):
-            try:
-                key = str(entry["setting"]), str(entry["id"])
-                attempt = int(entry.get("attempt", 0))
-                if key in self._attempts and attempt <= self._attempts[key]:
-                    continue
-                value = entry["value"]
-                row = Row(
-                    setting=key[0],
-                    id=key[1],
-                    response=response_of(entry),
-                    parsed=entry["parsed"],
-                    value=None if value is None else float(value),
-                    file=file,
-                    offset=offset,
+            where = f"{file} line {number}"
+            if missing := [name for name in ROW.required if name not in entry]:
+                raise InputError(f"{where} has no field {missing[0]!r}")
+            validate(entry, ROW, where)
+            key = entry["setting"], entry["id"]
+            attempt = entry.get("attempt", 0)
+            if attempt <= self._attempts.get(key, -1):
+                continue
+            if key[0] not in labels:
+                has = ", ".join(labels)
+                raise InputError(
+                    f"{where} is of a setting {key[0]!r}, which the run has not: {has}"
                 )
-                split_label(row.setting)
-                item = self.items.get(row.id) or item_of(entry)
-            except KeyError as error:
-                raise InputError(f"{file} line {number} has no field {error}") from error
-            except (TypeError, ValueError) as error:
-                raise InputError(f"{file} line {number} is damaged: {error}") from error
+            row = Row(
+                setting=key[0],
+                id=key[1],
+                response=response_of(entry),
+                parsed=entry["parsed"],
+                value=entry["value"],
+                file=file,
+                offset=offset,
+            )
+            item = self.items.get(row.id) or item_of(entry)
             self._attempts[key] = attempt
             self.items[row.id] = item
             self.rows.setdefault(row.setting, {})[row.id] = row
@@ -217,18 +219,20 @@ def load_run(folder: Path) -> Run:
             raise InputError(
                 f"{folder / CONFIG} is damaged: the field {name!r} is wrong or missing"
             )
+    check_config(config, folder / CONFIG)
+    labels = labels_of(config)
     found, notes = Answers(), []
     results = _results_of(folder, config)
     finished = results is not None
     if results is not None and (folder / ANSWERS).is_file():
-        found.add(folder / ANSWERS)
+        found.add(folder / ANSWERS, labels)
     else:
         for file in journals(folder):
-            found.add(file, journal=True)
+            found.add(file, labels, journal=True)
     if results is None:
         if not found.entries:
             raise InputError(f"{folder} holds no answer yet: wait, or go on with its vidllm eval")
-        results = summarise(get_task(str(config["task"])), config, found.entries)
+        results = summarise(task_of(config), config, found.entries)
         notes.append(
             f"This run is not finished: {results['answers']} of {results['expected']} answers are "
             "there, and all numbers are of these."
@@ -238,7 +242,6 @@ def load_run(folder: Path) -> Run:
     elif not found.rows:
         notes.append(f"{ANSWERS} is missing: what single answers show is left out.")
     try:
-        labels = [str(setting["label"]) for setting in config["settings"]]
         return Run(
             folder=folder,
             config=config,
@@ -253,17 +256,32 @@ def load_run(folder: Path) -> Run:
             notes=tuple(notes),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{folder / RESULTS} is damaged, or of another version ({error!r}): delete it and run "
-            "the same vidllm eval again"
-        ) from error
+        raise _unknown(folder, repr(error)) from error
+
+
+def _unknown(folder: Path, reason: object) -> InputError:
+    return InputError(
+        printable(
+            f"{folder / RESULTS_FILE} is damaged, or of another version ({reason}): delete it and "
+            "run the same vidllm eval again"
+        )
+    )
 
 
 def _results_of(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """results.json, if it is there and of the run that run.json tells of."""
-    if not (folder / RESULTS).is_file():
+    if not (folder / RESULTS_FILE).is_file():
         return None
-    results = read_json(folder / RESULTS)
+    results = read_json(folder / RESULTS_FILE)
+    try:
+        RESULTS.check(results, "")
+    except Mismatch as error:
+        raise _unknown(folder, error) from error
+    labels = labels_of(results)
+    named = {label: one["label"] for label, one in results["results"].items()}
+    if named != {label: label for label in labels}:
+        here = ", ".join(named.values())
+        raise _unknown(folder, f"its results are those of {here}, not of {', '.join(labels)}")
     same = all(results.get(name) == config.get(name) for name in _SAME)
     return results if same and results.get("finished", True) else None
 

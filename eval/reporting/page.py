@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from vidllm import __version__
 from vidllm.errors import InputError
+from vidllm.printable import printable
 
 from ..tasks import get_task
 from ..tasks.base import Item
@@ -61,11 +62,17 @@ def render(found: Sequence[Section], *, worst: int, find: Finder) -> tuple[str, 
         loader=FileSystemLoader(_HERE),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["setting"] = lambda outcome: _joined(name_of(outcome))
     return environment.get_template("page.html.j2").render(context), drawn
+
+
+def _shown(value: Any) -> Any:
+    """What the page shows of a value: text without control characters."""
+    return printable(value, lines=True) if type(value) is str else value
 
 
 def _title(found: Sequence[Section]) -> str:
