@@ -65,6 +65,7 @@ ROOMS = {
     "vidllm.bench_command": (4, "system"),
     "vidllm.bench_compressors": (4, "system"),
     "vidllm.bench_encoders": (4, "system"),
+    "vidllm.bench_kills": (4, "system"),
     "vidllm.bench_learning": (4, "system"),
     "vidllm.bench_library": (4, "system"),
     "vidllm.bench_long": (4, "system"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vidllm.errors import InputError
+from vidllm.errors import InputError, WorkError
 from vidllm.options import AsJson, Debug, clean_output, emit, one_of, say
 
 if TYPE_CHECKING:
@@ -266,6 +266,53 @@ def long(
 
         bench_long(_names(parts), where, keep, clips=clips, seed=seed)
         _show(rows, long_table, out, json)
+
+
+@app.command()
+def kills(
+    targets: Annotated[
+        str, typer.Option(help="What is killed, comma separated.")
+    ] = "eval,index,train",
+    number: Annotated[
+        int, typer.Option("--kills", min=1, help="How often each target is killed.")
+    ] = 20,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Where runs are made; those that fail stay.", file_okay=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the moments and signals.")] = 0,
+    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
+        "docs/results/kills.csv"
+    ),
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Kill eval, index and train at random moments; they must end as if nothing had been."""
+    import tempfile
+
+    from vidllm.bench_kills import bench_kills, counts, kills_table
+
+    with clean_output(json):
+        where = folder or Path(tempfile.gettempdir()) / "vidllm-bench-kills"
+        rows: list[dict[str, Any]] = []
+        save = _saver(out)
+
+        def keep(row: dict[str, Any]) -> None:
+            rows.append(row)
+            save(rows)
+            say(f"{row['target']} · run {row['run']} · {row['signal'] or 'none'}: {row['outcome']}")
+
+        bench_kills(_names(targets), where, kills=number, seed=seed, keep=keep)
+        if json:
+            emit({"rows": rows, "counts": counts(rows), "csv": str(out)})
+        else:
+            _show(rows, kills_table, out, json)
+        if failed := [row for row in rows if row["outcome"] in ("failed", "other bytes")]:
+            first = failed[0]
+            raise WorkError(
+                f"{len(failed)} starts did not end as they should, the first in {first['kept']}: "
+                f"{first['said']}"
+            )
 
 
 def _device(name: str) -> str:

@@ -36,6 +36,9 @@ def train(
     init: Annotated[str, typer.Option(help="Folder of a model to start from.")] = "",
     cells: Annotated[str, typer.Option(help="File of cells to use or make.")] = "",
     minutes: Annotated[float, typer.Option(min=0, help="Stop and save after; 0 is never.")] = 0.0,
+    save_every: Annotated[
+        int, typer.Option(min=1, help="Steps between two saves; a killed run loses what is newer.")
+    ] = 500,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that draw scenes.")] = 1,
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 for all.")] = 0,
@@ -77,6 +80,7 @@ def train(
                 init=init,
                 cells=cells,
                 minutes=minutes,
+                save_every=save_every,
                 resume=resume,
                 workers=workers,
                 threads=threads,
