@@ -136,7 +136,7 @@ class TokenMap:
             carrier = _alone(place, total)
             if "carrier" in made:
                 carrier = _unpack(str(made["carrier"]), total, total)
-            return cls(grid, np.asarray(made["seconds"]), carrier, place)  # type: ignore[arg-type]
+            return cls(grid, np.asarray(made["seconds"]), carrier, place)
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, IndexError, binascii.Error, zlib.error) as error:
