@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from vidllm.errors import InputError
-from vidllm.printable import printable
 from vidllm.schema import (
     Anything,
     Array,
@@ -78,8 +77,3 @@ def test_a_value_nested_too_deeply_is_refused() -> None:
         deep, schema = [deep], Array(schema)
     with pytest.raises(InputError, match="nested too deeply"):
         validate(deep, schema, "facts")
-
-
-def test_control_characters_are_spelt_out() -> None:
-    assert printable("a\x1b[31mb\r\n\u202ec\udcff é 你") == r"a\x1b[31mb\r\n\u202ec\udcff é 你"
-    assert printable("a\n\tb\x07", lines=True) == "a\n\tb\\x07"

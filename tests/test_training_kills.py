@@ -288,6 +288,6 @@ def test_cells_of_another_tower_are_refused(whole: Path, tmp_path: Path) -> None
     run(tmp_path / "one", **more)
     with pytest.raises(InputError, match="cells of another tower"):
         run(tmp_path / "two", **more, seed=1)
-    cells.with_suffix(".json").write_text('{"frames": 0, "tower": ""}')
+    cells.with_name("cells.bin.json").write_text('{"frames": 0, "tower": ""}')
     with pytest.raises(InputError, match="field frames is 0"):
         run(tmp_path / "three", **more)

@@ -87,7 +87,7 @@ class CellCache:
         self.data: np.memmap[Any, Any] = np.memmap(path, dtype=np.int16, mode="r", shape=self.shape)
 
     def _claim(self, told: dict[str, Any]) -> None:
-        stamp = self.path.with_suffix(".json")
+        stamp = self.path.with_name(f"{self.path.name}.json")
         advice = "delete both files, or give another --cells"
         try:
             if not self.path.exists():

@@ -6,7 +6,7 @@
 | `config.json`, `model.safetensors`, … | the model of that checkpoint, as every model folder |
 | `training.json` | the settings and the step of the model |
 | `log.jsonl` | losses, a row every few steps |
-| `cells.bin`, `cells.json` | what the frozen tower sees in the clips (`cells`) |
+| `cells.bin`, `cells.bin.json` | what the frozen tower sees in the clips (`cells`) |
 """
 
 from __future__ import annotations
