@@ -48,7 +48,10 @@ class Bound:
 
     def __str__(self) -> str:
         low, high = _number(self.low), _number(self.high)
-        return f"{'above' if self.above else 'at least'} {low} and at most {high}"
+        begin = f"{'above' if self.above else 'at least'} {low}"
+        if self.low == 0 and not self.above:
+            begin = "from 0 on"
+        return f"{begin} and at most {high}"
 
 
 def _real(low: float, high: float, *, above: bool = False) -> Bound:
@@ -59,7 +62,7 @@ def _real(low: float, high: float, *, above: bool = False) -> Bound:
 BOUNDS: Mapping[str, Bound] = {
     # Reading a video
     "frames": Bound(1, 10**6),
-    "fps": _real(0, 1e6, above=True),
+    "fps": _real(0, 1e9, above=True),
     "start": _real(0, 1e9),
     "end": _real(0, 1e9),
     "max_pixels": Bound(1, 10**12),
@@ -110,8 +113,13 @@ BOUNDS: Mapping[str, Bound] = {
     "waiting": Bound(1, 10**6),
     "port": Bound(1, 65535),
 }
+#: Frames a second of an index.
+INDEX_FPS = _real(0, 60, above=True)
 #: Numbers of options that have no row of their own.
 WHOLE, REAL = Bound(-_INT, _INT), _real(-1e12, 1e12)
+
+_OF_LIMITS = ("max_pixels", "max_seconds", "max_frames")
+_OF_SPECS = ("keep", "budget", "seed")  # other options of methods may share a name with a row
 
 #: A compressor spec as text, the methods of one chain, and wrappers inside each other.
 SPEC_SIGNS, SPEC_ITEMS, SPEC_DEPTH = 4096, 64, 16
@@ -137,6 +145,24 @@ def within(bound: Bound, value: Any, told: str) -> None:
         whole = bound.whole and not (isinstance(value, int) and not isinstance(value, bool))
         kind = "a whole number, " if whole else ""
         raise InputError(f"{told} must be {kind}{bound}, got {short(value)}")
+
+
+def number(name: str, text: str, *, whole: bool, told: str) -> Any:
+    """A number of a compressor's spec, inside the bound of its name or else of its kind.
+
+    Args:
+        name: of the option; `keep`, `budget` and `seed` have rows in `BOUNDS`. told: how a
+            message calls it.
+
+    Raises:
+        InputError: one outside. ValueError: no number.
+    """
+    bound = BOUNDS[name] if name in _OF_SPECS else WHOLE if whole else REAL
+    if whole and len(text) > _SHOWN and text.strip().lstrip("+-").isdecimal():
+        raise InputError(f"{told} must be {bound}, got {len(text)} digits")
+    value = int(text) if whole else float(text)
+    within(bound, value, told)
+    return value
 
 
 def short(value: object) -> str:
@@ -243,6 +269,8 @@ class _Guarded:
                 self._text(text)
         made = self.process(ctx, value)
         for one in made if isinstance(made, (list, tuple)) else [made]:
+            if self.name in _OF_LIMITS:  # `vidllm.budget.Limits` looks at these
+                continue
             if isinstance(one, (int, float)) and not isinstance(one, bool):
                 usual = WHOLE if isinstance(one, int) else REAL
                 within(self.bound or usual, one, self.told)

@@ -19,6 +19,7 @@ from transformers.utils.hub import cached_file
 from vidllm.compressors import Chain, Compressor, build
 
 from .errors import InputError, WorkError
+from .limits import check
 from .models.hf import FAMILIES
 from .models.hf.pixels import pixel_options
 from .models.hf.scripts import SCRIPTS
@@ -37,8 +38,8 @@ def choose_compressor(
 
     With a number of `tokens` a method needs no share of its own.
     """
-    if keep is not None and not 0 < keep <= 1:
-        raise InputError(f"keep is the share of tokens kept, above 0 and at most 1, not {keep:g}")
+    if keep is not None:
+        check("keep", keep)
     if compressors is None:
         if keep is None:
             return build(config.compressors, keep=config.keep)

@@ -29,7 +29,7 @@ _LONGEST = 160  # signs of a path that a message shows
 
 
 def shown(path: object) -> str:
-    """A path for a message: what no terminal prints is escaped, what is long is cut in its middle."""
+    """A path for a message: what no terminal prints is escaped, what is long is cut."""
     text = os.fsdecode(path) if isinstance(path, (bytes, str, os.PathLike)) else str(path)
     text = printable(text)
     if len(text) > _LONGEST:
@@ -44,11 +44,11 @@ def reason(error: OSError) -> str:
     return words[:1].lower() + words[1:]
 
 
-def look(path: PathLike, what: str = "the path") -> os.stat_result | None:
+def look(path: PathLike, what: str = "the path", use: str = "read") -> os.stat_result | None:
     """What is at a path, links followed; None where nothing is.
 
     Args:
-        what: the path is, for a message about an empty one.
+        what: the path is, for a message about an empty one. use: what is to be done with it.
 
     Raises:
         InputError: a path that cannot be: empty, too long, with a null character, through a file,
@@ -58,20 +58,23 @@ def look(path: PathLike, what: str = "the path") -> os.stat_result | None:
     if not text:
         raise InputError(f"{what} is empty: give a path")
     try:
-        return os.stat(text)
+        return Path(text).stat()
     except FileNotFoundError:
-        if os.path.islink(text):
-            raise InputError(f"{shown(text)} is a link to what is not there") from None
-        return None
+        if Path(text).is_symlink():
+            why = "it is a link to what is not there"
+        else:
+            return None
     except NotADirectoryError:
-        inside = next((p for p in Path(text).parents if p.exists() and not p.is_dir()), "a part")
-        raise InputError(f"{shown(text)}: {shown(inside)} is no folder") from None
-    except ValueError as error:  # also UnicodeEncodeError
-        raise InputError(f"{shown(text)}: the path holds a sign that no path may hold") from error
+        if use == "read":
+            return None
+        why = "a part of the path is no folder"
+    except ValueError:  # also UnicodeEncodeError
+        why = "no path may hold such a sign"
     except PermissionError:
-        raise InputError(f"{shown(text)} may not be looked at: check its permissions") from None
+        why = "permission denied, check the folders on the way"
     except OSError as error:
-        raise InputError(f"{shown(text)}: {reason(error)}") from error
+        why = reason(error)
+    raise InputError(f"{shown(text)} cannot be {use}: {why}")
 
 
 def is_file(path: PathLike) -> bool:
@@ -92,11 +95,11 @@ def is_folder(path: PathLike) -> bool:
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
-def input_file(path: PathLike, what: str = "file") -> Path:
+def input_file(path: PathLike, what: str = "file", *, missing: str = "") -> Path:
     """The path of a file that can be read and is not empty.
 
     Args:
-        what: should be there, such as "video file".
+        what: should be there, such as "video file". missing: the line where nothing is there.
 
     Raises:
         InputError: it is not; one line says why.
@@ -106,7 +109,7 @@ def input_file(path: PathLike, what: str = "file") -> Path:
         raise InputError(f"{shown(text)}: URLs are not fetched: download it and give the file")
     found = look(path, f"the path of the {what}")
     if found is None:
-        raise InputError(f"{shown(path)}: no such file")
+        raise InputError(missing or f"{shown(path)}: no such file")
     if stat.S_ISDIR(found.st_mode):
         raise InputError(f"{shown(path)} is a folder: give one {what}")
     if not stat.S_ISREG(found.st_mode):
@@ -147,7 +150,7 @@ def output_file(path: PathLike, what: str = "--out", *, beside: str = "") -> Pat
     Raises:
         InputError: it cannot; one line says why.
     """
-    found = look(path, what)
+    found = look(path, what, f"written ({what})")
     if found is not None:
         if stat.S_ISDIR(found.st_mode):
             raise InputError(f"{what} {shown(path)} is a folder: give a file")
@@ -156,7 +159,7 @@ def output_file(path: PathLike, what: str = "--out", *, beside: str = "") -> Pat
         if not os.access(path, os.W_OK):
             raise InputError(f"{what} {shown(path)} may not be written: check its permissions")
     if beside:
-        look(os.fspath(path) + beside, what)
+        look(os.fspath(path) + beside, what, f"written ({what})")
     _writable(Path(path).absolute().parent, path, what)
     return Path(path)
 
@@ -167,7 +170,7 @@ def output_folder(path: PathLike, what: str = "--out") -> Path:
     Raises:
         InputError: it cannot; one line says why.
     """
-    found = look(path, what)
+    found = look(path, what, f"written ({what})")
     if found is not None and not stat.S_ISDIR(found.st_mode):
         raise InputError(f"{what} {shown(path)} is {_kind(found)}: give a folder")
     _writable(Path(path).absolute(), path, what)
@@ -177,18 +180,20 @@ def output_folder(path: PathLike, what: str = "--out") -> Path:
 def _writable(folder: Path, path: PathLike, what: str) -> None:
     """See that a file can be made in a folder, or in the nearest one above it that is there."""
     for place in (folder, *folder.parents):
-        found = look(place, what)
+        found = look(place, what, f"written ({what})")
         if found is None:
             continue
         if not stat.S_ISDIR(found.st_mode):
-            raise InputError(f"{what} {shown(path)}: {shown(place)} is {_kind(found)}, no folder")
+            raise InputError(
+                f"{what} {shown(path)} cannot be written: {shown(place)} is {_kind(found)}"
+            )
         try:
             handle, name = tempfile.mkstemp(prefix=".vidllm-", dir=place)
             os.close(handle)
         except OSError as error:
             raise InputError(f"{what} {shown(path)} cannot be written: {reason(error)}") from error
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            Path(name).unlink()
         return
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from vidllm.answer import Answer
 from vidllm.errors import InputError
+from vidllm.paths import is_file, output_file
 from vidllm.timecode import Span
 
 from .disk import unwritten
@@ -119,7 +120,7 @@ class VideoIndex:
         """
         source = self.facts["source"]
         place = Path(source["path"])
-        if place.is_file() and source_mark(place)["sha256"] != source["sha256"]:
+        if is_file(place) and source_mark(place)["sha256"] != source["sha256"]:
             raise InputError(
                 f"{place.name} has changed since {self.path.name} was made: index it again"
             )
@@ -200,7 +201,7 @@ class VideoIndex:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Copy the file to another place. Raises WorkError where it cannot be written."""
-        place = Path(path)
+        place = output_file(path, "the index", beside=".new")
         part = place.with_name(place.name + ".new")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidllm.errors import InputError
+from vidllm.paths import input_file, is_file
 
 if TYPE_CHECKING:
     from vidllm.compressors import Chain, Compressor
@@ -29,6 +30,8 @@ _TOLD = ("temporal", "time_code", "downsample", "frames", "stamps", "time_embedd
 
 def is_index(path: str | os.PathLike[str]) -> bool:
     """Whether a file is an index, by its first bytes; False for what cannot be read."""
+    if not is_file(path):  # a pipe would be waited for
+        return False
     try:
         with Path(path).open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
@@ -59,7 +62,7 @@ def source_mark(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read.
     """
-    file = Path(path).resolve()
+    file = input_file(path, "video file").resolve()
     try:
         size = file.stat().st_size
         digest = hashlib.sha256(str(size).encode())

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vidllm.errors import InputError, WorkError
+from vidllm.paths import input_file
 
 from .disk import unwritten
 from .marks import KIND, is_index
@@ -119,8 +120,7 @@ class IndexFile:
 
     def __init__(self, path: str | os.PathLike[str], *, check: bool = True) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise InputError(f"{self.path}: no such index file")
+        input_file(self.path, "index file")
         if not is_index(self.path):
             raise InputError(f"{self.path} is no index of vidllm: make one with vidllm index")
         damaged = InputError(f"{self.path} is damaged or cut off: index the video again")
