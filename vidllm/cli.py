@@ -39,6 +39,7 @@ from vidllm.options import (
 from vidllm.paths import reason, shown
 from vidllm.plugins import Commands
 from vidllm.printable import printable
+from vidllm.question import check_text
 
 if TYPE_CHECKING:
     from vidllm.pipeline import Answer, VideoLLM
@@ -221,6 +222,7 @@ def doctor(json: AsJson = False, debug: Debug = False) -> None:
 
 
 def _not_blank(name: str, text: str) -> None:
+    check_text(text)
     if not text.strip():
         raise InputError(f"{name} is empty: write it in quotes, as one argument")
 

@@ -7,6 +7,7 @@ import re
 from transformers import PreTrainedTokenizerBase
 
 from .errors import InputError
+from .question import check_text
 
 VIDEO_MARK = "<|video|>"
 #: Words that `ground`, `caption` and `highlights` put around what the user says.
@@ -19,6 +20,7 @@ PROMPTS = {
 
 def wrap(task: str, query: str) -> str:
     """The prompt of a task around the user's words; a question is asked as it is."""
+    check_text(query)
     if not query.strip():
         raise InputError("the query is empty: say what to look for")
     if query.strip().endswith("?"):
@@ -32,6 +34,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[list[
     Raises:
         InputError: an empty question, or one with control tokens.
     """
+    check_text(question)
     if not question.strip():
         raise InputError("the question is empty: ask something")
     if "<|" in question:

@@ -22,7 +22,8 @@ from vidllm.timecode import Span
 from .disk import unwritten
 from .marks import model_mark, source_mark
 from .store import IndexFile
-from .windows import clock
+from .tower import Carried, width
+from .windows import clock, levels_for
 
 _TOLD = 5  # stretches without frames that are told
 
@@ -59,6 +60,24 @@ class VideoIndex:
             raise InputError(
                 f"{self.path.name} was made by another model than {which}: give the one that it "
                 "was made with, or index the video again"
+            )
+        side, levels = llm.model.grid_side, self.facts["levels"]
+        frames = [x.frames for x in levels_for(self.facts["fps"], llm.usual_frames, self.duration)]
+        found = {
+            "grid": self.facts["grid"] == [side, side],
+            "carried": self.facts["carried"] is (Carried.of(llm.model) is not None),
+            "levels": [level["frames"] for level in levels] == frames,
+        }
+        for name, right in found.items():
+            if not right:
+                raise InputError(
+                    f"{self.path} is damaged: field {name} is not what its model makes: index the "
+                    "video again"
+                )
+        if self._file["tokens"].shape[2] != width(llm.model):
+            raise InputError(
+                f"{self.path} is damaged: tensor tokens is not what its model makes: index the "
+                "video again"
             )
 
     @classmethod

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidllm.errors import InputError
+from vidllm.limits import short
 from vidllm.paths import input_file, is_file
 
 if TYPE_CHECKING:
@@ -120,7 +121,13 @@ def method_of(facts: dict[str, Any], llm: VideoLLM) -> Compressor | Chain:
         raise InputError(
             f"this index was made with {facts['repr']}: load the model with this compressor"
         )
-    return build(facts["spec"], keep=facts["keep"], budget=facts["budget"])
+    made = build(facts["spec"], keep=facts["keep"], budget=facts["budget"])
+    if repr(made) != facts["repr"]:
+        raise InputError(
+            f"this index is damaged: field compressor says {facts['spec']!r} and "
+            f"{short(facts['repr'])}: index the video again"
+        )
+    return made
 
 
 def method_words(facts: dict[str, Any]) -> str:

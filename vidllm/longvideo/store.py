@@ -25,6 +25,7 @@ from vidllm.errors import InputError, WorkError
 from vidllm.paths import input_file
 
 from .disk import unwritten
+from .facts import check_facts, check_numbers, check_tensors
 from .marks import KIND, is_index
 
 __all__ = ["FORMAT", "IndexFile", "is_index", "write_file"]
@@ -143,6 +144,10 @@ class IndexFile:
             raise damaged
         if check:
             self.check()
+        check_facts(self.facts, self.path)
+        check_tensors(self.facts, self, self.path)
+        if check:
+            check_numbers(self, self.path)
 
     def names(self) -> list[str]:
         """Names of the tensors."""
