@@ -16,6 +16,7 @@ from .answer import Answer
 from .answering import before_prefill, check_early, check_serves
 from .asking import AskOptions, Choices, Frames, Method, Video, sampling_of
 from .cost import Stopwatch, peak_memory
+from .limits import check as check_number
 from .listening import Listener, attentive
 from .loading import choose_compressor, choose_device, choose_dtype, load_native, model_kind
 from .models.native import NativeConfig, NativeVideoLLM
@@ -112,6 +113,9 @@ class VideoLLM(Replying):
             named = get_recipe(recipe)
             if compressors is None:
                 compressors, keep = named.compressors, named.keep if keep is None else keep
+        for option, value in (("fps", fps), ("tokens", tokens), ("seed", seed), ("frames", frames)):
+            if value is not None and not isinstance(value, str):
+                check_number(option, value)
         folder = str(default_model()) if name is None else find_model(str(name))
         place = choose_device(device)
         kind = choose_dtype(dtype, place)

@@ -6,7 +6,7 @@ import re
 
 from transformers import PreTrainedTokenizerBase
 
-from .errors import InputError
+from .errors import InputError, WorkError
 from .question import check_text
 
 VIDEO_MARK = "<|video|>"
@@ -42,8 +42,17 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[list[
     content = VIDEO_MARK + question.strip()
     if tokenizer.chat_template:
         turn = [{"role": "user", "content": content}]
-        content = str(
-            tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        try:
+            content = str(
+                tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            )
+        except Exception as error:  # jinja's errors, or whatever the template raises itself
+            raise WorkError(
+                "the model's chat template cannot be used: get the model again"
+            ) from error
+    if content.count(VIDEO_MARK) != 1:
+        raise WorkError(
+            "the model's chat template has no place for a question: get the model again"
         )
     head, tail = content.split(VIDEO_MARK, 1)
     before, after = (

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vidllm.errors import InputError, WorkError
-from vidllm.paths import input_file, input_folder, is_folder, look, shown
+from vidllm.paths import input_file, input_folder, is_file, is_folder, look, shown
 
 # A hub name as the hub itself allows it; one that is no folder here is left to the hub.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -115,12 +115,11 @@ def trained_frames(name: str | None) -> int | None:
         name: what ``find_model`` gave, or None for the shipped default.
     """
     file = (default_model() if name is None else Path(name)) / "config.json"
-    if not file.is_file():  # a name on the hub
+    if not is_file(file):  # a name on the hub
         return None
-    try:
-        frames = json.loads(file.read_text(encoding="utf-8")).get("frames")
-    except (ValueError, AttributeError):
-        raise InputError(f"{file} is not a model's config: it is no JSON object") from None
+    from vidllm.modelfolder import read_config  # which needs this file
+
+    frames = read_config(file.parent).get("frames")
     return frames if isinstance(frames, int) else None
 
 
