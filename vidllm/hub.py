@@ -141,7 +141,7 @@ class HubVideoLLM(VideoLLM):
         """
         questions, answer = questions_of(question), self.longest_answer(max_new_tokens)
         for text in questions:
-            self._check(text, answer)
+            self._check(text, max_new_tokens or 1)  # the usual length may be cut short
         letters = letters_of(questions, choices)
         most, watch = self.budget(tokens), Stopwatch(listener=listener)
         method = self.within(self.chosen(compressor, most), most)
@@ -176,7 +176,7 @@ class HubVideoLLM(VideoLLM):
                     for text in questions
                 ]
                 for ids in prompts:
-                    self._check_room(ids, placed, answer)
+                    self._check_room(ids, placed, max_new_tokens or 1)
                 seen = self.eyes.see(clip, c)
             for ids, wanted in zip(prompts, letters, strict=True):
                 spent = watch.copy()

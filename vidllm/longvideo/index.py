@@ -22,7 +22,6 @@ from vidllm.timecode import Span
 from .disk import unwritten
 from .marks import model_mark, source_mark
 from .store import IndexFile
-from .tower import Carried, width
 from .windows import clock, levels_for
 
 _TOLD = 5  # stretches without frames that are told
@@ -61,6 +60,8 @@ class VideoIndex:
                 f"{self.path.name} was made by another model than {which}: give the one that it "
                 "was made with, or index the video again"
             )
+        from .tower import Carried, width  # which needs a model's modules
+
         side, levels = llm.model.grid_side, self.facts["levels"]
         frames = [x.frames for x in levels_for(self.facts["fps"], llm.usual_frames, self.duration)]
         found = {
