@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vidllm.errors import InputError
-from vidllm.limits import SPEC_DEPTH, SPEC_ITEMS, SPEC_SIGNS, number
+from vidllm.limits import SPEC_DEPTH, SPEC_ITEMS, SPEC_SIGNS, number, short
 from vidllm.tokens import Selection, VideoTokens
 
 from .allocation import allocate_capped, floors, frame_means, question, shares, uniform_shares
@@ -208,7 +208,7 @@ def parse_wrapped(spec: str, keep: float = 1.0, budget: int | None = None) -> Co
         raise InputError(f"a compressor spec has at most {SPEC_SIGNS} signs, not {len(spec)}")
     depths = list(accumulate((char == "(") - (char == ")") for char in spec))
     if any(depth < 0 for depth in depths) or (depths and depths[-1]):
-        raise InputError(f"compressor spec {spec!r}: the brackets do not match")
+        raise InputError(f"compressor spec {short(spec)}: the brackets do not match")
     if max(depths, default=0) > SPEC_DEPTH:
         raise InputError(
             f"a compressor spec has at most {SPEC_DEPTH} wrappers inside each other, not "

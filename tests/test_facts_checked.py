@@ -78,7 +78,8 @@ def test_tensors_of_an_index_that_do_not_fit_are_refused(index: VideoIndex, tmp_
         ("seconds", seconds * float("nan")), ("row", row + 10**6), ("row", -row - 1),
         ("row", row.long()), ("features.0", features[..., :-1]), ("features.0", nan),
         ("span.0", -span - 1), ("span.0", span + 1e6), ("span.0", span.double()),
-        ("position.0", index.tensor("position.0") + 10**6), ("start.0", torch.tensor([9.0]).double()),
+        ("position.0", index.tensor("position.0") + 10**6),
+        ("start.0", torch.tensor([9.0]).double()),
         ("thumb_ends", index.tensor("thumb_ends") + 5), ("other", row),
     ):  # fmt: skip
         path = rewritten(index, tmp_path / "bad.vidx", {}, {name: tensor})

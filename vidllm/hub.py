@@ -25,6 +25,7 @@ from .cost import Receipt, Stopwatch, peak_memory
 from .errors import InputError
 from .hub_run import Said, generate, survey
 from .hub_seeing import Eyes, Seen
+from .limits import memory_answered
 from .listening import Listener, attentive
 from .loading import choose_compressor, load_hub
 from .models.hf import FAMILIES, adapter_for
@@ -107,6 +108,7 @@ class HubVideoLLM(VideoLLM):
         torch.manual_seed(int(options.get("seed", 0)))
         return cls(model.to(device), tokenizer, template=template, pixels=pixels, **options)
 
+    @memory_answered("the question")
     def ask(  # type: ignore[override]
         self,
         video: Video,

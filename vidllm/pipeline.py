@@ -17,6 +17,7 @@ from .answering import before_prefill, check_early, check_serves
 from .asking import AskOptions, Choices, Frames, Method, Video, sampling_of
 from .cost import Stopwatch, peak_memory
 from .limits import check as check_number
+from .limits import memory_answered
 from .listening import Listener, attentive
 from .loading import choose_compressor, choose_device, choose_dtype, load_native, model_kind
 from .models.native import NativeConfig, NativeVideoLLM
@@ -138,6 +139,7 @@ class VideoLLM(Replying):
     def ask(
         self, video: Video, question: list[str] | tuple[str, ...], **options: Unpack[AskOptions]
     ) -> list[Answer]: ...
+    @memory_answered("the question")
     def ask(
         self,
         video: Video,

@@ -17,7 +17,7 @@ import numpy as np
 
 from vidllm.budget import Limits
 from vidllm.errors import InputError
-from vidllm.limits import check
+from vidllm.limits import check, memory_answered
 from vidllm.listening import Listener
 from vidllm.paths import input_file
 from vidllm.readers import Reader, open_reader
@@ -140,7 +140,8 @@ def load_video(
     source = open_reader(reader, file)
     source.listener = listener
     try:
-        clip = _sample(source, file, frames, fps, times, start, end, limits)
+        with memory_answered(file.name):
+            clip = _sample(source, file, frames, fps, times, start, end, limits)
     finally:
         source.close()
     return replace(clip, read_seconds=time.perf_counter() - began)
