@@ -168,10 +168,10 @@ class CommonOptions:
         Raises:
             InputError: an option out of range, an unknown word, or a model that is not there.
         """
-        for name in ("keep", "tokens", "fps", "start", "end", "seed", "frames"):
-            value = getattr(self, name)
+        for option in ("keep", "tokens", "fps", "start", "end", "seed", "frames"):
+            value = getattr(self, option)
             if value is not None and value != "auto":
-                check(name, value, f"--{name}")
+                check(option, value, f"--{option}")
         if self.frames == "auto" and self.tokens is None:
             raise InputError("--frames auto picks frames for a number of tokens: give --tokens")
         if self.frames is not None and self.fps is not None:
