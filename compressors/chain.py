@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vidllm.budget import budget_of
 from vidllm.errors import InputError
+from vidllm.limits import SPEC_ITEMS, short
 from vidllm.tokens import Selection, VideoTokens
 
 from .base import LATE, STAGES, Compressor
@@ -40,6 +41,8 @@ class Chain:
     def __post_init__(self) -> None:
         if not self.items:
             raise InputError("a chain needs at least one compressor")
+        if len(self.items) > SPEC_ITEMS:
+            raise InputError(f"a chain has at most {SPEC_ITEMS} methods, not {len(self.items)}")
         stages = [STAGES.index(item.stage) for item in self.items]
         if stages != sorted(stages):
             raise InputError(
@@ -50,7 +53,7 @@ class Chain:
             raise InputError(f"{self.name}: one method inside the decoder at a time")
         budget_of(self.keep, 1)
         if self.budget is not None and self.budget < 1:
-            raise InputError(f"budget must be at least 1, not {self.budget}")
+            raise InputError(f"budget must be at least 1, not {short(self.budget)}")
         if self.keep != 1.0 or self.budget is not None:
             self._check_last()
 

@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from vidllm.errors import InputError
+from vidllm.limits import SPEC_ITEMS, SPEC_SIGNS, number
 
 from .base import Compressor
 from .chain import Chain
@@ -96,11 +97,15 @@ def build(spec: str, keep: float = 1.0, budget: int | None = None) -> Compressor
     Raises:
         InputError: a name, option or value that does not fit.
     """
+    if len(spec) > SPEC_SIGNS:
+        raise InputError(f"a compressor spec has at most {SPEC_SIGNS} signs, not {len(spec)}")
     if "(" in spec or ")" in spec:
         from .wrappers import parse_wrapped  # the wrappers need this file
 
         return parse_wrapped(spec, keep=keep, budget=budget)
     parts = [part.strip() for part in spec.split(",")]
+    if len(parts) > SPEC_ITEMS:
+        raise InputError(f"a compressor spec has at most {SPEC_ITEMS} methods, not {len(parts)}")
     if not all(parts):
         raise InputError(f"compressor spec {spec!r} has an empty name: write NAME[,NAME]")
     items = [_item(part) for part in parts]
@@ -139,9 +144,11 @@ def _value(name: str, option: str, text: str, hint: Any) -> Any:
     try:
         if bool in kinds:
             return _WORDS[text.lower()]
-        if int in kinds:
-            return int(text)
-        return float(text) if float in kinds else text
+        if int in kinds or float in kinds:
+            return number(option, text, whole=int in kinds, told=f"{name}: {option}")
+        return text
+    except InputError:
+        raise
     except (KeyError, ValueError):
         wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kinds[0]]
         raise InputError(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vidllm.errors import InputError
+from vidllm.limits import SPEC_DEPTH, SPEC_ITEMS, SPEC_SIGNS, number, short
 from vidllm.tokens import Selection, VideoTokens
 
 from .allocation import allocate_capped, floors, frame_means, question, shares, uniform_shares
@@ -203,11 +204,20 @@ def parse_wrapped(spec: str, keep: float = 1.0, budget: int | None = None) -> Co
     Raises:
         InputError: brackets that do not close, or a name, option or value that does not fit.
     """
+    if len(spec) > SPEC_SIGNS:
+        raise InputError(f"a compressor spec has at most {SPEC_SIGNS} signs, not {len(spec)}")
     depths = list(accumulate((char == "(") - (char == ")") for char in spec))
     if any(depth < 0 for depth in depths) or (depths and depths[-1]):
-        raise InputError(f"compressor spec {spec!r}: the brackets do not match")
+        raise InputError(f"compressor spec {short(spec)}: the brackets do not match")
+    if max(depths, default=0) > SPEC_DEPTH:
+        raise InputError(
+            f"a compressor spec has at most {SPEC_DEPTH} wrappers inside each other, not "
+            f"{max(depths)}"
+        )
     cuts = [i for i, char in enumerate(spec) if char == "," and not depths[i]]
     items = [spec[a + 1 : b] for a, b in zip([-1, *cuts], [*cuts, len(spec)], strict=True)]
+    if len(items) > SPEC_ITEMS:
+        raise InputError(f"a compressor spec has at most {SPEC_ITEMS} methods, not {len(items)}")
     if len(items) > 1:
         return Chain([_single(item, {}) for item in items], keep=keep, budget=budget)
     given: dict[str, Any] = {} if keep == 1.0 else {"keep": keep}
@@ -237,9 +247,13 @@ def _single(spec: str, given: dict[str, Any]) -> Any:
 def _value(name: str, option: str, text: str, kind: str) -> Any:
     if "Literal" in kind:
         return text
-    number = int if "int" in kind else float
+    whole = "int" in kind
+    words = text.split("+") if "Sequence" in kind else [text]
     try:
-        return tuple(map(number, text.split("+"))) if "Sequence" in kind else number(text)
+        values = [number(option, word, whole=whole, told=f"{name}: {option}") for word in words]
+        return tuple(values) if "Sequence" in kind else values[0]
+    except InputError:
+        raise
     except ValueError:
-        wanted = "a whole number" if number is int else "a number"
+        wanted = "a whole number" if whole else "a number"
         raise InputError(f"option {option} of {name!r} must be {wanted}, not {text!r}") from None

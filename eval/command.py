@@ -25,6 +25,7 @@ from vidllm.options import (
     one_of,
     tell,
 )
+from vidllm.paths import input_folder, output_folder
 
 from .tasks import get_task, task_names
 from .tasks.base import Task
@@ -188,14 +189,12 @@ def _run(task: Task, options: CommonOptions, given: Mapping[str, Any]) -> None:
     from .settings import wanted
 
     one_of("--split", given["split"], task.splits)
-    if options.seed < 0:
-        raise InputError(f"--seed must be 0 or more, got {options.seed}")
     if options.start is not None or options.end is not None:
         raise InputError("--start and --end belong to one video: leave them out here")
     if options.frames == "auto":
         raise InputError("--frames auto goes with ask, ground and caption: give a number")
-    if given["out"] is not None and given["out"].is_file():
-        raise InputError(f"--out {given['out']} is a file: give a folder")
+    if given["out"] is not None:
+        output_folder(given["out"].expanduser())
     from .evaluate import Order, evaluate
 
     order = Order(
@@ -299,7 +298,7 @@ def score(
     from .results import rescore
 
     with clean_output(json):
-        results = rescore(RunFolder(folder.expanduser()))
+        results = rescore(RunFolder(input_folder(folder.expanduser(), "the run")))
         emit(results) if json else show(results, official=official)
         say_failures(results)
 

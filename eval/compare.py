@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vidllm.errors import InputError
+from vidllm.paths import input_folder, is_folder, shown
 
 from .journal import in_order
 from .records import RunFolder, labels_of
@@ -42,9 +43,9 @@ def named(text: str) -> tuple[RunFolder, str | None]:
     places = [len(text), *(at for at, sign in enumerate(text) if sign == ":")]
     for at in places:
         path = Path(text[:at]).expanduser()
-        if path.is_dir():
-            return RunFolder(path), text[at + 1 :] or None
-    raise InputError(f"{text} is no folder of a run: give DIR or DIR:setting")
+        if is_folder(path):
+            return RunFolder(input_folder(path, "the run")), text[at + 1 :] or None
+    raise InputError(f"{shown(text)} is no folder of a run: give DIR or DIR:setting")
 
 
 def _pairs(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vidllm.errors import InputError, WorkError
 from vidllm.interruption import Halt, Interrupted
 from vidllm.listening import Stopped
+from vidllm.paths import input_folder
 
 from .asking import Asker, ModelAsker, model_name
 from .clips import clips_of, items_of, limited, video_folders
@@ -94,10 +95,10 @@ class Order:
         data = self.data.expanduser()
         if data == HUB and self.videos is None:
             raise InputError("--data hub brings the annotations alone: give --videos DIR too")
-        if data != HUB and not data.is_dir():
-            raise InputError(f"--data {data} is no folder")
-        if self.videos is not None and not self.videos.is_dir():
-            raise InputError(f"--videos {self.videos} is no folder")
+        if data != HUB:
+            input_folder(data, "--data")
+        if self.videos is not None:
+            input_folder(self.videos, "--videos")
         return data, split
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vidllm.errors import InputError, WorkError
+from vidllm.paths import output_folder
 from vidllm.plain import plain
 from vidllm.schema import damage, parse, validate
 
@@ -63,13 +64,9 @@ class RunFolder:
         Raises:
             InputError: a file, or a folder that is not made and cannot be.
         """
-        if self.path.is_file():
-            raise InputError(f"--out {self.path} is a file: give a folder")
+        output_folder(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".probe-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
         except OSError as error:
             raise InputError(f"--out {self.path} cannot be written: {reason(error)}") from error
         others = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]

@@ -14,6 +14,7 @@ from .answer import Answer
 from .budget import Limits
 from .cost import Receipt, Stopwatch
 from .errors import InputError
+from .limits import check as check_number
 from .listening import Listener
 from .prompt import PROMPTS, wrap
 from .timecode import Span
@@ -196,8 +197,8 @@ class Asked:
     def budget(self, tokens: int | None) -> int | None:
         """The tokens of a call, or else those of the model; checked."""
         tokens = self.tokens if tokens is None else tokens
-        if tokens is not None and (isinstance(tokens, bool) or tokens < 1):
-            raise InputError(f"tokens must be a whole number of at least 1, got {tokens!r}")
+        if tokens is not None:
+            check_number("tokens", tokens)
         return tokens
 
     def check_fits(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vidllm.errors import InputError
+from vidllm.paths import output_folder
 from vidllm.video import load_video
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def bench_video(
     if min(seconds_short, seconds_long, frames, runs) < 1 or seconds_long % seconds_short:
         raise InputError("bench: counts start at 1 and the long file is a multiple of the short")
     where = Path(folder) if folder is not None else Path(tempfile.gettempdir()) / "vidllm-bench"
-    where.mkdir(parents=True, exist_ok=True)
+    output_folder(where, "--folder").mkdir(parents=True, exist_ok=True)
     short = short_file(where, seconds_short)
     files = {"short": short, "long": long_file(short, where, seconds_short, seconds_long)}
     readers: dict[str, Callable[[Path, int], np.ndarray]] = {"pyav": _read_ours}

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vidllm.errors import InputError, WorkError
+from vidllm.limits import check, short
 from vidllm.options import AsJson, Debug, clean_output, emit, one_of, say
+from vidllm.paths import output_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -327,9 +329,12 @@ def _device(name: str) -> str:
 
 def _shares(option: str, text: str) -> list[float]:
     try:
-        return [float(part) for part in _names(text)]
+        shares = [float(part) for part in _names(text)]
     except ValueError:
-        raise InputError(f"{option} is a list of shares such as 1,0.5, not {text!r}") from None
+        raise InputError(f"{option} is a list of shares such as 1,0.5, not {short(text)}") from None
+    for share in shares:
+        check("keep", share, option)
+    return shares
 
 
 def _names(text: str) -> list[str]:
@@ -337,13 +342,17 @@ def _names(text: str) -> list[str]:
 
 
 def _counts(option: str, text: str) -> list[int]:
-    if not all(part.isdigit() for part in _names(text)) or not _names(text):
-        raise InputError(f"{option} is a list of counts such as 32,128, not {text!r}")
-    return [int(part) for part in _names(text)]
+    if not all(part.isdecimal() and len(part) < 20 for part in _names(text)) or not _names(text):
+        raise InputError(f"{option} is a list of counts such as 32,128, not {short(text)}")
+    counts = [int(part) for part in _names(text)]
+    for count in counts:
+        check(option.lstrip("-"), count, option)
+    return counts
 
 
 def _saver(out: Path) -> Callable[[list[dict[str, Any]]], None]:
     """Writes the rows so far: what was measured stays, whatever comes after."""
+    output_file(out)
     import pandas
 
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from vidllm.bench import long_file, short_file
 from vidllm.bench_library import search_library
 from vidllm.errors import InputError, WorkError
 from vidllm.longvideo import index_video
+from vidllm.paths import output_folder
 from vidllm.stage.annotations import tidy
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def bench_long(
     for part in parts:
         if part not in PARTS:
             raise InputError(f"no part {part!r}: choose from {', '.join(PARTS)}")
-    folder.mkdir(parents=True, exist_ok=True)
+    output_folder(folder, "--folder").mkdir(parents=True, exist_ok=True)
     for part in parts:
         for case, measure, value in PARTS[part](folder, clips, seed):
             save({"part": part, "case": case, "measure": measure, "value": round(value, 4)})

@@ -12,6 +12,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
 
 from vidllm.errors import InputError
+from vidllm.limits import check
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,7 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise InputError(f"limit {field.name} must be a number above 0, got {value!r}")
+            check(field.name, value, f"limit {field.name}")
 
 
 def budget_of(keep: float, total: int) -> int:
@@ -53,9 +53,8 @@ def budget_of(keep: float, total: int) -> int:
     Raises:
         InputError: ``keep`` outside (0, 1] or ``total`` negative.
     """
+    check("keep", keep)
     share = float(keep)
-    if not 0.0 < share <= 1.0:  # also refuses NaN
-        raise InputError(f"keep must be above 0 and at most 1, got {keep!r}")
     if total < 0:
         raise InputError(f"the number of tokens cannot be negative, got {total}")
     if total == 0:

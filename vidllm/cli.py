@@ -8,6 +8,7 @@ entry-point group ``vidllm.commands``; each is loaded only when it is used, so t
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -21,6 +22,7 @@ import typer
 
 from vidllm.errors import InputError, VidllmError, WorkError
 from vidllm.index_command import open_index
+from vidllm.limits import lacks_memory
 from vidllm.longvideo.marks import is_index
 from vidllm.options import (
     AsJson,
@@ -34,11 +36,22 @@ from vidllm.options import (
     say,
     tell,
 )
+from vidllm.paths import reason, shown
 from vidllm.plugins import Commands
+from vidllm.printable import printable
+from vidllm.question import check_text
 
 if TYPE_CHECKING:
     from vidllm.pipeline import Answer, VideoLLM
     from vidllm.video import VideoClip
+
+#: What the system says of a path that is wrong, rather than of work that failed.
+_OF_PATH = {
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR,
+    errno.EISDIR, errno.EEXIST, errno.EROFS, errno.ENXIO,
+}  # fmt: skip
+
+_WORD = 400  # signs of a word that a message shows
 
 # Typer carries its own copy of click in newer versions: find the base of its errors by name.
 _ClickException: type[Any] = next(
@@ -209,6 +222,7 @@ def doctor(json: AsJson = False, debug: Debug = False) -> None:
 
 
 def _not_blank(name: str, text: str) -> None:
+    check_text(text)
     if not text.strip():
         raise InputError(f"{name} is empty: write it in quotes, as one argument")
 
@@ -287,18 +301,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{message} (see {path} --help)", error.exit_code)
     except typer.Abort:
         return _fail("stopped", 1)
+    except OSError as error:
+        return _fail(*_of_system(error))
     except KeyboardInterrupt:
         return _fail(f"stopped after {time.perf_counter() - started:.0f} s", 130)
     except Exception as error:
+        if lacks_memory(error):
+            return _fail("memory ran out: fewer frames, smaller ones, or fewer tokens", 1)
         hint = "" if debugging() else " (--debug shows where)"
         return _fail(f"{type(error).__name__}: {error}{hint}", 1)
+
+
+def _of_system(error: OSError) -> tuple[str, int]:
+    """A line and an exit code for what the system refuses: 2 where the path is wrong."""
+    names = [shown(name) for name in (error.filename, error.filename2) if name]
+    line = f"{', '.join(names)}: {reason(error)}" if names else reason(error)
+    return line, 2 if names and error.errno in _OF_PATH else 1
 
 
 def _fail(message: str, code: int) -> int:
     if debugging():
         traceback.print_exc()
-    say(f"vidllm: {' '.join(message.split())}")
+    say(f"vidllm: {_one_line(message)}")
     return code
+
+
+def _one_line(message: str) -> str:
+    """A message on one line, what no terminal prints spelt out, words without end cut."""
+    words = [w if len(w) <= _WORD else f"{w[:_WORD]}…" for w in message.split()]
+    return printable(" ".join(words))
 
 
 def _quiet() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Predict FLOPs and KV cache, and how much faster a run can get at most.")
 
+_MOST_TOKENS = 2**24  # video tokens that are reckoned with
 _ASSUMED = (
     "FLOPs of matrix products and convolutions, two a multiplication with its addition, as "
     "torch.utils.flop_counter counts",
@@ -96,6 +98,11 @@ def cost(
 
         shape = shape_of(model, size)
         count = shape.frames if frames is None else frames
+        if math.prod(shape.grid(count)) > _MOST_TOKENS:
+            raise InputError(
+                f"--frames {count} are {math.prod(shape.grid(count))} video tokens, more than "
+                f"{_MOST_TOKENS}: fewer frames, or a smaller --size"
+            )
         methods = [_method(shape, recipe, compressor, share) for share in shares]
         grid, depth = shape.grid(count), shape.decoder.layers
         settings: dict[str, Any] = {

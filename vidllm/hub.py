@@ -25,15 +25,17 @@ from .cost import Receipt, Stopwatch, peak_memory
 from .errors import InputError
 from .hub_run import Said, generate, survey
 from .hub_seeing import Eyes, Seen
+from .limits import memory_answered
 from .listening import Listener, attentive
 from .loading import choose_compressor, load_hub
 from .models.hf import FAMILIES, adapter_for
 from .models.hf.pixels import tokens_per_frame
 from .models.hf.prompting import chat, marks_of, shorten, write
-from .models.hf.scripts import SCRIPTS, TASKS, Script
+from .models.hf.scripts import SCRIPTS, TASKS, Placed, Script
 from .models.hf.session import Session
 from .models.native import NativeConfig
 from .pipeline import VideoLLM
+from .question import check_room, check_text, positions_of, questions_of
 from .spending import Spending
 from .timecode import Span, TextTime
 from .tokenmap import TokenMap
@@ -106,6 +108,7 @@ class HubVideoLLM(VideoLLM):
         torch.manual_seed(int(options.get("seed", 0)))
         return cls(model.to(device), tokenizer, template=template, pixels=pixels, **options)
 
+    @memory_answered("the question")
     def ask(  # type: ignore[override]
         self,
         video: Video,
@@ -138,11 +141,9 @@ class HubVideoLLM(VideoLLM):
             InputError: a video, question or option that is wrong.
             Stopped: the listener wanted the work to end.
         """
-        questions = [question] if isinstance(question, str) else list(question)
-        if not questions:
-            raise InputError("no question was asked: give at least one")
+        questions, answer = questions_of(question), self.longest_answer(max_new_tokens)
         for text in questions:
-            self._check(text)
+            self._check(text, max_new_tokens or 1)  # the usual length may be cut short
         letters = letters_of(questions, choices)
         most, watch = self.budget(tokens), Stopwatch(listener=listener)
         method = self.within(self.chosen(compressor, most), most)
@@ -172,14 +173,17 @@ class HubVideoLLM(VideoLLM):
             with watch.stage("encode"):
                 placed = self.eyes.open(clip).placed
                 self.check_fits(method, len(clip), sum(placed.counts), most)
+                prompts = [
+                    self._ids(write(self.script, self.chat, placed, text, times=times))
+                    for text in questions
+                ]
+                for ids in prompts:
+                    self._check_room(ids, placed, max_new_tokens or 1)
                 seen = self.eyes.see(clip, c)
-            for text, wanted in zip(questions, letters, strict=True):
+            for ids, wanted in zip(prompts, letters, strict=True):
                 spent = watch.copy()
-                ids = self._ids(write(self.script, self.chat, placed, text, times=times))
                 with seen.share(c):
-                    said = generate(
-                        self.eyes, c, seen, ids, spent, self.tokenizer, max_new_tokens or 128
-                    )
+                    said = generate(self.eyes, c, seen, ids, spent, self.tokenizer, answer)
                 receipt = self._receipt(c, clip, spent, said, seen)
                 more = (*notes, *self.fit_notes(method, receipt, most))
                 answers.append(self._said(said, clip, receipt, more, times, wanted, seen))
@@ -235,6 +239,7 @@ class HubVideoLLM(VideoLLM):
 
     def words(self, task: str, query: str = "") -> str:
         """What the model is asked for a task: "ground", "highlights" or "caption"."""
+        check_text(query)
         query = query.strip().rstrip(" .")
         if task != "caption" and not query:
             raise InputError("the query is empty: say what to look for")
@@ -259,13 +264,29 @@ class HubVideoLLM(VideoLLM):
         """Not for these models: raises `InputError`."""
         raise InputError(f"{self.family} answers from a clip: use ask")
 
-    def _check(self, question: str) -> None:
+    def _check_room(self, ids: Tensor, placed: Placed, answer: int) -> None:
+        """See that a prompt (1, L) has room. Positions of time, row and column go side by side."""
+        video, whole = sum(placed.counts), ids.shape[1]
+        beside = self.kind in ("qwen2_5_vl", "qwen3_vl")
+        check_room(
+            self._positions, text=whole - video, answer=answer,
+            video=max(placed.grid) if beside else video,
+        )  # fmt: skip
+
+    @property
+    def _positions(self) -> int | None:
+        return positions_of(self.model.config.get_text_config())
+
+    def _check(self, question: str, answer: int = 0) -> None:
+        check_text(question, self._positions)
         if not question.strip():
             raise InputError("the question is empty: ask something")
         control = {*self.marks.values(), *self.tokenizer.all_special_tokens} - {""}
         for mark in sorted(control):
             if mark in question:
                 raise InputError(f"the question holds '{mark}', a control token: leave it out")
+        alone: Any = self.tokenizer(question, add_special_tokens=False)
+        check_room(self._positions, text=len(alone["input_ids"]), answer=answer)
 
     def _ids(self, text: str) -> Tensor:
         bos = self.tokenizer.bos_token

@@ -85,9 +85,11 @@ def index(
     """
     from vidllm.longvideo import index_video
     from vidllm.longvideo.reading import checked_video
+    from vidllm.longvideo.standing import guard
 
     _refuse(options, _NOT_INDEXED, "an index holds the whole video")
-    checked_video(Path(video))
+    file = checked_video(Path(video))
+    guard(file.with_suffix(".vidx") if out is None else out)
     options.check_words()
     llm = options.load()
     with _bar(Path(video).name, options.json) as progress:

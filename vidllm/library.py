@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from vidllm.errors import InputError, VidllmError
 from vidllm.longvideo.catalogue import Catalogue, Entry
 from vidllm.longvideo.marks import is_index, model_mark, source_mark
+from vidllm.paths import input_file, look
 from vidllm.timecode import Span
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class VideoLibrary:
     """
 
     def __init__(self, folder: str | os.PathLike[str], llm: VideoLLM | None = None) -> None:
+        look(folder, "the library")
         self.folder = Path(folder).resolve()
         self._llm = llm
         self._catalogue = Catalogue(self.folder)
@@ -100,7 +102,7 @@ class VideoLibrary:
             InputError: no video and no index, or one of another model.
             WorkError: as `index_video`; what was indexed until then is in the library.
         """
-        given = Path(file)
+        given = input_file(file, "video file")
         if not is_index(given):
             return self._index(given, options)
         if options:

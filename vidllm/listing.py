@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from fnmatch import fnmatch
@@ -56,13 +55,14 @@ def _compressors() -> list[dict[str, Any]]:
 
 def _models() -> list[dict[str, Any]]:
     """What is shipped, and the families of hub models that are served."""
+    from vidllm.modelfolder import read_config
     from vidllm.models.hf import FAMILIES
     from vidllm.presets import PRESETS
     from vidllm.shipped import shipped_models, weights_dir
 
     found = []
     for name in shipped_models():
-        config = json.loads((weights_dir() / name / "config.json").read_text(encoding="utf-8"))
+        config = read_config(weights_dir() / name)
         files = (weights_dir() / name).glob("*.safetensors")
         size = sum(file.stat().st_size for file in files) / 1e6
         kind = str(config.get("model_type", ""))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
@@ -19,10 +18,14 @@ from transformers.utils.hub import cached_file
 from vidllm.compressors import Chain, Compressor, build
 
 from .errors import InputError, WorkError
+from .limits import check, lacks_memory
+from .modelfolder import check_folder
 from .models.hf import FAMILIES
 from .models.hf.pixels import pixel_options
 from .models.hf.scripts import SCRIPTS
 from .models.native import NativeConfig, NativeVideoLLM
+from .paths import is_folder
+from .timecode import get_timecode
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,8 +40,8 @@ def choose_compressor(
 
     With a number of `tokens` a method needs no share of its own.
     """
-    if keep is not None and not 0 < keep <= 1:
-        raise InputError(f"keep is the share of tokens kept, above 0 and at most 1, not {keep:g}")
+    if keep is not None:
+        check("keep", keep)
     if compressors is None:
         if keep is None:
             return build(config.compressors, keep=config.keep)
@@ -85,10 +88,13 @@ def model_kind(folder: str) -> str:
     Raises:
         InputError: no such model, or a config that cannot be read.
     """
+    local = is_folder(folder)
+    if local:
+        check_folder(folder)
     try:
         found, _ = PretrainedConfig.get_config_dict(folder)
-    except (OSError, ValueError) as error:
-        if Path(folder).is_dir():
+    except Exception as error:  # whatever a config's fields trip over
+        if local:
             raise InputError(f"{folder} holds no model whose config.json can be read") from error
         raise InputError(
             f"no model '{folder}': it is no folder, and the hub lacks it or is out of reach"
@@ -118,9 +124,35 @@ def load_native(folder: str, attn: str | None) -> tuple[NativeVideoLLM, PreTrain
     model = _weights(NativeVideoLLM, folder, attn, torch.float32)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except Exception as error:  # whatever the tokenizer's files hold
         raise _unreadable(folder, error) from error
+    _check_words(folder, model, tokenizer)
     return model, tokenizer
+
+
+def _check_words(folder: str, model: NativeVideoLLM, tokenizer: PreTrainedTokenizerBase) -> None:
+    """See that weights are numbers and that the tokenizer is that of its model.
+
+    Raises:
+        WorkError: they are not.
+    """
+    for name, value in model.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise WorkError(f"the weights in {folder} are damaged: {name} holds what is no number")
+    rows = int(model.language_model.get_input_embeddings().weight.shape[0])
+    config, problem = model.config, ""
+    if len(tokenizer) > rows or max(tokenizer.get_vocab().values(), default=0) >= rows:
+        problem = f"it has more words than the {rows} of the model"
+    elif tokenizer.eos_token_id is None:
+        problem = "it has no token that ends an answer"
+    elif config.time_code == "relative":
+        code = get_timecode("relative", n=config.time_tokens)
+        ids = tokenizer.convert_tokens_to_ids(list(code.special_tokens))
+        first = config.time_token_start
+        if ids != list(range(first, first + config.time_tokens)):
+            problem = "its time tokens are not where config.json says"
+    if problem:
+        raise WorkError(f"the tokenizer in {folder} does not fit its model: {problem}")
 
 
 def load_hub(
@@ -154,7 +186,7 @@ def _weights(cls: Any, folder: str, attn: str | None, dtype: torch.dtype) -> Any
     try:
         loaded: Any = cls.from_pretrained(folder, output_loading_info=True, dtype=dtype, **options)
         model, report = loaded
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except Exception as error:  # whatever config and weights trip over together
         raise _unreadable(folder, error) from error
     missing = [k for k in report["missing_keys"] if not k.endswith("lm_head.weight")]
     if missing or report["unexpected_keys"]:
@@ -166,6 +198,8 @@ def _weights(cls: Any, folder: str, attn: str | None, dtype: torch.dtype) -> Any
 
 
 def _unreadable(folder: str, error: Exception) -> WorkError:
+    if lacks_memory(error):
+        return WorkError(f"the model in {folder} takes more memory than is free: use a smaller one")
     line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return WorkError(f"the model in {folder} cannot be loaded: {line}")
 

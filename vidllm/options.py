@@ -11,17 +11,17 @@ import contextlib
 import functools
 import inspect
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_type_hints
 
 import typer
 
 from vidllm.errors import InputError, WorkError
+from vidllm.limits import check
+from vidllm.paths import is_folder
 from vidllm.plain import plain
 from vidllm.printable import printable, printable_json
 
@@ -79,7 +79,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and 
 def _number_or_auto(text: str) -> int | str:
     if text != "auto" and not text.lstrip("+-").isdecimal():
         raise typer.BadParameter(f"{text!r} is neither a whole number nor auto")
-    return text if text == "auto" else int(text)
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:  # "+-1"
+        raise typer.BadParameter(f"{text!r} is neither a whole number nor auto") from None
 
 
 @dataclass(frozen=True)
@@ -165,23 +168,19 @@ class CommonOptions:
         Raises:
             InputError: an option out of range, an unknown word, or a model that is not there.
         """
-        if self.keep is not None and not 0.0 < self.keep <= 1.0:  # also refuses NaN
-            raise InputError(f"--keep must be above 0 and at most 1, got {self.keep:g}")
-        if self.tokens is not None and self.tokens < 1:
-            raise InputError(f"--tokens must be at least 1, got {self.tokens}")
+        for option in ("keep", "tokens", "fps", "start", "end", "seed", "frames"):
+            value = getattr(self, option)
+            if value is not None and value != "auto":
+                check(option, value, f"--{option}")
         if self.frames == "auto" and self.tokens is None:
             raise InputError("--frames auto picks frames for a number of tokens: give --tokens")
-        if self.frames not in (None, "auto") and self.frames < 1:
-            raise InputError(f"--frames must be at least 1, got {self.frames}")
-        if self.fps is not None and not (self.fps > 0 and math.isfinite(self.fps)):
-            raise InputError(f"--fps must be above 0, got {self.fps:g}")
         if self.frames is not None and self.fps is not None:
             raise InputError("give --frames or --fps, not both")
         one_of("--reader", self.reader, READERS)
         one_of("--dtype", self.dtype, DTYPES)
         one_of("--attn", self.attn, ATTENTION)
         self.limits()
-        if (name := self.model_name()) is None or Path(name).is_dir():
+        if (name := self.model_name()) is None or is_folder(name):
             hide_bars()
 
     def model_name(self) -> str | None:

@@ -10,16 +10,19 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from vidllm.compressors import Chain, Compressor
+from vidllm.encoders.vision import VisionEncoder
 
 from .answer import Answer
 from .answering import before_prefill, check_early, check_serves
 from .asking import AskOptions, Choices, Frames, Method, Video, sampling_of
 from .cost import Stopwatch, peak_memory
-from .errors import InputError
+from .limits import check as check_number
+from .limits import memory_answered
 from .listening import Listener, attentive
 from .loading import choose_compressor, choose_device, choose_dtype, load_native, model_kind
 from .models.native import NativeConfig, NativeVideoLLM
 from .prompt import prompt_ids
+from .question import questions_of
 from .recipes import get_recipe
 from .replying import Replying
 from .seeing import Memory, window
@@ -111,6 +114,9 @@ class VideoLLM(Replying):
             named = get_recipe(recipe)
             if compressors is None:
                 compressors, keep = named.compressors, named.keep if keep is None else keep
+        for option, value in (("fps", fps), ("tokens", tokens), ("seed", seed), ("frames", frames)):
+            if value is not None and not isinstance(value, str):
+                check_number(option, value)
         folder = str(default_model()) if name is None else find_model(str(name))
         place = choose_device(device)
         kind = choose_dtype(dtype, place)
@@ -133,6 +139,7 @@ class VideoLLM(Replying):
     def ask(
         self, video: Video, question: list[str] | tuple[str, ...], **options: Unpack[AskOptions]
     ) -> list[Answer]: ...
+    @memory_answered("the question")
     def ask(
         self,
         video: Video,
@@ -167,11 +174,10 @@ class VideoLLM(Replying):
             InputError: a video, question or option that is wrong.
             Stopped: the listener wanted the work to end.
         """
-        questions = [question] if isinstance(question, str) else list(question)
-        if not questions:
-            raise InputError("no question was asked: give at least one")
-        for text in questions:  # a wrong question fails before the video costs anything
-            prompt_ids(self.tokenizer, text)
+        questions, answer = questions_of(question), self.longest_answer(max_new_tokens)
+        # A wrong question fails before the video costs anything.
+        prompts = [prompt_ids(self.tokenizer, text) for text in questions]
+        self.check_prompts(prompts, 0, answer)
         letters = letters_of(questions, choices)
         watch, most = Stopwatch(listener=listener), self.budget(tokens)
         method = self.within(self.chosen(compressor, most), most)
@@ -187,6 +193,9 @@ class VideoLLM(Replying):
                 end=end,
                 compressor=compressor,
             )
+            if not isinstance(self.model.vision, VisionEncoder):  # those may make fewer tokens
+                video_tokens = self.count(clip.height, clip.width, len(clip))
+                self.check_prompts(prompts, video_tokens, answer)
             with attentive(listener, self.model):
                 with watch.stage("encode"):  # some methods merge inside the vision tower
                     seen, rest = self.memory.see(clip, (), method)

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from vidllm.errors import InputError, WorkError
+from vidllm.limits import guard_command
 
 # One line a command for `--help`, so that listing the commands loads none of them.
 _PLUG_INS = {
@@ -67,7 +68,11 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, command.load() if isinstance(command, _Later) else command, rest
+        if isinstance(command, _Later):
+            foreign = not command.entry.module.startswith("vidllm.")
+            command = command.load()
+            return name, command if foreign else guard_command(command), rest
+        return name, guard_command(command) if command is not None else command, rest
 
 
 def plug_ins() -> dict[str, EntryPoint]:

@@ -6,7 +6,8 @@ import re
 
 from transformers import PreTrainedTokenizerBase
 
-from .errors import InputError
+from .errors import InputError, WorkError
+from .question import check_text
 
 VIDEO_MARK = "<|video|>"
 #: Words that `ground`, `caption` and `highlights` put around what the user says.
@@ -19,6 +20,7 @@ PROMPTS = {
 
 def wrap(task: str, query: str) -> str:
     """The prompt of a task around the user's words; a question is asked as it is."""
+    check_text(query)
     if not query.strip():
         raise InputError("the query is empty: say what to look for")
     if query.strip().endswith("?"):
@@ -32,6 +34,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[list[
     Raises:
         InputError: an empty question, or one with control tokens.
     """
+    check_text(question)
     if not question.strip():
         raise InputError("the question is empty: ask something")
     if "<|" in question:
@@ -39,8 +42,17 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[list[
     content = VIDEO_MARK + question.strip()
     if tokenizer.chat_template:
         turn = [{"role": "user", "content": content}]
-        content = str(
-            tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        try:
+            content = str(
+                tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            )
+        except Exception as error:  # jinja's errors, or whatever the template raises itself
+            raise WorkError(
+                "the model's chat template cannot be used: get the model again"
+            ) from error
+    if content.count(VIDEO_MARK) != 1:
+        raise WorkError(
+            "the model's chat template has no place for a question: get the model again"
         )
     head, tail = content.split(VIDEO_MARK, 1)
     before, after = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -15,9 +16,11 @@ from .answering import Prompt, Record, by_question, check_serves, reply
 from .asking import Asked, Choices
 from .cost import Receipt, Stopwatch, kv_bytes_per_token
 from .errors import WorkError
+from .limits import check as check_number
 from .listening import check
 from .models.native import NativeConfig, NativeVideoLLM
 from .prompt import prompt_ids, unknown_words
+from .question import check_room, longest, positions_of
 from .seeing import Memory, slot_seconds, window
 from .spending import Spending
 from .timecode import Span, TimeCode
@@ -25,6 +28,9 @@ from .tokenmap import TokenMap
 from .tokens import VideoTokens
 from .video import VideoClip
 from .wording import Letters, letter_scores, letters_of, scored_spans, whole_times
+
+#: Tokens of an answer at most, if nobody says.
+USUAL_ANSWER = 128
 
 
 class Replying(Asked):
@@ -76,6 +82,10 @@ class Replying(Asked):
         # A method that reads the question makes other tokens of the video for every question.
         groups = [[i] for i in range(len(tails))] if by_question(method) else [range(len(tails))]
         stamps = self._stamps(clip, tokens, duration)
+        beside = sum(map(len, stamps or ()))
+        self.check_prompts(
+            prompts, math.prod(tokens.grid) + beside, self.longest_answer(max_new_tokens)
+        )
         asked = Prompt(prompts[0][0], tails, tokens, duration, stamps)
         answers: list[Answer] = []
         for group in groups:
@@ -86,9 +96,37 @@ class Replying(Asked):
                 [letters[i] for i in group],
                 method,
                 watch.copy(),  # reading the video counts for every group
-                max_new_tokens or 128,
+                self.longest_answer(max_new_tokens),
             )
         return answers
+
+    def longest_answer(self, max_new_tokens: int | None) -> int:
+        """Tokens of an answer at most. Raises InputError for a number that cannot be."""
+        if max_new_tokens is None:
+            return USUAL_ANSWER
+        check_number("max_new_tokens", max_new_tokens)
+        return int(max_new_tokens)
+
+    def check_prompts(
+        self, prompts: Sequence[tuple[Sequence[int], Sequence[int]]], video: int, answer: int
+    ) -> None:
+        """See that prompts (ids before and after the video) have room beside a video.
+
+        Args:
+            video: positions that it takes. answer: tokens of the longest answer.
+
+        Raises:
+            InputError: one has not; the line counts.
+        """
+        text, question = longest(prompts)
+        check_room(
+            positions_of(self.model.language_model.config),
+            text=text,
+            video=video,
+            answer=answer,
+            question=question,
+            sentence=self.config.reads_sentences,
+        )
 
     def _reply(
         self,

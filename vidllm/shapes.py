@@ -14,6 +14,8 @@ from typing import Any
 from vidllm.errors import InputError, VidllmError
 
 from .flops import Decoder, Linear, counted, linears, ssd
+from .modelfolder import check_folder
+from .paths import is_folder
 from .presets import PRESETS, Preset
 from .shape_families import ANY_SIZE, PARTS, transformer
 from .shipped import default_model, find_model, shipped_models
@@ -88,10 +90,12 @@ def shape_of(model: str | None, size: int | None = None) -> Shape:
         config = AutoConfig.for_model(preset.config["model_type"], **options)
         return from_config(config, name, preset, size)
     folder = str(default_model()) if name is None else _find(name)
+    if is_folder(folder):
+        check_folder(folder)
     try:
         config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # whatever a config's fields trip over
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"the config of {folder} cannot be read ({reason}): give a folder, or one of "
             f"{', '.join(PRESETS)}"

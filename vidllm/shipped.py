@@ -14,11 +14,13 @@ import hashlib
 import json
 import os
 import re
+import stat
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from vidllm.errors import InputError, WorkError
+from vidllm.paths import input_file, input_folder, is_file, is_folder, look, shown
 
 # A hub name as the hub itself allows it; one that is no folder here is left to the hub.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -32,9 +34,7 @@ def weights_dir() -> Path:
     """
     elsewhere = os.environ.get("VIDLLM_WEIGHTS")
     if elsewhere:
-        if not Path(elsewhere).is_dir():
-            raise InputError(f"VIDLLM_WEIGHTS is {elsewhere!r}, which is no folder")
-        return Path(elsewhere)
+        return input_folder(elsewhere, "VIDLLM_WEIGHTS")
     try:
         folder = Path(str(files("vidllm.weights")))
     except ModuleNotFoundError:
@@ -85,22 +85,27 @@ def find_model(name: str) -> str:
     """
     if name in shipped_models():
         return str(weights_dir() / name)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{name} holds no model: config.json is missing")
+    look(name, "the model")
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError:  # no such user
+        folder = Path(name)
+    if (found := look(folder)) is not None and stat.S_ISDIR(found.st_mode):
+        input_folder(folder, "the model")
+        input_file(folder / "config.json", "file", missing=f"{shown(name)} holds no model: "
+                   "config.json is missing")  # fmt: skip
         return str(folder)
-    if folder.exists():
-        raise InputError(f"{name} is a file: give the folder that holds the model")
-    looks_local = name.startswith((".", "~", "/")) or (folder.parent.is_dir() and "/" in name)
+    if found is not None:
+        raise InputError(f"{shown(name)} is a file: give the folder that holds the model")
+    looks_local = name.startswith((".", "~", "/")) or (is_folder(folder.parent) and "/" in name)
     if _HUB_NAME.fullmatch(name) and not looks_local:
         return name
     if "/" in name:
-        raise InputError(f"{name}: no such model folder")
+        raise InputError(f"{shown(name)}: no such model folder")
     known = shipped_models()
     close = difflib.get_close_matches(name, known, n=2, cutoff=0.4) or known
     hint = f"did you mean {' or '.join(close)}?" if close else "give a folder or OWNER/NAME"
-    raise InputError(f"no model {name!r}: {hint}")
+    raise InputError(f"no model '{shown(name)}': {hint}")
 
 
 def trained_frames(name: str | None) -> int | None:
@@ -110,12 +115,11 @@ def trained_frames(name: str | None) -> int | None:
         name: what ``find_model`` gave, or None for the shipped default.
     """
     file = (default_model() if name is None else Path(name)) / "config.json"
-    if not file.is_file():  # a name on the hub
+    if not is_file(file):  # a name on the hub
         return None
-    try:
-        frames = json.loads(file.read_text(encoding="utf-8")).get("frames")
-    except (ValueError, AttributeError):
-        raise InputError(f"{file} is not a model's config: it is no JSON object") from None
+    from vidllm.modelfolder import read_config  # which needs this file
+
+    frames = read_config(file.parent).get("frames")
     return frames if isinstance(frames, int) else None
 
 

@@ -17,7 +17,9 @@ import numpy as np
 
 from vidllm.budget import Limits
 from vidllm.errors import InputError
+from vidllm.limits import check, memory_answered
 from vidllm.listening import Listener
+from vidllm.paths import input_file
 from vidllm.readers import Reader, open_reader
 from vidllm.timeline import Timeline, missing_notes
 
@@ -133,12 +135,13 @@ def load_video(
     """
     began = time.perf_counter()
     limits = limits or Limits()
-    file = _checked_path(path)
+    file = input_file(path, "video file")
     _check_options(frames, fps, times, start, end)
     source = open_reader(reader, file)
     source.listener = listener
     try:
-        clip = _sample(source, file, frames, fps, times, start, end, limits)
+        with memory_answered(file.name):
+            clip = _sample(source, file, frames, fps, times, start, end, limits)
     finally:
         source.close()
     return replace(clip, read_seconds=time.perf_counter() - began)
@@ -264,23 +267,6 @@ def _too_many(number: int, limits: Limits) -> InputError:
     )
 
 
-def _checked_path(path: str | os.PathLike[str]) -> Path:
-    file = Path(path)
-    if "\0" in str(file):
-        raise InputError("the path of the video holds a null character")
-    if not file.exists():
-        raise InputError(f"{file}: no such file")
-    if file.is_dir():
-        raise InputError(f"{file} is a folder: give one video file")
-    if not file.is_file():
-        raise InputError(f"{file} is not a regular file: give one video file")
-    if not os.access(file, os.R_OK):
-        raise InputError(f"{file} may not be read: check its permissions")
-    if not file.stat().st_size:
-        raise InputError(f"{file} is empty")
-    return file
-
-
 def _check_options(
     frames: int | None,
     fps: float | None,
@@ -292,13 +278,9 @@ def _check_options(
         raise InputError("give only one of frames, fps and times")
     if times is not None and (start is not None or end is not None):
         raise InputError("times are absolute: give them without start and end")
-    if frames is not None and (isinstance(frames, bool) or frames != int(frames) or frames < 1):
-        raise InputError(f"frames must be a whole number of at least 1, got {frames!r}")
-    if fps is not None and not (math.isfinite(fps) and fps > 0):
-        raise InputError(f"fps must be a number above 0, got {fps!r}")
-    for name, value in (("start", start), ("end", end)):
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise InputError(f"{name} must be seconds from 0 on, got {value!r}")
+    for name, value in (("frames", frames), ("fps", fps), ("start", start), ("end", end)):
+        if value is not None:
+            check(name, value)
     if start is not None and end is not None and start >= end:
         raise InputError(f"start ({start:g} s) must come before end ({end:g} s)")
 

@@ -15,6 +15,8 @@ from .timecode import Found, Span, TimeCode
 #: Letters of a question's options; None for a question without.
 Letters = tuple[str, ...] | None
 #: A time in digit tokens that may go on with the next token.
+#: Options of a question at most, and signs of what names one.
+LETTERS, _LETTER = 256, 64
 _HALF = re.compile(r"(?:\s*<TIME_\w+>)+\s*$")
 
 
@@ -38,6 +40,12 @@ def letters_of(
         )
     found: list[Letters] = []
     for letters in given:
+        many = letters is not None and not isinstance(letters, str) and len(letters) > LETTERS
+        if many or any(not isinstance(one, str) or len(one) > _LETTER for one in letters or ()):
+            raise InputError(
+                f"choices are at most {LETTERS} letters such as ('A', 'B'), of at most {_LETTER} "
+                "signs each"
+            )
         if isinstance(letters, str) or (letters is not None and not all(letters)):
             raise InputError(f"choices are letters such as ('A', 'B'), not {letters!r}")
         found.append(None if not letters else tuple(letters))

@@ -9,6 +9,7 @@ import typer
 
 from vidllm.errors import InputError, WorkError
 from vidllm.options import AsJson, Debug, clean_output, emit, tell
+from vidllm.paths import input_folder, output_folder
 from vidllm.printable import printable
 from vidllm.writing import write_files
 
@@ -60,8 +61,8 @@ def report(
 ) -> None:
     """Write report.html with its plots, report.csv and report.md from folders of runs."""
     with clean_output(json):
-        if videos is not None and not videos.is_dir():
-            raise InputError(f"--videos {videos} is not a folder")
+        if videos is not None:
+            input_folder(videos, "--videos")
         found = write_report(folders, out, worst=worst, official=official, videos=videos)
         if json:
             emit({"page": str(found[0]), "files": [str(file) for file in found]})
@@ -98,6 +99,10 @@ def write_report(
     runs = [load_run(folder) for folder in find_folders(folders)]
     if out is None:
         out = folders[0] / "report" if len(folders) == 1 else Path("report")
+    try:
+        output_folder(out)
+    except InputError as error:
+        raise WorkError(str(error)) from error
     try:
         out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
         found = sections(runs, official=official)

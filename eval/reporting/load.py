@@ -7,12 +7,14 @@ process, rows-0.jsonl and so on, whose last line may be cut off.
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vidllm.errors import InputError
+from vidllm.paths import input_folder, look, shown
 from vidllm.printable import printable
 from vidllm.schema import Mismatch, parse, validate
 
@@ -98,9 +100,11 @@ def find_folders(given: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for folder in given:
-        if not folder.is_dir():
-            what = "is not a folder" if folder.exists() else "does not exist"
-            raise InputError(f"{folder} {what}: give the --out folder of a vidllm eval")
+        there = look(folder, "DIR")
+        if there is None or not stat.S_ISDIR(there.st_mode):
+            what = "does not exist" if there is None else "is not a folder"
+            raise InputError(f"{shown(folder)} {what}: give the --out folder of a vidllm eval")
+        input_folder(folder, "the run")
         if (folder / CONFIG).is_file():
             below = [folder]
         else:

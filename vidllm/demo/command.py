@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vidllm.errors import VidllmError
+from vidllm.limits import guard_command
 from vidllm.options import Debug, debugging, hide_bars, say
 
 from .settings import Settings
@@ -125,7 +126,7 @@ def demo(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code; what `app.py` calls."""
-    command = typer.main.get_command(app)
+    command = guard_command(typer.main.get_command(app))
     try:
         command.main(args=arguments, prog_name="app.py", standalone_mode=True)
     except SystemExit as end:

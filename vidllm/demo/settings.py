@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vidllm.budget import Limits
 from vidllm.errors import InputError
+from vidllm.limits import check
 
 if TYPE_CHECKING:
     from vidllm.pipeline import VideoLLM
@@ -58,9 +59,10 @@ class Settings:
             "waiting",
         ):
             value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                option = "--" + name.replace("_", "-")
-                raise InputError(f"{option} must be above 0, got {value:g}")
+            option = "--" + name.replace("_", "-")
+            check(name, value, option)
+            if value == math.inf:
+                raise InputError(f"{option} must be a finite number")
         if self.frames is not None and not 1 <= self.frames <= self.max_frames:
             raise InputError(
                 f"--frames must be from 1 to --max-frames ({self.max_frames}), got {self.frames}"

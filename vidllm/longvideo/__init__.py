@@ -67,11 +67,11 @@ def index_video(
 
     file = checked_video(Path(video))
     place = file.with_suffix(".vidx") if path is None else Path(path)
+    guard(place)
     check_method(llm)
     plan = Plan(fps, near, precision, tokens_per_minute, tower).checked(llm.model.grid_side**2)
     if tower is not None:
         check_tower(llm.model, build_method(tower))
-    guard(place)
     if not force and standing(llm, file, place, plan):
         return VideoIndex.load(place, llm)
     told: dict[str, Any] = build(

@@ -66,7 +66,7 @@ class Reader:
     def ground(self, prompt: str) -> Answer:
         """A prompt that asks for a time."""
         watch = Stopwatch()
-        head, tail = prompt_ids(self.llm.tokenizer, prompt)
+        head, tail = self._prompt(prompt)
         with watch.stage("scan"):
             votes = [vote for vote, _ in self._scan(head, tail)]
         return self._grounded(prompt, head, tail, votes, watch)
@@ -74,7 +74,7 @@ class Reader:
     def ask(self, question: str) -> Answer:
         """Any question; see `VideoIndex.ask`."""
         watch = Stopwatch()
-        head, tail = prompt_ids(self.llm.tokenizer, question)
+        head, tail = self._prompt(question)
         with watch.stage("scan"):
             said = self._scan(head, tail, timed=False)
         votes = [vote for vote, _ in said]
@@ -82,6 +82,14 @@ class Reader:
         if times * 2 > len(said) and any(vote.score > 0 for vote in votes):
             return self._grounded(question, head, tail, votes, watch)
         return self._told(question, head, tail, said, watch)
+
+    def _prompt(self, question: str) -> tuple[list[int], list[int]]:
+        """Ids before and after the video. Raises InputError where a window has no room beside."""
+        head, tail = prompt_ids(self.llm.tokenizer, question)
+        most = max((batch.total for _, batch in self.levels), default=0)
+        whole = max(most, self.llm.usual_frames * self.cells)
+        self.llm.check_prompts([(head, tail)], whole, self.llm.longest_answer(None))
+        return head, tail
 
     def caption(self, start: float | None, end: float | None) -> Answer:
         """Captions of a stretch, in pieces as long as the windows."""

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from vidllm.compressors import Chain, Compressor
 from vidllm.compressors import build as build_method
 from vidllm.errors import InputError, WorkError
+from vidllm.limits import INDEX_FPS, check, within
 
 from .finishing import PRECISIONS, finish
 from .marks import method_facts, method_words, model_mark, source_mark
@@ -50,15 +50,14 @@ class Plan:
 
     def checked(self, cells: int) -> Plan:
         """The plan with the rate that its tokens allow. Raises InputError for what is wrong."""
-        if not (np.isfinite(self.fps) and 0 < self.fps <= 60):
-            raise InputError(f"fps of an index must be above 0 and at most 60, got {self.fps:g}")
-        if not 0 <= self.near < 256:
-            raise InputError(f"near must be levels of 255 from 0 on, got {self.near:g}")
+        within(INDEX_FPS, self.fps, "fps of an index")
+        check("near", self.near)
         if self.precision not in PRECISIONS:
             raise InputError(f"precision must be {' or '.join(PRECISIONS)}, not {self.precision!r}")
         most = self.tokens_per_minute
         if most is None:
             return self
+        check("tokens_per_minute", most)
         if most < cells:
             raise InputError(f"a frame has {cells} tokens: tokens_per_minute {most} is below that")
         return replace(self, fps=min(self.fps, most / (60 * cells)))

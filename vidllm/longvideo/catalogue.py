@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vidllm.errors import InputError, WorkError
+from vidllm.paths import is_file, output_file, output_folder, shown
 
 from .disk import unwritten
 
@@ -87,6 +88,7 @@ class Catalogue:
         Raises:
             WorkError: it cannot be written.
         """
+        output_folder(self.folder, "the library")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -197,8 +199,10 @@ class Catalogue:
     @contextmanager
     def _open(self, create: bool = False) -> Iterator[sqlite3.Connection]:
         file = self.folder / _FILE
-        if not create and not file.is_file():
-            raise InputError(f"{self.folder} is no library: add a video to make one")
+        if create:
+            output_file(file, "the library's file", beside="-journal")
+        elif not is_file(file):
+            raise InputError(f"{shown(self.folder)} is no library: add a video to make one")
         try:
             db = sqlite3.connect(file, timeout=_WAIT, isolation_level=None)
             try:

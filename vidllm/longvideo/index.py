@@ -16,12 +16,13 @@ import numpy as np
 
 from vidllm.answer import Answer
 from vidllm.errors import InputError
+from vidllm.paths import is_file, output_file
 from vidllm.timecode import Span
 
 from .disk import unwritten
 from .marks import model_mark, source_mark
 from .store import IndexFile
-from .windows import clock
+from .windows import clock, levels_for
 
 _TOLD = 5  # stretches without frames that are told
 
@@ -58,6 +59,26 @@ class VideoIndex:
             raise InputError(
                 f"{self.path.name} was made by another model than {which}: give the one that it "
                 "was made with, or index the video again"
+            )
+        from .tower import Carried, width  # which needs a model's modules
+
+        side, levels = llm.model.grid_side, self.facts["levels"]
+        frames = [x.frames for x in levels_for(self.facts["fps"], llm.usual_frames, self.duration)]
+        found = {
+            "grid": self.facts["grid"] == [side, side],
+            "carried": self.facts["carried"] is (Carried.of(llm.model) is not None),
+            "levels": [level["frames"] for level in levels] == frames,
+        }
+        for name, right in found.items():
+            if not right:
+                raise InputError(
+                    f"{self.path} is damaged: field {name} is not what its model makes: index the "
+                    "video again"
+                )
+        if self._file["tokens"].shape[2] != width(llm.model):
+            raise InputError(
+                f"{self.path} is damaged: tensor tokens is not what its model makes: index the "
+                "video again"
             )
 
     @classmethod
@@ -119,7 +140,7 @@ class VideoIndex:
         """
         source = self.facts["source"]
         place = Path(source["path"])
-        if place.is_file() and source_mark(place)["sha256"] != source["sha256"]:
+        if is_file(place) and source_mark(place)["sha256"] != source["sha256"]:
             raise InputError(
                 f"{place.name} has changed since {self.path.name} was made: index it again"
             )
@@ -200,7 +221,7 @@ class VideoIndex:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Copy the file to another place. Raises WorkError where it cannot be written."""
-        place = Path(path)
+        place = output_file(path, "the index", beside=".new")
         part = place.with_name(place.name + ".new")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)

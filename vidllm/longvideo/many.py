@@ -78,6 +78,8 @@ class Many:
             return []
         llm = self.readers[0].llm
         head, tail = prompt_ids(llm.tokenizer, llm.words("ground", query))
+        most = max((b.total for r in self.readers for _, b in r.levels), default=0)
+        llm.check_prompts([(head, tail)], most, llm.longest_answer(None))
         fitting = Fitting(llm.tokenizer, query)
         heard: defaultdict[int, _Heard] = defaultdict(_Heard)
         for batch, windows in self._first():

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidllm.errors import InputError
+from vidllm.limits import short
+from vidllm.paths import input_file, is_file
 
 if TYPE_CHECKING:
     from vidllm.compressors import Chain, Compressor
@@ -29,6 +31,8 @@ _TOLD = ("temporal", "time_code", "downsample", "frames", "stamps", "time_embedd
 
 def is_index(path: str | os.PathLike[str]) -> bool:
     """Whether a file is an index, by its first bytes; False for what cannot be read."""
+    if not is_file(path):  # a pipe would be waited for
+        return False
     try:
         with Path(path).open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
@@ -59,7 +63,7 @@ def source_mark(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read.
     """
-    file = Path(path).resolve()
+    file = input_file(path, "video file").resolve()
     try:
         size = file.stat().st_size
         digest = hashlib.sha256(str(size).encode())
@@ -117,7 +121,13 @@ def method_of(facts: dict[str, Any], llm: VideoLLM) -> Compressor | Chain:
         raise InputError(
             f"this index was made with {facts['repr']}: load the model with this compressor"
         )
-    return build(facts["spec"], keep=facts["keep"], budget=facts["budget"])
+    made = build(facts["spec"], keep=facts["keep"], budget=facts["budget"])
+    if repr(made) != facts["repr"]:
+        raise InputError(
+            f"this index is damaged: field compressor says {facts['spec']!r} and "
+            f"{short(facts['repr'])}: index the video again"
+        )
+    return made
 
 
 def method_words(facts: dict[str, Any]) -> str:

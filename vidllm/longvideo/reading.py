@@ -15,6 +15,7 @@ from torch import Tensor
 from vidllm.budget import Limits
 from vidllm.encoders.vision import to_pixels
 from vidllm.errors import InputError, WorkError
+from vidllm.paths import input_file
 from vidllm.readers import Reader, T, Take, open_reader
 from vidllm.video import shown_at
 
@@ -164,13 +165,7 @@ class Frames:
 
 def checked_video(path: Path) -> Path:
     """The path of a file that may be a video. Raises InputError for what cannot be one."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give one video file")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    if not path.stat().st_size:
-        raise InputError(f"{path} is empty")
-    return path
+    return input_file(path, "video file")
 
 
 def _check_limits(name: str, height: int, width: int, duration: float, limits: Limits) -> None:

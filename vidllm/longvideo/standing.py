@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidllm.errors import InputError
+from vidllm.paths import output_file
 
 from .marks import is_index, method_facts, method_words, model_mark, source_mark
 from .parts import other
@@ -52,8 +53,7 @@ def guard(place: Path) -> None:
     Raises:
         InputError: a folder, or a file that is no index.
     """
-    if place.is_dir():
-        raise InputError(f"{place} is a folder: give a file for the index")
+    output_file(place, "the index", beside=".part")
     if place.exists() and not is_index(place):
         raise InputError(f"{place} is there and is no index: give another output file")
 

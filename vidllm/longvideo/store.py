@@ -22,8 +22,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vidllm.errors import InputError, WorkError
+from vidllm.paths import input_file
 
 from .disk import unwritten
+from .facts import check_facts, check_numbers, check_tensors
 from .marks import KIND, is_index
 
 __all__ = ["FORMAT", "IndexFile", "is_index", "write_file"]
@@ -119,8 +121,7 @@ class IndexFile:
 
     def __init__(self, path: str | os.PathLike[str], *, check: bool = True) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise InputError(f"{self.path}: no such index file")
+        input_file(self.path, "index file")
         if not is_index(self.path):
             raise InputError(f"{self.path} is no index of vidllm: make one with vidllm index")
         damaged = InputError(f"{self.path} is damaged or cut off: index the video again")
@@ -143,6 +144,10 @@ class IndexFile:
             raise damaged
         if check:
             self.check()
+        check_facts(self.facts, self.path)
+        check_tensors(self.facts, self, self.path)
+        if check:
+            check_numbers(self, self.path)
 
     def names(self) -> list[str]:
         """Names of the tensors."""

@@ -56,5 +56,10 @@ class NativeConfig(PreTrainedConfig):
         self.keep = keep
         super().__init__(**kwargs)
 
+    @property
+    def reads_sentences(self) -> bool:
+        """Whether the whole model was trained from nothing, on questions of a sentence."""
+        return bool(self.vision.get("type") == "conv")
+
 
 AutoConfig.register(NativeConfig.model_type, NativeConfig)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import InputError
 from ..options import AsJson, Debug, clean_output, emit, say
+from ..paths import input_folder, output_file, output_folder
 
 app = typer.Typer(add_completion=False)
 
@@ -54,8 +54,11 @@ def train(
         raise InputError(f"no training recipe '{recipe}': there is stage")
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device must be auto, cpu or cuda, not '{device}'")
-    if out and Path(out).is_file():
-        raise InputError(f"--out {out} is a file: give a folder")
+    output_folder(out, "--out")
+    if init:
+        input_folder(init, "--init")
+    if cells:
+        output_file(cells, "--cells")
     with clean_output(json):
         from vidllm.compressors import build
 
