@@ -83,10 +83,10 @@ def index(
     What was done is kept whatever ends the run: the same command goes on from there.
     """
     from vidllm.longvideo import index_video
-    from vidllm.longvideo.reading import checked_video
+    from vidllm.video import checked_path
 
     _refuse(options, _NOT_INDEXED, "an index holds the whole video")
-    checked_video(Path(video))
+    checked_path(video)
     options.check_words()
     llm = options.load()
     with _bar(Path(video).name, options.json) as progress:
@@ -109,7 +109,7 @@ def _group() -> None:
 @common_options
 def add(
     folder: Folder,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Videos, or indexes.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Videos, or indexes.")],
     options: CommonOptions,
     fps: Fps = 1.0,
     tokens_per_minute: PerMinute = None,
@@ -134,13 +134,13 @@ def add(
     added, failed = [], []
     for file in files:
         try:
-            with _bar(file.name, options.json) as progress:
+            with _bar(Path(file).name, options.json) as progress:
                 more = {**plan, "progress": progress} if file in videos else {}
                 added.append(held.add(file, **more))
         except VidllmError as error:
             if len(files) == 1:
                 raise
-            failed.append(file.name)
+            failed.append(Path(file).name)
             say(f"{error}")
         else:
             say(f"{added[-1].name}: {_clock(added[-1].duration)}")

@@ -100,9 +100,11 @@ class VideoLibrary:
             InputError: no video and no index, or one of another model.
             WorkError: as `index_video`; what was indexed until then is in the library.
         """
+        from vidllm.video import checked_path
+
         given = Path(file)
         if not is_index(given):
-            return self._index(given, options)
+            return self._index(checked_path(file), options)
         if options:
             raise InputError(
                 f"{given.name} is an index already: {', '.join(options)} are for a video"
@@ -208,9 +210,8 @@ class VideoLibrary:
         from vidllm.longvideo import index_video
         from vidllm.longvideo.build import check_method
         from vidllm.longvideo.index import VideoIndex
-        from vidllm.longvideo.reading import checked_video
 
-        mark = source_mark(checked_video(video))
+        mark = source_mark(video)
         check_method(self.llm)
         self._catalogue.make()
         name = self._catalogue.claim(video.stem, mark, model_mark(self.llm))

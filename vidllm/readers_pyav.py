@@ -21,6 +21,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from vidllm.demuxer import Source
+from vidllm.display import display_matrix, frame_notes, upright
 from vidllm.errors import InputError
 from vidllm.listening import Listener, check
 from vidllm.packets import (
@@ -60,6 +61,9 @@ class PyAVReader:
         self._source = Source(path)
         self._extra: list[Source] = []  # for runs side by side
         self._slow: Source | None = None
+        self._told: dict[str, None] = {}  # a set that keeps its order
+        self._blank: set[int] = set()  # packets
+        self.blank: set[int] = set()
         try:
             self._index = self._list()
             # AVI stores no presentation times; what FFmpeg makes up for them is in file order.
@@ -67,7 +71,9 @@ class PyAVReader:
             if self._source.container.format.name == "avi" and in_order:
                 self._index.counted = self._index.counted or self._reorders()
             source = self._source
-            self.timeline = timeline_of(path, source.container, source.stream, self._index)
+            self.timeline = timeline_of(
+                path, source.container, source.stream, self._index, source.size, source.notes
+            )
             source.next = None
         except BaseException:
             self.close()
@@ -78,6 +84,19 @@ class PyAVReader:
         for source in (self._source, self._slow, *self._extra):
             if source is not None:
                 source.container.close()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of how the pictures read so far are shown, one line each."""
+        return tuple(self._told)
+
+    def peek(self) -> None:
+        """Look at the first picture, so that ``notes`` tell of it before anything is read."""
+        source = Source(self._path, threads=1)
+        with source.container as container, contextlib.suppress(av.FFmpegError, IndexError):
+            for frame in container.decode(source.stream):
+                self._told.update(dict.fromkeys(frame_notes(frame)))
+                return
 
     def _list(self) -> PacketIndex:
         stream = self._source.stream
@@ -117,7 +136,7 @@ class PyAVReader:
         places = {int(self._index.shown[i]): i for i in indices}
 
         def shown(packet: int, frame: VideoFrame) -> T:
-            return take(places[packet], _picture(frame, self._source.size))
+            return take(places[packet], self._picture(frame))
 
         runs = _runs(self._index, sorted(places))
         copies = _TABLES // len(self._index.pts)
@@ -132,6 +151,7 @@ class PyAVReader:
         for first, wanted in runs:
             if any(packet not in found for packet in wanted):
                 found.update(self._run_slowly(first, wanted, shown))
+        self.blank |= {i for packet, i in places.items() if packet in self._blank}
         return {i: found[packet] for packet, i in places.items() if packet in found}
 
     def _run_together(
@@ -174,12 +194,14 @@ class PyAVReader:
                 if number == wanted[-1]:
                     frames += context.decode(None)
                 for frame in frames:
-                    if frame.is_corrupt and index.number(frame.pts) >= first:
+                    number = -1 if frame.pts is None else frame.pts
+                    if frame.is_corrupt and number >= first:
                         return {}
-                    number = index.number(frame.pts)
                     if number in todo:
                         todo.discard(number)
                         found[number] = shown(number, frame)
+        except MemoryError:
+            raise
         except av.FFmpegError:
             return {}
         finally:
@@ -195,11 +217,14 @@ class PyAVReader:
         index, context = self._index, self._slow.stream.codec_context
         start = index.key_before(first)
         todo, found, faults = set(wanted), dict[int, T](), set[int]()
+        pictured = set[int]()
         frames: list[VideoFrame] = []
         for number, packet in self._slow.packets(index, start, wanted[-1]):
             check(self.listener)
             try:
                 frames = packet.decode()
+            except MemoryError:
+                raise
             except av.FFmpegError:
                 faults.add(number)
                 frames = []
@@ -207,15 +232,25 @@ class PyAVReader:
                 with contextlib.suppress(av.FFmpegError):
                     frames += context.decode(None)
             for frame in frames:
-                number = index.number(frame.pts)
+                number = -1 if frame.pts is None else frame.pts
                 if number < 0 or index.pts[number] < index.pts[start]:
                     continue  # a leading frame whose own GOP was not decoded
+                pictured.add(number)
                 if frame.is_corrupt:
                     faults.add(number)
                 elif number in todo:
                     found[number] = shown(number, frame)
         context.flush_buffers()
-        return {n: taken for n, taken in found.items() if index.sound(n, faults)}
+        sound = {n for n in todo if index.sound(n, faults)}
+        self._blank |= sound - pictured
+        return {n: taken for n, taken in found.items() if n in sound}
+
+    def _picture(self, frame: VideoFrame) -> np.ndarray:
+        """The frame as (H, W, 3) uint8 RGB, as it is to be shown; scaled where its size differs."""
+        self._told.update(dict.fromkeys(frame_notes(frame)))
+        height, width = self._source.size
+        picture = frame.to_ndarray(format="rgb24", width=width, height=height)
+        return upright(picture, display_matrix(frame))
 
     def _count_through(self, indices: set[int], take: Take[T]) -> dict[int, T]:
         """Pictures whose packets have no times of their own are counted from the first on.
@@ -231,7 +266,6 @@ class PyAVReader:
         with source.container:
             for number, packet in source.packets(index, 0, len(index.pts) - 1):
                 check(self.listener)
-                packet.pts = number
                 try:
                     frames = packet.decode()
                     if number == len(index.pts) - 1:
@@ -248,7 +282,7 @@ class PyAVReader:
                     if fault > past and sure:
                         shown, past = frame.pts, fault
                     if shown in indices and fault <= past and not frame.is_corrupt:
-                        found[shown] = take(shown, _picture(frame, self._source.size))
+                        found[shown] = take(shown, self._picture(frame))
                     shown += 1
                 if shown > max(indices):
                     break
@@ -272,11 +306,3 @@ def _runs(index: PacketIndex, packets: list[int]) -> list[Run]:
         else:
             runs.append((first, [packet]))
     return runs
-
-
-def _picture(frame: VideoFrame, size: tuple[int, int]) -> np.ndarray:
-    """The frame as (H, W, 3) uint8 RGB, upright; a frame of another size is scaled to ``size``."""
-    height, width = size
-    picture = frame.to_ndarray(format="rgb24", width=width, height=height)
-    turns = round(frame.rotation / 90) % 4
-    return np.rot90(picture, turns) if turns else picture

@@ -16,13 +16,17 @@ from vidllm.budget import Limits
 from vidllm.encoders.vision import to_pixels
 from vidllm.errors import InputError, WorkError
 from vidllm.readers import Reader, T, Take, open_reader
-from vidllm.video import shown_at
+from vidllm.video import checked_path, shown_at
 
 #: Moments in a block: what one call of the vision tower sees, whatever is read at once.
 BLOCK = 64
 #: Seconds from one thumbnail to the next, and their width in pixels.
 THUMB_EVERY, THUMB_WIDTH = 10.0, 160
 _BYTES = 128 * 1024**2  # of decoded frames that are held at once
+
+
+class GoneError(WorkError):
+    """The file is not where it was."""
 
 
 @dataclass
@@ -64,7 +68,7 @@ class Frames:
     ) -> None:
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk must be at least 1 frame, got {chunk}")
-        self.path, self.size, limits = checked_video(path), size, limits or Limits()
+        self.path, self.size, limits = checked_path(path), size, limits or Limits()
         opened = open_reader(reader, path)
         self._reader: Reader | None = opened
         line = opened.timeline
@@ -74,9 +78,12 @@ class Frames:
         except InputError:
             self.close()
             raise
-        self.duration, self.notes = line.duration, line.notes
+        opened.peek()
+        self.notes = (*line.notes, *opened.notes)
+        #: Seconds that can be read: of a file that was cut off what is there, not what it promises.
+        self.duration = line.end if line.cut else line.duration
         self._line = line
-        count = max(1, int(np.ceil(round(line.duration * fps, 6))))
+        count = max(1, int(np.ceil(round(self.duration * fps, 6))))
         self._moments = np.arange(count) / fps
         self._chunk = min(BLOCK, chunk or max(1, _BYTES // max(1, 3 * height * width)))
         self._block = BLOCK
@@ -117,13 +124,15 @@ class Frames:
         begin = number * self._block
         moments = self._moments[begin : begin + self._block]
         if not self.path.is_file():
-            raise WorkError(f"{self.path.name} is gone")
+            raise GoneError(f"{self.path.name} is gone")
         chosen, gone = shown_at(self._line, moments)
         before, _ = shown_at(self._line, self._moments[max(0, begin - 1) : begin])
         wanted = [int(i) for i in np.unique(chosen) if i not in before]
         firsts = self._firsts(wanted, before)
 
         def take(i: int, picture: np.ndarray) -> tuple[Tensor, bytes | None]:
+            # A turned picture is a view that runs backwards, which torch does not take.
+            picture = np.ascontiguousarray(picture)
             seen = to_pixels(torch.from_numpy(picture)[None], self.size)
             return seen, jpeg(picture) if i in firsts else None
 
@@ -149,7 +158,7 @@ class Frames:
         try:
             return self._reader.read(frames, take)
         except (OSError, InputError) as error:
-            raise WorkError(f"{self.path.name} cannot be read any more") from error
+            raise WorkError(f"{self.path.name} cannot be read any more ({error})") from error
 
     def _firsts(self, frames: list[int], before: np.ndarray) -> set[int]:
         """Those of frames (ascending) with which a stretch of `THUMB_EVERY` seconds begins."""
@@ -160,17 +169,6 @@ class Frames:
                 step = _step_of(float(self._line.seconds[i]))
                 found.add(i)
         return found
-
-
-def checked_video(path: Path) -> Path:
-    """The path of a file that may be a video. Raises InputError for what cannot be one."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give one video file")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    if not path.stat().st_size:
-        raise InputError(f"{path} is empty")
-    return path
 
 
 def _check_limits(name: str, height: int, width: int, duration: float, limits: Limits) -> None:
