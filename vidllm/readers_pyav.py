@@ -64,6 +64,7 @@ class PyAVReader:
         self._told: dict[str, None] = {}  # a set that keeps its order
         self._blank: set[int] = set()  # packets
         self.blank: set[int] = set()
+        self._unlike: bool | None = None  # whether no two frames have the same time
         try:
             self._index = self._list()
             # AVI stores no presentation times; what FFmpeg makes up for them is in file order.
@@ -133,29 +134,66 @@ class PyAVReader:
         """Decode frames (presentation indices); those that cannot be decoded are left out."""
         if self._index.counted:
             return self._count_through(set(indices), take)
-        places = {int(self._index.shown[i]): i for i in indices}
+        places = {int(self._index.shown[i]): i for i in self._with_alike(indices)}
+        asked = set(indices)
 
-        def shown(packet: int, frame: VideoFrame) -> T:
-            return take(places[packet], self._picture(frame))
+        def begin(first: int) -> Shown[tuple[int, T | None]]:
+            return self._in_order(places, asked, first, take)
 
         runs = _runs(self._index, sorted(places))
         copies = _TABLES // len(self._index.pts)
         workers = min(_processors(), _WORKERS, len(runs) // 2, 1 + copies)
-        found: dict[int, T] = {}
+        found: dict[int, tuple[int, T | None]] = {}
         if workers > 1:
-            for part in self._run_together(runs, shown, workers):
+            for part in self._run_together(runs, begin, workers):
                 found.update(part)
         else:
             for run in runs:
-                found.update(self._run(self._source, *run, shown))
+                found.update(self._run(self._source, *run, begin(run[0])))
         for first, wanted in runs:
             if any(packet not in found for packet in wanted):
-                found.update(self._run_slowly(first, wanted, shown))
+                found.update(self._run_slowly(first, wanted, begin(first)))
         self.blank |= {i for packet, i in places.items() if packet in self._blank}
-        return {i: found[packet] for packet, i in places.items() if packet in found}
+        return {i: taken for i, taken in found.values() if taken is not None}
+
+    def _with_alike(self, indices: list[int]) -> list[int]:
+        """Frames with all others that have the same times: these are put in order together."""
+        times = self.timeline.seconds
+        if self._unlike is None:
+            self._unlike = bool((np.diff(times) > 0).all())
+        if self._unlike:
+            return indices
+        at = times[indices]
+        first, after = np.searchsorted(times, at), np.searchsorted(times, at, side="right")
+        return sorted({i for a, b in zip(first, after, strict=True) for i in range(a, b)})
+
+    def _in_order(
+        self, places: dict[int, int], asked: set[int], first: int, take: Take[T]
+    ) -> Shown[tuple[int, T | None]]:
+        """What is made of the pictures of a run: the index of each, and what is taken of it.
+
+        Frames of the same time have the order in which the decoder gives them: their packets may
+        have another one.
+        """
+        index, times, counts = self._index, self.timeline.seconds, dict[float, int]()
+
+        def shown(packet: int, frame: VideoFrame) -> tuple[int, T | None]:
+            at = places[packet]
+            if not self._unlike:
+                time = float(times[at])
+                begin, after = np.searchsorted(times, time), np.searchsorted(times, time, "right")
+                if after - begin > 1:
+                    if time not in counts:  # those of an earlier run come before
+                        earlier = index.shown[begin:after]
+                        counts[time] = sum(index.start_of(int(n)) < first for n in earlier)
+                    at = min(int(begin) + counts[time], int(after) - 1)
+                    counts[time] += 1
+            return at, take(at, self._picture(frame)) if at in asked else None
+
+        return shown
 
     def _run_together(
-        self, runs: list[Run], shown: Shown[T], workers: int
+        self, runs: list[Run], begin: Callable[[int], Shown[T]], workers: int
     ) -> Iterator[dict[int, T]]:
         """Runs side by side, each on one thread: threads within a decoder wait for each other."""
         sources: SimpleQueue[Source] = SimpleQueue()
@@ -169,7 +207,7 @@ class PyAVReader:
         def work(run: Run) -> dict[int, T]:
             source = sources.get()
             try:
-                return self._run(source, *run, shown)
+                return self._run(source, *run, begin(run[0]))
             finally:
                 sources.put(source)
 

@@ -70,8 +70,8 @@ def timeline_of(
     base = stream.time_base or Fraction(1, 1_000_000)
     rate = _rate(stream)
     notes = [*said]
-    if index.timed:
-        ticks = index.pts[index.shown]
+    ticks = index.pts[index.shown]
+    if index.timed and (len(ticks) == 1 or ticks[0] != ticks[-1]):
         origin = int(ticks[0]) if index.origin is None else index.origin
         if int(ticks[-1]) - min(origin, int(ticks[0])) > _FURTHEST:
             raise InputError(f"{path.name} has time stamps that are too far apart to be times")
@@ -79,7 +79,8 @@ def timeline_of(
         first = float(origin * base)
     else:
         seconds, first = np.arange(len(index.shown)) / rate, 0.0
-        notes.append(f"the file has no timestamps: {rate:g} frames a second assumed")
+        what = "has one time for all frames" if index.timed else "has no timestamps"
+        notes.append(f"the file {what}: {rate:g} frames a second assumed")
     usual = usual_step(seconds)
     last = float(index.duration[index.shown[-1]] * base) if index.timed else 0.0
     end = float(seconds[-1]) + (last if last > 0 else usual or 1 / rate)
