@@ -143,11 +143,13 @@ class Source:
     def _go_to(self, index: PacketIndex, first: int) -> None:
         """Stand at or before packet ``first``: by seeking, or from the start where that fails."""
         target = first
-        for _ in range(3):
+        # A time that comes more than once leads anywhere; only a place in the file is sure.
+        by_place = bool(index.joins) and self.container.format.name == "mpegts"
+        for _ in range(0 if index.joins and not by_place else 3):
             if index.stamp(target) == NEVER:
                 break
             with contextlib.suppress(av.FFmpegError, OSError):
-                self._seek(index, target)
+                self._seek(index, target, by_place)
                 self._demux = self.container.demux(self.stream)
                 self.next = None
                 reached = next(self._read(index), None)
@@ -157,10 +159,9 @@ class Source:
             target = index.key_before(target)
         self.restart()
 
-    def _seek(self, index: PacketIndex, target: int) -> None:
+    def _seek(self, index: PacketIndex, target: int, by_place: bool) -> None:
         place = int(index.position[target, 0])
-        if index.joins and place >= 0 and self.container.format.name == "mpegts":
-            # A time that comes more than once leads to any of its places.
+        if by_place and place >= 0:
             self.container.seek(place, stream=self.stream, unsupported_byte_offset=True)
         else:
             self.container.seek(index.stamp(target), stream=self.stream)

@@ -101,10 +101,11 @@ class PacketIndex:
         first = int(np.searchsorted(self._stamps, stamp, sorter=self._order))
         after = int(np.searchsorted(self._stamps, stamp, side="right", sorter=self._order))
         alike = self._order[first:after]
-        places = self.position[alike, 0]
-        alike = alike[(places < 0) | (places == place)]
-        if len(alike) > 1 and following is not None:
-            alike = alike[alike >= following][:1]
+        if len(alike) > 1:  # the place tells them apart, if it is known
+            same = alike[self.position[alike, 0] == place] if place >= 0 else alike
+            alike = same if len(same) else alike
+            if len(alike) > 1 and following is not None:
+                alike = alike[alike >= following][:1]
         return int(alike[0]) if len(alike) == 1 else -1
 
     def start_of(self, packet: int) -> int:
@@ -183,7 +184,7 @@ def list_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
     keys: list[int] = []
     never: list[int] = []
     faults: set[int] = set()
-    hides = stream.codec_context.name == "vp8"
+    codec = stream.codec_context.name
     unnamed, known = 0, -1
     while len(pts) + unnamed > known:  # after an unreadable stretch go on, as long as more comes
         known = len(pts) + unnamed
@@ -195,9 +196,7 @@ def list_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
                     keys.append(len(pts))
                 if packet.is_corrupt:
                     faults.add(len(pts))
-                # VP8 keeps pictures that are only referred to in packets of their own
-                # (RFC 6386, 9.1: the show_frame bit).
-                if packet.is_discard or (hides and not memoryview(packet)[0] & 0x10):
+                if packet.is_discard or _is_hidden(codec, packet):
                     never.append(len(pts))
                 position = -1 if packet.pos is None else packet.pos
                 decoded = NEVER if packet.dts is None else packet.dts
@@ -247,6 +246,14 @@ def list_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
         joins=joins.packets,
         unnamed=unnamed,
     )
+
+
+def _is_hidden(codec: str, packet: Packet[VideoStream]) -> bool:
+    """Whether a packet holds no picture that is shown."""
+    if codec == "vp8":  # pictures that are only referred to (RFC 6386, 9.1: the show_frame bit)
+        return not memoryview(packet)[0] & 0x10
+    # The headers of a recording that was joined on (Theora specification, 6.1).
+    return codec == "theora" and bool(memoryview(packet)[0] & 0x80)
 
 
 def _avi_times(

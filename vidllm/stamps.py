@@ -69,8 +69,9 @@ def find_joins(
 ) -> Joins:
     """Find where time starts anew.
 
-    That is where the decoding time falls and rises on from there: a packet with one wrong time,
-    or times in no order, start nothing anew.
+    That is where the decoding time falls and rises on from there, or, where a file has none, where
+    a key frame and all that follows are earlier: a packet with one wrong time, or times in no
+    order, start nothing anew.
 
     Args:
         stamps, decode, duration: (p,) int64 ticks of all packets in file order.
@@ -78,17 +79,24 @@ def find_joins(
     """
     known = np.flatnonzero(decode != _NEVER)
     order = decode[known]
-    falls = np.flatnonzero(np.diff(order) < 0) + 1
-    if not len(falls) or len(falls) > _MOST:
+    falls = (known[1:][np.diff(order) < 0]).tolist()
+    marks = np.asarray(keys, dtype=np.int64)
+    marks = marks[stamps[marks] != _NEVER] if len(stamps) else marks
+    falls = sorted({*falls, *marks[1:][np.diff(stamps[marks]) < 0].tolist()})
+    if not falls or len(falls) > _MOST:
         return Joins()
-    begins, first, is_key = [0], 0, set(keys)
-    for at in falls.tolist():
-        after, before = order[at : at + _WINDOW], order[max(first, at - _WINDOW) : at]
-        rising = (np.diff(after) >= 0).all() and (np.diff(before) >= 0).all()
-        enough = len(after) == _WINDOW or int(known[at]) in is_key
-        if rising and enough and after.max() < order[first:at].max():
-            begins.append(int(known[at]))
-            first = at
+    begins, is_key = [0], set(keys)
+    for at in falls:
+        place = int(np.searchsorted(known, at))
+        first = int(np.searchsorted(known, begins[-1]))
+        after, before = order[place : place + _WINDOW], order[max(first, place - _WINDOW) : place]
+        enough = len(after) == _WINDOW or at in is_key
+        rising = enough and _rises(before) and _rises(after) and len(after) > 0 and len(before) > 0
+        falls_back = rising and after.max() < order[first:place].max()
+        if not falls_back and at in is_key:
+            falls_back = _key_falls(stamps[begins[-1] : at], stamps[at : at + _WINDOW])
+        if falls_back:
+            begins.append(at)
     packets = tuple(begins[1:])
     visible = shown & Joins(packets).visible(stamps, keys)
     shifts: list[int] = []
@@ -105,3 +113,13 @@ def find_joins(
             return Joins()
         shifts.append(shift)
     return Joins(packets, tuple(shifts[1:]))
+
+
+def _rises(times: np.ndarray) -> bool:
+    return bool((np.diff(times) >= 0).all())
+
+
+def _key_falls(before: np.ndarray, after: np.ndarray) -> bool:
+    """Whether all packets from a key frame on are shown earlier than what came before it."""
+    before, after = before[before != _NEVER], after[after != _NEVER]
+    return len(before) > 0 and len(after) == _WINDOW and after.max() < before.max()
