@@ -61,7 +61,7 @@ def test_frames_that_share_a_time_are_all_read(folder: Path) -> None:
     twice = load_video(path, times=[float(whole.seconds[9])] * 2)
     assert numbers_in(twice.frames) == [9, 9]  # of equal times the last is on the screen
     assert whole.notes == some.notes == twice.notes == ()
-    seconds, _ = indexed(path, 30.0)
+    seconds, _ = indexed(path)
     assert set(seconds) == set(whole.seconds.tolist())
 
 

@@ -225,6 +225,7 @@ class PyAVReader:
         try:
             for number, packet in source.packets(index, first, wanted[-1]):
                 check(self.listener)
+                context = source.stream.codec_context  # another one where the file was reopened
                 if skippable and skipping != (number not in todo):
                     skipping = not skipping
                     context.skip_frame = "NONREF" if skipping else "DEFAULT"
@@ -259,6 +260,7 @@ class PyAVReader:
         frames: list[VideoFrame] = []
         for number, packet in self._slow.packets(index, start, wanted[-1]):
             check(self.listener)
+            context = self._slow.stream.codec_context  # another one where it was reopened
             try:
                 frames = packet.decode()
             except MemoryError:
