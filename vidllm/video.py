@@ -254,7 +254,7 @@ def _fitted(picture: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
         return picture
     from PIL import Image
 
-    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize(size[::-1]))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((size[1], size[0])))
 
 
 def _chosen(
