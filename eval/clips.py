@@ -90,6 +90,8 @@ def find_video(video: str, folders: Sequence[Path]) -> Path:
     Raises:
         InputError: there is none.
     """
+    from vidllm.paths import is_address
+
     name = Path(video)
     if name.is_absolute() or ".." in name.parts:
         raise InputError(f"the annotation file names the video {video!r}, outside of its folder")
@@ -105,6 +107,8 @@ def find_video(video: str, folders: Sequence[Path]) -> Path:
                 file = stem.with_name(stem.name + ending)
                 if file.is_file():
                     return file
+    if is_address(video):
+        raise InputError(f"{video}: URLs are not fetched: download it first")
     raise InputError(f"no video {video!r} in {' or '.join(map(str, folders))}")
 
 

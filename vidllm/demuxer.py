@@ -12,6 +12,7 @@ from av.container.input import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from vidllm.display import display_size
 from vidllm.errors import InputError
 from vidllm.packets import NEVER, PacketIndex, read_only
 from vidllm.wholeness import cut_off
@@ -27,9 +28,11 @@ class Source:
     def __init__(self, path: Path, threads: int = 0) -> None:
         self._path, self._threads = path, threads
         self.next: int | None = 0  # number of the packet that comes next, None if unknown
+        self.notes: list[str] = []
         self._open()
 
     def _open(self) -> None:
+        self.notes = []
         try:
             self.container = self._open_container()
         except (av.FFmpegError, OSError) as error:
@@ -42,7 +45,8 @@ class Source:
         except BaseException:
             self.container.close()
             raise
-        self.size = (self.stream.codec_context.height, self.stream.codec_context.width)
+        self.size, notes = display_size(self.stream)
+        self.notes += notes
         self._demux = self.container.demux(self.stream)
         self._waiting: tuple[int, Packet[VideoStream]] | None = None
 
@@ -56,7 +60,7 @@ class Source:
                 metadata_errors="ignore",
             )
         except av.FFmpegError:
-            cut, whole = cut_off(self._path)
+            cut, whole, _ = cut_off(self._path)
             if not cut or not whole:
                 raise
             # A fragmented MP4 that ends within a fragment opens without that fragment.
@@ -65,11 +69,9 @@ class Source:
     def _video_stream(self) -> VideoStream:
         if self.container.format.name in _REFUSED_FORMATS:
             raise InputError(f"{self._path.name} is not a video but a text or a playlist")
-        cover = av.stream.Disposition.attached_pic
-        streams = [s for s in self.container.streams.video if not s.disposition & cover]
-        if not streams:
+        stream = self._best_stream()
+        if stream is None:
             raise InputError(f"{self._path.name} has no video stream (it may be audio only)")
-        stream = streams[0]
         if stream.codec_context is None:
             raise InputError(f"{self._path.name}: no decoder for this kind of video; convert it")
         read_only(self.container, stream)
@@ -77,6 +79,25 @@ class Source:
             stream.codec_context.thread_count = self._threads
         else:
             stream.thread_type = "AUTO"
+        return stream
+
+    def _best_stream(self) -> VideoStream | None:
+        """The video that FFmpeg calls best: by default mark, then by frames and bit rate.
+
+        Pictures that belong to a file (covers, thumbnails) and streams that nothing can decode
+        are taken only where there is nothing else.
+        """
+        cover = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+        streams = [s for s in self.container.streams.video if not s.disposition & cover]
+        able = [s for s in streams if s.codec_context is not None] or streams
+        best = self.container.streams.best("video")
+        stream = next((s for s in able if best is not None and s.index == best.index), None)
+        if stream is None and able:
+            default = av.stream.Disposition.default
+            stream = max(able, key=lambda s: (bool(s.disposition & default), s.frames))
+        if stream is not None and len(streams) > 1:
+            number = streams.index(stream) + 1
+            self.notes.append(f"the file has {len(streams)} video streams: number {number} is read")
         return stream
 
     def packets(
@@ -106,35 +127,44 @@ class Source:
                 failures += 1
                 self._demux = self.container.demux(self.stream)
                 continue
+            except IndexError:  # of a stream that came after the file was opened
+                self._demux = self.container.demux(self.stream)
+                continue
             if not packet.size:
                 continue
-            if index.places is not None:
-                number = index.places.get(-1 if packet.pos is None else packet.pos, -1)
-                packet.pts = int(index.pts[number]) if number >= 0 else None
-            else:
-                number = index.number(packet.pts)
-            if number < 0 and self.next is not None:
-                number = self.next  # without a time of its own: known by its place
-            if number >= 0:
+            number = index.number(packet, self.next)
+            if 0 <= number < len(index.pts):
                 self.next = number + 1
+                # What the decoder makes of the packet is known by its number.
+                packet.pts, packet.dts = number, None
                 yield number, packet
         self.next = None
 
     def _go_to(self, index: PacketIndex, first: int) -> None:
         """Stand at or before packet ``first``: by seeking, or from the start where that fails."""
         target = first
-        for _ in range(3):
-            if index.pts[target] == NEVER:
+        # A time that comes more than once leads anywhere; only a place in the file is sure.
+        by_place = bool(index.joins) and self.container.format.name == "mpegts"
+        for _ in range(0 if index.joins and not by_place else 3):
+            if index.stamp(target) == NEVER:
                 break
             with contextlib.suppress(av.FFmpegError, OSError):
-                self.container.seek(int(index.pts[target]), stream=self.stream)
+                self._seek(index, target, by_place)
                 self._demux = self.container.demux(self.stream)
+                self.next = None
                 reached = next(self._read(index), None)
                 if reached is not None and reached[0] <= first:
                     self._waiting, self.next = reached, reached[0]
                     return
             target = index.key_before(target)
         self.restart()
+
+    def _seek(self, index: PacketIndex, target: int, by_place: bool) -> None:
+        place = int(index.position[target, 0])
+        if by_place and place >= 0:
+            self.container.seek(place, stream=self.stream, unsupported_byte_offset=True)
+        else:
+            self.container.seek(index.stamp(target), stream=self.stream)
 
     def restart(self) -> None:
         """Stand before the first packet."""

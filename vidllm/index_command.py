@@ -24,6 +24,7 @@ from vidllm.options import (
     say,
     tell,
 )
+from vidllm.paths import input_file
 from vidllm.printable import printable
 
 if TYPE_CHECKING:
@@ -84,11 +85,10 @@ def index(
     What was done is kept whatever ends the run: the same command goes on from there.
     """
     from vidllm.longvideo import index_video
-    from vidllm.longvideo.reading import checked_video
     from vidllm.longvideo.standing import guard
 
     _refuse(options, _NOT_INDEXED, "an index holds the whole video")
-    file = checked_video(Path(video))
+    file = input_file(video, "video file")
     guard(file.with_suffix(".vidx") if out is None else out)
     options.check_words()
     llm = options.load()
@@ -112,7 +112,7 @@ def _group() -> None:
 @common_options
 def add(
     folder: Folder,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Videos, or indexes.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Videos, or indexes.")],
     options: CommonOptions,
     fps: Fps = 1.0,
     tokens_per_minute: PerMinute = None,
@@ -137,13 +137,13 @@ def add(
     added, failed = [], []
     for file in files:
         try:
-            with _bar(file.name, options.json) as progress:
+            with _bar(Path(file).name, options.json) as progress:
                 more = {**plan, "progress": progress} if file in videos else {}
                 added.append(held.add(file, **more))
         except VidllmError as error:
             if len(files) == 1:
                 raise
-            failed.append(file.name)
+            failed.append(Path(file).name)
             say(f"{error}")
         else:
             say(f"{added[-1].name}: {_clock(added[-1].duration)}")

@@ -210,9 +210,8 @@ class VideoLibrary:
         from vidllm.longvideo import index_video
         from vidllm.longvideo.build import check_method
         from vidllm.longvideo.index import VideoIndex
-        from vidllm.longvideo.reading import checked_video
 
-        mark = source_mark(checked_video(video))
+        mark = source_mark(video)
         check_method(self.llm)
         self._catalogue.make()
         name = self._catalogue.claim(video.stem, mark, model_mark(self.llm))

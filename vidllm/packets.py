@@ -13,11 +13,15 @@ from typing import Any
 import av
 import numpy as np
 from av.container.input import InputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
 
 from vidllm.sampletable import sample_table
+from vidllm.stamps import Joins, find_joins, usual_step
 
+_NEAR = 32  # key frames that are gone back over one by one
 _CHECKED = 32  # packets that must agree before a sample table is believed
+_SUSPECTS = 10_000  # places at most that are looked at for lost data
 NEVER = np.iinfo(np.int64).min  # the time of a packet that has none
 
 
@@ -25,8 +29,11 @@ NEVER = np.iinfo(np.int64).min  # the time of a packet that has none
 class PacketIndex:
     """Every packet of a video stream, in file order (packet numbers count from 0).
 
+    A packet is known by its number, never by its time: several may share one.
+
     Attributes:
-        pts: (p,) int64 presentation times in the stream's time base.
+        pts: (p,) int64 presentation times in the stream's time base, going on where the file's
+            own start anew.
         duration: (p,) int64, 0 where unknown.
         position: (p, 2) int64 byte position in the file (-1 unknown) and size.
         keys: packet numbers of key frames, ascending.
@@ -38,6 +45,9 @@ class PacketIndex:
         faults: packets that the demuxer itself knows to be incomplete.
         places: packet numbers by byte position, where the demuxer's times cannot be trusted to
             tell packets apart (AVI: it counts packets, and counts wrong past a damage).
+        stamps: (p,) int64 presentation times as the demuxer gives them; None: ``pts``.
+        joins: packet numbers at which the file's own time starts anew.
+        unnamed: packets of streams that the file's header does not name.
     """
 
     pts: np.ndarray
@@ -51,25 +61,63 @@ class PacketIndex:
     faults: set[int] = field(default_factory=set)
     places: dict[int, int] | None = None
     origin: int | None = None
+    stamps: np.ndarray | None = None
+    joins: tuple[int, ...] = ()
+    unnamed: int = 0
 
     def __post_init__(self) -> None:
-        # Of equal times the first packet wins. Hours have a million packets: no array twice.
-        order = np.argsort(self.pts, kind="stable")
+        self._stamps = self.pts if self.stamps is None else self.stamps
+        order = np.argsort(self._stamps, kind="stable")
+        # Hours have a million packets: no array twice.
         self._order = self.shown if np.array_equal(order, self.shown) else order
 
-    def number(self, pts: int | None) -> int:
-        """The packet presented at ``pts``, -1 if there is none."""
-        if pts is None:
-            return -1
-        at = int(np.searchsorted(self.pts, pts, sorter=self._order))
-        number = int(self._order[at]) if at < len(self._order) else -1
-        return number if number >= 0 and self.pts[number] == pts else -1
+    def stamp(self, number: int) -> int:
+        """The time of a packet as the demuxer gives it, `NEVER` without one."""
+        return int(self._stamps[number])
+
+    def number(self, packet: Packet[VideoStream], following: int | None) -> int:
+        """Which packet the demuxer gave; -1 where that cannot be told.
+
+        Args:
+            following: the number that comes next in the file, None if unknown.
+        """
+        place = -1 if packet.pos is None else packet.pos
+        if self.places is not None:
+            number = self.places.get(place, -1)
+            return following if number < 0 and following is not None else number
+        stamp = NEVER if packet.pts is None else packet.pts
+        if following is not None and self._is(following, stamp, place):
+            return following
+        number = -1 if stamp == NEVER else self._find(stamp, place, following)
+        return following if number < 0 and following is not None else number
+
+    def _is(self, number: int, stamp: int, place: int) -> bool:
+        if number >= len(self._stamps) or self._stamps[number] != stamp:
+            return False
+        known = int(self.position[number, 0])
+        return known < 0 or known == place
+
+    def _find(self, stamp: int, place: int, following: int | None) -> int:
+        first = int(np.searchsorted(self._stamps, stamp, sorter=self._order))
+        after = int(np.searchsorted(self._stamps, stamp, side="right", sorter=self._order))
+        alike = self._order[first:after]
+        if len(alike) > 1:  # the place tells them apart, if it is known
+            same = alike[self.position[alike, 0] == place] if place >= 0 else alike
+            alike = same if len(same) else alike
+            if len(alike) > 1 and following is not None:
+                alike = alike[alike >= following][:1]
+        return int(alike[0]) if len(alike) == 1 else -1
 
     def start_of(self, packet: int) -> int:
         """The packet to start decoding at, to get the picture of ``packet``."""
         at = bisect_right(self.keys, packet) - 1
+        tries = 0
         while at >= 0 and self.pts[self.keys[at]] > self.pts[packet]:
             at -= 1  # a leading frame of an open GOP: it also needs the GOP before
+            tries += 1
+            if tries == _NEAR:  # times in no order at all: no step by step through the file
+                early = np.flatnonzero(self.pts[self.keys[: at + 1]] <= self.pts[packet])
+                at = int(early[-1]) if len(early) else -1
         return self.keys[at] if at >= 0 else 0
 
     def key_before(self, packet: int) -> int:
@@ -81,7 +129,8 @@ class PacketIndex:
         """Whether no fault and no gap lies between the picture and the key frame it needs."""
         start = self.start_of(packet)
         return not (
-            any(start <= fault <= packet for fault in self.faults.union(faults))
+            any(start <= fault <= packet for fault in self.faults)
+            or any(start <= fault <= packet for fault in faults)
             or any(start < lost <= packet for lost in self.lost_before)
         )
 
@@ -98,8 +147,8 @@ def index_from_table(
     entries: Any = getattr(stream, "index_entries", ())
     if "mp4" not in container.format.name or not len(entries):
         return None
-    table = sample_table(path, stream.id)
-    if table is None or len(table.decode) != len(entries) or not table.keys:
+    table = sample_table(path, stream.id, len(entries))
+    if table is None or not table.keys:
         return None
     last = entries[len(entries) - 1]
     if last.is_discard or last.timestamp - entries[0].timestamp != table.decode[-1]:
@@ -118,6 +167,8 @@ def index_from_table(
         return None
     times = table.present + shift
     shown = np.argsort(times, kind="stable")
+    if not (np.diff(times[shown]) > 0).all():
+        return None  # shared times: packets are then told apart by their places in the file
     shown = shown[times[shown] >= times[table.keys[0]]]
     unknown = np.broadcast_to(np.int64(-1), (len(times), 2))
     duration = table.duration
@@ -129,14 +180,14 @@ def index_from_table(
 def list_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
     """Read all packets of a stream, without decoding, and put them in order."""
     pts = array("q")
-    rows = array("q")  # duration, position and size of each packet
+    rows = array("q")  # duration, position, size and decoding time of each packet
     keys: list[int] = []
     never: list[int] = []
     faults: set[int] = set()
-    hides = stream.codec_context.name == "vp8"
-    known = -1
-    while len(pts) > known:  # after an unreadable stretch go on, as long as more comes
-        known = len(pts)
+    codec = stream.codec_context.name
+    unnamed, known = 0, -1
+    while len(pts) + unnamed > known:  # after an unreadable stretch go on, as long as more comes
+        known = len(pts) + unnamed
         try:
             for packet in container.demux(stream):
                 if not packet.size:
@@ -145,19 +196,19 @@ def list_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
                     keys.append(len(pts))
                 if packet.is_corrupt:
                     faults.add(len(pts))
-                # VP8 keeps pictures that are only referred to in packets of their own
-                # (RFC 6386, 9.1: the show_frame bit).
-                if packet.is_discard or (hides and not memoryview(packet)[0] & 0x10):
+                if packet.is_discard or _is_hidden(codec, packet):
                     never.append(len(pts))
-                position = packet.pos
+                position = -1 if packet.pos is None else packet.pos
+                decoded = NEVER if packet.dts is None else packet.dts
                 pts.append(NEVER if packet.pts is None else packet.pts)
-                position = -1 if position is None else position
-                rows.extend((packet.duration or 0, position, packet.size))
+                rows.extend((packet.duration or 0, position, packet.size, decoded))
             break
         except av.FFmpegError:
             continue
+        except IndexError:  # PyAV: a packet of a stream that came after the file was opened
+            unnamed += 1
     times = np.frombuffer(pts, np.int64)
-    columns = np.frombuffer(rows, np.int64).reshape(-1, 3)
+    columns = np.frombuffer(rows, np.int64).reshape(-1, 4)
     places = _avi_times(container, stream, times, columns[:, 1])
     missing = np.flatnonzero(times == NEVER)
     # A recording may begin in the middle of something: packets without a time then come first.
@@ -170,13 +221,20 @@ def list_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
     keys = keys or [0]
     if timed and len(times):
         visible &= times != NEVER
-        visible &= times >= times[keys[0]]
+    joins = Joins()
+    if timed and container.format.name != "avi":
+        joins = find_joins(times, columns[:, 3], columns[:, 0], keys, visible)
+        # Counters of a transport stream jump at a join: its last packets are not damaged by that.
+        faults -= {number - back for number in joins.packets for back in (1, 2)}
+    if timed and len(times):
+        visible &= joins.visible(times, keys)
+    stamps, times = times, joins.times(times)
     shown = np.flatnonzero(visible)
     shown = shown[np.argsort(times[shown], kind="stable")]
     return PacketIndex(
         times,
         columns[:, 0],
-        columns[:, 1:],
+        columns[:, 1:3],
         keys,
         shown,
         timed,
@@ -184,7 +242,18 @@ def list_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
         faults=faults,
         places=places,
         origin=stream.index_entries[0].timestamp if places is not None else None,
+        stamps=stamps if joins.packets else None,
+        joins=joins.packets,
+        unnamed=unnamed,
     )
+
+
+def _is_hidden(codec: str, packet: Packet[VideoStream]) -> bool:
+    """Whether a packet holds no picture that is shown."""
+    if codec == "vp8":  # pictures that are only referred to (RFC 6386, 9.1: the show_frame bit)
+        return not memoryview(packet)[0] & 0x10
+    # The headers of a recording that was joined on (Theora specification, 6.1).
+    return codec == "theora" and bool(memoryview(packet)[0] & 0x80)
 
 
 def _avi_times(
@@ -220,20 +289,21 @@ def find_holes(container: InputContainer, index: PacketIndex, seconds: np.ndarra
     A long time between two frames is a hole only if bytes lie between them in the file that
     belong to no packet; otherwise the frame was meant to stand. Marks ``index.lost_before``.
     """
-    steps = np.diff(seconds)
-    usual = float(np.median(steps)) if len(steps) else 0.0
+    steps, usual = np.diff(seconds), usual_step(seconds)
     nowhere = np.zeros((0, 2))
     if (index.position[:, 0] < 0).any():
         return nowhere
     slack = max(256, int(np.median(index.position[:, 1])) // 2)
-    suspects = []
+    suspects: list[tuple[int, int]] = []
     furthest = np.maximum.accumulate(index.position.sum(axis=1))
-    for at in np.flatnonzero(steps > 1.5 * usual):
+    jumps = 1 + np.flatnonzero(index.position[1:, 0] - furthest[:-1] > slack)
+    for at in np.flatnonzero(steps > 1.5 * usual) if len(jumps) else ():
         # Pictures are stored out of order: the loss may be before any packet between the two.
         near, far = sorted((int(index.shown[at]), int(index.shown[at + 1])))
-        for number in range(near + 1, far + 1):
-            if index.position[number, 0] - furthest[number - 1] > slack:
-                suspects.append((at, number))
+        first, after = np.searchsorted(jumps, (near + 1, far + 1))
+        suspects += [(int(at), int(number)) for number in jumps[first:after]]
+        if len(suspects) > _SUSPECTS:
+            break
     if not suspects:
         return nowhere
     others = _all_places(container)
@@ -257,7 +327,7 @@ def _all_places(container: InputContainer) -> np.ndarray:
         for packet in container.demux():
             if packet.size and packet.pos is not None:
                 places.append((packet.pos, packet.pos + packet.size))
-    except av.FFmpegError:
+    except (av.FFmpegError, IndexError):
         pass  # what was found so far still explains the bytes that it covers
     places.sort()
     return np.asarray(places, dtype=np.int64).reshape(-1)

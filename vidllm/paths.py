@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import tempfile
 from pathlib import Path
@@ -25,6 +26,8 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+# RFC 3986, 3.1; two letters at least: "C:/film.mp4" is a path. A `Path` keeps one slash only.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _LONGEST = 160  # signs of a path that a message shows
 
 
@@ -95,6 +98,11 @@ def is_folder(path: PathLike) -> bool:
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
+def is_address(path: PathLike) -> bool:
+    """Whether a path reads as an address of the network, such as "https://…"."""
+    return _ADDRESS.match(os.fspath(path)) is not None
+
+
 def input_file(path: PathLike, what: str = "file", *, missing: str = "") -> Path:
     """The path of a file that can be read and is not empty.
 
@@ -105,7 +113,7 @@ def input_file(path: PathLike, what: str = "file", *, missing: str = "") -> Path
         InputError: it is not; one line says why.
     """
     text = os.fspath(path)
-    if "://" in text and look(text) is None:
+    if is_address(text) and look(text) is None:
         raise InputError(f"{shown(text)}: URLs are not fetched: download it and give the file")
     found = look(path, f"the path of the {what}")
     if found is None:

@@ -7,6 +7,7 @@ the nearest key frame. decord is optional.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,13 @@ class Reader(Protocol):
 
     timeline: Timeline
     listener: Listener | None
+    #: Indices of frames asked for that the file has no picture for, although nothing is damaged.
+    blank: set[int]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of how the pictures read so far are shown, one line each."""
+        ...
 
     def read(self, indices: list[int], take: Take[T]) -> dict[int, T]:
         """Decode frames and take what is wanted of each; those that cannot be decoded are left out.
@@ -37,6 +45,10 @@ class Reader(Protocol):
             take: called with an index and its (H, W, 3) uint8 RGB picture, in any order and
                 in the thread that decodes; now and then twice for a frame near a damage.
         """
+        ...
+
+    def peek(self) -> None:
+        """Look at the first picture, so that ``notes`` tell of it before anything is read."""
         ...
 
     def close(self) -> None:
@@ -60,9 +72,9 @@ class DecordReader:
             raise InputError(
                 "reader 'decord' is not installed: pip install vidllm[decord], or use reader 'pyav'"
             ) from error
-        from vidllm.demuxer import Source
-
-        Source(path).container.close()  # says what is wrong with a file; decord prints warnings
+        self.blank: set[int] = set()
+        size, notes = self._looked_at(path)
+        self.notes: tuple[str, ...] = ()
         decord.logging.set_level(decord.logging.QUIET)
         try:
             self._reader: Any = decord.VideoReader(str(path), ctx=decord.cpu(0))
@@ -75,8 +87,45 @@ class DecordReader:
             ) from error
         stamps = np.asarray(stamps, dtype=np.float64)
         stamps = stamps - stamps[0, 0]
+        if not (np.isfinite(stamps).all() and (np.diff(stamps[:, 0]) > 0).all()):
+            raise InputError(
+                f"decord mixes up the frames of {path.name}, whose times are shared or start anew:"
+                " use reader 'pyav'"
+            )
+        turned = height > width if size[0] < size[1] else height < width
+        self._size = size[::-1] if turned else size
         end = float(stamps[-1, 1])
-        self.timeline = Timeline(stamps[:, 0], end, end, (height, width), np.zeros((0, 2)))
+        self.timeline = Timeline(
+            stamps[:, 0], end, end, self._size, np.zeros((0, 2)), notes=tuple(notes)
+        )
+
+    def _looked_at(self, path: Path) -> tuple[tuple[int, int], list[str]]:
+        """(height, width) of the pictures before turns, and notes.
+
+        Raises:
+            InputError: what is wrong with the file (decord prints warnings), or what decord does
+                not undo.
+        """
+        from vidllm.demuxer import Source
+        from vidllm.display import display_matrix, frame_notes, is_mirrored
+
+        source = Source(path)
+        with source.container as container:
+            if container.streams.best("video") != source.stream:
+                raise InputError(
+                    f"decord reads the thumbnail of {path.name} for its video: use reader 'pyav'"
+                )
+            frame = None
+            with contextlib.suppress(Exception):  # a damaged start: decord says what it can
+                frame = next(container.decode(source.stream), None)
+            if frame is None:
+                return source.size, source.notes
+            if is_mirrored(display_matrix(frame)):
+                raise InputError(
+                    f"{path.name} is to be shown mirrored, which decord does not do:"
+                    " use reader 'pyav'"
+                )
+            return source.size, [*source.notes, *frame_notes(frame)]
 
     def read(self, indices: list[int], take: Take[T]) -> dict[int, T]:
         """Decode frames; a frame that decord cannot decode is left out."""
@@ -85,8 +134,19 @@ class DecordReader:
             check(self.listener)
             some = indices[start : start + _BATCH]
             for index, picture in self._decoded(some).items():
-                found[index] = take(index, picture)
+                found[index] = take(index, self._square(picture))
         return found
+
+    def peek(self) -> None:
+        """Nothing: the first picture was looked at when the file was opened."""
+
+    def _square(self, picture: np.ndarray) -> np.ndarray:
+        """The picture with square pixels."""
+        if picture.shape[:2] == self._size:
+            return picture
+        from PIL import Image
+
+        return np.asarray(Image.fromarray(picture).resize(self._size[::-1]))
 
     def _decoded(self, indices: list[int]) -> dict[int, np.ndarray]:
         try:

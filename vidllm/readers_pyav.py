@@ -21,6 +21,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from vidllm.demuxer import Source
+from vidllm.display import display_matrix, frame_notes, upright
 from vidllm.errors import InputError
 from vidllm.listening import Listener, check
 from vidllm.packets import (
@@ -60,6 +61,10 @@ class PyAVReader:
         self._source = Source(path)
         self._extra: list[Source] = []  # for runs side by side
         self._slow: Source | None = None
+        self._told: dict[str, None] = {}  # a set that keeps its order
+        self._blank: set[int] = set()  # packets
+        self.blank: set[int] = set()
+        self._unlike: bool | None = None  # whether no two frames have the same time
         try:
             self._index = self._list()
             # AVI stores no presentation times; what FFmpeg makes up for them is in file order.
@@ -67,7 +72,9 @@ class PyAVReader:
             if self._source.container.format.name == "avi" and in_order:
                 self._index.counted = self._index.counted or self._reorders()
             source = self._source
-            self.timeline = timeline_of(path, source.container, source.stream, self._index)
+            self.timeline = timeline_of(
+                path, source.container, source.stream, self._index, source.size, source.notes
+            )
             source.next = None
         except BaseException:
             self.close()
@@ -78,6 +85,19 @@ class PyAVReader:
         for source in (self._source, self._slow, *self._extra):
             if source is not None:
                 source.container.close()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of how the pictures read so far are shown, one line each."""
+        return tuple(self._told)
+
+    def peek(self) -> None:
+        """Look at the first picture, so that ``notes`` tell of it before anything is read."""
+        source = Source(self._path, threads=1)
+        with source.container as container, contextlib.suppress(av.FFmpegError, IndexError):
+            for frame in container.decode(source.stream):
+                self._told.update(dict.fromkeys(frame_notes(frame)))
+                return
 
     def _list(self) -> PacketIndex:
         stream = self._source.stream
@@ -114,28 +134,66 @@ class PyAVReader:
         """Decode frames (presentation indices); those that cannot be decoded are left out."""
         if self._index.counted:
             return self._count_through(set(indices), take)
-        places = {int(self._index.shown[i]): i for i in indices}
+        places = {int(self._index.shown[i]): i for i in self._with_alike(indices)}
+        asked = set(indices)
 
-        def shown(packet: int, frame: VideoFrame) -> T:
-            return take(places[packet], _picture(frame, self._source.size))
+        def begin(first: int) -> Shown[tuple[int, T | None]]:
+            return self._in_order(places, asked, first, take)
 
         runs = _runs(self._index, sorted(places))
         copies = _TABLES // len(self._index.pts)
         workers = min(_processors(), _WORKERS, len(runs) // 2, 1 + copies)
-        found: dict[int, T] = {}
+        found: dict[int, tuple[int, T | None]] = {}
         if workers > 1:
-            for part in self._run_together(runs, shown, workers):
+            for part in self._run_together(runs, begin, workers):
                 found.update(part)
         else:
             for run in runs:
-                found.update(self._run(self._source, *run, shown))
+                found.update(self._run(self._source, *run, begin(run[0])))
         for first, wanted in runs:
             if any(packet not in found for packet in wanted):
-                found.update(self._run_slowly(first, wanted, shown))
-        return {i: found[packet] for packet, i in places.items() if packet in found}
+                found.update(self._run_slowly(first, wanted, begin(first)))
+        self.blank |= {i for packet, i in places.items() if packet in self._blank}
+        return {i: taken for i, taken in found.values() if taken is not None}
+
+    def _with_alike(self, indices: list[int]) -> list[int]:
+        """Frames with all others that have the same times: these are put in order together."""
+        times = self.timeline.seconds
+        if self._unlike is None:
+            self._unlike = bool((np.diff(times) > 0).all())
+        if self._unlike:
+            return indices
+        at = times[indices]
+        first, after = np.searchsorted(times, at), np.searchsorted(times, at, side="right")
+        return sorted({i for a, b in zip(first, after, strict=True) for i in range(a, b)})
+
+    def _in_order(
+        self, places: dict[int, int], asked: set[int], first: int, take: Take[T]
+    ) -> Shown[tuple[int, T | None]]:
+        """What is made of the pictures of a run: the index of each, and what is taken of it.
+
+        Frames of the same time have the order in which the decoder gives them: their packets may
+        have another one.
+        """
+        index, times, counts = self._index, self.timeline.seconds, dict[float, int]()
+
+        def shown(packet: int, frame: VideoFrame) -> tuple[int, T | None]:
+            at = places[packet]
+            if not self._unlike:
+                time = float(times[at])
+                begin, after = np.searchsorted(times, time), np.searchsorted(times, time, "right")
+                if after - begin > 1:
+                    if time not in counts:  # those of an earlier run come before
+                        earlier = index.shown[begin:after]
+                        counts[time] = sum(index.start_of(int(n)) < first for n in earlier)
+                    at = min(int(begin) + counts[time], int(after) - 1)
+                    counts[time] += 1
+            return at, take(at, self._picture(frame)) if at in asked else None
+
+        return shown
 
     def _run_together(
-        self, runs: list[Run], shown: Shown[T], workers: int
+        self, runs: list[Run], begin: Callable[[int], Shown[T]], workers: int
     ) -> Iterator[dict[int, T]]:
         """Runs side by side, each on one thread: threads within a decoder wait for each other."""
         sources: SimpleQueue[Source] = SimpleQueue()
@@ -149,7 +207,7 @@ class PyAVReader:
         def work(run: Run) -> dict[int, T]:
             source = sources.get()
             try:
-                return self._run(source, *run, shown)
+                return self._run(source, *run, begin(run[0]))
             finally:
                 sources.put(source)
 
@@ -167,6 +225,7 @@ class PyAVReader:
         try:
             for number, packet in source.packets(index, first, wanted[-1]):
                 check(self.listener)
+                context = source.stream.codec_context  # another one where the file was reopened
                 if skippable and skipping != (number not in todo):
                     skipping = not skipping
                     context.skip_frame = "NONREF" if skipping else "DEFAULT"
@@ -174,12 +233,14 @@ class PyAVReader:
                 if number == wanted[-1]:
                     frames += context.decode(None)
                 for frame in frames:
-                    if frame.is_corrupt and index.number(frame.pts) >= first:
+                    number = -1 if frame.pts is None else frame.pts
+                    if frame.is_corrupt and number >= first:
                         return {}
-                    number = index.number(frame.pts)
                     if number in todo:
                         todo.discard(number)
                         found[number] = shown(number, frame)
+        except MemoryError:
+            raise
         except av.FFmpegError:
             return {}
         finally:
@@ -195,11 +256,15 @@ class PyAVReader:
         index, context = self._index, self._slow.stream.codec_context
         start = index.key_before(first)
         todo, found, faults = set(wanted), dict[int, T](), set[int]()
+        pictured = set[int]()
         frames: list[VideoFrame] = []
         for number, packet in self._slow.packets(index, start, wanted[-1]):
             check(self.listener)
+            context = self._slow.stream.codec_context  # another one where it was reopened
             try:
                 frames = packet.decode()
+            except MemoryError:
+                raise
             except av.FFmpegError:
                 faults.add(number)
                 frames = []
@@ -207,15 +272,25 @@ class PyAVReader:
                 with contextlib.suppress(av.FFmpegError):
                     frames += context.decode(None)
             for frame in frames:
-                number = index.number(frame.pts)
+                number = -1 if frame.pts is None else frame.pts
                 if number < 0 or index.pts[number] < index.pts[start]:
                     continue  # a leading frame whose own GOP was not decoded
+                pictured.add(number)
                 if frame.is_corrupt:
                     faults.add(number)
                 elif number in todo:
                     found[number] = shown(number, frame)
         context.flush_buffers()
-        return {n: taken for n, taken in found.items() if index.sound(n, faults)}
+        sound = {n for n in todo if index.sound(n, faults)}
+        self._blank |= sound - pictured
+        return {n: taken for n, taken in found.items() if n in sound}
+
+    def _picture(self, frame: VideoFrame) -> np.ndarray:
+        """The frame as (H, W, 3) uint8 RGB, as it is to be shown; scaled where its size differs."""
+        self._told.update(dict.fromkeys(frame_notes(frame)))
+        height, width = self._source.size
+        picture = frame.to_ndarray(format="rgb24", width=width, height=height)
+        return upright(picture, display_matrix(frame))
 
     def _count_through(self, indices: set[int], take: Take[T]) -> dict[int, T]:
         """Pictures whose packets have no times of their own are counted from the first on.
@@ -231,7 +306,6 @@ class PyAVReader:
         with source.container:
             for number, packet in source.packets(index, 0, len(index.pts) - 1):
                 check(self.listener)
-                packet.pts = number
                 try:
                     frames = packet.decode()
                     if number == len(index.pts) - 1:
@@ -248,7 +322,7 @@ class PyAVReader:
                     if fault > past and sure:
                         shown, past = frame.pts, fault
                     if shown in indices and fault <= past and not frame.is_corrupt:
-                        found[shown] = take(shown, _picture(frame, self._source.size))
+                        found[shown] = take(shown, self._picture(frame))
                     shown += 1
                 if shown > max(indices):
                     break
@@ -272,11 +346,3 @@ def _runs(index: PacketIndex, packets: list[int]) -> list[Run]:
         else:
             runs.append((first, [packet]))
     return runs
-
-
-def _picture(frame: VideoFrame, size: tuple[int, int]) -> np.ndarray:
-    """The frame as (H, W, 3) uint8 RGB, upright; a frame of another size is scaled to ``size``."""
-    height, width = size
-    picture = frame.to_ndarray(format="rgb24", width=width, height=height)
-    turns = round(frame.rotation / 90) % 4
-    return np.rot90(picture, turns) if turns else picture

@@ -34,8 +34,13 @@ class SampleTable:
     keys: list[int]
 
 
-def sample_table(path: Path, track: int) -> SampleTable | None:
-    """The table of the track with that id; None where there is none or it is not simple."""
+def sample_table(path: Path, track: int, count: int) -> SampleTable | None:
+    """The table of the track with that id; None where there is none or it is not simple.
+
+    Args:
+        count: samples that the demuxer found. Tables that speak of others are not believed, and
+            nothing of the size that they state is made.
+    """
     try:
         moov = _read_moov(path)
         if moov is None:
@@ -49,7 +54,7 @@ def sample_table(path: Path, track: int) -> SampleTable | None:
         for body in tracks:
             header = next(part for kind, part in _boxes(body) if kind == b"tkhd")
             if struct.unpack_from(">I", header, 20 if header[0] else 12)[0] == track:
-                return _tables(body)
+                return _tables(body, count)
     except (struct.error, ValueError, StopIteration, IndexError):
         return None  # damaged tables: the demuxer may still make something of them
     return None
@@ -80,26 +85,25 @@ def _boxes(body: memoryview) -> Iterator[tuple[bytes, memoryview]]:
         at += length
 
 
-def _tables(body: memoryview) -> SampleTable | None:
+def _tables(body: memoryview, count: int) -> SampleTable | None:
     for name in (b"mdia", b"minf", b"stbl"):
         body = next(part for kind, part in _boxes(body) if kind == name)
     tables = dict(_boxes(body))
     runs = _pairs(tables[b"stts"]) if b"stts" in tables else None
-    if runs is None or not len(runs):
+    if runs is None or not _speaks_of(runs, count):
         return None
     duration = np.repeat(runs[:, 1], runs[:, 0])
     decode = np.cumsum(duration) - duration
     present = decode
     if b"ctts" in tables:
         offsets = _pairs(tables[b"ctts"])
-        shift = np.repeat(offsets[:, 1], offsets[:, 0])
-        if len(shift) != len(decode):
+        if not _speaks_of(offsets, count):
             return None
-        present = decode + shift
+        present = decode + np.repeat(offsets[:, 1], offsets[:, 0])
     keys = list(range(len(decode)))
     if b"stss" in tables:
-        count = struct.unpack_from(">I", tables[b"stss"], 4)[0]
-        keys = (np.frombuffer(tables[b"stss"], ">u4", count, 8).astype(np.int64) - 1).tolist()
+        number = struct.unpack_from(">I", tables[b"stss"], 4)[0]
+        keys = (np.frombuffer(tables[b"stss"], ">u4", number, 8).astype(np.int64) - 1).tolist()
     return SampleTable(decode, present, duration, keys)
 
 
@@ -107,3 +111,8 @@ def _pairs(table: memoryview) -> np.ndarray:
     """(count, value) rows of a run-length table: (r, 2) int64."""
     count = struct.unpack_from(">I", table, 4)[0]
     return np.frombuffer(table, ">i4", 2 * count, 8).reshape(-1, 2).astype(np.int64)
+
+
+def _speaks_of(runs: np.ndarray, count: int) -> bool:
+    """Whether (r, 2) rows of a run-length table are of so many samples in all."""
+    return bool((runs[:, 0] >= 0).all()) and int(runs[:, 0].sum()) == count

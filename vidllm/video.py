@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from vidllm.limits import check, memory_answered
 from vidllm.listening import Listener
 from vidllm.paths import input_file
 from vidllm.readers import Reader, open_reader
+from vidllm.stamps import usual_step
 from vidllm.timeline import Timeline, missing_notes
 
 DEFAULT_FRAMES = 64
@@ -31,9 +33,9 @@ class VideoClip:
     """Sampled frames of a video. Immutable: the arrays are read-only.
 
     Attributes:
-        frames: (T, H, W, 3) uint8 RGB, upright.
+        frames: (T, H, W, 3) uint8 RGB, as players show them: upright, with square pixels.
         seconds: (T,) float64, when each frame is first shown, from the container's timestamps;
-            the first frame of the file is at 0.0.
+            the first frame of the file is at 0.0. Frames may share a time.
         fps: average frames a second of the file.
         duration: seconds of the whole file (for a file that was cut off, what its header says).
         indices: (T,) int64 numbers of the frames in the file, in presentation order from 0;
@@ -127,7 +129,7 @@ def load_video(
         listener: may stop the reading, at any packet of the file (with "pyav").
 
     Returns:
-        A clip of T frames, (T, H, W, 3) uint8 RGB, rotated upright.
+        A clip of T frames, (T, H, W, 3) uint8 RGB, upright and with square pixels.
 
     Raises:
         InputError: not a readable video, or wrong options; one line says which.
@@ -172,36 +174,33 @@ def _sample(
     begin, stop = 0.0, line.duration
     if times is not None:
         moments = _checked_times(times, line.duration, name)
+        _check_count(len(moments), line.size, limits)
+        chosen, lost = shown_at(line, moments)
     else:
         begin, stop = _checked_range(start, end, line.duration, name)
-        count = frames if frames is not None or fps is not None else DEFAULT_FRAMES
-        moments = _moments(line, begin, stop, count, fps, limits)
-    if len(moments) > limits.max_frames:
-        raise _too_many(len(moments), limits)
-    needed = len(moments) * height * width * 3
-    if needed > limits.max_bytes:
-        raise InputError(
-            f"{len(moments)} frames of {width}x{height} need {needed / 2**30:.1f} GiB, above the"
-            f" limit of {limits.max_bytes / 2**30:.1f}: sample fewer or raise the limit max_bytes"
-        )
-    chosen, lost = shown_at(line, moments)
-    if times is None:
-        chosen = np.unique(chosen)
-    pictures = source.read(sorted({int(i) for i in chosen}), lambda _, picture: picture)
-    kept = np.asarray([i for i in chosen.tolist() if i in pictures], dtype=np.int64)
-    unread = [i for i in chosen.tolist() if i not in pictures]
+        chosen, lost = _chosen(line, begin, stop, frames, fps, limits)
     asked = len(chosen) + len(lost)
-    notes = line.notes + missing_notes(line, asked, lost, line.seconds[unread])
+    _check_count(asked, line.size, limits)
+    stack = _Stack(chosen.tolist())
+    try:
+        read = source.read(stack.indices, stack.put)
+    except MemoryError as error:
+        raise InputError(
+            f"{len(chosen)} frames of {width}x{height} need more memory than there is:"
+            " sample fewer, or scale the video down"
+        ) from error
+    kept = np.asarray([i for i in chosen.tolist() if i in read], dtype=np.int64)
+    unread = [i for i in chosen.tolist() if i not in read and i not in source.blank]
+    notes = (*line.notes, *source.notes, *missing_notes(line, asked, lost, line.seconds[unread]))
+    if blank := asked - len(lost) - len(kept) - len(unread):
+        notes += (f"{blank} of {asked} frames have no picture of their own in the file",)
     if not len(kept):
         raise InputError(f"none of the {asked} frames of {name} could be read: {'; '.join(notes)}")
-    shape = pictures[int(kept[0])].shape
-    stack = np.empty((len(kept), *shape), dtype=np.uint8)
-    for row, index in enumerate(kept.tolist()):
-        stack[row] = pictures[index]
+    shown = line.end - float(np.diff(line.holes).sum())
     return VideoClip(
-        frames=stack,
+        frames=stack.frames(set(read)),
         seconds=line.seconds[kept],
-        fps=len(line.seconds) / (line.end - float(np.diff(line.holes).sum())),
+        fps=len(line.seconds) / (shown if shown > 0 else line.end),
         duration=line.duration,
         indices=kept,
         path=str(file),
@@ -211,45 +210,124 @@ def _sample(
     )
 
 
-def _moments(
-    line: Timeline, begin: float, stop: float, count: int | None, fps: float | None, limits: Limits
-) -> np.ndarray:
-    """The seconds at which to look: bin centres, a fixed rate, or every frame if there are few."""
+class _Stack:
+    """The frames of a clip, each put in its place as it is decoded: none is held twice.
+
+    Args:
+        chosen: the frame of each row; one may come more than once.
+    """
+
+    def __init__(self, chosen: list[int]) -> None:
+        self.indices = sorted(set(chosen))
+        self._chosen = chosen
+        self._rows: dict[int, int] = {}
+        for row, index in enumerate(chosen):
+            self._rows.setdefault(index, row)
+        self._stack: np.ndarray | None = None
+        self._lock = threading.Lock()
+
+    def put(self, index: int, picture: np.ndarray) -> bool:
+        """Keep a picture (H, W, 3); decoders on several threads may do so."""
+        with self._lock:
+            if self._stack is None:
+                self._stack = np.empty((len(self._chosen), *picture.shape), dtype=np.uint8)
+        self._stack[self._rows[index]] = _fitted(picture, self._stack.shape[1:3])
+        return True
+
+    def frames(self, there: set[int]) -> np.ndarray:
+        """(T, H, W, 3) of the rows whose frames are there, moved together in place."""
+        assert self._stack is not None
+        row = 0
+        for index in self._chosen:
+            if index not in there:
+                continue
+            if self._rows[index] != row:
+                self._stack[row] = self._stack[self._rows[index]]
+            self._rows[index] = min(self._rows[index], row)
+            row += 1
+        return self._stack[:row]
+
+
+def _fitted(picture: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """A picture of a file that changes its shape midway, as large as the first one."""
+    if picture.shape[:2] == size:
+        return picture
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((size[1], size[0])))
+
+
+def _chosen(
+    line: Timeline,
+    begin: float,
+    stop: float,
+    frames: int | None,
+    fps: float | None,
+    limits: Limits,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ascending frame indices of a range, and the seconds of those that the file lost.
+
+    Frames at bin centres or at a fixed rate; every frame of the range where there are no more.
+    """
     if fps is not None:
-        number = math.ceil(round((stop - begin) * fps, 6))
-        if number > limits.max_frames:
-            raise _too_many(number, limits)
-        return np.asarray(begin + np.arange(max(number, 1)) / fps)
-    number = count if count is not None else DEFAULT_FRAMES
-    if number > limits.max_frames:
-        raise _too_many(number, limits)
+        number = math.ceil(round(min((stop - begin) * fps, 1e18), 6))
+        _check_count(number, line.size, limits, least=True)
+        chosen, lost = shown_at(line, begin + np.arange(max(number, 1)) / fps)
+        chosen = np.unique(chosen)
+        return (_with_alike(line, chosen, begin) if _is_fine(line, fps) else chosen), lost
+    number = DEFAULT_FRAMES if frames is None else frames
+    _check_count(number, line.size, limits, least=True)
     every = _every_frame(line, begin, stop, number)
     if every is not None:
         return every
-    return begin + (np.arange(number) + 0.5) * ((stop - begin) / number)
+    moments = begin + (np.arange(number) + 0.5) * ((stop - begin) / number)
+    chosen, lost = shown_at(line, moments)
+    return np.unique(chosen), lost
 
 
-def _every_frame(line: Timeline, begin: float, stop: float, number: int) -> np.ndarray | None:
-    """When each frame in the range is shown, if there are no more than ``number``.
+def _is_fine(line: Timeline, fps: float) -> bool:
+    """Whether a rate finds every time of a file that has frames with the same time."""
+    steps = np.diff(line.seconds)
+    return not steps.all() and 1 / fps <= (steps[steps > 0].min(initial=np.inf)) + 1e-6
+
+
+def _with_alike(line: Timeline, chosen: np.ndarray, begin: float) -> np.ndarray:
+    """Frames with those of the same times that come before them, none before ``begin``."""
+    alike = np.isin(line.seconds, line.seconds[chosen]) & (line.seconds >= begin)
+    return np.unique(np.concatenate([chosen, np.flatnonzero(alike)]))
+
+
+def _every_frame(
+    line: Timeline, begin: float, stop: float, number: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Each frame of the range, and lost ones, if together they are no more than ``number``.
 
     Where the file lost frames, they are taken to have followed at the usual distance.
     """
-    first = max(int(np.searchsorted(line.seconds, begin, side="right")) - 1, 0)
-    after = int(np.searchsorted(line.seconds, stop, side="left"))
+    first = int(np.searchsorted(line.seconds, begin))
+    after = int(np.searchsorted(line.seconds, stop))
+    if first and not (first < len(line.seconds) and line.seconds[first] == begin):
+        first -= len(shown_at(line, np.asarray([begin]))[0])  # what is shown when the range begins
     if after - first > number:
         return None
     gaps = [(a, b) for a, b in line.holes.tolist()]
     if line.cut:
         gaps.append((line.end, line.duration))
-    usual = float(np.median(np.diff(line.seconds))) if len(line.seconds) > 1 else line.end
+    usual = usual_step(line.seconds) or line.end
     # Half a step short of the end: the frame that ends the gap is there.
-    lost = [np.arange(max(a, begin), min(b, stop) - usual / 2, usual) for a, b in gaps]
-    moments = np.sort(np.concatenate([np.clip(line.seconds[first:after], begin, None), *lost]))
-    return moments if len(moments) <= number else None
+    edges = [(max(a, begin), min(b, stop) - usual / 2) for a, b in gaps]
+    # Their number comes first: what a file says of its length may ask for any.
+    if after - first + sum(max(b - a, 0.0) / usual for a, b in edges) > number:
+        return None
+    lost = [np.arange(a, b, usual) for a, b in edges]
+    return np.arange(first, after), np.concatenate([np.zeros(0), *lost])
 
 
 def shown_at(line: Timeline, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Frame indices shown at the moments, and the moments whose frames the file lost."""
+    """Frame indices shown at the moments, and the moments whose frames the file lost.
+
+    Of frames with the same time the last one is shown.
+    """
     # A microsecond of tolerance: 0.1 + 0.2 must find the frame at 0.3.
     at = np.searchsorted(line.seconds, moments + 1e-6, side="right") - 1
     gone = np.zeros(len(moments), dtype=bool)
@@ -260,11 +338,27 @@ def shown_at(line: Timeline, moments: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return np.maximum(at, 0)[~gone], moments[gone]
 
 
-def _too_many(number: int, limits: Limits) -> InputError:
-    return InputError(
-        f"{number} frames are above the limit of {limits.max_frames}:"
-        " sample fewer or raise the limit max_frames"
-    )
+def _check_count(
+    number: int, size: tuple[int, int], limits: Limits, *, least: bool = False
+) -> None:
+    """See that so many frames are within the limits.
+
+    Args:
+        least: whether fewer may come of it: only the number itself is looked at.
+    """
+    height, width = size
+    if number > limits.max_frames:
+        told = str(number) if number < 10**15 else "so many"  # numbers of any length are asked for
+        raise InputError(
+            f"{told} frames are above the limit of {limits.max_frames}:"
+            " sample fewer or raise the limit max_frames"
+        )
+    needed = number * height * width * 3
+    if not least and needed > limits.max_bytes:
+        raise InputError(
+            f"{number} frames of {width}x{height} need {needed / 2**30:.1f} GiB, above the"
+            f" limit of {limits.max_bytes / 2**30:.1f}: sample fewer or raise the limit max_bytes"
+        )
 
 
 def _check_options(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +16,11 @@ def gif_images(path: Path) -> int | None:
     where no block can begin, and where a data block before an image's last is not full, if the
     encoder filled those of the first image (GIF89a specification, sections 15 to 27).
     """
-    data = path.read_bytes()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return _whole_images(data)
+
+
+def _whole_images(data: mmap.mmap) -> int | None:
     at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     images, fills = 0, True
     while at < len(data):
@@ -44,8 +49,9 @@ def gif_images(path: Path) -> int | None:
     return images
 
 
-def cut_off(path: Path) -> tuple[bool, int]:
-    """Whether a file is shorter than its own outermost boxes say, and the bytes of whole boxes.
+def cut_off(path: Path) -> tuple[bool, int, int]:
+    """Whether a file is shorter than its own outermost boxes say, the bytes of whole boxes, and
+    the bytes that all boxes say there are.
 
     Knows MP4/MOV, AVI, Matroska/WebM, GIF (its last byte) and transport streams (whole packets of
     188 bytes); others promise no length.
@@ -54,21 +60,21 @@ def cut_off(path: Path) -> tuple[bool, int]:
     with path.open("rb") as file:
         head = file.read(12)
         if head[:1] == b"G" and head[:4] != b"GIF8":
-            return _part_of_packet(file, size) > 0, size
+            return _part_of_packet(file, size) > 0, size, size
         if head[:4] == b"GIF8":
             file.seek(-1, 2)
-            return file.read(1) != b";", size
+            return file.read(1) != b";", size, size
         kind = "riff" if head[:4] == b"RIFF" else "ebml" if head[:4] == b"\x1a\x45\xdf\xa3" else ""
         if not kind and head[4:8] not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-            return False, size
+            return False, size, size
         at = whole = 0
         while at < size:
             file.seek(at)
             length = _box_length(file.read(16), kind)
             if length is None:
-                return False, size
+                return False, size, size
             whole, at = at, at + length
-    return at > size, whole if at > size else size
+    return at > size, whole if at > size else size, max(at, size)
 
 
 def _part_of_packet(file: BinaryIO, size: int) -> int:

@@ -58,14 +58,14 @@ def index_video(
             that is possible `path` is an index of it, whose `notes` say what is missing.
     """
     from vidllm.compressors import build as build_method
+    from vidllm.paths import input_file
 
     from .build import Plan, build, check_method
     from .index import VideoIndex
-    from .reading import checked_video
     from .standing import guard, standing
     from .tower import check_tower
 
-    file = checked_video(Path(video))
+    file = input_file(video, "video file")
     place = file.with_suffix(".vidx") if path is None else Path(path)
     guard(place)
     check_method(llm)

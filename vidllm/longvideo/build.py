@@ -16,10 +16,11 @@ from vidllm.compressors import build as build_method
 from vidllm.errors import InputError, WorkError
 from vidllm.limits import INDEX_FPS, check, within
 
-from .finishing import PRECISIONS, finish
+from .disk import UnwrittenError
+from .finishing import PRECISIONS, NoFramesError, finish
 from .marks import method_facts, method_words, model_mark, source_mark
 from .parts import Parts, folder_of, pack_thumbs
-from .reading import BLOCK, Block, Frames
+from .reading import BLOCK, Block, Frames, GoneError
 from .store import FORMAT
 from .tower import Carried, encode_block
 from .windows import clock
@@ -146,8 +147,14 @@ def _read(frames: Frames, first: int, spent: dict[str, float]) -> Iterator[Block
             at = time.perf_counter()
             try:
                 block = next(coming, None)
-            except WorkError as error:
+            except GoneError as error:
                 raise _Halt(error, "run it again when the video is back") from error
+            except WorkError as error:
+                raise _Halt(error, "run it again when it can be read") from error
+            except MemoryError as error:
+                raise _Halt(
+                    WorkError("there is not enough memory to read on"), "run it again with more"
+                ) from error
             spent["read"] += time.perf_counter() - at
             if block is None:
                 return
@@ -177,8 +184,8 @@ def _keep(
     }
     try:
         parts.add(number, kept)
-    except WorkError as error:
-        raise _Halt(error, "make room and run it again") from error
+    except UnwrittenError as error:
+        raise _Halt(error, f"{error.remedy} and run it again") from error
 
 
 def _finished(
@@ -204,10 +211,18 @@ def _finished(
     reached = "" if failure is None else f"{failure} after {clock(facts['until'])} of {whole}: "
     try:
         done = finish(llm, parts, path, facts, number)
+    except NoFramesError as error:
+        parts.remove()
+        if failure is not None:
+            raise WorkError(f"{failure}; {failure.remedy}") from failure
+        raise InputError(f"{error}{''.join(f'; {note}' for note in facts['notes'])}") from error
     except WorkError as error:
         why = reached or f"{error}: "
+        remedy = error.remedy if isinstance(error, UnwrittenError) else "see to that"
+        if failure is not None and failure.remedy.endswith(" and run it again"):
+            remedy = failure.remedy.removesuffix(" and run it again")
         raise WorkError(
-            f"{why}what was indexed waits in {folder}; make room and run it again"
+            f"{why}what was indexed waits in {folder}; {remedy} and run it again"
         ) from error
     if failure is not None:
         raise WorkError(f"{reached}{path} holds what was indexed; {failure.remedy}") from failure

@@ -14,7 +14,22 @@ _FULL = {
 }
 
 
-def unwritten(place: object, error: Exception) -> WorkError:
+_CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class UnwrittenError(WorkError):
+    """A file or folder cannot be written.
+
+    Attributes:
+        remedy: what to do about it.
+    """
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+def unwritten(place: object, error: Exception) -> UnwrittenError:
     """One line on a file or folder that cannot be written, a full disk named first.
 
     Args:
@@ -25,5 +40,6 @@ def unwritten(place: object, error: Exception) -> WorkError:
         number = int(found[1])
     reason = getattr(error, "strerror", None) or str(error)
     if number in _FULL:
-        return WorkError(f"{_FULL[number]}: {place} cannot be written")
-    return WorkError(f"{place} cannot be written: {reason}")
+        return UnwrittenError(f"{_FULL[number]}: {place} cannot be written", "make room")
+    remedy = "allow it to be written" if number in _CLOSED else "see to that"
+    return UnwrittenError(f"{place} cannot be written: {reason}", remedy)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidllm.errors import InputError, WorkError
+from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
 from .parts import Parts
@@ -26,10 +26,18 @@ PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
 _CARRIED = 10**5  # blocks behind streaming temporal encoders have these numbers
 
 
+class NoFramesError(InputError):
+    """Nothing of a video could be read."""
+
+
 def finish(
     llm: VideoLLM, parts: Parts, path: Path, facts: dict[str, Any], count: int
 ) -> dict[str, Any]:
-    """Write the index of the first `count` blocks."""
+    """Write the index of the first `count` blocks.
+
+    Raises:
+        NoFramesError: they hold no frame. WorkError: the file cannot be written.
+    """
     seconds: list[np.ndarray] = []
     lost: list[float] = []
     rows, offsets, error = [], [0], 0.0
@@ -44,7 +52,7 @@ def finish(
         error = max(error, float(block["error"]))
     times = np.concatenate(seconds)
     if not len(times):
-        raise WorkError(f"none of the frames of {facts['source']['name']} could be read")
+        raise NoFramesError(f"none of the frames of {facts['source']['name']} could be read")
     carried = Carried.of(llm.model)
     cells, dim = llm.model.grid_side**2, width(llm.model)
     kind = PRECISIONS[facts["precision"]]

@@ -26,6 +26,10 @@ THUMB_EVERY, THUMB_WIDTH = 10.0, 160
 _BYTES = 128 * 1024**2  # of decoded frames that are held at once
 
 
+class GoneError(WorkError):
+    """The file is not where it was."""
+
+
 @dataclass
 class Block:
     """Frames of `BLOCK` moments in a row.
@@ -65,7 +69,7 @@ class Frames:
     ) -> None:
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk must be at least 1 frame, got {chunk}")
-        self.path, self.size, limits = checked_video(path), size, limits or Limits()
+        self.path, self.size, limits = input_file(path, "video file"), size, limits or Limits()
         opened = open_reader(reader, path)
         self._reader: Reader | None = opened
         line = opened.timeline
@@ -75,9 +79,12 @@ class Frames:
         except InputError:
             self.close()
             raise
-        self.duration, self.notes = line.duration, line.notes
+        opened.peek()
+        self.notes = (*line.notes, *opened.notes)
+        #: Seconds that can be read: of a file that was cut off what is there, not what it promises.
+        self.duration = line.end if line.cut else line.duration
         self._line = line
-        count = max(1, int(np.ceil(round(line.duration * fps, 6))))
+        count = max(1, int(np.ceil(round(self.duration * fps, 6))))
         self._moments = np.arange(count) / fps
         self._chunk = min(BLOCK, chunk or max(1, _BYTES // max(1, 3 * height * width)))
         self._block = BLOCK
@@ -118,13 +125,15 @@ class Frames:
         begin = number * self._block
         moments = self._moments[begin : begin + self._block]
         if not self.path.is_file():
-            raise WorkError(f"{self.path.name} is gone")
+            raise GoneError(f"{self.path.name} is gone")
         chosen, gone = shown_at(self._line, moments)
         before, _ = shown_at(self._line, self._moments[max(0, begin - 1) : begin])
         wanted = [int(i) for i in np.unique(chosen) if i not in before]
         firsts = self._firsts(wanted, before)
 
         def take(i: int, picture: np.ndarray) -> tuple[Tensor, bytes | None]:
+            # A turned picture is a view that runs backwards, which torch does not take.
+            picture = np.ascontiguousarray(picture)
             seen = to_pixels(torch.from_numpy(picture)[None], self.size)
             return seen, jpeg(picture) if i in firsts else None
 
@@ -150,7 +159,7 @@ class Frames:
         try:
             return self._reader.read(frames, take)
         except (OSError, InputError) as error:
-            raise WorkError(f"{self.path.name} cannot be read any more") from error
+            raise WorkError(f"{self.path.name} cannot be read any more ({error})") from error
 
     def _firsts(self, frames: list[int], before: np.ndarray) -> set[int]:
         """Those of frames (ascending) with which a stretch of `THUMB_EVERY` seconds begins."""
@@ -161,11 +170,6 @@ class Frames:
                 step = _step_of(float(self._line.seconds[i]))
                 found.add(i)
         return found
-
-
-def checked_video(path: Path) -> Path:
-    """The path of a file that may be a video. Raises InputError for what cannot be one."""
-    return input_file(path, "video file")
 
 
 def _check_limits(name: str, height: int, width: int, duration: float, limits: Limits) -> None:

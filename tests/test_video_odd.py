@@ -1,0 +1,273 @@
+"""Files that are odd but not damaged: shared times, joined files, odd pixels, wrong counts."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from videos import is_upright, numbers_in, overwrite, picture, write_video
+
+from vidllm.budget import Limits
+from vidllm.errors import InputError
+from vidllm.longvideo.reading import Frames
+from vidllm.video import load_video
+
+B_FRAMES = {"x264-params": "bframes=3:keyint=30:scenecut=0"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("odd")
+
+
+def restamp(source: Path, target: Path, change: Callable[[int, int], int]) -> Path:
+    """Copy packets with other times: ``change`` gets a packet's number and its time."""
+    with av.open(str(source)) as given, av.open(str(target), "w") as out:
+        stream = given.streams.video[0]
+        copy = out.add_stream_from_template(stream)
+        for number, packet in enumerate(p for p in given.demux(stream) if p.size):
+            packet.pts = packet.dts = change(number, packet.pts)
+            packet.stream = copy
+            out.mux(packet)
+    return target
+
+
+def indexed(path: Path, fps: float = 60.0) -> tuple[list[float], float]:
+    """The times that an index would hold, and its length."""
+    frames = Frames(path, fps, 32)
+    try:
+        return [t for block in frames.blocks() for t in block.seconds.tolist()], frames.duration
+    finally:
+        frames.close()
+
+
+def test_frames_that_share_a_time_are_all_read(folder: Path) -> None:
+    plain = write_video(folder / "plain.webm", 90, codec="libvpx-vp9")
+    times = np.round((np.arange(90) - (np.arange(90) % 10 == 9)) * 1000 / 30).astype(int)
+    path = restamp(plain, folder / "tenth.webm", lambda n, t: int(times[n]))
+    whole = load_video(path, frames=90)
+    assert numbers_in(whole.frames) == whole.indices.tolist() == list(range(90))
+    assert (np.diff(whole.seconds) >= 0).all() and (np.diff(whole.seconds) == 0).any()
+    some = load_video(path, frames=16)
+    assert len(some) == 16 and numbers_in(some.frames) == some.indices.tolist()
+    twice = load_video(path, times=[float(whole.seconds[9])] * 2)
+    assert numbers_in(twice.frames) == [9, 9]  # of equal times the last is on the screen
+    assert whole.notes == some.notes == twice.notes == ()
+    seconds, _ = indexed(path)
+    assert set(seconds) == set(whole.seconds.tolist())
+
+
+@pytest.mark.parametrize("b_frames", [0, 3])
+def test_a_rate_beyond_the_file_s_clock(b_frames: int, folder: Path) -> None:
+    options = {"x264-params": f"bframes={b_frames}:scenecut=0"}
+    path = write_video(folder / f"fast-{b_frames}.mkv", 240, fps=2400, options=options)
+    for whole in (load_video(path, frames=240), load_video(path, fps=2400)):
+        assert numbers_in(whole.frames) == whole.indices.tolist() == list(range(240))
+        assert whole.notes == ()
+    some = load_video(path, frames=16)
+    assert len(some) == 16 and numbers_in(some.frames) == some.indices.tolist()
+    assert some.fps == pytest.approx(2400, rel=0.01)
+
+
+def test_one_time_for_all_frames(folder: Path) -> None:
+    plain = write_video(folder / "some.webm", 30, codec="libvpx-vp9")
+    path = restamp(plain, folder / "equal.webm", lambda n, t: 0)
+    clip = load_video(path, frames=8)
+    assert len(clip) == 8 and numbers_in(clip.frames) == clip.indices.tolist()
+    assert any("one time for all frames" in note for note in clip.notes)
+
+
+JOINED = {
+    "twice.ts": {"options": B_FRAMES},
+    "twice.mpg": {"codec": "mpeg2video", "options": {"bf": "2"}},
+    "twice.mkv": {"options": B_FRAMES},
+}
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_time_goes_on_where_files_were_joined(name: str, folder: Path) -> None:
+    path = write_video(folder / name, 90, **JOINED[name])
+    path.write_bytes(path.read_bytes() * 2)
+    whole = load_video(path, frames=1000)
+    assert numbers_in(whole.frames) == [*range(90), *range(90)]
+    assert np.abs(whole.seconds - np.arange(180) / 30).max() < 2e-3
+    assert whole.duration == pytest.approx(6.0, abs=2e-3)
+    assert len(whole.notes) == 1 and "starts anew in the file at second 3.0" in whole.notes[0]
+    some = load_video(path, frames=16)
+    assert some.indices.tolist() == [5, 16, 28, 39, 50, 61, 73, 84,
+                                     95, 106, 118, 129, 140, 151, 163, 174]  # fmt: skip
+    assert numbers_in(some.frames) == [i % 90 for i in some.indices]
+    seconds, length = indexed(path)
+    assert len(seconds) == 180 and length == pytest.approx(6.0, abs=2e-3)
+
+
+def test_a_stream_that_comes_late_is_left_out_and_told(folder: Path) -> None:
+    """What one flipped bit in a transport stream's table does."""
+    silent = write_video(folder / "silent.ts", 90, noise=20)
+    loud = write_video(folder / "loud.ts", 90, audio=True)
+    joined = folder / "late.ts"
+    joined.write_bytes(silent.read_bytes() * 4 + loud.read_bytes() + silent.read_bytes() * 4)
+    with av.open(str(joined)) as container:
+        assert len(container.streams) == 1  # else the test would not see what it is for
+    clip = load_video(joined, frames=64)
+    assert len(clip) == 64 and numbers_in(clip.frames) == [i % 90 for i in clip.indices]
+    assert any("a stream that its header does not name" in note for note in clip.notes)
+    assert clip.duration == pytest.approx(27.0, abs=0.05)
+
+
+@pytest.mark.parametrize("aspect", [(16, 9), (3, 4), (1, 1)])
+def test_pixels_come_out_square(aspect: tuple[int, int], folder: Path) -> None:
+    path = folder / f"aspect-{aspect[0]}.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 112, 200, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(*aspect)
+        frame = av.VideoFrame.from_ndarray(picture(9, 112, 200), format="rgb24")
+        frame.pts = 0
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    width, height = {16: (199, 200), 3: (112, 267), 1: (112, 200)}[aspect[0]]
+    for reader in ("pyav", "decord"):
+        clip = load_video(path, reader=reader)
+        assert (clip.width, clip.height) == (width, height)
+        assert numbers_in(clip.frames) == [9] and is_upright(clip.frames[0])
+        assert clip.notes == ()
+
+
+def test_a_shape_of_pixels_that_cannot_be_is_told(folder: Path) -> None:
+    path = folder / "wide.mp4"
+    options = ["-f", "lavfi", "-i", "color=size=64x48:rate=5:duration=1", "-c:v", "libx264"]
+    subprocess.run(
+        ["ffmpeg", "-v", "error", "-y", *options, "-vf", "setsar=20", str(path)], check=True
+    )
+    clip = load_video(path)
+    assert (clip.width, clip.height) == (64, 48)
+    assert any("shown as square" in note for note in clip.notes)
+
+
+def test_hdr_and_interlaced_are_told(folder: Path) -> None:
+    args = ["ffmpeg", "-v", "error", "-y", "-f", "lavfi", "-i", "testsrc=size=64x48:rate=5"]
+    args += ["-t", "1", "-c:v", "libx264", "-pix_fmt", "yuv420p"]
+    hdr, fields = folder / "hdr.mp4", folder / "fields.mp4"
+    subprocess.run([*args, "-x264-params", "transfer=smpte2084", str(hdr)], check=True)
+    subprocess.run(
+        [*args, "-flags", "+ildct+ilme", "-x264-params", "tff=1", str(fields)], check=True
+    )
+    assert any("HDR (PQ)" in note for note in load_video(hdr).notes)
+    assert any("interlaced" in note for note in load_video(fields).notes)
+    assert any("interlaced" in note for note in load_video(fields, reader="decord").notes)
+
+
+def test_the_best_stream_is_read(folder: Path) -> None:
+    path = folder / "two.mov"
+    thumb, film = (
+        write_video(folder / "t.mkv", 1, codec="mjpeg", pixels="yuvj420p", size=(64, 48)),
+        (write_video(folder / "f.mkv", 30)),
+    )
+    subprocess.run(
+        ["ffmpeg", "-v", "error", "-y", "-i", str(thumb), "-i", str(film), "-map", "0", "-map", "1",
+         "-c", "copy", "-disposition:v:0", "0", "-disposition:v:1", "default", str(path)],
+        check=True,
+    )  # fmt: skip
+    clip = load_video(path, frames=30)
+    assert numbers_in(clip.frames) == list(range(30)) and clip.width == 128
+    assert any("2 video streams: number 2 is read" in note for note in clip.notes)
+
+
+@pytest.mark.parametrize("given", ["https://example.com/x.mp4", "rtsp://camera/1"])
+def test_addresses_are_not_fetched(given: str) -> None:
+    from vidllm.cli import main
+
+    with pytest.raises(InputError, match="not fetched") as caught:
+        load_video(given)
+    assert str(caught.value).startswith(f"{given}: ")
+    assert main(["index", given]) == main(["ask", given, "What?"]) == 2
+
+
+@pytest.mark.parametrize("at", [0, 4])
+@pytest.mark.parametrize("box", [b"stts", b"ctts"])
+@pytest.mark.parametrize("count", [2**27, 2**31 - 1, 2**32 - 1])
+def test_counts_of_samples_are_not_believed(box: bytes, count: int, at: int, folder: Path) -> None:
+    source = folder / "counted.mp4"
+    if not source.exists():
+        write_video(source, 60, size=(64, 48), options=B_FRAMES)
+    path = overwrite(source, folder / "huge.mp4", box, 8 + at, struct.pack(">I", count))
+    tracemalloc.start()
+    try:
+        clip = load_video(path, frames=4)
+        assert len(clip) >= 1
+    except InputError as error:
+        assert "\n" not in str(error)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 16 * 2**20
+
+
+def test_hours_that_do_not_exist_cost_nothing(folder: Path) -> None:
+    plain = write_video(folder / "dense.mkv", 40, size=(64, 48), options={"bf": "0"})
+    data = bytearray(plain.read_bytes())
+    scale = data.index(b"\x2a\xd7\xb1")  # TimestampScale: 1 ms becomes 1 µs
+    size = data[scale + 3] & 0x7F
+    data[scale + 4 : scale + 4 + size] = (1000).to_bytes(size, "big")
+    length = data.index(b"\x44\x89\x88")  # Duration, in units of the scale
+    data[length + 3 : length + 11] = struct.pack(">d", 20_000e6)
+    path = folder / "hours.mkv"
+    path.write_bytes(data)
+    tracemalloc.start()
+    clip = load_video(path, frames=4096)
+    seconds, long = indexed(path, 1.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 2**20
+    assert len(clip) == 40 and clip.duration < 1 and long < 1 and len(seconds) == 1
+    assert any("promises 20000" in note for note in clip.notes)
+
+
+def test_a_clip_takes_its_limit_once(folder: Path) -> None:
+    path = write_video(folder / "large.mp4", 24, size=(640, 480), options={"preset": "ultrafast"})
+    needed = 24 * 640 * 480 * 3
+    load_video(path, frames=1)
+    tracemalloc.start()
+    clip = load_video(path, frames=24, limits=Limits(max_bytes=needed))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert clip.frames.nbytes == needed
+    assert peak < 1.3 * needed
+
+
+def test_a_small_gif_of_huge_pictures_stays_within_the_limit(folder: Path) -> None:
+    path = folder / "huge.gif"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("gif", rate=10)
+        stream.width = stream.height = 4096
+        stream.pix_fmt = "gray"
+        for number in range(6):
+            frame = av.VideoFrame(4096, 4096, "gray")
+            for plane in frame.planes:
+                plane.update(bytes([40 * number]) * plane.buffer_size)
+            frame.pts = number
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    code = (
+        "import resource, sys; from vidllm.video import load_video;"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "clip = load_video(sys.argv[1], frames=6);"
+        "print(clip.frames.nbytes, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
+        " - before))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    frames, grown = map(int, run.stdout.split())
+    one = frames // 6
+    assert frames == 6 * 4096 * 4096 * 3
+    assert grown < frames + 6 * one  # the pictures, and what the decoder holds of a few
