@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -87,6 +87,7 @@ class Replying(Asked):
                 method,
                 watch.copy(),  # reading the video counts for every group
                 max_new_tokens or 128,
+                dict.fromkeys(watch.seconds, len(tails)),
             )
         return answers
 
@@ -99,8 +100,12 @@ class Replying(Asked):
         method: Compressor | Chain,
         watch: Stopwatch,
         most: int,
+        shared_by: Mapping[str, int],
     ) -> list[Answer]:
-        """Answers to questions that are asked together."""
+        """Answers to questions that are asked together.
+
+        `shared_by` names the stages that are over, and how many answers share each.
+        """
         tokens, record = prompt.tokens, Record(self._hear(watch, clip, prompt.duration))
         replies, kept, cached = reply(
             self.model,
@@ -119,6 +124,7 @@ class Replying(Asked):
             tokens.total * size / 1e6,
             cached * size / 1e6,
             dict(watch.seconds),
+            shared_by={**dict.fromkeys(watch.seconds, len(replies)), **shared_by},
         )
         there = TokenMap.of(kept, self._slots(clip, tokens))
         beside = len(prompt.head) + sum(map(len, prompt.stamps or ()))
