@@ -38,7 +38,7 @@ class Uniform(Compressor):
 
     def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
         """The `budget` tokens, frame by frame."""
-        frames, counts = torch.unique(tokens.frame, return_counts=True)
+        _, counts = torch.unique(tokens.frame, return_counts=True)
         ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         shares = ((2 * ends * budget + len(tokens)) // (2 * len(tokens))).diff().tolist()
         order = torch.argsort(tokens.frame, stable=True)

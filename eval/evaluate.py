@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from vidllm.errors import InputError, WorkError
 from vidllm.listening import Stopped
+from vidllm.options import say
+from vidllm.recipes import get_recipe
+from vidllm.shipped import default_model, weights_dir
 
 from .asking import Asker, ModelAsker, model_name
 from .clips import clips_of, items_of, limited, video_folders
@@ -45,6 +48,7 @@ class Order:
         memory: measure memory on a CPU too.
         jobs: processes that write videos of a benchmark that makes its own.
         baselines: score answers without a video, where the benchmark has some.
+        anyway: score the shipped model also on a benchmark of real footage.
     """
 
     task: Task
@@ -59,6 +63,7 @@ class Order:
     memory: bool = False
     jobs: int = 1
     baselines: bool = False
+    anyway: bool = False
 
     @property
     def most(self) -> int | None:
@@ -142,8 +147,11 @@ def _evaluate(
             folder.check()
         data, split = order.prepared(options)
         everything = items_of(order.task, data, split)
+    check_footage(order, options)
     items, halt = limited(everything, order.most), Halt()
     asker, options = load_asker(order, options, halt.wanted)
+    if crew.is_main:
+        say_notes(asker)
     labels = [setting.label for setting in asker.settings()]
     config = resolved(order, options, asker, items, data, split)
     stack.callback(folder.claim(crew.rank).release)
@@ -178,6 +186,30 @@ def _evaluate(
     return Finished(results, rows, told)
 
 
+def check_footage(order: Order, options: CommonOptions) -> None:
+    """See that a benchmark of real footage is not run with the shipped model by oversight.
+
+    Raises:
+        InputError: it would be.
+    """
+    if order.anyway or order.task.family == "retrieval" or hasattr(order.task, "prepare"):
+        return  # a benchmark that makes its own videos is of the made world
+    name = options.model_name()
+    if name is None or Path(name).resolve().parent == weights_dir().resolve():
+        raise InputError(
+            f"{order.task.name} is of real footage, and the shipped model knows only the made "
+            "world of the benchmark stage (218 words): its score would mean nothing; give "
+            "--model, or --anyway to score it all the same"
+        )
+
+
+def say_notes(asker: Asker) -> None:
+    """Say once, on standard error, which methods run on random weights."""
+    notes = [note for s in asker.settings() if s.method is not None for note in s.method.notes()]
+    for note in dict.fromkeys(notes):
+        say(f"note: {note}")
+
+
 def load_asker(
     order: Order, options: CommonOptions, stopped: Callable[[], bool]
 ) -> tuple[Asker, CommonOptions]:
@@ -201,6 +233,11 @@ def load_asker(
         usual = embedder.usual_frames
         asker = RetrievalAsker(embedder, order.wanted.settings(no_own), name=options.model)
     else:
+        if options.recipe is not None and (system := get_recipe(options.recipe)).temporal:
+            from vidllm.loading import has_temporal
+
+            folder = str(options.model_name() or default_model())
+            system.check_model(model_name(options.model), has_temporal(folder))
         llm = plain.load()
         llm.measures_memory, usual = order.memory, llm.usual_frames
         asker = ModelAsker(

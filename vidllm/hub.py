@@ -183,7 +183,7 @@ class HubVideoLLM(VideoLLM):
                 receipt = self._receipt(c, clip, spent, said, seen)
                 shared_by = dict.fromkeys(watch.seconds, len(questions))
                 receipt = replace(receipt, shared_by=shared_by)
-                more = (*notes, *self.fit_notes(method, receipt, most))
+                more = (*notes, *self.method_notes(method, receipt, most))
                 answers.append(self._said(said, clip, receipt, more, times, wanted, seen))
         receipts = [replace(a.receipt, peak_mb=peak.megabytes) for a in answers]
         if not by_question(method):  # the first question's pass over the video served them all

@@ -10,7 +10,7 @@ from vidllm.compressors import Chain, Compressor, build, describe
 from .answering import check_serves
 from .errors import InputError
 from .pipeline import VideoLLM
-from .recipes import list_recipes
+from .recipes import get_recipe, list_recipes
 
 #: Share at which the methods of the registry are tried.
 _SHARE = 0.5
@@ -60,12 +60,23 @@ def offers(llm: VideoLLM) -> list[Offer]:
                 spec,
                 keep,
                 summary,
-                refusal(llm, method),
+                _lacking(llm, kind, name) or refusal(llm, method),
                 method.inside_decoder(),
                 method.query_aware,
             )
         )
     return found
+
+
+def _lacking(llm: VideoLLM, kind: str, name: str) -> str:
+    """What a recipe is made of and the model lacks, in one line; "" for nothing."""
+    if kind != "recipe":
+        return ""
+    try:
+        get_recipe(name).check_model("this model", bool(getattr(llm.config, "temporal", None)))
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def refusal(llm: VideoLLM, method: Compressor | Chain) -> str:
