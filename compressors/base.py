@@ -160,7 +160,7 @@ class Compressor(ABC):
         return tokens, rounds
 
     def notes(self) -> tuple[str, ...]:
-        """What whoever reads its results should know, one line each: that its weights are random."""
+        """What to know of its results, one line each: that its weights are random."""
         return ()
 
     def inside_decoder(self) -> bool:

@@ -112,7 +112,8 @@ def has_temporal(folder: str) -> bool:
     if model_kind(folder) != NativeConfig.model_type:
         return False  # no family of the hub has one
     found, _ = PretrainedConfig.get_config_dict(folder)
-    return bool(found.get("temporal"))
+    encoders = found.get("temporal") or []
+    return any(spec.get("name") != "identity" for spec in encoders)  # that mixes nothing
 
 
 def usual_frames(folder: str) -> int | None:

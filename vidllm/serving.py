@@ -59,8 +59,8 @@ def offers(llm: VideoLLM) -> list[Offer]:
                 name,
                 spec,
                 keep,
-                summary,
-                _lacking(llm, kind, name) or refusal(llm, method),
+                summary + _lacking(llm, kind, name),
+                refusal(llm, method),
                 method.inside_decoder(),
                 method.query_aware,
             )
@@ -69,13 +69,12 @@ def offers(llm: VideoLLM) -> list[Offer]:
 
 
 def _lacking(llm: VideoLLM, kind: str, name: str) -> str:
-    """What a recipe is made of and the model lacks, in one line; "" for nothing."""
-    if kind != "recipe":
-        return ""
-    try:
-        get_recipe(name).check_model("this model", bool(getattr(llm.config, "temporal", None)))
-    except InputError as error:
-        return str(error)
+    """What a recipe is made of and the model lacks; "" for nothing.
+
+    Only its compressor is offered here, under its own name, so that nothing is hidden.
+    """
+    if kind == "recipe" and get_recipe(name).temporal and not getattr(llm.config, "temporal", None):
+        return " (this model has no temporal encoder: the pooling alone)"
     return ""
 
 
