@@ -150,8 +150,9 @@ def _evaluate(
     check_footage(order, options)
     items, halt = limited(everything, order.most), Halt()
     asker, options = load_asker(order, options, halt.wanted)
-    if crew.is_main:
-        say_notes(asker)
+    notes = notes_of(asker)
+    for note in notes if crew.is_main else ():
+        say(f"note: {note}")
     labels = [setting.label for setting in asker.settings()]
     config = resolved(order, options, asker, items, data, split)
     stack.callback(folder.claim(crew.rank).release)
@@ -179,6 +180,7 @@ def _evaluate(
         raise _interrupted(runner, folder, halt, order)
     rows = _whole(folder, labels, items, crew)
     results, rows = finish(order.task, folder, folder.config(), rows)
+    results |= {"notes": notes} if notes else {}
     told = None
     if order.baselines:
         score: Any = getattr(order.task, "baselines")  # noqa: B009 - only some tasks have it
@@ -203,11 +205,10 @@ def check_footage(order: Order, options: CommonOptions) -> None:
         )
 
 
-def say_notes(asker: Asker) -> None:
-    """Say once, on standard error, which methods run on random weights."""
+def notes_of(asker: Asker) -> list[str]:
+    """Which methods of a run have random weights, one line each."""
     notes = [note for s in asker.settings() if s.method is not None for note in s.method.notes()]
-    for note in dict.fromkeys(notes):
-        say(f"note: {note}")
+    return list(dict.fromkeys(notes))
 
 
 def load_asker(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hf_tiny import hf_model
+from run_tiny import write_charades
 from safetensors.torch import save_file
 from tiny import save_tiny, write_video
 
@@ -118,3 +119,14 @@ def test_an_answer_and_the_terminal_say_it(
 def test_a_compressed_hub_model_says_it() -> None:
     with vidllm.compress(hf_model("qwen2_5_vl"), "mrt5", keep=0.5) as c:
         assert any("untrained weights" in note for note in c.notes)
+
+
+def test_a_run_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, folder = write_charades(tmp_path / "data", videos=1), save_tiny(tmp_path / "model")
+    words = ["eval", "charades", "--data", str(data), "--model", str(folder), "--frames", "4"]
+    words += ["--compressor", "mrt5,aim", "--keep", "0.5", "--max-new-tokens", "2", "--json"]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    (note,) = json.loads(said.out)["notes"]
+    assert note.startswith("mrt5 runs on untrained weights")
+    assert said.err.count("untrained") == 1
