@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_tiny import save_hub
 from tiny import save_tiny, write_video
 
 from vidllm import InputError, Span, VideoLLM, WorkError, load_video
@@ -182,3 +183,24 @@ def test_what_was_asked_one_by_one_pays_once_for_the_clip() -> None:
         {"decode": 0.3, "encode": 0.6, "generate": 0.6}
     )
     assert split(costs, CLIP_STAGES)[-1] == {}
+
+
+@pytest.mark.parametrize("spec", ["temporal-pool:keep=0.5", "fastv:keep=0.5"])
+def test_a_hub_models_shares_add_up_too(
+    tmp_path_factory: pytest.TempPathFactory, video: Path, spec: str
+) -> None:
+    model = VideoLLM.from_pretrained(save_hub(tmp_path_factory.mktemp("hub"), "qwen2_5_vl"))
+    answers = model.ask(
+        video, ["who?", "what?", "when?"], frames=4, max_new_tokens=2, compressor=spec
+    )
+    receipts = [answer.receipt for answer in answers]
+    for stage in ("compress", "prefill"):  # one pass over the video, unless the question is read
+        alone = spec.startswith("fastv")
+        assert {r.shared_by.get(stage, 1) for r in receipts} == {1 if alone else 3}
+        assert alone or len({r.seconds[stage] for r in receipts}) == 1
+    assert {r.shared_by.get("generate", 1) for r in receipts} == {1}
+    spent = {**receipts[0].seconds, "generate": sum(r.seconds["generate"] for r in receipts)}
+    for stage in ("compress", "prefill") if spec.startswith("fastv") else ():
+        spent[stage] = sum(r.seconds[stage] for r in receipts)
+    total = sum_costs(costs_of(receipts))["total_seconds"]
+    assert total == pytest.approx(sum(spent.values()), rel=1e-3)
