@@ -48,7 +48,10 @@ class Compressor(ABC):
     """Stage "cache": True to keep what the method before it kept, with no share of its own."""
     own_layer: ClassVar[bool] = False
     """Stage "prefill": True to read the layer that it prunes before, not the one before that."""
-    trained: ClassVar[bool] = False
+    has_parameters: ClassVar[bool] = False
+    """True: it has parameters that must be trained, and no trained ones are shipped."""
+    same_as: ClassVar[str] = ""
+    """Which other method leaves the very same tokens, and where."""
     paper: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     uses_features: ClassVar[bool] = True
@@ -155,6 +158,10 @@ class Compressor(ABC):
             tokens = tokens.apply(selection)
             rounds.append(selection)
         return tokens, rounds
+
+    def notes(self) -> tuple[str, ...]:
+        """What to know of its results, one line each: that its weights are random."""
+        return ()
 
     def inside_decoder(self) -> bool:
         """Whether some of its work is done between decoder layers or in the cache."""

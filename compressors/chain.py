@@ -78,9 +78,13 @@ class Chain:
         return any(item.uses_features for item in self.items)
 
     @property
-    def trained(self) -> bool:
-        """True when one of the methods has trained parts."""
-        return any(item.trained for item in self.items)
+    def has_parameters(self) -> bool:
+        """True when one of the methods has parameters that must be trained."""
+        return any(item.has_parameters for item in self.items)
+
+    def notes(self) -> tuple[str, ...]:
+        """Those of the methods, without repeats."""
+        return tuple(dict.fromkeys(note for item in self.items for note in item.notes()))
 
     @property
     def needs(self) -> tuple[str, ...]:

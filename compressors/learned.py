@@ -59,8 +59,9 @@ def place(
 class Learned(Compressor):
     """A method with a module, which is made for the width of the features when first needed.
 
-    It works untrained, from `seed`. For training call `ready(tokens)` once and train `module`;
-    save its `state_dict()` as safetensors for `load`.
+    It runs untrained, on weights drawn from `seed`, and says so (`notes`): no trained ones are
+    shipped. For training call `ready(tokens)` once and train `module`; save its `state_dict()` as
+    safetensors for `load`.
 
     Attributes:
         seed: of the weights before training.
@@ -74,8 +75,10 @@ class Learned(Compressor):
         default=None, compare=False, repr=False, metadata={"help": "a torch module, from Python"}
     )
 
-    trained = True
+    has_parameters = True
     makes_tokens = True
+    untrained: ClassVar[str] = "what it leaves of a video means nothing"
+    """What comes of it before training."""
     width_of: ClassVar[tuple[str, int]] = ("", 0)
     """A parameter of the module and the axis that has the width of the features."""
 
@@ -88,6 +91,15 @@ class Learned(Compressor):
             raise InputError(f"{self.name}: give either weights or module")
         if self.weights is not None:
             self.load(self.weights)
+
+    def notes(self) -> tuple[str, ...]:
+        """Whether the weights are those that were drawn here, and no training changed them."""
+        if self.module is not None and getattr(self.module, "drawn", None) != changes(self.module):
+            return ()
+        return (
+            f"{self.name} runs on untrained weights (random, seed {self.seed}; no trained ones are "
+            f"shipped): {self.untrained}; train it and give {self.name}:weights=FILE",
+        )
 
     @abstractmethod
     def make(self, width: int) -> nn.Module:
@@ -133,4 +145,11 @@ class Learned(Compressor):
         # Outside inference mode, so that it can be trained later; the global draws stay as is.
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             torch.set_rng_state(torch.Generator().manual_seed(self.seed).get_state())
-            return self.make(width).float().eval()
+            module = self.make(width).float().eval()
+        module.drawn = changes(module)  # type: ignore[assignment]  # as many while it is untrained
+        return module
+
+
+def changes(module: nn.Module) -> tuple[int, ...]:
+    """How often every parameter was changed in place, as torch counts it: training does so."""
+    return tuple(parameter._version for parameter in module.parameters())

@@ -144,8 +144,12 @@ class Wrapper(Compressor, _Around):
             stage=inner.stage,
             query_aware=inner.query_aware or self._asks(),
             needs=inner.needs,
-            trained=inner.trained,
+            has_parameters=inner.has_parameters,
         )
+
+    def notes(self) -> tuple[str, ...]:
+        """Those of the method inside."""
+        return self.inner.notes()
 
     def _asks(self) -> bool:
         """True when the wrapper itself reads the question."""

@@ -132,7 +132,8 @@ class Pyra(InTower):
         default=None, repr=False, compare=False, metadata={"help": "parameters, from Python"}
     )
 
-    trained = True
+    has_parameters = True
+    same_as = "`tome`, bit by bit, without a trained modulation"
     uses = ("vision-keys",)
     paper = "PYRA, arXiv 2403.09192"
     summary = "as tome, with tokens modulated before they merge"
@@ -144,6 +145,16 @@ class Pyra(InTower):
             raise InputError("pyra: modulation is a Modulation given in Python; use weights=FILE")
         if self.modulation is None and self.weights:
             self.modulation = _load(self.weights)
+
+    def notes(self) -> tuple[str, ...]:
+        """Whether the modulation does nothing, as a new one (w_b = 0) or none."""
+        weights = [] if self.modulation is None else self.modulation.named_parameters()
+        if any(name.endswith("w_b") and bool((w != 0).any()) for name, w in weights):
+            return ()
+        return (
+            "pyra has no trained modulation here (none is shipped): without one it is tome, bit by "
+            "bit; give pyra:weights=FILE",
+        )
 
     def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
         """All rounds inside the frames, or the runs of neighbours."""

@@ -14,6 +14,8 @@ from vidllm.limits import SPEC_ITEMS, SPEC_SIGNS, number
 from .base import Compressor
 from .chain import Chain
 
+#: What `describe` says of the parameters of a method that has some.
+UNTRAINED = "no: it has parameters, and no trained ones are shipped"
 _REGISTRY: dict[str, type[Compressor]] = {}
 _C = TypeVar("_C", bound=type[Compressor])
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -64,7 +66,11 @@ def get(name: str, **options: Any) -> Compressor:
 
 
 def describe(pattern: str = "*") -> list[dict[str, Any]]:
-    """One entry a method: what it is, what it needs, and its options with help and default."""
+    """One entry a method: what it is, what it needs, and its options with help and default.
+
+    `trained` is empty for methods without parameters and says of the others that they need
+    training; `same_as` names a method that leaves the same tokens.
+    """
     entries = []
     for name in names(pattern):
         cls = _REGISTRY[name]
@@ -77,7 +83,8 @@ def describe(pattern: str = "*") -> list[dict[str, Any]]:
                 "stage": cls.stage,
                 "query_aware": cls.query_aware,
                 "needs": list(cls.needs),
-                "trained": cls.trained,
+                "trained": UNTRAINED if cls.has_parameters else "",
+                "same_as": cls.same_as,
                 "paper": cls.paper,
                 "summary": cls.summary,
                 "options": options,

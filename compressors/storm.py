@@ -45,6 +45,7 @@ class Storm(Compressor):
 
     paper = "STORM, arXiv 2503.04130"
     summary = "mean over 4 frames of a slot, beyond that every second slot"
+    same_as = "`temporal-pool`, bit by bit, where 25 % or more is kept"
     uses_features = False
     fixed = ("temporal", "spatial", "sample")
 

@@ -209,6 +209,8 @@ class TimeSuite(Learned):
 
     paper = "TimeSuite, arXiv 2410.19702"
     summary = "neighbouring tokens join on their channels, with adaptive positions"
+    same_as = "a mean of neighbours without trained weights: `spatial-pool` where a run is a frame"
+    untrained = "every token is the plain mean of its neighbours (as spatial-pool on a 2 × 2 grid)"
     width_of = ("clip.weight", 1)
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from vidllm.errors import VidllmError
 from vidllm.listening import Listener, Stopped
 from vidllm.options import debugging, say
 
-from .costs import costs_of
+from .costs import CLIP_STAGES, costs_of, split
 from .journal import Said
 from .settings import Setting
 from .tasks.base import Item, Response, Task
@@ -227,7 +227,10 @@ def ask_all(asker: Asker, clip: VideoClip, items: Sequence[Item], setting: Setti
         if len(items) == 1:
             return [failed(error)]
     _release()
-    return [ask_all(asker, clip, [item], setting)[0] for item in items]
+    alone = [ask_all(asker, clip, [item], setting)[0] for item in items]
+    # Each call says what reading and encoding the clip took, which was done once for all.
+    costs = split([one.cost for one in alone], CLIP_STAGES)
+    return [replace(one, cost=cost) for one, cost in zip(alone, costs, strict=True)]
 
 
 def reason_of(error: BaseException) -> str:

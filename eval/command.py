@@ -113,6 +113,10 @@ def _options(
     memory: Annotated[
         bool, _option(_RUN, "--memory", help="Measure memory on a CPU too (slower).")
     ] = False,
+    anyway: Annotated[
+        bool,
+        _option(_RUN, "--anyway", help="Score the shipped model also on real footage."),
+    ] = False,
 ) -> None:
     """What every benchmark takes; a pattern for `_command`."""
 
@@ -210,7 +214,10 @@ def _run(task: Task, options: CommonOptions, given: Mapping[str, Any]) -> None:
             name: given[name]
             for name in ("split", "data", "videos", "limit", "out", "max_new_tokens")
         },
-        **{name: given.get(name, False) for name in ("retry_failed", "memory", "baselines")},
+        **{
+            name: given.get(name, False)
+            for name in ("retry_failed", "memory", "baselines", "anyway")
+        },
         jobs=given.get("jobs", 1),
     )
     if given.get("make_only"):

@@ -14,6 +14,9 @@ from vidllm.errors import InputError, WorkError
 from vidllm.interruption import Halt, Interrupted
 from vidllm.listening import Stopped
 from vidllm.paths import input_folder
+from vidllm.options import say
+from vidllm.recipes import get_recipe
+from vidllm.shipped import default_model, weights_dir
 
 from .asking import Asker, ModelAsker, model_name
 from .clips import clips_of, items_of, limited, video_folders
@@ -47,6 +50,7 @@ class Order:
         memory: measure memory on a CPU too.
         jobs: processes that write videos of a benchmark that makes its own.
         baselines: score answers without a video, where the benchmark has some.
+        anyway: score the shipped model also on a benchmark of real footage.
     """
 
     task: Task
@@ -61,6 +65,7 @@ class Order:
     memory: bool = False
     jobs: int = 1
     baselines: bool = False
+    anyway: bool = False
 
     @property
     def most(self) -> int | None:
@@ -144,8 +149,12 @@ def _evaluate(
             folder.check()
         data, split = order.prepared(options)
         everything = items_of(order.task, data, split)
+    check_footage(order, options)
     items, halt = limited(everything, order.most), Halt()
     asker, options = load_asker(order, options, halt.wanted)
+    notes = notes_of(asker)
+    for note in notes if crew.is_main else ():
+        say(f"note: {note}")
     labels = [setting.label for setting in asker.settings()]
     config = resolved(order, options, asker, items, data, split)
     stack.callback(folder.claim(crew.rank).release)
@@ -173,11 +182,35 @@ def _evaluate(
         raise _interrupted(runner, folder, halt, order)
     rows = _whole(folder, labels, items, crew)
     results, rows = finish(order.task, folder, folder.config(), rows)
+    results |= {"notes": notes} if notes else {}
     told = None
     if order.baselines:
         score: Any = getattr(order.task, "baselines")  # noqa: B009 - only some tasks have it
         told = score(data, split, items, options.seed)
     return Finished(results, rows, told)
+
+
+def check_footage(order: Order, options: CommonOptions) -> None:
+    """See that a benchmark of real footage is not run with the shipped model by oversight.
+
+    Raises:
+        InputError: it would be.
+    """
+    if order.anyway or order.task.family == "retrieval" or hasattr(order.task, "prepare"):
+        return  # a benchmark that makes its own videos is of the made world
+    name = options.model_name()
+    if name is None or Path(name).resolve().parent == weights_dir().resolve():
+        raise InputError(
+            f"{order.task.name} is of real footage, and the shipped model knows only the made "
+            "world of the benchmark stage (218 words): its score would mean nothing; give "
+            "--model, or --anyway to score it all the same"
+        )
+
+
+def notes_of(asker: Asker) -> list[str]:
+    """Which methods of a run have random weights, one line each."""
+    notes = [note for s in asker.settings() if s.method is not None for note in s.method.notes()]
+    return list(dict.fromkeys(notes))
 
 
 def load_asker(
@@ -203,6 +236,11 @@ def load_asker(
         usual = embedder.usual_frames
         asker = RetrievalAsker(embedder, order.wanted.settings(no_own), name=options.model)
     else:
+        if options.recipe is not None and (system := get_recipe(options.recipe)).temporal:
+            from vidllm.loading import has_temporal
+
+            folder = str(options.model_name() or default_model())
+            system.check_model(model_name(options.model), has_temporal(folder))
         llm = plain.load()
         llm.measures_memory, usual = order.memory, llm.usual_frames
         asker = ModelAsker(

@@ -165,6 +165,13 @@ class Answers:
             reader=reader,
             seed=seed,
         )
+        if not pretrained:
+            _LOG.warning(
+                "the shipped model knows only the made world of the benchmark stage: on real "
+                "footage its scores mean nothing; give pretrained=OWNER/NAME"
+            )
+        for note in self._llm.compressor.notes():
+            _LOG.warning(note)
         #: Where lmms-eval puts its own tensors when it gathers from several processes.
         self.device = self.llm.model.device
 

@@ -279,6 +279,7 @@ class RetrievalAsker:
         """A vector each: of the caption (kind "text"), or of the clip."""
         found: list[Said] = []
         seen: Embedding | None = None
+        videos = sum(item.kind != "text" for item in items)  # that one embedding serves
         for item in items:
             if item.kind == "text":
                 said = self.embedder.embed_text(item.prompt)
@@ -286,7 +287,7 @@ class RetrievalAsker:
                 continue
             seen = self.embedder.embed_video(clip, setting.method) if seen is None else seen
             response = Response(raw=write_vector(seen.vector), duration=clip.duration)
-            (cost,) = costs_of([seen.receipt])
+            cost = costs_of([seen.receipt] * videos)[0]
             found.append(Said(response, seen.kept.as_dict(), cost, len(clip)))
         return found
 

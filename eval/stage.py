@@ -23,8 +23,8 @@ def flat(
 ) -> dict[str, Any]:
     """One setting's results, all scores of `metrics.summarise` at the top.
 
-    The setting is the one beside the uncompressed run, or that run where it is alone. Costs are
-    means over clips.
+    The setting is the one beside the uncompressed run, or that run where it is alone. Counts
+    are means over clips, seconds over answers.
 
     Args:
         results: the contents of results.json. rows: of the run.
@@ -69,12 +69,13 @@ def show(result: Mapping[str, Any]) -> None:
 
 
 def _costs(rows: Sequence[Row]) -> dict[str, Any]:
-    """Means over clips of what a call cost."""
+    """Means over clips of what a call read, and over answers of the seconds."""
     first = {row["vid"]: row.get("cost") or {} for row in reversed(rows)}
     means = mean_costs(first.values())
     counts = {name: means[name] for name in ("frames", "tokens_full", "tokens_kept")}
     whole = {k: int(v) if v is not None and v == int(v) else v for k, v in counts.items()}
-    return {**whole, "seconds": means["seconds"]}
+    answers = mean_costs(row.get("cost") or {} for row in rows)
+    return {**whole, "seconds": answers["seconds"]}
 
 
 def _number(value: float | None) -> str:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_tiny import save_hub
 from tiny import save_tiny, write_video
 
 from vidllm import InputError, Span, VideoLLM, WorkError, load_video
 from vidllm.compressors import build
 from vidllm.cost import Receipt
+from vidllm.eval.costs import CLIP_STAGES, costs_of, mean_costs, split, sum_costs
 
 TIMES = [0.0, 0.033, 0.1, 0.5, 0.55, 1.2, 2.0, 2.04, 2.9, 3.5, 3.6, 4.4]
 
@@ -142,3 +144,63 @@ def test_a_foreign_model_and_broken_weights_are_refused(folder: Path, tmp_path: 
     (broken / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(WorkError, match="cannot be loaded"):
         VideoLLM.from_pretrained(broken)
+
+
+@pytest.mark.parametrize("spec", ["temporal-pool:keep=0.5", "fastv:keep=0.5"])
+def test_the_shares_of_questions_asked_together_add_up_to_the_call(
+    llm: VideoLLM, video: Path, spec: str
+) -> None:
+    questions = ["what happens first?", "when does the red star spin?", "describe the video"]
+    answers = llm.ask(video, questions, max_new_tokens=4, compressor=spec)
+    receipts = [answer.receipt for answer in answers]
+    anew = spec.startswith("fastv")  # it reads the question
+    call = dict(receipts[0].seconds)
+    for stage in ("compress", "prefill", "generate") if anew else ():
+        call[stage] = sum(receipt.seconds[stage] for receipt in receipts)
+    for stage, spent in call.items():
+        shares = [receipt.own_seconds[stage] for receipt in receipts]
+        assert sum(shares) == pytest.approx(spent, rel=1e-9)
+        shared = not (anew and stage in ("compress", "prefill", "generate"))
+        assert receipts[0].shared_by[stage] == (3 if shared else 1)
+    costs = costs_of(receipts)
+    assert sum_costs(costs)["total_seconds"] == pytest.approx(sum(call.values()), rel=1e-3)
+    assert 3 * mean_costs(costs)["total_seconds"] == pytest.approx(sum(call.values()), rel=1e-3)
+    assert "3 questions share decode, encode" in str(receipts[0])
+    told = receipts[0].as_dict()
+    assert told["shared_by"]["encode"] == 3
+    assert told["own_seconds"]["encode"] == pytest.approx(told["seconds"]["encode"] / 3, abs=1e-4)
+    alone = llm.ask(video, questions[0], max_new_tokens=2).receipt
+    assert alone.own_seconds == alone.seconds and "share" not in str(alone)
+
+
+def test_what_was_asked_one_by_one_pays_once_for_the_clip() -> None:
+    def alone(generate: float) -> Receipt:
+        seconds = {"decode": 0.3, "encode": 0.6, "generate": generate}
+        return Receipt(8, 64, 64, 2.0, 2.0, seconds)
+
+    costs = [*(costs_of([alone(g)])[0] for g in (0.1, 0.2, 0.3)), {}]
+    assert sum_costs(split(costs, CLIP_STAGES))["seconds"] == pytest.approx(
+        {"decode": 0.3, "encode": 0.6, "generate": 0.6}
+    )
+    assert split(costs, CLIP_STAGES)[-1] == {}
+
+
+@pytest.mark.parametrize("spec", ["temporal-pool:keep=0.5", "fastv:keep=0.5"])
+def test_a_hub_models_shares_add_up_too(
+    tmp_path_factory: pytest.TempPathFactory, video: Path, spec: str
+) -> None:
+    model = VideoLLM.from_pretrained(save_hub(tmp_path_factory.mktemp("hub"), "qwen2_5_vl"))
+    answers = model.ask(
+        video, ["who?", "what?", "when?"], frames=4, max_new_tokens=2, compressor=spec
+    )
+    receipts = [answer.receipt for answer in answers]
+    for stage in ("compress", "prefill"):  # one pass over the video, unless the question is read
+        alone = spec.startswith("fastv")
+        assert {r.shared_by.get(stage, 1) for r in receipts} == {1 if alone else 3}
+        assert alone or len({r.seconds[stage] for r in receipts}) == 1
+    assert {r.shared_by.get("generate", 1) for r in receipts} == {1}
+    spent = {**receipts[0].seconds, "generate": sum(r.seconds["generate"] for r in receipts)}
+    for stage in ("compress", "prefill") if spec.startswith("fastv") else ():
+        spent[stage] = sum(r.seconds[stage] for r in receipts)
+    total = sum_costs(costs_of(receipts))["total_seconds"]
+    assert total == pytest.approx(sum(spent.values()), rel=1e-3)

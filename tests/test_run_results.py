@@ -198,7 +198,10 @@ def test_costs_are_shared_by_those_who_were_asked_together() -> None:
     means = mean_costs([*apart, {}])
     assert list(means["seconds"]) == ["decode", "encode", "prefill", "generate"]
     assert (means["tokens_kept"], means["peak_mb"]) == (16, None)
-    assert means["total_seconds"] == pytest.approx(0.4 + 0.001 + 0.25 + 0.5)
+    assert means["total_seconds"] == pytest.approx((0.4 + 0.001) / 2 + 0.25 + 0.5)
+    assert means["total_seconds"] * sums["answers"] == pytest.approx(sums["total_seconds"])
+    older = [{k: v for k, v in cost.items() if k != "spent"} for cost in apart]  # of format 1
+    assert mean_costs(older)["total_seconds"] == pytest.approx(means["total_seconds"])
     assert mean_costs([])["total_seconds"] is None
 
 

@@ -1,4 +1,4 @@
-"""vidllm: ask a long video a question, get an answer with times, pay for a tenth of the tokens.
+"""vidllm: ask a long video a question, get an answer with times, pay for a quarter of the tokens.
 
 ``import vidllm`` is quick: the public names below are loaded on first use (PEP 562), so neither
 torch nor transformers is imported until something needs it.

@@ -19,8 +19,8 @@ class Answer:
         text: the answer with its times as seconds.
         spans: the times it names, in seconds of the video; the score of each is the mean
             (geometric) probability that the model gave the tokens that spell it.
-        receipt: what it cost. Questions asked together share the stages up to `prefill`; their
-            receipts show the same seconds.
+        receipt: what it cost. Questions asked together share stages; their receipts show the
+            seconds of the whole call, and by how many answers each stage is shared.
         raw: the model's own words, time tokens and all.
         failed: a time was asked for and none was found (`spans` then holds what the time code
             does in this case: the whole video, or nothing).

@@ -215,6 +215,12 @@ class Asked:
                 "removes any: name a compressor, or use fewer frames"
             )
 
+    def method_notes(
+        self, method: Compressor | Chain, receipt: Receipt, tokens: int | None
+    ) -> tuple[str, ...]:
+        """What there is to know of a method: random weights, what was chosen to fit."""
+        return (*method.notes(), *self.fit_notes(method, receipt, tokens))
+
     def fit_notes(
         self, method: Compressor | Chain, receipt: Receipt, tokens: int | None
     ) -> tuple[str, ...]:

@@ -70,10 +70,10 @@ def training_free(patterns: Sequence[str] = ()) -> list[str]:
     """Compressors to measure, in the registry's order; none given: all that need no training.
 
     Raises:
-        InputError: an unknown name, or one that is trained or keeps everything.
+        InputError: an unknown name, or one with parameters of its own or that keeps everything.
     """
     chosen = [n for p in patterns or ["*"] for n in (names(p) or [find(p).name])]
-    free = [n for n in dict.fromkeys(chosen) if not find(n).trained and n != "none"]
+    free = [n for n in dict.fromkeys(chosen) if not find(n).has_parameters and n != "none"]
     if not free:
         raise InputError(f"{', '.join(patterns)}: bench models is for methods without training")
     return [_BEHIND.get(name, name) for name in free]

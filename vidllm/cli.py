@@ -83,7 +83,7 @@ def _start(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Ask a long video a question, get an answer with times, pay for a tenth of the tokens."""
+    """Ask a long video a question, get an answer with times, pay for a quarter of the tokens."""
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
 

@@ -70,6 +70,11 @@ class Compression:
         return self._session.method
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to know of the method, one line each: that its weights are random."""
+        return self.method.notes()
+
+    @property
     def kept(self) -> list[Tensor]:
         """For every row of the batch (n,) long: the indices of the original prompt, padding not
         counted among them, that the LLM read to the end (its last layer; see `layers`)."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .listening import Listener, check
@@ -56,7 +56,10 @@ class Receipt:
         frames: frames that the model saw.
         tokens_full: video tokens without compression; tokens_kept: those that the LLM saw.
         kv_full_mb, kv_kept_mb: KV cache of these tokens, in MB (10⁶ bytes).
-        seconds: wall seconds by stage. `decode` is reading the video.
+        seconds: wall seconds by stage. `decode` is reading the video. Questions that are asked
+            together share stages; their receipts all show the seconds of the whole call.
+        shared_by: for every stage among how many answers its seconds are to be divided; a stage
+            that is not named is this answer's alone.
         peak_mb: the most memory that the whole call held above what there was before, in MB;
             None where it was not measured (see `VideoLLM.measures_memory`).
         flops: floating point operations by stage ("vision", "temporal", "prefill", "decode"),
@@ -73,16 +76,29 @@ class Receipt:
     seconds: dict[str, float]
     peak_mb: float | None = None
     flops: dict[str, float] | None = None
+    shared_by: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def total(self) -> float:
-        """Seconds of all stages together."""
+        """Seconds of all stages together: how long one waited for this answer."""
         return sum(self.seconds.values())
+
+    @property
+    def own_seconds(self) -> dict[str, float]:
+        """This answer's share of the seconds, by stage: over the answers of a call they add up
+        to what the call took."""
+        return {k: v / max(1, self.shared_by.get(k, 1)) for k, v in self.seconds.items()}
+
+    @property
+    def together(self) -> int:
+        """How many answers share a stage with this one, itself counted."""
+        return max(self.shared_by.values(), default=1)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; seconds rounded to 0.1 ms."""
-        plain = asdict(self)
+        plain = asdict(replace(self, shared_by=dict(self.shared_by)))
         plain["seconds"] = {k: round(v, 4) for k, v in self.seconds.items()}
+        plain["own_seconds"] = {k: round(v, 4) for k, v in self.own_seconds.items()}
         plain["kv_full_mb"] = round(self.kv_full_mb, 3)
         plain["kv_kept_mb"] = round(self.kv_kept_mb, 3)
         plain["peak_mb"] = None if self.peak_mb is None else round(self.peak_mb, 3)
@@ -99,7 +115,29 @@ class Receipt:
         for name, seconds in self.seconds.items():
             parts.append(f"{name} {seconds:.{2 if seconds >= 0.01 else 3}f}{unit}")
             unit = ""
+        if self.together > 1:
+            shared = [name for name in self.seconds if self.shared_by.get(name, 1) > 1]
+            own = sum(self.own_seconds.values())
+            parts.append(
+                f"{self.together} questions share {', '.join(shared)}: {own:.2g} s are this one's"
+            )
         return " · ".join(parts)
+
+
+def pooled(receipts: Sequence[Receipt], stages: Sequence[str]) -> list[Receipt]:
+    """The receipts of one call with some stages summed up and shared by all.
+
+    For what is done once, with the first question, and serves those that follow.
+    """
+    sums = {s: sum(r.seconds.get(s, 0.0) for r in receipts) for s in stages}
+    return [
+        replace(
+            r,
+            seconds={s: sums.get(s, v) for s, v in r.seconds.items()},
+            shared_by={**r.shared_by, **dict.fromkeys(sums, len(receipts))},
+        )
+        for r in receipts
+    ]
 
 
 @dataclass

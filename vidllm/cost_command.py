@@ -188,6 +188,7 @@ def _method(
     if recipe is not None:
         named = get_recipe(recipe)
         if compressor is None:
+            named.check_model(shape.name, shape.temporal is not None)
             compressor, keep = named.compressors, named.keep if keep is None else keep
     own = NativeConfig(compressors=shape.own[0], keep=shape.own[1])
     return choose_compressor(own, compressor, keep)

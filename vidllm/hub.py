@@ -21,7 +21,7 @@ from .answer import Answer
 from .answering import by_question, check_early
 from .asking import Choices, Frames, Method, Video, sampling_of
 from .compressing import Compression, compress
-from .cost import Receipt, Stopwatch, peak_memory
+from .cost import Receipt, Stopwatch, peak_memory, pooled
 from .errors import InputError
 from .hub_run import Said, generate, survey
 from .hub_seeing import Eyes, Seen
@@ -185,9 +185,14 @@ class HubVideoLLM(VideoLLM):
                 with seen.share(c):
                     said = generate(self.eyes, c, seen, ids, spent, self.tokenizer, answer)
                 receipt = self._receipt(c, clip, spent, said, seen)
-                more = (*notes, *self.fit_notes(method, receipt, most))
+                shared_by = dict.fromkeys(watch.seconds, len(questions))
+                receipt = replace(receipt, shared_by=shared_by)
+                more = (*notes, *self.method_notes(method, receipt, most))
                 answers.append(self._said(said, clip, receipt, more, times, wanted, seen))
-        answers = [replace(a, receipt=replace(a.receipt, peak_mb=peak.megabytes)) for a in answers]
+        receipts = [replace(a.receipt, peak_mb=peak.megabytes) for a in answers]
+        if not by_question(method):  # the first question's pass over the video served them all
+            receipts = pooled(receipts, ("compress", "prefill"))
+        answers = [replace(a, receipt=r) for a, r in zip(answers, receipts, strict=True)]
         return answers[0] if isinstance(question, str) else answers
 
     def preview(

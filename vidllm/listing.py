@@ -42,9 +42,10 @@ def _line(entry: dict[str, Any]) -> str:
     if entry.get("compressors"):
         tags.append(f"{entry['compressors']}, keep {entry.get('keep'):g}")
     tags += ["reads the question"] if entry.get("query_aware") else []
-    tags += ["trained"] if entry.get("trained") else []
+    tags += ["needs training, no weights shipped"] if entry.get("trained") else []
     paper = f" [{entry['paper']}]" if entry.get("paper") else ""
-    return f"{'(' + ', '.join(tags) + ') ' if tags else ''}{entry.get('summary', '')}{paper}"
+    same = f"; the same as {entry['same_as'].replace('`', '')}" if entry.get("same_as") else ""
+    return f"{'(' + ', '.join(tags) + ') ' if tags else ''}{entry.get('summary', '')}{same}{paper}"
 
 
 def _compressors() -> list[dict[str, Any]]:

@@ -109,6 +109,19 @@ def model_kind(folder: str) -> str:
     return kind
 
 
+def has_temporal(folder: str) -> bool:
+    """Whether a model of a folder or a name on the hub has a temporal encoder, by its config.
+
+    Raises:
+        InputError: as `model_kind`.
+    """
+    if model_kind(folder) != NativeConfig.model_type:
+        return False  # no family of the hub has one
+    found, _ = PretrainedConfig.get_config_dict(folder)
+    encoders = found.get("temporal") or []
+    return any(spec.get("name") != "identity" for spec in encoders)  # that mixes nothing
+
+
 def usual_frames(folder: str) -> int | None:
     """Frames that a model's family is asked with; None for the project's own models."""
     script = SCRIPTS.get(model_kind(folder))

@@ -44,8 +44,12 @@ def _compressors() -> list[str]:
         "Made by `vidllm list compressors --markdown`; every method keeps an exact budget and the",
         "seconds of every token. Options: `vidllm list compressors NAME --json`. How to add one:",
         "[new-compressor.md](new-compressor.md).",
+        "",
+        "A method that *needs training* has parameters, and **no trained ones are shipped**:",
+        "until you train it and give `NAME:weights=FILE` it runs on random weights (`pyra` and",
+        "`timesuite` on ones that do nothing), and every answer carries a note that says so.",
     ]
-    columns = ["name", "what it does", "trained", "reads the question", "needs", "paper"]
+    columns = ["name", "what it does", "needs training", "reads the question", "needs", "paper"]
     for stage in STAGES:
         rows = []
         for entry in (e for e in found if e["stage"] == stage):
@@ -55,6 +59,13 @@ def _compressors() -> list[str]:
             rows.append([f"`{entry['name']}`", entry["summary"], *flags, needs, entry["paper"]])
         if rows:
             lines += ["", f"## {stage}: {where[stage]}", "", *_table(columns, rows)]
+    lines += ["", "## Where two are one", "", "Two names that leave the very same tokens:", ""]
+    lines += [f"- `{e['name']}`: {e['same_as']}." for e in found if e["same_as"]]
+    lines += [
+        "- On a grid of 2 × 2 (the shipped model's) at 25 % and 12.5 %, all that merge whole",
+        "  frames have one way to do it, to the last digits: `spatial-pool`, `tome`, `mustdrop`,",
+        "  `visionzip`, untrained `pyra` and untrained `timesuite`.",
+    ]
     return lines
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -19,7 +20,14 @@ from .cost import Stopwatch, peak_memory
 from .limits import check as check_number
 from .limits import memory_answered
 from .listening import Listener, attentive
-from .loading import choose_compressor, choose_device, choose_dtype, load_native, model_kind
+from .loading import (
+    choose_compressor,
+    choose_device,
+    choose_dtype,
+    has_temporal,
+    load_native,
+    model_kind,
+)
 from .models.native import NativeConfig, NativeVideoLLM
 from .prompt import prompt_ids
 from .question import questions_of
@@ -94,7 +102,8 @@ class VideoLLM(Replying):
         Args:
             name: a shipped model, a folder or a name on the hub; None for the shipped default.
                 Models of `vidllm.models.hf.FAMILIES` come back as a `vidllm.hub.HubVideoLLM`.
-            recipe: a named system; `compressors` and `keep` override its own.
+            recipe: a named system; `compressors` and `keep` override its own. One that reduces
+                behind a temporal encoder is refused for a model without.
             compressors: a spec such as "temporal-pool" or "aim,uniform", or an instance; None
                 for what the model was trained with.
             keep: share of the video tokens kept, in (0, 1]; `keep=1` alone is no compression.
@@ -110,14 +119,15 @@ class VideoLLM(Replying):
             InputError: a name, option or combination that is wrong.
             WorkError: weights that cannot be loaded.
         """
-        if recipe is not None:
-            named = get_recipe(recipe)
-            if compressors is None:
-                compressors, keep = named.compressors, named.keep if keep is None else keep
         for option, value in (("fps", fps), ("tokens", tokens), ("seed", seed), ("frames", frames)):
             if value is not None and not isinstance(value, str):
                 check_number(option, value)
+        named = None if recipe is None else get_recipe(recipe)
         folder = str(default_model()) if name is None else find_model(str(name))
+        if named is not None and compressors is None:
+            if named.temporal:
+                named.check_model(str(name or Path(folder).name), has_temporal(folder))
+            compressors, keep = named.compressors, named.keep if keep is None else keep
         place = choose_device(device)
         kind = choose_dtype(dtype, place)
         if compressors is not None:  # what is wrong here must not wait for the weights
@@ -214,7 +224,7 @@ class VideoLLM(Replying):
             replace(
                 a,
                 receipt=replace(a.receipt, peak_mb=peak.megabytes),
-                notes=(*a.notes, *self.fit_notes(method, a.receipt, most)),
+                notes=(*a.notes, *self.method_notes(method, a.receipt, most)),
             )
             for a in answers
         ]

@@ -17,6 +17,7 @@ class Recipe:
         compressors, keep: the token reduction.
         summary: one line for `vidllm list recipes`.
         paper: where the system comes from.
+        temporal: it reduces behind a temporal encoder, which the model must have.
     """
 
     name: str
@@ -24,6 +25,24 @@ class Recipe:
     keep: float | None
     summary: str
     paper: str = ""
+    temporal: bool = False
+
+    def check_model(self, model: str, has_temporal: bool) -> None:
+        """See that a model has what the system is made of.
+
+        Args:
+            model: its name, for the message. has_temporal: whether it has a temporal encoder.
+
+        Raises:
+            InputError: the recipe would run without its temporal encoder.
+        """
+        if self.temporal and not has_temporal:
+            alone = f"--compressor {self.compressors}"
+            alone += "" if self.keep is None else f" --keep {self.keep:g}"
+            raise InputError(
+                f"recipe {self.name!r} reduces behind a temporal encoder, and {model} has none: "
+                f"what is left of it is {alone}; ask for that by its name, or use a model with one"
+            )
 
 
 _RECIPES = (
@@ -34,16 +53,23 @@ _RECIPES = (
         0.25,
         "temporal pooling by 4 behind the temporal encoder",
         "STORM, arXiv 2503.04130",
+        temporal=True,
     ),
     Recipe(
         "storm-sampling",
         "temporal-pool:keep=0.25,frame-sample",
         0.125,
-        "temporal pooling by 4, then every second frame slot at test time",
+        "temporal pooling by 4 behind the temporal encoder, then every second frame slot",
         "STORM, arXiv 2503.04130",
+        temporal=True,
     ),
     Recipe(
-        "storm-spatial", "spatial-pool", 0.25, "spatial pooling by 4", "STORM, arXiv 2503.04130"
+        "storm-spatial",
+        "spatial-pool",
+        0.25,
+        "spatial pooling by 4 behind the temporal encoder",
+        "STORM, arXiv 2503.04130",
+        temporal=True,
     ),
     Recipe("aim-merge", "aim", 0.25, "AIM's merge in rounds of half", "AIM, arXiv 2412.03248"),
 )

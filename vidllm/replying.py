@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -97,6 +97,7 @@ class Replying(Asked):
                 method,
                 watch.copy(),  # reading the video counts for every group
                 self.longest_answer(max_new_tokens),
+                dict.fromkeys(watch.seconds, len(tails)),
             )
         return answers
 
@@ -137,8 +138,12 @@ class Replying(Asked):
         method: Compressor | Chain,
         watch: Stopwatch,
         most: int,
+        shared_by: Mapping[str, int],
     ) -> list[Answer]:
-        """Answers to questions that are asked together."""
+        """Answers to questions that are asked together.
+
+        `shared_by` names the stages that are over, and how many answers share each.
+        """
         tokens, record = prompt.tokens, Record(self._hear(watch, clip, prompt.duration))
         replies, kept, cached = reply(
             self.model,
@@ -157,6 +162,7 @@ class Replying(Asked):
             tokens.total * size / 1e6,
             cached * size / 1e6,
             dict(watch.seconds),
+            shared_by={**dict.fromkeys(watch.seconds, len(replies)), **shared_by},
         )
         there = TokenMap.of(kept, self._slots(clip, tokens))
         beside = len(prompt.head) + sum(map(len, prompt.stamps or ()))

@@ -10,7 +10,7 @@ from vidllm.compressors import Chain, Compressor, build, describe
 from .answering import check_serves
 from .errors import InputError
 from .pipeline import VideoLLM
-from .recipes import list_recipes
+from .recipes import get_recipe, list_recipes
 
 #: Share at which the methods of the registry are tried.
 _SHARE = 0.5
@@ -59,13 +59,23 @@ def offers(llm: VideoLLM) -> list[Offer]:
                 name,
                 spec,
                 keep,
-                summary,
+                summary + _lacking(llm, kind, name),
                 refusal(llm, method),
                 method.inside_decoder(),
                 method.query_aware,
             )
         )
     return found
+
+
+def _lacking(llm: VideoLLM, kind: str, name: str) -> str:
+    """What a recipe is made of and the model lacks; "" for nothing.
+
+    Only its compressor is offered here, under its own name, so that nothing is hidden.
+    """
+    if kind == "recipe" and get_recipe(name).temporal and not getattr(llm.config, "temporal", None):
+        return " (this model has no temporal encoder: the pooling alone)"
+    return ""
 
 
 def refusal(llm: VideoLLM, method: Compressor | Chain) -> str:

@@ -117,11 +117,14 @@ def comparison(made: Comparison, name: str) -> str:
     )
     shared = made.overlap
     told = "" if shared is None else f": their times overlap by {100 * shared:.0f} % (mean IoU)"
+    notes = "".join(f"<li>{escape(note)}</li>" for note in made.less.notes)
     verdict = ("yes", "✓ the answers agree") if made.agree else ("no", "✗ the answers differ")
     return (
         f'<p class="vl-verdict vl-{verdict[0]}">{verdict[1]}{told}</p>'
         f'<table class="vl-table"><thead><tr><th></th><th>full</th><th>{escape(name)}</th>'
         f"<th>smaller by</th></tr></thead><tbody>{body}</tbody></table>"
+        + f'<ul class="vl-notes">{notes}</ul>'
+        * bool(notes)
     )
 
 

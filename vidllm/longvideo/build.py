@@ -280,7 +280,7 @@ def _facts(llm: VideoLLM, video: Path, plan: Plan, frames: Frames, reader: str) 
         "precision": plan.precision,
         "reader": reader,
         "duration": frames.duration,
-        "notes": list(frames.notes),
+        "notes": [*frames.notes, *llm.compressor.notes()],
         "grid": [llm.model.grid_side, llm.model.grid_side],
         "carried": Carried.of(llm.model) is not None,
     }
