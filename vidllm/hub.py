@@ -19,6 +19,7 @@ from vidllm.compressors import Chain, Compressor
 
 from .answer import Answer
 from .answering import by_question, check_early
+from .answertext import unfinished
 from .asking import Choices, Frames, Method, Video, sampling_of
 from .compressing import Compression, compress
 from .cost import Receipt, Stopwatch, peak_memory
@@ -307,13 +308,15 @@ class HubVideoLLM(VideoLLM):
         """What the model said, and its times in the video's seconds."""
 
         def decode(ids: Sequence[int]) -> str:
-            return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+            # With special tokens: the marks of thinking may be some.
+            return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
-        raw = str(self.tokenizer.decode(said.ids, skip_special_tokens=False)).strip()
-        text = decode(said.ids).strip()
+        raw = decode(said.ids).strip()
+        text = str(self.tokenizer.decode(said.ids, skip_special_tokens=True)).strip()
         # Positions begin with the clip: second 0 of the model is the first frame's.
         origin = float(clip.seconds[0]) if self.script.clock == "positions" and not times else 0.0
-        found = self.code.find(text, clip.duration)
+        found = self.code.find(raw, clip.duration)
+        notes += unfinished(raw)
         spans = tuple(
             Span(
                 min(span.start + origin, clip.duration),
