@@ -199,8 +199,12 @@ class AbsoluteTime(TimeCode):
 
     def readable(self, answer: str, duration: float) -> str:
         """Every run of digit tokens as "12.3 s"."""
-        said = _DIGIT_RUN_UNIT.sub(lambda run: f"{self.decode(run[1], duration):.1f} s", answer)
-        return said.strip()
+
+        def told(run: re.Match[str]) -> str:
+            value = read_time(self._digits(run[1]))
+            return run[0] if value is None else f"{value:.1f} s"  # too long for a time
+
+        return _DIGIT_RUN_UNIT.sub(told, answer).strip()
 
     def in_digits(self, answer: str) -> str:
         """The answer with its digit tokens as digits, blanks inside a number taken out."""

@@ -105,8 +105,11 @@ def _times(text: str) -> list[tuple[float, float]]:
     """Ranges and lone times, in order of place."""
     ranges = find_ranges(text, loose=False)
     found = [(r.begin, r.first, r.last) for r in ranges]
+    passed = 0
     for time in find_times(text):
-        if not any(r.begin <= time.begin < r.end for r in ranges):
+        while passed < len(ranges) and ranges[passed].end <= time.begin:
+            passed += 1
+        if passed == len(ranges) or time.begin < ranges[passed].begin:
             found.append((time.begin, time.seconds, time.seconds))
     return [(min(a, b), max(a, b)) for _, a, b in sorted(found)]
 
