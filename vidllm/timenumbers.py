@@ -53,11 +53,13 @@ _MONTH = (
 )
 #: What no time may stand directly before or behind: it would be a piece of something else.
 _GLUED = re.compile(
-    r"[^\W\d_\u2e80-\uffff]|_|[%\u2030\u00b0^*/]|\s?/\s?\d|\d|\.\d"
+    r"[^\W\d_\u2e80-\uffff]|_|[%\u2030\u00b0^*/]|\s?/\s?\d|\d|\.\d|\s\.\s?\d"
     r"|-(?!(?:to|until|till)\b)[^\W\d_]",
     re.IGNORECASE,
 )
-_BEHIND = re.compile(r"(?:[^\W\d_\u2e80-\uffff]|[_/#$\u20ac\u00a3\u00a5^*&@\u00b0\\]|\d\s?/\s?)\Z")
+_BEHIND = re.compile(
+    r"(?:[^\W\d_\u2e80-\uffff]|[_/#$\u20ac\u00a3\u00a5^*&@\u00b0\\]|\d\s?/\s?|\d\s\.\s?|:\d\d;)\Z"
+)
 #: What makes a number without a unit a count, a date or a measure.
 _COUNTED = re.compile(
     r"\s?[%\u2030\u00b0\u20ac\u00a3\u00a5]|\s?-?(?:percent|fps|k?hz|kg|g|km|cm|mm|kmh|mph|meters?|metres?"
@@ -71,13 +73,14 @@ _COUNTED = re.compile(
     re.IGNORECASE,
 )
 _NAMED = re.compile(
-    r"(?:\b(?:version|ver|v|scor(?:e|es|ed|ing)|ratio|aspect|frames?|pages?|pp?|chapters?|fig"
+    r"(?:\b(?:version|ver|v|scor(?:e|es|ed|ing)|ratio|aspect|frames?|lines?|pages?|pp?|chapters?|fig"
     r"|figures?|no|number|level|season|episode|years?|channel|ages?|aged|copyright|resolution|size)"
     r"(?:\s(?:is|was|of|by|the|final))*[.:#\"]{0,2}\s?\(?"
     r"|\b(?:option|scene|shot|clip|room|camera|players?|step|event|segment|moment|highlight|part"
     rf"|caption|win|won|wins|lost|lead|leads|led|may|{_MONTH})\s#?|\u7b2c\s?)\Z",
     re.IGNORECASE,
 )
+_FRAME = re.compile(r";\d\d(?![\d:.,])")
 #: The same for what looks like a clock.
 _DAYTIME = re.compile(r"\s?(?:am|pm|a\.m|p\.m|o'clock|uhr)\b", re.IGNORECASE)
 _RATIO = re.compile(
@@ -133,7 +136,7 @@ def _read(text: str, begin: int, end: int, behind: int, points: bool) -> Sequenc
     blob = text[begin:end]
     comma = _COMMA.fullmatch(blob)
     beside = text[max(0, begin - 1) : begin] + text[end : end + 1]
-    if comma and beside in ("[]", "()", "{}"):
+    if comma and (beside in ("[]", "()", "{}") or _between(text, begin, end)):
         return _list(text, begin, blob.split(","), behind)
     if "," in blob and not comma and not _grouped(blob):
         parts = blob.split(",")
@@ -144,6 +147,16 @@ def _read(text: str, begin: int, end: int, behind: int, points: bool) -> Sequenc
     return [_one(text, begin, end, blob, behind, points)]
 
 
+def _between(text: str, begin: int, end: int) -> bool:
+    """Whether "9,12" is the end of one range and the start of the next: "5-9,12-15"."""
+    before = re.search(r"(\d{1,6})\s?(?:-|to)\s?\Z", text[max(0, begin - 12) : begin])
+    behind = re.match(r"\s?(?:-|to)\s?(\d{1,6})", text[end : end + 12])
+    if end - begin > 13 or not before or not behind:
+        return False
+    one, two = (int(part) for part in text[begin:end].split(","))
+    return int(before[1]) < one < two < int(behind[1])
+
+
 def _list(text: str, begin: int, parts: Sequence[str], behind: int) -> Sequence[Number]:
     found = []
     for k, part in enumerate(parts):
@@ -151,7 +164,7 @@ def _list(text: str, begin: int, parts: Sequence[str], behind: int) -> Sequence[
         if k < len(parts) - 1:
             value = _value(part)
             kind = "clock" if ":" in part else "point" if "." in part else "bare"
-            bad = value is None or (k == 0 and _bad_before(text, begin, behind))
+            bad = value is None or (k == 0 and _bad_before(text, begin))
             found.append(Number(begin, end, None if bad else value, kind, text=part))
         else:
             found.append(_one(text, begin, end, part, begin, "." in part))
@@ -202,7 +215,7 @@ def _one(text: str, begin: int, end: int, blob: str, behind: int, points: bool) 
         before = text[max(0, begin - 2) : begin - 1]
         if not before or before in " \n([{<\"':=,;":
             start, minus = begin - 1, text[begin - 1] == "-"
-    bad = value is None or _bad_before(text, start, behind)
+    bad = value is None or _bad_before(text, start)
     if start == begin and begin and text[begin - 1] == "-" and behind < begin - 1:
         bad = bad or text[max(0, begin - 2) : begin - 1].isalnum()
     scale, after = 1.0, begin + blob.find(",") + 1 if kind == "comma" else 0
@@ -227,6 +240,7 @@ def _one(text: str, begin: int, end: int, blob: str, behind: int, points: bool) 
     if kind in ("bare", "point", "comma"):
         bad = bad or bool(_COUNTED.match(text, end) or _NAMED.search(before))
     elif kind == "clock":
+        bad = bad or bool(_FRAME.match(text, end))
         bad = bad or bool(_DAYTIME.match(text, end) or _RATIO.search(before))
     if _GLUED.match(text, end):
         bad = True
@@ -267,6 +281,6 @@ def _compound(text: str, total: float, scale: float, end: int) -> tuple[float, i
     return total, end, kind, not text[end : end + 1].isdigit()
 
 
-def _bad_before(text: str, begin: int, behind: int) -> bool:
+def _bad_before(text: str, begin: int) -> bool:
     """Whether what stands directly before a number makes it something else."""
-    return bool(_BEHIND.search(text[max(behind, begin - 4, 0) : begin]))
+    return bool(_BEHIND.search(text[max(begin - 4, 0) : begin]))

@@ -18,6 +18,10 @@ from vidllm.timenumbers import Number, read_numbers
 
 _FIRST_WORD = re.compile(r"\s(?!and\b|then\b)[^\W\d]", re.IGNORECASE)
 
+_MEASURE = re.compile(
+    r"\b(?:scores?|temperature|price|count|number|value|speed|volume|size)\s(?:\w+\s){0,2}\Z",
+    re.IGNORECASE,
+)
 # In the skeleton a time is one character, and what only looks like one another.
 _T, _X = "\ue000", "\ue001"
 _TO = (
@@ -25,7 +29,7 @@ _TO = (
     r"|\u00e0|\bjusqu'\u00e0|\b\u0434\u043e\b|\u5230|\u81f3|\u304b\u3089|\uc5d0\uc11c|\ubd80\ud130"
 )
 _AT = (
-    r"(?:\s?(?:\b(?:at|around|about|approximately|roughly|nearly|ca|the|second|seconds|time|mark"
+    r"(?:\s?(?:\b(?:at|around|about|approximately|roughly|nearly|ca|t|the|second|seconds|time|mark"
     r"|is|was|timestamp)\b|[:=~]))*\s?"
 )
 _LEAD = (
@@ -95,9 +99,10 @@ def read_time(text: str) -> float | None:
 def find_ranges(text: str, *, loose: bool = True) -> list[TextRange]:
     """All ranges in a text, in order. The first way that finds any decides:
 
-    1. joined times: "12 - 15.5 s", "from 0:12 to 0:15", "[12, 15]"; a joined third time
+    1. an object with a start and an end, {"start": 5, "end": 9}; else
+       joined times: "12 - 15.5 s", "from 0:12 to 0:15", "[12, 15]"; a joined third time
        ("5 - 9 - 12", a date) makes none of them a range;
-    2. "starts at 5 s … ends at 9 s", {"start": 5, "end": 9};
+    2. "starts at 5 s … ends at 9 s";
     and where `loose`
     3. pairs of stamps in angle brackets: "<12.3> <15.0>";
     4. exactly two times with a unit, a colon or a decimal point: "at 12.0 s, over by 15.5 s";
@@ -110,7 +115,7 @@ def find_ranges(text: str, *, loose: bool = True) -> list[TextRange]:
         Seconds as written: not in order, not held in the video, below 0 where a sign says so.
     """
     found = _analysed(text)
-    ranges = found.joined() or found.labelled()
+    ranges = found.labelled(braced=True) or found.joined() or found.labelled()
     if not ranges and loose:
         ranges = found.stamped() or found.two()
     return [
@@ -192,8 +197,10 @@ class _Text(NamedTuple):
             at = [k for k in range(found.start(), found.end()) if k in self.which]
             if len(at) != 2:
                 continue
-            lead = found["lead"] or found["both"]
             one, two = (self.numbers[self.which[k]] for k in at)
+            lead = found["lead"] or found["both"]
+            if lead and not (one.plainly or two.plainly) and self.measured(found.start()):
+                continue
             pair = self.pair(one, two)
             if pair is None or self.spoilt(at[0], at[1]):
                 continue
@@ -208,6 +215,10 @@ class _Text(NamedTuple):
         if any(plainly):
             ranges = [found for found, odd in zip(ranges, doubtful, strict=True) if not odd]
         return ranges
+
+    def measured(self, at: int) -> bool:
+        """Whether "from 3 to 5" at a place of the skeleton is what a score or a speed does."""
+        return _MEASURE.search(self.skeleton[max(0, at - 40) : at]) is not None
 
     def spoilt(self, first: int, last: int) -> bool:
         """Whether a number beside a range is a piece of one of its ends: nothing between them."""
@@ -242,14 +253,19 @@ class _Text(NamedTuple):
             return None  # "1:05 - 20"
         return first, last
 
-    def labelled(self) -> list[tuple[float, float, int, int]]:
+    def labelled(self, *, braced: bool = False) -> list[tuple[float, float, int, int]]:
         """ "starts at A … ends at B", also as JSON and the other way round within braces."""
         ranges: list[tuple[float, float, int, int]] = []
         label, since = "", -1
         held: dict[str, tuple[float, int, int, int]] = {}
+        if braced and "{" not in self.skeleton:
+            return []
+        inside = False
         for mark in _EDGES.finditer(self.skeleton):
             if mark["cut"]:
-                held, label = {}, ""
+                held, label, inside = {}, "", mark[0] == "{"
+            elif braced and not inside:
+                continue
             elif mark["odd"]:
                 label = ""
             elif mark["time"]:
@@ -257,7 +273,7 @@ class _Text(NamedTuple):
                 if not label or mark.start() - since > 40 or number.seconds is None:
                     label = ""
                     continue
-                if label == "end" and "start" not in held and not self.braced(mark.start()):
+                if label == "end" and "start" not in held and not inside:
                     label = ""
                     continue
                 if label == "start" and "start" in held and "end" not in held:
@@ -281,9 +297,6 @@ class _Text(NamedTuple):
                 label, since = word, mark.end()
         return ranges
 
-    def braced(self, at: int) -> bool:
-        return "{" in self.skeleton[max(0, at - 60) : at]
-
     def stamped(self) -> list[tuple[float, float, int, int]]:
         """Stamps in angle brackets, two by two."""
         found = [self.numbers[k] for k in sorted(self.stamps)]
@@ -295,10 +308,21 @@ class _Text(NamedTuple):
     def two(self) -> list[tuple[float, float, int, int]]:
         """A text with exactly two times by themselves."""
         found = self.lone()
-        pieces = [
-            n for n in self.numbers if n.seconds is None and n.kind in ("clock", "unit", "units")
-        ]
-        if len(found) != 2 or pieces:
+        if len(found) != 2:
+            return []
+        places = {begin for _, begin, _ in found}
+        kinds = set()
+        for at, k in self.which.items():
+            number = self.numbers[k]
+            if number.begin in places:
+                kinds.add(number.kind)
+                beside = self.touched(at, 1) or self.touched(at, -1)
+                if number.plainly and beside and len(self.numbers) > 2:
+                    return []
+            elif number.seconds is None and number.kind in ("clock", "unit", "units"):
+                return []
+        known = [number for number in self.numbers if number.seconds is not None]
+        if kinds == {"point"} and len(known) > 2:  # "[5, 9, 0.8], [12, 15, 0.5]"
             return []
         (first, begin, _), (last, _, end) = found
         return [(first, last, begin, end)]
