@@ -133,7 +133,9 @@ def test_vtg_seconds_that_training_never_met(tmp_path: Path) -> None:
     assert time_table(table, faithful=True).flatten().tolist() == pytest.approx(shipped, abs=1e-5)
     assert torch.equal(time_table(torch.zeros(3, 2)), torch.zeros(3, 2))
     ends = torch.tensor([[8.0], [0.0], [0.0], [6.0]])  # every row between two: only the weights
-    assert time_table(ends, faithful=True).flatten().tolist() == pytest.approx([8, 20 / 3, 22 / 3, 6])
+    assert time_table(ends, faithful=True).flatten().tolist() == pytest.approx(
+        [8, 20 / 3, 22 / 3, 6]
+    )
     late = torch.tensor([[0.0], [0.0], [6.0], [0.0]])  # row 0 is still empty for row 1
     assert time_table(late, faithful=True).flatten().tolist() == pytest.approx([6, 3, 6, -2])
     assert torch.equal(time_table(torch.zeros(3, 2), faithful=True), torch.zeros(3, 2))

@@ -21,10 +21,12 @@ _OBJECT = re.compile(r"\{[^{}]{2,4000}\}")
 _HEAD = re.compile(r"^(?:[\s.,;:\-–—>|)\]}*_~`：，。、；→]+|seconds?\b|秒)+", re.IGNORECASE)
 _LABEL = re.compile(
     r"(?:^|(?<=\n))[ \t]{0,9}(?:\d{1,3}[.)]|[-*•]|#{1,6})?[ \t*_]{0,9}"
-    r"(?:(?:event|scene|step|segment|clip|part|moment|caption|timestamps?|times?)\b"
+    r"(?:(?:event|scene|step|segment|clip|part|moment|caption|timestamps?|times?"
+    r"|(?:start|begin)(?:ning|ing)?(?:[ _]time)?)\b"
     r"[ \t]{0,3}#?\d{0,3}[ \t]{0,3}[:.)\-–]{0,2})?[ \t*_(\[{<|~`]{0,9}$",
     re.IGNORECASE,
 )
+_NAME = re.compile(r"^(?:caption|description|sentence|event)\s?:\s*", re.IGNORECASE)
 _TAIL = re.compile(r"(?:^|(?<=[\s.,;:]))(?:and|then|from)\s{0,9}$", re.IGNORECASE)
 
 
@@ -88,7 +90,8 @@ def trim(text: str) -> str:
     text = _HEAD.sub("", text.replace("**", ""))
     text = _LABEL.sub("", text)
     text = _TAIL.sub("", text)
-    return text.strip(" \t\n.,;:-–")
+    text = _NAME.sub("", text)
+    return text.strip(" \t\n.,;:-–").rstrip(" \t\n.,;:-–|<([{*`")
 
 
 def _row(text: str) -> dict[str, Any] | None:

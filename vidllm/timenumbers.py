@@ -40,7 +40,7 @@ _UNIT = re.compile(
     re.IGNORECASE,
 )
 _SCALE = {"ms": 0.001, "h": 3600.0, "m": 60.0, "s": 1.0}
-_BLOB = re.compile(r"\d+(?:[.,:]\d+)*|(?<![.\d])\.\d+")
+_BLOB = re.compile(r"\d+(?:[.,:]\d+)*|(?<![.\w])\.\d+(?!:)")
 _CLOCK = re.compile(r"(?:\d+:\d{1,2}|\d{1,3}):\d{2}(?:\.\d+)?")
 _PLAIN_NUMBER = re.compile(r"\d*\.?\d+")
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+\.\d+|\d{1,3}(?:,\d{3}){2,}")
@@ -58,7 +58,7 @@ _GLUED = re.compile(
     re.IGNORECASE,
 )
 _BEHIND = re.compile(
-    r"(?:[^\W\d_\u2e80-\uffff]|[_/#$\u20ac\u00a3\u00a5^*&@\u00b0\\]|\d\s?/\s?|\d\s\.\s?|:\d\d;)\Z"
+    r"(?:[^\W\d_\u2e80-\uffff]|[_/#$\u20ac\u00a3\u00a5^*&@\u00b0\\]|\d\s?/\s?|\d\s\.\s?|:\d\d;|\d:)\Z"
 )
 #: What makes a number without a unit a count, a date or a measure.
 _COUNTED = re.compile(
