@@ -97,6 +97,10 @@ _FOR = re.compile(
 _LONG = re.compile(
     r"\s?(?:-|\b)?(?:long|later|in\slength|duration|of\s|apart|ago)\b", re.IGNORECASE
 )
+_PRIMES = re.compile(r"'\s?(\d{1,2}(?:\.\d+)?)(?:\"|'')")
+_RUN = re.compile(r"[\w.,:/]*")
+_PART = re.compile(r"\d+(?:[.,]\d+)?|\.\d+")
+_CLOSED = frozenset(("", *'-~[(<,;"|0123456789\n'))
 _BULLET = re.compile(r"(?:^|(?<=\n))\s?(\d{1,3})[.)](?=\s\S)")
 
 
@@ -110,7 +114,6 @@ class Number(NamedTuple):
     scale: float = 1.0
     text: str = ""
     after: int = 0  # the second number of "12,15" read as a list begins here
-    length: bool = False
 
     @property
     def plainly(self) -> bool:
@@ -206,7 +209,7 @@ def _one(text: str, begin: int, end: int, blob: str, behind: int, points: bool) 
     kind = (
         "clock" if ":" in blob else "comma" if "," in blob else "point" if "." in blob else "bare"
     )
-    if _grouped(blob):
+    if "," in blob and _grouped(blob):
         kind = "point"
     start = begin
     minus = False
@@ -219,7 +222,9 @@ def _one(text: str, begin: int, end: int, blob: str, behind: int, points: bool) 
     if start == begin and begin and text[begin - 1] == "-" and behind < begin - 1:
         bad = bad or text[max(0, begin - 2) : begin - 1].isalnum()
     scale, after = 1.0, begin + blob.find(",") + 1 if kind == "comma" else 0
-    unit = _UNIT.match(text, end)
+    # Most numbers have nothing beside them that could be a unit or a name: that is seen at once.
+    open_end = _beside(text[end : end + 2])
+    unit = _UNIT.match(text, end) if open_end else None
     if unit and not (kind == "clock" and unit.lastgroup == "ms"):
         after = 0
         if points and kind == "comma":
@@ -232,28 +237,35 @@ def _one(text: str, begin: int, end: int, blob: str, behind: int, points: bool) 
             value, bad = total, bad or not ok
             if kind == "units":
                 scale = 60.0
-    else:
-        prime = re.compile(r"'\s?(\d{1,2}(?:\.\d+)?)(?:\"|'')").match(text, end)
-        if prime and kind == "bare":
-            value, kind, end = (value or 0.0) * 60 + float(prime[1]), "units", prime.end()
-    before = text[max(behind, start - 32, 0) : start]
-    if kind in ("bare", "point", "comma"):
-        bad = bad or bool(_COUNTED.match(text, end) or _NAMED.search(before))
-    elif kind == "clock":
-        bad = bad or bool(_FRAME.match(text, end))
-        bad = bad or bool(_DAYTIME.match(text, end) or _RATIO.search(before))
-    if _GLUED.match(text, end):
+    elif open_end and kind == "bare" and (prime := _PRIMES.match(text, end)):
+        value, kind, end = (value or 0.0) * 60 + float(prime[1]), "units", prime.end()
+    if kind == "clock":
+        bad = bad or bool(_DAYTIME.match(text, end) or _FRAME.match(text, end))
+        bad = bad or bool(_RATIO.search(text[max(behind, start - 32, 0) : start]))
+    elif kind in ("bare", "point", "comma"):
+        bad = bad or (open_end and bool(_COUNTED.match(text, end)))
+        bad = bad or bool(_NAMED.search(text[max(behind, start - 32, 0) : start]))
+    if (open_end or unit) and _GLUED.match(text, end):
         bad = True
-        run = re.compile(r"[\w.,:/]*").match(text, end)
+        run = _RUN.match(text, end)
         if run and not text[end].isspace():
-            stop = run.end()
-            while stop > end and text[stop - 1] in ".,:/":
-                stop -= 1
-            end = max(end, stop)
-    length = bool(_FOR.search(text[max(0, start - 40) : start]) or _LONG.match(text, end))
+            end += len(run[0].rstrip(".,:/"))
     if minus and value is not None:
         value = -value
-    return Number(start, end, None if bad else value, kind, scale, blob, after, length)
+    return Number(start, end, None if bad else value, kind, scale, blob, after)
+
+
+def _beside(behind: str) -> bool:
+    """Whether what stands behind a number may belong to it, by the next two characters."""
+    if not behind or behind[0] in '\n,:)]}"':
+        return False
+    return behind[0] != " " or behind[1:] not in _CLOSED
+
+
+def is_length(text: str, number: Number) -> bool:
+    """Whether the words beside a number make it a length: "for 5 s", "5 s long"."""
+    before = text[max(0, number.begin - 40) : number.begin]
+    return bool(_FOR.search(before) or _LONG.match(text, number.end))
 
 
 def _compound(text: str, total: float, scale: float, end: int) -> tuple[float, int, str, bool]:
@@ -262,7 +274,7 @@ def _compound(text: str, total: float, scale: float, end: int) -> tuple[float, i
     while scale >= 60:
         glued = text[end : end + 1].isdigit()
         link = _AND.match(text, end)
-        mark = None if link is None else re.compile(r"\d+(?:\.\d+)?|\.\d+").match(text, link.end())
+        mark = None if link is None else _PART.match(text, link.end())
         if link is None or mark is None:
             break
         unit = _UNIT.match(text, mark.end())
@@ -273,11 +285,16 @@ def _compound(text: str, total: float, scale: float, end: int) -> tuple[float, i
                 text[mark.end() : mark.end() + 1] not in (" ", "\n")
             ):
                 return total, mark.end(), "units", False
-            return total + float(mark[0]) * scale / 60, mark.end(), "units", True
+            return total + float(mark[0].replace(",", ".")) * scale / 60, mark.end(), "units", True
         smaller = _SCALE[str(unit.lastgroup)]
         if smaller >= scale:
             break
-        total, scale, end, kind = total + float(mark[0]) * smaller, smaller, unit.end(), "units"
+        total, scale, end, kind = (
+            total + float(mark[0].replace(",", ".")) * smaller,
+            smaller,
+            unit.end(),
+            "units",
+        )
     return total, end, kind, not text[end : end + 1].isdigit()
 
 

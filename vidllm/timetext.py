@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from vidllm.answertext import Plain, plain
-from vidllm.timenumbers import Number, read_numbers
+from vidllm.timenumbers import Number, is_length, read_numbers
 
 _FIRST_WORD = re.compile(r"\s(?!and\b|then\b)[^\W\d]", re.IGNORECASE)
 
@@ -233,8 +233,8 @@ class _Text(NamedTuple):
         beside, this = self.numbers[self.which[k]], self.numbers[self.which[at]]
         one, two = (this, beside) if way > 0 else (beside, this)
         small = two.kind in ("bare", "point") and two.seconds is not None
-        if one.kind in ("unit", "units"):
-            return one.scale >= 60 and small  # "1 min 20"
+        if one.kind in ("unit", "units"):  # "1 min 20"
+            return one.scale >= 60 and (small or two.kind == "comma" or two.scale < one.scale)
         return abs(k - at) == 1 or (one.kind in ("bare", "point") and small)
 
     def pair(self, one: Number, two: Number) -> tuple[float, float] | None:
@@ -330,7 +330,8 @@ class _Text(NamedTuple):
     def lone(self) -> list[tuple[float, int, int]]:
         """Times by themselves with their places; see `lone_times`."""
         known = [n for n in self.numbers if n.seconds is not None and n.seconds >= 0]
-        plainly = [n for n in known if n.plainly and not n.length]
+        said = self.plain.text
+        plainly = [n for n in known if n.plainly and not is_length(said, n)]
         if plainly:
             return [(n.seconds or 0.0, n.begin, n.end) for n in plainly]
         words = set(re.findall(r"[^\W\d_]+", self.plain.text.lower()))
