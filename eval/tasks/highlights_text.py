@@ -20,11 +20,15 @@ from .base import Item, Response
 from .spans_text import all_spans, length
 
 _SCORE_WORD = re.compile(r"\b(?:saliency|salient|scores?|ratings?|importance)\b", re.IGNORECASE)
-_SCORE = re.compile(r"(?<![\d.:])(\d+(?:\.\d+)?)(?:\s*/\s*\d+|\s+out\s+of\s+\d+)?(?![\d:])")
-_SCALE = re.compile(r"\b(?:scale\s+(?:of|from)|from)\s+\d+\s*(?:to|-)\s*\d+", re.IGNORECASE)
+_SCORE = re.compile(r"(?<![\d.:])(\d+(?:\.\d+)?)(?!\d|[.:]\d)(?: ?/ ?\d+(?:\.\d+)?| out of \d+)?")
+_COMMA = re.compile(r"(?<![\d,])(\d),(\d)(?![\d,])")
+# What says how scores are given, no time: "on a scale from 1 to 5", "(1-5)".
+_SCALE = re.compile(
+    r"\b(?:scale|ranges?|ranging|rated?|go|run) (?:of|from) \d+ ?(?:to|-) ?\d+"
+    r"|(?:(?<=score )|(?<=scores ))\((?:from )?\d+ ?(?:to|-) ?\d+\)",
+    re.IGNORECASE,
+)
 _TOKENS = re.compile(r"<(?:t\d+|TIME_\w+)>")
-
-
 _MARKER = re.compile(r"(?m)^ ?(?:\d{1,3}[.)]|[-*•]) ")
 
 
@@ -78,7 +82,7 @@ def read_highlights(text: str) -> list[Marked]:
     the lowest that was given, or 1 where there is none.
     """
     said = _SCALE.sub(" ", _MARKER.sub("", plain(text).text))
-    lines = [line for line in re.split(r"[\n;]", said) if line.strip()]
+    lines = [line for line in re.split(r"[\n;}]", said) if line.strip()]
     each = [line for line in lines if _SCORE_WORD.search(line) and _times(line)]
     if len(each) > 1:
         return [Marked(*time, score) for line in each for time, score in _line(line)]
@@ -92,6 +96,8 @@ def _line(text: str) -> list[tuple[tuple[float, float], float]]:
         return [(time, 1.0) for time in _times(text)]
     before, behind = text[: word.start()], text[word.end() :]
     times = _times(before)
+    if not re.search(r"\d\.\d", behind):
+        behind = _COMMA.sub(r"\1.\2", behind)  # decimal commas
     scores = [float(number) for number in _SCORE.findall(behind)]
     if not times and scores:  # "score 4.5 at 82 - 86 seconds"
         times, scores = _times(_SCORE.sub(" ", behind, count=1)), scores[:1]
