@@ -53,12 +53,12 @@ _MONTH = (
 )
 #: What no time may stand directly before or behind: it would be a piece of something else.
 _GLUED = re.compile(
-    r"[^\W\d_\u2e80-\uffff]|_|[%\u2030\u00b0^*/]|\s?/\s?\d|\d|\.\d|\s\.\s?\d"
+    r"[^\W\d_\u2e80-\uffff]|_|[%\u2030\u00b0^*/]|\s?/\s?\d|\d|\.\d|\s\.\s?\d|['·]\d"
     r"|-(?!(?:to|until|till)\b)[^\W\d_]",
     re.IGNORECASE,
 )
 _BEHIND = re.compile(
-    r"(?:[^\W\d_\u2e80-\uffff]|[_/#$\u20ac\u00a3\u00a5^*&@\u00b0\\]|\d\s?/\s?|\d\s\.\s?|:\d\d;|\d:)\Z"
+    r"(?:[^\W\d_\u2e80-\uffff]|[_/#$\u20ac\u00a3\u00a5^*&@\u00b0\\]|\d\s?/\s?|\d\s\.\s?|:\d\d;|\d[:'·])\Z"
 )
 #: What makes a number without a unit a count, a date or a measure.
 _COUNTED = re.compile(
@@ -74,7 +74,7 @@ _COUNTED = re.compile(
 )
 _NAMED = re.compile(
     r"(?:\b(?:version|ver|v|scor(?:e|es|ed|ing)|ratio|aspect|frames?|lines?|pages?|pp?|chapters?|fig"
-    r"|figures?|no|number|level|season|episode|years?|channel|ages?|aged|copyright|resolution|size)"
+    r"|figures?|no|number|level|season|episode|years?|channel|ages?|aged|copyright|resolution|size|confidence|probability|likelihood|iou)"
     r"(?:\s(?:is|was|of|by|the|final))*[.:#\"]{0,2}\s?\(?"
     r"|\b(?:option|scene|shot|clip|room|camera|players?|step|event|segment|moment|highlight|part"
     rf"|caption|win|won|wins|lost|lead|leads|led|may|{_MONTH})\s#?|\u7b2c\s?)\Z",
@@ -157,7 +157,7 @@ def _between(text: str, begin: int, end: int) -> bool:
     if end - begin > 13 or not before or not behind:
         return False
     one, two = (int(part) for part in text[begin:end].split(","))
-    return int(before[1]) < one < two < int(behind[1])
+    return int(before[1]) < one <= two < int(behind[1])
 
 
 def _list(text: str, begin: int, parts: Sequence[str], behind: int) -> Sequence[Number]:

@@ -166,7 +166,7 @@ class _Text(NamedTuple):
     def of(cls, text: str) -> _Text:
         found = plain(text)
         numbers = list(read_numbers(found.text))
-        skeleton, place = "", []
+        place: list[int] = []
         pieces: list[str] = []
         last = 0
         which: dict[int, int] = {}
@@ -232,10 +232,11 @@ class _Text(NamedTuple):
             return False
         beside, this = self.numbers[self.which[k]], self.numbers[self.which[at]]
         one, two = (this, beside) if way > 0 else (beside, this)
-        small = two.kind in ("bare", "point") and two.seconds is not None
+        small = two.kind in ("bare", "point", "comma") and two.seconds is not None
         if one.kind in ("unit", "units"):  # "1 min 20"
-            return one.scale >= 60 and (small or two.kind == "comma" or two.scale < one.scale)
-        return abs(k - at) == 1 or (one.kind in ("bare", "point") and small)
+            return one.scale >= 60 and (small or two.scale < one.scale)
+        split = one.kind == "bare" and two.kind == "unit"  # "1 000 s"
+        return abs(k - at) == 1 or (one.kind in ("bare", "point") and small) or split
 
     def pair(self, one: Number, two: Number) -> tuple[float, float] | None:
         """Seconds of the ends of a range; None where they do not go together."""
@@ -244,6 +245,8 @@ class _Text(NamedTuple):
         if "comma" in (one.kind, two.kind) and self.points:
             return None
         first, last = one.seconds, two.seconds
+        if two.text[0] == "0" and 1900 <= first <= 2100 and one.kind == two.kind == "bare":
+            return None  # "2024-05"
         single = two.kind == "unit" and two.scale != 1
         if one.kind in ("bare", "point", "comma") and one.scale == 1 and single:
             first *= two.scale  # "1 to 2 minutes": the first number borrows the unit
@@ -322,6 +325,8 @@ class _Text(NamedTuple):
             elif number.seconds is None and number.kind in ("clock", "unit", "units"):
                 return []
         known = [number for number in self.numbers if number.seconds is not None]
+        if len(known) == 2 and self.pair(known[0], known[1]) is None:
+            return []
         if kinds == {"point"} and len(known) > 2:  # "[5, 9, 0.8], [12, 15, 0.5]"
             return []
         (first, begin, _), (last, _, end) = found
