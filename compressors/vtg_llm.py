@@ -113,9 +113,11 @@ def time_table(time_emb: Tensor, faithful: bool = False) -> Tensor:
 
     Linear between the nearest trained rows l < i < r; outside of them the nearest. With
     `faithful` what the authors' code does: the weights are swapped, E[l] (i - l) / (r - l) +
-    E[r] (r - i) / (r - l), and a missing neighbour is row -1, the last of the table (so that
-    rows after the last trained one become a negative multiple of it). A table without any
-    trained row comes back as it is.
+    E[r] (r - i) / (r - l), and the table is filled in place from its last row to its first. A row
+    without a trained one behind it takes r = -1, the last row as it then stands: empty for the
+    last row itself, filled for those before it (all become negative multiples). A row without one
+    before it takes l = 0, row 0 as it stands: still empty. A table without any trained row comes
+    back as it is.
     """
     trained = (time_emb != 0).any(dim=1)
     if not bool(trained.any()):
@@ -125,16 +127,26 @@ def time_table(time_emb: Tensor, faithful: bool = False) -> Tensor:
     left = torch.where(trained, row, -1).cummax(0).values
     right = torch.where(trained, row, total).flip(0).cummin(0).values.flip(0)
     if faithful:
-        right = torch.where(right == total, -1, right)
-        gap = torch.where(trained, 1, right - left)
-        a, b = (row - left) / gap, (right - row) / gap
-    else:
-        left = torch.where(left < 0, right, left)
-        right = torch.where(right == total, left, right)
-        b = torch.where(right == left, 0, (row - left) / (right - left).clamp(min=1))
-        a = 1 - b
-    filled = time_emb[left] * a[:, None] + time_emb[right] * b[:, None]
+        return _filled_in_place(time_emb, trained, left.clamp(min=0), right)
+    left = torch.where(left < 0, right, left)
+    right = torch.where(right == total, left, right)
+    b = torch.where(right == left, 0, (row - left) / (right - left).clamp(min=1))
+    filled = time_emb[left] * (1 - b)[:, None] + time_emb[right] * b[:, None]
     return torch.where(trained[:, None], time_emb, filled.to(time_emb.dtype))
+
+
+def _filled_in_place(table: Tensor, trained: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """The authors' interpolation; `left` and `right` are the trained rows beside each, or 0, S."""
+    total, row = len(table), torch.arange(len(table), device=table.device)
+    right = torch.where(right == total, -1, right)
+    gap = torch.where(trained, 1, right - left)
+    a, b = ((row - left) / gap)[:, None], ((right - row) / gap)[:, None]
+    # The last row is filled first, from row -1, which is itself and still as it was.
+    filled = table[left] * a + table[right] * b
+    last = torch.where(trained[-1], table[-1], filled[-1])
+    filled = table[left] * a + torch.where((right < 0)[:, None], last, table[right]) * b
+    filled[-1] = last
+    return torch.where(trained[:, None], table, filled.to(table.dtype))
 
 
 class SlotSampler(nn.Module):

@@ -264,6 +264,13 @@ def test_what_a_model_says_becomes_spans(
     assert lost.failed and lost.spans == () and llm.highlights(clip, "it falls") == []
     assert "the answer names no time" in lost.notes
     assert llm.caption(clip).failed and "one event a line" in asked[-1]
+    thought = "<think>from 0 to 1 s?</think><answer>1 s to 3 s</answer><|im_end|>"
+    monkeypatch.setattr(llm.model, "generate", says(thought))
+    answer = llm.ground_answer(clip, "the ball falls")
+    assert [tuple(s)[:2] for s in answer.spans] == [(1.0 + origin, 3.0 + origin)]
+    monkeypatch.setattr(llm.model, "generate", says("<think>from 1 to 3 s, so"))
+    endless = llm.ground_answer(clip, "the ball falls")
+    assert endless.failed and any("still thinking" in note for note in endless.notes)
 
 
 @pytest.fixture(scope="module")

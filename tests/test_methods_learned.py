@@ -128,10 +128,17 @@ def test_vtg_seconds_that_training_never_met(tmp_path: Path) -> None:
     table = torch.zeros(8, 1)
     table[1], table[4] = 10.0, 40.0
     filled = [10, 10, 20, 30, 40, 40, 40, 40]
-    shipped = [5, 10, 30, 20, 40, *(40 * (i - 4) / (-1 - 4) for i in (5, 6, 7))]
+    shipped = [10, 10, 30, 20, 40, -36.8, -49.6, -24]  # in place, from the last row on
     assert time_table(table).flatten().tolist() == pytest.approx(filled)
     assert time_table(table, faithful=True).flatten().tolist() == pytest.approx(shipped, abs=1e-5)
     assert torch.equal(time_table(torch.zeros(3, 2)), torch.zeros(3, 2))
+    ends = torch.tensor([[8.0], [0.0], [0.0], [6.0]])  # every row between two: only the weights
+    assert time_table(ends, faithful=True).flatten().tolist() == pytest.approx(
+        [8, 20 / 3, 22 / 3, 6]
+    )
+    late = torch.tensor([[0.0], [0.0], [6.0], [0.0]])  # row 0 is still empty for row 1
+    assert time_table(late, faithful=True).flatten().tolist() == pytest.approx([6, 3, 6, -2])
+    assert torch.equal(time_table(torch.zeros(3, 2), faithful=True), torch.zeros(3, 2))
     assert vtg.frame_rows(torch.arange(4.0)[:, None], 6).flatten().tolist() == [0, 0, 1, 2, 2, 3]
     tokens, path = clip((4, 2, 3)), str(tmp_path / "weights.safetensors")
     module = VtgLlm().ready(tokens)

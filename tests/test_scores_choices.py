@@ -112,6 +112,72 @@ def test_nothing_is_guessed(text: str) -> None:
     assert read_letter(text, "ABCD", OPTIONS) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("<think>\nSo the answer is (B). Wait.\n</think>\n\nC", "C"),
+        ("So the answer is (B). Wait.\n</think>\n\nC", "C"),
+        ("<think>B</think><answer>C</answer>", "C"),
+        ("<answer>A</answer> no, <answer>D</answer>", "D"),
+        ("<answer>\nB. Two dogs\n</answer> not A", "B"),
+        ("<thinking>(A)</thinking>The answer is D.", "D"),
+        ("B</answer>", "B"),
+        ("<think>The answer is B", None),
+        ("<think>The answer is B</think>", None),
+        ("<think>a</think><answer></answer>", None),
+        ("答案是B", "B"),
+        ("答案：B。", "B"),
+        ("正确答案为（C）。", "C"),
+        ("选B因为有两只狗", "B"),
+        ("应选择D", "D"),
+        ("选项C是正确的", "C"),
+        ("B是正确的", "B"),
+        ("B。", "B"),
+        ("【B】", "B"),
+        ("「C」", "C"),
+        ("答え: B", "B"),
+        ("정답은 B입니다", "B"),
+        ("选项A和B都对", None),
+        ("A组的人在跑", None),
+        ("Ｂ", "B"),
+        ("（Ｃ）", "C"),
+        ("Ｂ．　Ｔｗｏ　ｄｏｇｓ", "B"),
+        ("Ⓑ", "B"),
+        ("🅱", "B"),
+        ("𝐁", "B"),
+        ("B\ufe0f", "B"),
+        ("\u200bB\u200b", "B"),
+        ("**B**. Two dogs", "B"),
+        ("__Answer:__ `D`", "D"),
+        ("<b>B</b>", "B"),
+        ("<B>", "B"),
+        ("### Answer\n**C**", "C"),
+        (r"\boxed{\text{C}}", "C"),
+        (r"$\boxed{C}$", "C"),
+        (r"The answer is $C$.", "C"),
+        ('{"answer": "B"}', "B"),
+        ('{"answer": "b"}', "B"),
+        ('```json\n{"final_answer": "D", "confidence": 0.9}\n```', "D"),
+        ("{'choice': 'C'}", "C"),
+        ("Answer = D", "D"),
+        ("Answer → D", "D"),
+        ("The answer is: B", "B"),
+        ("It walks away, as seen.\n\nB", "B"),
+        ("It's not A, it's B", "B"),
+        ("The answer is A, B", None),
+        ("The answer is (A) or (B)", None),
+        ("The answer is not A but B", None),
+        ("The options:\nA\nB\nC", None),
+        ("ABCD", None),
+        ("A1", None),
+        ("Plan B failed", None),
+        ("Vitamin C", None),
+    ],
+)
+def test_a_letter_in_other_clothes_is_the_same_letter(text: str, letter: str | None) -> None:
+    assert read_letter(text, "ABCD", OPTIONS) == letter
+
+
 def test_letters_without_options_and_of_other_counts() -> None:
     assert read_letter("A man walks", "ABCD") is None
     assert read_letter("E. five", "ABCDE") == "E" and read_letter("C", "AB") is None

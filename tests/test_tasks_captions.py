@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from vidllm.eval.tasks import Item, Response, Task, dense, get_task
+from vidllm.timecode import AbsoluteTime
 
 GOLDEN = Path(__file__).parent / "goldens" / "dvc_detection_soda.npz"
 MISSING = [
@@ -111,6 +112,29 @@ def test_two_annotators_and_vtimellms_json(tmp_path: Path) -> None:
     assert task.scores(one, answer)["R@0.7"] == approx(0.5)  # [0, 8] is near [0.5, 7.5]
     official = task.scores(one, answer, official=True)
     assert official["R@0.9"] == 1.0  # of the best annotator
+
+
+@pytest.mark.usefixtures("no_java")
+@pytest.mark.filterwarnings("ignore:no SODA_c")
+@pytest.mark.parametrize("name", ["youcook2", "activitynet-dense"])
+def test_official_scores_of_digit_tokens(name: str, tmp_path: Path) -> None:
+    """The scripts are given digits, as the model's own decoding gives them."""
+    task, items = load(name, tmp_path)
+    code = AbsoluteTime()
+
+    def said(item: Item) -> Response:
+        raw = "".join(
+            f"{code.encode(s, 0.0)} - {code.encode(e, 0.0)} seconds, {text}\n"
+            for s, e, text in item.truth[0]
+        )
+        return Response(text=code.readable(raw, 1e6), raw=raw + "</s>", duration=item.duration)
+
+    answers = [said(item) for item in items]
+    plain = [lines(item.truth[0]) for item in items]
+    official, expected = (task.scores(items, a, official=True) for a in (answers, plain))
+    for score in ("F1", "SODA_c (word-F1)"):
+        assert official[score] == approx(expected[score]) and official[score] > 0.8  # type: ignore[operator]
+    assert task.scores(items, answers)["F1"] == task.scores(items, plain)["F1"]
 
 
 @needs_meteor

@@ -23,10 +23,12 @@ from vidllm.eval.tasks.spans_text import (
     lita_span,
     one_time,
     percent_span,
+    script_text,
     text_spans,
     timelens_span,
     tvg_span,
 )
+from vidllm.timecode import AbsoluteTime
 
 ITEM = Item("1", "v", "v", "?", None, duration=60.0)
 
@@ -227,6 +229,16 @@ def test_events_of_time_tokens() -> None:
     assert events(ITEM, Response(raw=raw, spans=spans)) == [Event(1.0, 4.0, "spread butter")]
     assert events(ITEM, Response(raw=raw, error="x")) == []
     assert events(ITEM, Response(text="A man fries butter.")) == []
+
+
+def test_scripts_are_given_digits_for_digit_tokens() -> None:
+    code = AbsoluteTime()
+    raw = f"{code.encode(12.3, 0.0)} - {code.encode(15.0, 0.0)} seconds.<|im_end|>"
+    response = Response(text=code.readable(raw, 60.0), raw=raw)
+    assert tvg_span(response.text) is None  # "12.3 s - 15.0 s": a unit before the dash
+    assert script_text(response) == "0012.3 - 0015.0 seconds."
+    assert tvg_span(script_text(response)) == timelens_span(script_text(response)) == (12.3, 15.0)
+    assert script_text(Response(text="5 - 9", raw="5 - 9</s>")) == "5 - 9"
 
 
 def test_what_captioning_scripts_read() -> None:

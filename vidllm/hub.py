@@ -19,6 +19,7 @@ from vidllm.compressors import Chain, Compressor
 
 from .answer import Answer
 from .answering import by_question, check_early
+from .answertext import answer_text, unfinished
 from .asking import Choices, Frames, Method, Video, sampling_of
 from .compressing import Compression, compress
 from .cost import Receipt, Stopwatch, peak_memory, pooled
@@ -333,13 +334,21 @@ class HubVideoLLM(VideoLLM):
         """What the model said, and its times in the video's seconds."""
 
         def decode(ids: Sequence[int]) -> str:
-            return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+            # With special tokens: the marks of thinking may be some.
+            return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
-        raw = str(self.tokenizer.decode(said.ids, skip_special_tokens=False)).strip()
-        text = decode(said.ids).strip()
+        raw = decode(said.ids).strip()
+        text = str(self.tokenizer.decode(said.ids, skip_special_tokens=True)).strip()
+        if answer_text(raw) != raw and answer_text(text) == text:
+            # The marks of thinking are special tokens, so that the text would not show its end.
+            text = answer_text(raw)
+            for mark in self.tokenizer.all_special_tokens:
+                text = text.replace(str(mark), "")
+            text = text.strip()
         # Positions begin with the clip: second 0 of the model is the first frame's.
         origin = float(clip.seconds[0]) if self.script.clock == "positions" and not times else 0.0
-        found = self.code.find(text, clip.duration)
+        found = self.code.find(raw, clip.duration)
+        notes += unfinished(raw)
         spans = tuple(
             Span(
                 min(span.start + origin, clip.duration),

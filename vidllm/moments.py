@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,11 +9,7 @@ import numpy as np
 
 from .answer import Answer
 from .timecode import Span, TextTime
-from .timetext import _TIME, find_ranges, read_time
-
-_TIMES = re.compile(_TIME, re.IGNORECASE)
-#: What makes a number a time: a clock, or a unit.
-_PLAINLY = re.compile(r":|\d\s*[a-z]", re.IGNORECASE)
+from .timetext import find_ranges, find_times
 
 
 class Piece(NamedTuple):
@@ -35,16 +30,17 @@ def pieces(text: str, duration: float) -> list[Piece]:
     """
     inside = [(found.begin, found.end) for found in find_ranges(text)]
     cut: list[Piece] = []
-    last = 0
-    for found in _TIMES.finditer(text):
-        value = read_time(found[0])
-        ranged = any(a <= found.start() and found.end() <= b for a, b in inside)
-        if value is None or value > duration + 0.5 or not (ranged or _PLAINLY.search(found[0])):
+    last = held = 0
+    for time in find_times(text):
+        while held < len(inside) and inside[held][1] < time.end:
+            held += 1
+        ranged = held < len(inside) and inside[held][0] <= time.begin
+        if time.seconds > duration + 0.5 or not (ranged or time.said):
             continue
-        if found.start() > last:
-            cut.append(Piece(text[last : found.start()]))
-        cut.append(Piece(found[0], min(value, duration)))
-        last = found.end()
+        if time.begin > last:
+            cut.append(Piece(text[last : time.begin]))
+        cut.append(Piece(text[time.begin : time.end], min(time.seconds, duration)))
+        last = time.end
     if last < len(text):
         cut.append(Piece(text[last:]))
     return cut

@@ -13,6 +13,7 @@ from vidllm.compressors import Chain, Compressor
 
 from .answer import Answer, shift_seconds
 from .answering import Prompt, Record, by_question, check_serves, reply
+from .answertext import unfinished
 from .asking import Asked, Choices
 from .cost import Receipt, Stopwatch, kv_bytes_per_token
 from .errors import WorkError
@@ -264,5 +265,5 @@ class Replying(Asked):
         found = scored_spans(self.code.find(raw, duration), reply, scores, decode, self.code)
         spans = tuple(Span(s.start + origin, s.end + origin, s.score) for s in found)
         text = shift_seconds(self.code.readable(raw, duration), origin)
-        notes = (*clip.notes, *unknown_words(self.tokenizer, question))
+        notes = (*clip.notes, *unknown_words(self.tokenizer, question), *unfinished(raw))
         return Answer(text, spans, receipt, raw, notes=notes)

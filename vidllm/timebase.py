@@ -6,12 +6,13 @@ Use it through `vidllm.timecode`, which exports all of it.
 from __future__ import annotations
 
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
+from vidllm.answertext import answer_part
+from vidllm.captiontext import sentences
 from vidllm.errors import InputError
 
 
@@ -101,19 +102,17 @@ class TimeCode(ABC):
         """Dense captions: every span with its sentence; spans without words are left out.
 
         The sentence follows its span ("<t1> <t9> text", "1.0 - 9.5 seconds, text"), or precedes
-        it when the answer ends with a span and begins with words ("text from <t1> to <t9>").
+        it when the answer ends with a span and begins with words ("text from <t1> to <t9>"), or
+        when every line does.
         """
         found = self.find(answer, check_duration(duration))
-        if not found:
-            return []
-        cuts = [0, *(edge for item in found for edge in (item.begin, item.end)), len(answer)]
-        words = [
-            self.readable(_trim(answer[a:b]), duration)
-            for a, b in zip(cuts[::2], cuts[1::2], strict=True)
+        begin, end, _ = answer_part(answer)
+        words = sentences(answer, [(item.begin, item.end) for item in found], begin, end)
+        return [
+            (item.span, self.readable(text, duration))
+            for item, text in zip(found, words, strict=True)
+            if text
         ]
-        before = bool(words[0]) and not words[-1]
-        texts = words[:-1] if before else words[1:]
-        return [(item.span, text) for item, text in zip(found, texts, strict=True) if text]
 
 
 def check_duration(duration: float) -> float:
@@ -127,10 +126,3 @@ def clamped_span(first: float, last: float, duration: float) -> Span:
     """The span of two times in either order, held in [0, duration]."""
     start, end = sorted(min(max(t, 0.0), duration) for t in (first, last))
     return Span(start, end)
-
-
-def _trim(text: str) -> str:
-    """A caption without the marks and words that tie it to its span."""
-    text = re.sub(r"^(?:[\s.,;:\-–]+|seconds?\b)+", "", text, flags=re.IGNORECASE)
-    text = re.sub(r"(?:^|(?<=[\s.,;:]))(?:and|then|from)\s*$", "", text, flags=re.IGNORECASE)
-    return text.strip(" \t\n.,;:-–")

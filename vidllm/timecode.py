@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from vidllm.answertext import answer_part
+from vidllm.captiontext import listed_captions, sentences
 from vidllm.errors import InputError
 from vidllm.timebase import Found, Parsed, Span, TimeCode, check_duration, clamped_span
 from vidllm.timetext import find_ranges, read_time
@@ -112,7 +114,9 @@ class RelativeTime(TimeCode):
         When the number of tokens is odd and some stand joined ("<t1> <t9>", "<t1> to <t9>"),
         only the joined pairs count, so that a lone time does not shift all that follow.
         """
-        marks = list(_MARK.finditer(answer))
+        # The authors' script reads the whole reply.
+        begin, end = (0, len(answer)) if self.faithful else answer_part(answer)[:2]
+        marks = list(_MARK.finditer(answer, begin, end))
         pairs = list(zip(marks[::2], marks[1::2], strict=False))
         if self.faithful:
             pairs = pairs[:1]
@@ -121,9 +125,9 @@ class RelativeTime(TimeCode):
         found = []
         for one, two in pairs:
             times = self._value(one, duration), self._value(two, duration)
-            lead = _LEAD.search(answer, 0, one.start())
-            begin = one.start() if lead is None else lead.start()
-            found.append(Found(clamped_span(*times, duration), begin, two.end()))
+            lead = _LEAD.search(answer[max(0, one.start() - 20) : one.start()])
+            first = one.start() if lead is None else one.start() - len(lead[0])
+            found.append(Found(clamped_span(*times, duration), first, two.end()))
         return found
 
     def explanation(self, answer: str) -> str:
@@ -195,8 +199,16 @@ class AbsoluteTime(TimeCode):
 
     def readable(self, answer: str, duration: float) -> str:
         """Every run of digit tokens as "12.3 s"."""
-        said = _DIGIT_RUN_UNIT.sub(lambda run: f"{self.decode(run[1], duration):.1f} s", answer)
-        return said.strip()
+
+        def told(run: re.Match[str]) -> str:
+            value = read_time(self._digits(run[1]))
+            return run[0] if value is None else f"{value:.1f} s"  # too long for a time
+
+        return _DIGIT_RUN_UNIT.sub(told, answer).strip()
+
+    def in_digits(self, answer: str) -> str:
+        """The answer with its digit tokens as digits, blanks inside a number taken out."""
+        return self._plain(answer)[0]
 
     def _digits(self, text: str) -> str:
         for digit, token in zip("0123456789.", self.special_tokens, strict=True):
@@ -278,9 +290,22 @@ class TextTime(TimeCode):
 
     def find(self, answer: str, duration: float) -> list[Found]:
         """Every range of the answer."""
+        return self._found(answer, duration, loose=True)
+
+    def captions(self, answer: str, duration: float) -> list[tuple[Span, str]]:
+        """As of every code; a JSON list of objects is read too, two lone times are no range."""
+        listed = listed_captions(answer)
+        if listed is not None:
+            return [(clamped_span(c.first, c.last, duration), c.sentence) for c in listed]
+        begin, end, _ = answer_part(answer)
+        found = self._found(answer, check_duration(duration), loose=False)
+        words = sentences(answer, [(item.begin, item.end) for item in found], begin, end)
+        return [(item.span, text) for item, text in zip(found, words, strict=True) if text]
+
+    def _found(self, answer: str, duration: float, *, loose: bool) -> list[Found]:
         return [
             Found(clamped_span(found.first, found.last, duration), found.begin, found.end)
-            for found in find_ranges(answer)
+            for found in find_ranges(answer, loose=loose)
         ]
 
 
@@ -288,7 +313,7 @@ _CODES: dict[str, type[TimeCode]] = {
     code.name: code for code in (RelativeTime, AbsoluteTime, TextTime)
 }
 _MARK = re.compile(r"<(?:t(?P<index>\d+)|(?P<stamp>\d+\.?\d*|\.\d+))>")
-_LEAD = re.compile(r"\b(?:from|between)\s+$", re.IGNORECASE)
+_LEAD = re.compile(r"\b(?:from|between)\s{1,9}$", re.IGNORECASE)
 _JOIN = re.compile(r"\s*(?:-|–|to)?\s*", re.IGNORECASE)
 _TOKEN = rf"<TIME_(?:{'|'.join(_DIGIT_WORDS[:-1])})>"
 _DIGIT_RUN = re.compile(rf"(?:{_TOKEN}\s*)*{_TOKEN}(?:\s*<TIME_DOT>\s*{_TOKEN})?")

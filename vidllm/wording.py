@@ -14,10 +14,10 @@ from .timecode import Found, Span, TimeCode
 
 #: Letters of a question's options; None for a question without.
 Letters = tuple[str, ...] | None
-#: A time in digit tokens that may go on with the next token.
 #: Options of a question at most, and signs of what names one.
 LETTERS, _LETTER = 256, 64
-_HALF = re.compile(r"(?:\s*<TIME_\w+>)+\s*$")
+#: A time in digit tokens that may go on with the next token.
+_HALF = re.compile(r"<TIME_\w{1,9}>\Z")
 
 
 def letters_of(
@@ -130,4 +130,8 @@ def _spells(piece: str, code: TimeCode) -> bool:
 
 def whole_times(raw: str) -> str:
     """A growing answer without what its next token may still change at the end."""
-    return _HALF.sub("", raw).rstrip("\ufffd")
+    said = raw.rstrip()
+    while half := _HALF.search(said[-16:]):
+        said = said[: -len(half[0])].rstrip()
+        raw = said
+    return raw.rstrip("\ufffd")

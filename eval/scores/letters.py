@@ -10,15 +10,20 @@ import re
 import string
 from collections.abc import Sequence
 
+from vidllm.answertext import plain
 from vidllm.errors import InputError
 
 from ..metrics import normal
 
 # What may follow a letter that is meant as one; a word may not, so the article "A" is none.
-_END = r"""(?=\s*(?:$|[)\]:,;!?*"»\n]|\.(?!\w\.)|'(?!\w)|[-–—]\s|\b(?:because|since|as|is)\b))"""
-_NOISE = r"[\W_]*"
-_ADVERB = r"(?:(?:therefore|thus|clearly|likely|probably|most|definitely)\s+)*"
-_TAG = re.compile(r"</?[\w|]{1,20}>|<\|\w{1,20}\|>")
+_END = (
+    r"""(?=\s?(?:$|[)\]:,;!?*"»}>\n]|\.(?!\w\.)|'(?!\w)|[-–—]\s|\b(?:because|since|as|is)\b"""
+    r"|是|为|為|因|正确|正確|选项|選項|です|입니다|이다))"
+)
+# Bounded, as all repeated pieces are: no answer takes more than time in proportion to its length.
+_NOISE = r"[\W_]{0,60}"
+_ADVERB = r"(?:(?:therefore|thus|clearly|likely|probably|most|definitely)\s){0,9}"
+_LINK = r"\s?(?:,|/|&|\+|\band\b|\bor\b|和|或)\s?[\W_]{0,3}"
 
 
 def read_letter(
@@ -29,8 +34,9 @@ def read_letter(
     Read in this order, the first that finds something decides: a lone letter (also on the first
     line); exactly the text of one option; a letter at the start ("B. The dog", "(b) the dog",
     "B because …"); a statement ("the answer is B", "Best option: (B", "I choose B"; the last of
-    several); the one letter in brackets; the text of one option within the answer. Tags such as
-    "</s>" and "<answer>" are left aside, and "\\boxed{B}" is "(B)".
+    several); the one letter in brackets; the one line that is a letter alone; the text of one
+    option within the answer. All of this in the answer of a reply in plain form, see
+    `vidllm.answertext`: what the model thought, tags, dress and other Unicode forms are left aside.
 
     Args:
         letters: of the options, in order.
@@ -40,7 +46,7 @@ def read_letter(
         InputError: not as many letters as options, or letters that are not single and upper case.
     """
     _check(letters, options)
-    text = re.sub(r"\\boxed\{(\w)\}", r"(\1)", _TAG.sub(" ", text))
+    text = plain(text).text
     one = f"[{letters}{letters.lower()}]"
     lead = r"(?:(?:the\s+)?(?:best\s+|correct\s+)?(?:option|choice|answer)\b(?:\s+is\b)?)?"
     lone = re.compile(rf"{_NOISE}(?i:{lead}){_NOISE}({one}){_NOISE}")
@@ -49,7 +55,7 @@ def read_letter(
         if found := lone.fullmatch(part):
             return found[1].upper()
     said = normal(text)
-    texts = [normal(option) for option in options or ()]
+    texts = [normal(plain(option).text) for option in options or ()]
     if said and texts.count(said) == 1:
         return letters[texts.index(said)]
     if several(text, letters):
@@ -57,19 +63,21 @@ def read_letter(
     for find in (_leading, _stated, _bracketed):
         if letter := find(text, letters):
             return letter
+    alone = {found[1].upper() for line in lines if (found := lone.fullmatch(line))}
+    if len(alone) == 1:
+        return alone.pop()
     return _contained(said, texts, letters)
 
 
 def several(text: str, letters: str) -> bool:
     """Whether an answer begins with a list of letters: "A and C", "A, B"."""
-    link = r"[\W_]*(?:,|/|&|\+|\band\b|\bor\b)[\W_]*"
-    return re.match(rf"{_NOISE}[{letters}]{link}[{letters}]{_END}", text) is not None
+    return re.match(rf"{_NOISE}[{letters}][\W_]{{0,9}}{_LINK}[{letters}]{_END}", text) is not None
 
 
 def _leading(text: str, letters: str) -> str | None:
     """The letter at the start of a line; None if lines start with different ones."""
     small = rf"[{letters.lower()}](?=[)\]:]|\.(?!\w\.))"
-    start = re.compile(rf"^[^\w\n]*([{letters}]{_END}|{small})", re.MULTILINE)
+    start = re.compile(rf"^[^\w\n]{{0,60}}([{letters}]{_END}|{small})", re.MULTILINE)
     found = list(start.finditer(text))
     if len({match[1].upper() for match in found}) != 1 or text[: found[0].start()].strip():
         return None
@@ -78,20 +86,28 @@ def _leading(text: str, letters: str) -> str | None:
 
 def _stated(text: str, letters: str) -> str | None:
     """The letter of the last statement about the answer."""
-    noun = r"\b(?:answer|option|choice)\b"
-    named = rf"{_ADVERB}(?:option\s+|choice\s+)?{_NOISE}"
+    noun = r"(?<![^\W_])(?:answer|ans|option|choice|prediction|letter)\b"
+    named = rf"{_ADVERB}(?:option\s|choice\s)?{_NOISE}"
+    small = letters.lower()
     forms = (
-        rf"(?i:{noun}[^.\n:]{{0,40}}?(?:\bis\b|\bbe\b|:)\s*{named})([{letters}]){_END}",
-        rf"(?i:{noun}\s+\(?)([{letters}])(?i:\)?\s+is\s+(?:the\s+)?(?:correct|right|best|most)\b)",
-        rf"(?i:\b(?:choose|pick|select|go\s+with|it\s+is|it's)\s+{named})([{letters}]){_END}",
-        rf"(?i:\b(?:think|say|guess|is)\s+{named})([{letters}]){_NOISE}$",
+        rf"(?i:{noun}[^.\n:=]{{0,40}}?(?:\bis\b|\bbe\b|[:=]|->)\s?{named})([{letters}]){_END}",
+        rf"(?i:{noun}[^.\n:=]{{0,9}}?(?:\bis\b|[:=])\s?)[\"'(\[]\s?([{small}])\s?[\"')\]]",
+        rf"(?i:{noun}\s\(?)([{letters}])(?i:\)?\sis\s(?:the\s)?(?:correct|right|best|most)\b)",
+        rf"(?i:\b(?:choose|pick|select|go\swith|it\sis|it's)\s{named})([{letters}]){_END}",
+        rf"(?i:\b(?:think|say|guess|is)\s{named})([{letters}]){_NOISE}$",
+        rf"(?:答案|正解|答え|選択肢|정답|답|选项|選項)[^.\n,]{{0,12}}?{_NOISE}([{letters}])(?!\w)",
+        rf"(?:选择?|選擇?|应选|應選|選ぶ){_NOISE}([{letters}])(?!\w)",
     )
     found = [match for form in forms for match in re.finditer(form, text)]
-    return max(found, key=lambda match: match.start(1))[1] if found else None
+    if not found:
+        return None
+    last = max(found, key=lambda match: match.start(1))
+    more = re.compile(rf"[)\]\"']?{_LINK}[{letters}](?=\s?(?:$|[)\].,;!?\"'\n\u2e80-\uffff]))")
+    return None if more.match(text, last.end(1)) else last[1].upper()
 
 
 def _bracketed(text: str, letters: str) -> str | None:
-    found = set(re.findall(rf"\(([{letters}])\)", text))
+    found = set(re.findall(rf"\(\s?([{letters}])\s?\)", text))
     return found.pop() if len(found) == 1 else None
 
 

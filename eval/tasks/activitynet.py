@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from ..metrics import Interval
 from .base import TASKS, Item, Response
 from .files import annotation_files, field, objects, read_json, span, together
-from .spans_text import percent_span, tvg_span
+from .spans_text import percent_span, script_text, tvg_span
 from .timed import FIND, SpanTask, query_text, seconds_of, span_groups
 
 #: Of the annotations by split, for the tasks on them.
@@ -86,4 +86,4 @@ class ActivityNet(SpanTask):
     def official_span(self, item: Item, response: Response) -> Interval | None:
         """Hundredths where the answer is in VTimeLLM's form, else seconds."""
         share = percent_span(response.text, seconds_of(item, response))
-        return tvg_span(response.text) if share is None else share
+        return tvg_span(script_text(response)) if share is None else share

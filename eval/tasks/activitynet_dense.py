@@ -16,6 +16,7 @@ from .base import TASKS, Item, Response
 from .captions_text import timechat_events, vtimellm_events
 from .dense import DenseTask, Told
 from .files import annotation_files
+from .spans_text import script_text
 from .timed import seconds_of
 
 PROMPT = (
@@ -52,4 +53,4 @@ class ActivityNetDense(DenseTask):
     def official_events(self, item: Item, response: Response) -> list[Event]:
         """See the class."""
         found = vtimellm_events(response.text, seconds_of(item, response) or 0.0)
-        return timechat_events(response.text) if found is None else found
+        return timechat_events(script_text(response)) if found is None else found

@@ -14,21 +14,16 @@ import difflib
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
+from vidllm.answertext import answer_text
 from vidllm.timecode import AbsoluteTime, RelativeTime, TextTime
 
 from ..scores.captions import Event
 from .base import Item, Response
-from .spans_text import held, length, text_spans
+from .spans_text import length
 
-_MARKER = re.compile(r"(?m)^\s*(?:\d{1,3}[.)](?=\s)|[-*•](?=\s)|#+)\s*")
 #: No video of these benchmarks is longer, where nobody says how long one is.
 _LONGEST = 1e6
-_START = ("start", "start_time", "begin", "from")
-_END = ("end", "end_time", "to")
-_BOTH = ("timestamp", "timestamps", "segment", "time", "span")
-_SENTENCE = ("caption", "sentence", "description", "event", "text", "label")
 
 
 def events(item: Item, response: Response) -> list[Event]:
@@ -41,11 +36,8 @@ def events(item: Item, response: Response) -> list[Event]:
         found = AbsoluteTime().captions(response.raw, longest)
     elif (rewritten := _rewritten(response, longest)) is not None:
         found = TextTime().captions(rewritten, longest)
-    elif (listed := _listed(response.text)) is not None:
-        return [Event(*held(event.span, seconds), event.sentence) for event in listed]
     else:
-        plain = _MARKER.sub("", response.text.replace("**", ""))
-        found = TextTime().captions(plain, longest)
+        found = TextTime().captions(response.text, longest)
     return [Event(span.start, span.end, " ".join(words.split())) for span, words in found]
 
 
@@ -56,42 +48,15 @@ def _rewritten(response: Response, longest: float) -> str | None:
     """
     if not re.search(r"<t\d+>", response.raw):
         return None
-    found = RelativeTime().find(response.raw, longest)
+    raw = answer_text(response.raw)
+    found = RelativeTime().find(raw, longest)
     if len(found) != len(response.spans):
         return None
     text, last = "", 0
     for (_, begin, end), (first, final) in zip(found, response.spans, strict=True):
-        text += f"{response.raw[last:begin]} {first:.3f} - {final:.3f} seconds "
+        text += f"{raw[last:begin]} {first:.3f} - {final:.3f} seconds "
         last = end
-    return re.sub(r"</?\w+>|<\|\w+\|>", " ", text + response.raw[last:])
-
-
-def _listed(text: str) -> list[Event] | None:
-    """The events of a JSON list of objects; None where the text is no such list."""
-    mark = re.search(r"\[\s*\{.*\}\s*\]", text, re.DOTALL)
-    try:
-        rows = json.loads(mark[0]) if mark else None
-    except json.JSONDecodeError:
-        return None
-    if rows is None or not all(isinstance(row, dict) for row in rows):
-        return None
-    found = (_object(row) for row in rows)
-    return [event for event in found if event is not None]
-
-
-def _object(row: dict[str, Any]) -> Event | None:
-    def first(names: Sequence[str]) -> Any:
-        return next((row[name] for name in names if row.get(name) is not None), None)
-
-    sentence, both = first(_SENTENCE), first(_BOTH)
-    times = [first(_START), first(_END)]
-    if None in times and isinstance(both, list) and len(both) == 2:
-        times = both
-    told = both if None in times else f"{times[0]} - {times[1]}"
-    found = text_spans(told) if isinstance(told, str) else []
-    if len(found) != 1 or not isinstance(sentence, str) or not sentence.strip():
-        return None
-    return Event(*found[0], " ".join(sentence.split()))
+    return re.sub(r"</?\w+>|<\|\w+\|>", " ", text + raw[last:])
 
 
 def merge_alike(found: Sequence[Event], *, gap: float, ratio: float = 0.98) -> list[Event]:
@@ -136,6 +101,8 @@ def vtimellm_events(text: str, duration: float) -> list[Event] | None:
 
 def timechat_events(text: str) -> list[Event]:
     """As the script of TimeChat reads "start - end seconds, text" (VTG-LLM and TimeSuite too).
+
+    VTG-LLM's reads its digit tokens as digits before, see `spans_text.script_text`.
 
     All "number - number" of the lower-cased text are times; what is left between them, without
     the word "seconds", are the captions, pieces of at most 5 characters dropped; both lists are

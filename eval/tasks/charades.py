@@ -16,7 +16,7 @@ from vidllm.errors import InputError
 from ..metrics import Interval
 from .base import TASKS, Item, Response
 from .files import HUB, annotation_files, field, hub_records, read_lines, span
-from .spans_text import tvg_span
+from .spans_text import script_text, tvg_span
 from .timed import SpanTask, query_text, span_groups
 
 #: lmms-eval's words, which are TimeChat's without the name of the data set; "seonds" is theirs.
@@ -64,7 +64,7 @@ class Charades(SpanTask):
 
     def official_span(self, item: Item, response: Response) -> Interval | None:
         """As lmms-eval."""
-        return tvg_span(response.text, dashes=True)
+        return tvg_span(script_text(response), dashes=True)
 
 
 def _line(line: str, where: str) -> tuple[str, Interval, str]:

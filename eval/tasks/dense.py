@@ -15,6 +15,7 @@ from ..scores.common import Scores, same_length
 from ..scores.matched_captions import caption_score
 from .base import Item, Response
 from .captions_text import events, timechat_events
+from .spans_text import script_text
 from .timed import TimedTask
 
 #: annotator → event → [start, end, sentence], as it stands in the truth of an item.
@@ -35,7 +36,7 @@ class DenseTask(TimedTask):
 
     def official_events(self, item: Item, response: Response) -> list[Event]:
         """What the official script reads: TimeChat's."""
-        return timechat_events(response.text)
+        return timechat_events(script_text(response))
 
     def read(self, item: Item, response: Response) -> list[list[float | str]] | None:
         """[[start, end, sentence], …] in seconds."""

@@ -2,7 +2,9 @@
 
 Models answer in lists ("the 82, 84, 86 seconds. Their saliency scores are 1.3, 1.7, 2.3"), in
 lines ("82 - 86 seconds, score 4.5"), or with times alone, which then all weigh 1. A clip that is
-not named is 0. Official: TimeSuite's script (also TimeChat's and VTG-LLM's), from its behaviour.
+not named is 0. Official: TimeSuite's script (also TimeChat's), from its behaviour. VTG-LLM's own
+script is another one, which is not here: it splits the text at commas and lines and wants two times
+at least.
 """
 
 from __future__ import annotations
@@ -11,22 +13,23 @@ import math
 import re
 from typing import NamedTuple
 
-from vidllm.timetext import find_ranges, read_time
+from vidllm.answertext import plain
+from vidllm.timetext import find_ranges, find_times
 
 from .base import Item, Response
 from .spans_text import all_spans, length
 
 _SCORE_WORD = re.compile(r"\b(?:saliency|salient|scores?|ratings?|importance)\b", re.IGNORECASE)
-_SCORE = re.compile(r"(?<![\d.:])(\d+(?:\.\d+)?)(?:\s*/\s*\d+|\s+out\s+of\s+\d+)?(?![\d:])")
-_SCALE = re.compile(r"\b(?:scale\s+(?:of|from)|from)\s+\d+\s*(?:to|-)\s*\d+", re.IGNORECASE)
-# A lone time; not a count of things ("5 highlights"), not the number of a list ("2. at 5 s").
-_TIME = re.compile(
-    r"(?<![\d.:])((?:\d+:)?\d{1,2}:\d{2}(?:\.\d+)?|\d+(?:\.\d+)?)(?![\d:]|\.\d)"
-    r"(?!\s*(?:highlight|moment|clip|scene|part|event|people|person|men|women)\w*)",
+_SCORE = re.compile(r"(?<![\d.:])(\d+(?:\.\d+)?)(?!\d|[.:]\d)(?: ?/ ?\d+(?:\.\d+)?| out of \d+)?")
+_COMMA = re.compile(r"(?<![\d,])(\d),(\d)(?![\d,])")
+# What says how scores are given, no time: "on a scale from 1 to 5", "(1-5)".
+_SCALE = re.compile(
+    r"\b(?:scale|ranges?|ranging|rated?|go|run) (?:of|from) \d+ ?(?:to|-) ?\d+"
+    r"|(?:(?<=score )|(?<=scores ))\((?:from )?\d+ ?(?:to|-) ?\d+\)",
     re.IGNORECASE,
 )
 _TOKENS = re.compile(r"<(?:t\d+|TIME_\w+)>")
-_MARKER = re.compile(r"(?m)^\s*(?:\d{1,3}[.)]|[-*•])\s+")
+_MARKER = re.compile(r"(?m)^ ?(?:\d{1,3}[.)]|[-*•]) ")
 
 
 class Marked(NamedTuple):
@@ -78,8 +81,8 @@ def read_highlights(text: str) -> list[Marked]:
     word "score" go with the scores behind it, one by one. A time without a score of its own has
     the lowest that was given, or 1 where there is none.
     """
-    plain = _SCALE.sub(" ", _MARKER.sub("", text.replace("**", "")))
-    lines = [line for line in re.split(r"[\n;]", plain) if line.strip()]
+    said = _SCALE.sub(" ", _MARKER.sub("", plain(text).text))
+    lines = [line for line in re.split(r"[\n;}]", said) if line.strip()]
     each = [line for line in lines if _SCORE_WORD.search(line) and _times(line)]
     if len(each) > 1:
         return [Marked(*time, score) for line in each for time, score in _line(line)]
@@ -93,6 +96,8 @@ def _line(text: str) -> list[tuple[tuple[float, float], float]]:
         return [(time, 1.0) for time in _times(text)]
     before, behind = text[: word.start()], text[word.end() :]
     times = _times(before)
+    if not re.search(r"\d\.\d", behind):
+        behind = _COMMA.sub(r"\1.\2", behind)  # decimal commas
     scores = [float(number) for number in _SCORE.findall(behind)]
     if not times and scores:  # "score 4.5 at 82 - 86 seconds"
         times, scores = _times(_SCORE.sub(" ", behind, count=1)), scores[:1]
@@ -104,13 +109,14 @@ def _line(text: str) -> list[tuple[tuple[float, float], float]]:
 
 def _times(text: str) -> list[tuple[float, float]]:
     """Ranges and lone times, in order of place."""
-    found = [(r.begin, r.first, r.last) for r in find_ranges(text)]
-    for one in find_ranges(text):
-        text = text[: one.begin] + " " * (one.end - one.begin) + text[one.end :]
-    for lone in _TIME.finditer(text):
-        time = read_time(lone[1])
-        if time is not None:
-            found.append((lone.start(), time, time))
+    ranges = find_ranges(text, loose=False)
+    found = [(r.begin, r.first, r.last) for r in ranges]
+    passed = 0
+    for time in find_times(text):
+        while passed < len(ranges) and ranges[passed].end <= time.begin:
+            passed += 1
+        if passed == len(ranges) or time.begin < ranges[passed].begin:
+            found.append((time.begin, time.seconds, time.seconds))
     return [(min(a, b), max(a, b)) for _, a, b in sorted(found)]
 
 

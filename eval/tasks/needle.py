@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vidllm.answertext import plain
 from vidllm.errors import InputError, WorkError
 from vidllm.stage.annotations import write_text
 from vidllm.stage.words import COLOUR_NAMES
@@ -34,6 +35,7 @@ from .needle_clips import (
     needle_scene,
     write_needle,
 )
+from .spans_text import first_span
 
 if TYPE_CHECKING:
     from vidllm.stage.files import Progress
@@ -59,6 +61,7 @@ _SAID: dict[str, str] = {
 
 def action_in(text: str) -> str | None:
     """The one action that an answer names, as stage calls it; None for none or several."""
+    text = plain(text).text
     named = [a for a, said in _SAID.items() if re.search(said, text, re.IGNORECASE)]
     return named[0] if len(named) == 1 else None
 
@@ -239,7 +242,8 @@ class Needle(Task):
         """[start, end] of the first span for "when"; the action for "what"."""
         if item.kind == "what":
             return action_in(response.text)
-        return list(response.spans[0]) if response.spans else None
+        found = first_span(item, response)
+        return None if found is None else list(found)
 
     def value(self, item: Item, response: Response) -> float:
         """1 for a hit: an IoU of at least 0.3, or the right action."""

@@ -16,6 +16,7 @@ from . import qvhighlights as qvh
 from .base import TASKS, Item, Response
 from .files import together
 from .highlights_text import curve, official_curve
+from .spans_text import script_text
 from .timed import TimedTask, query_text, seconds_of
 
 #: TimeChat's words, without the name of the data set.
@@ -78,7 +79,7 @@ class QVHighlightsHighlights(TimedTask):
         same_length(items=items, responses=responses)
         pairs = zip(items, responses, strict=True)
         said = [
-            official_curve(r.text, seconds_of(i, r) or 0.0, i.truth["clips"])
+            official_curve(script_text(r), seconds_of(i, r) or 0.0, i.truth["clips"])
             if official and r.error is None
             else self.read(i, r)
             for i, r in pairs

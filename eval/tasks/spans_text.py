@@ -12,28 +12,13 @@ from __future__ import annotations
 
 import re
 
-from vidllm.timetext import find_ranges, read_time
+from vidllm.timecode import AbsoluteTime
+from vidllm.timetext import find_ranges, lone_times
 
 from ..metrics import Interval
 from .base import Item, Response
 
-_NUMBER = r"\d+(?:\.\d+)?"
-_CLOCK = r"(?:\d+:)?\d{1,2}:\d{2}(?:\.\d+)?"
-# A time that cannot be mistaken for a count: a clock, a number with a unit, or a decimal fraction.
-_PLAIN = re.compile(
-    rf"(?<![\d:.])(?:{_CLOCK}|{_NUMBER}\s*(?:seconds?|secs?|s|minutes?|mins?)\b|\d+\.\d+)(?![\d:])",
-    re.IGNORECASE,
-)
 _STAMP = re.compile(r"<\s*(\d+\.?\d*|\.\d+)\s*>")
-#: Words that may stand beside bare numbers which are times all the same.
-_TIME_WORDS = frozenset(
-    (
-        *("s", "sec", "secs", "second", "seconds", "time", "times", "timestamp", "timestamps"),
-        *("start", "starts", "starting", "begin", "begins", "end", "ends", "ending", "stop"),
-        *("until", "from", "to", "and", "at", "in", "of", "the", "a", "an", "is", "it", "about"),
-        *("around", "approximately", "event", "happens", "answer", "video"),
-    )
-)
 
 
 def first_span(item: Item, response: Response) -> Interval | None:
@@ -63,31 +48,12 @@ def one_time(item: Item, response: Response) -> float | None:
 
 
 def text_spans(text: str, duration: float | None = None) -> list[Interval]:
-    """Spans of a text, seconds; the first way that finds any decides:
-
-    1. ranges: "12 - 15.5 seconds", "from 0:12 to 0:15", "[12, 15]", "starts at 5 s … ends at 9 s";
-    2. two stamps in angle brackets: "<12.3> <15.0>";
-    3. exactly two times with a unit, a colon or a decimal point: "at 12.0 s, over by 15.5 s";
-    4. exactly two bare numbers with no words but those about time: "12, 15".
+    """Spans of a text in seconds, see `vidllm.timetext.find_ranges`.
 
     Args:
         duration: of the video; spans are held within it. None where it is not known.
     """
-    found = [(r.first, r.last) for r in find_ranges(text)]
-    if not found:
-        stamps = [float(mark[1]) for mark in _STAMP.finditer(text)]
-        found = list(zip(stamps[::2], stamps[1::2], strict=False))
-    if not found and len(times := lone_times(text)) == 2:
-        found = [(times[0], times[1])]
-    return [held(span, duration) for span in found]
-
-
-def lone_times(text: str) -> list[float]:
-    """Times that stand by themselves, in order; bare numbers only where no other words are."""
-    plain = [read_time(mark[0]) for mark in _PLAIN.finditer(text)]
-    if not plain and set(re.findall(r"[^\W\d_]+", text.lower())) <= _TIME_WORDS:
-        plain = [float(number) for number in re.findall(_NUMBER, text)]
-    return [time for time in plain if time is not None]
+    return [held((found.first, found.last), duration) for found in find_ranges(text)]
 
 
 def held(span: tuple[float, float], duration: float | None) -> Interval:
@@ -101,6 +67,17 @@ def held(span: tuple[float, float], duration: float | None) -> Interval:
 def length(item: Item, response: Response) -> float | None:
     """Seconds of the video: of the file that was read, else as the annotations say."""
     return item.duration if response.duration is None else response.duration
+
+
+def script_text(response: Response) -> str:
+    """What an official script is given: digit tokens as digits, as VTG-LLM's decoding gives them.
+
+    Its "0012.3 - 0015.0 seconds" is what the scripts read; "12.3 s - 15.0 s", the text for people,
+    hides a range from them.
+    """
+    if "<TIME_" not in response.raw:
+        return response.text
+    return re.sub(r"<\|\w{1,20}\|>|</s>", "", AbsoluteTime().in_digits(response.raw)).strip()
 
 
 def tvg_span(text: str, *, dashes: bool = False) -> Interval | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vidllm.answertext import answer_text
 from vidllm.errors import InputError
 from vidllm.stage.annotations import questions_file, read_questions, tidy
 from vidllm.stage.questions import QA_KINDS, Question
@@ -181,7 +182,7 @@ def reply_of(item: Item, response: Response) -> Reply:
         duration=duration,
         truth=str(item.truth["answer"]),
         truth_spans=tuple((float(s), float(e)) for s, e in item.truth["spans"]),
-        text=response.text,
+        text=answer_text(response.text),
         spans=tuple(spans),
         said=tuple(said),
     )

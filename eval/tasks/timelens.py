@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from ..metrics import Interval
 from .base import TASKS, Item, Response
 from .files import HUB, annotation_files, field, hub_records, objects, read_json, span, together
-from .spans_text import timelens_span
+from .spans_text import script_text, timelens_span
 from .timed import FIND, SpanTask, query_text, span_groups
 
 
@@ -57,7 +57,7 @@ class TimeLens(SpanTask):
 
     def official_span(self, item: Item, response: Response) -> Interval | None:
         """As TimeLens' script."""
-        return timelens_span(response.text)
+        return timelens_span(script_text(response))
 
 
 Row = tuple[str, str, Interval, float | None]
