@@ -157,6 +157,7 @@ def compress(
     keep: float | None = None,
     budget: int | None = None,
     processor: Any = None,
+    exclusive: bool = False,
 ) -> Iterator[Compression]:
     """Compress the videos of every prompt that a Hugging Face video-LLM reads in this block.
 
@@ -181,6 +182,8 @@ def compress(
             model's weights where it is not given. Families that write times into the prompt
             (Qwen3-VL, VideoLLaMA3, SmolVLM2) tell compressors the true seconds with it, and
             otherwise count frames.
+        exclusive: other threads that call the model wait until the block is left, and are not
+            compressed then; without it their prompts are compressed too, one after the other.
 
     Yields:
         What became of the last prompt: `kept`, `layers` and `receipt`.
@@ -204,7 +207,7 @@ def compress(
             )
         _AT_WORK[adapter.core] = threading.get_ident()
     try:
-        with session.attached():
+        with session.attached(exclusive):
             yield Compression(session)
     finally:
         del _AT_WORK[adapter.core]

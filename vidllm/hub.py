@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from vidllm.compressors import Chain, Compressor
@@ -27,6 +27,7 @@ from .hub_run import Said, generate, survey
 from .hub_seeing import Eyes, Seen
 from .listening import Listener, attentive
 from .loading import choose_compressor, load_hub
+from .locks import one_at_a_time
 from .models.hf import FAMILIES, adapter_for
 from .models.hf.pixels import tokens_per_frame
 from .models.hf.prompting import chat, marks_of, shorten, write
@@ -106,6 +107,13 @@ class HubVideoLLM(VideoLLM):
         torch.manual_seed(int(options.get("seed", 0)))
         return cls(model.to(device), tokenizer, template=template, pixels=pixels, **options)
 
+    @property
+    def worked_on(self) -> nn.Module:
+        """The part of the model that `compress` works on."""
+        core: nn.Module = self.adapter.core
+        return core
+
+    @one_at_a_time
     def ask(  # type: ignore[override]
         self,
         video: Video,
@@ -150,7 +158,7 @@ class HubVideoLLM(VideoLLM):
         with (
             peak_memory(self.model.device, self.measures_memory) as peak,
             torch.inference_mode(),
-            compress(self.model, method, processor=self.tokenizer) as c,
+            compress(self.model, method, processor=self.tokenizer, exclusive=True) as c,
             attentive(listener, self.adapter.tower, self.adapter.decoder),
         ):
             clip = self.read(
@@ -186,6 +194,7 @@ class HubVideoLLM(VideoLLM):
         answers = [replace(a, receipt=replace(a.receipt, peak_mb=peak.megabytes)) for a in answers]
         return answers[0] if isinstance(question, str) else answers
 
+    @one_at_a_time
     def preview(
         self,
         video: Video,
@@ -202,7 +211,10 @@ class HubVideoLLM(VideoLLM):
         check_early(method)
         if method.query_aware:
             self._check(question)
-        with torch.inference_mode(), compress(self.model, method, processor=self.tokenizer) as c:
+        with (
+            torch.inference_mode(),
+            compress(self.model, method, processor=self.tokenizer, exclusive=True) as c,
+        ):
             clip = self.sample(video, tokens=most, compressor=compressor, **sampling)
             placed = self.eyes.open(clip).placed
             self.check_fits(method, len(clip), sum(placed.counts), most)
@@ -210,6 +222,7 @@ class HubVideoLLM(VideoLLM):
             ids = self._ids(write(self.script, self.chat, placed, question, times=times))
             return TokenMap.of(survey(self.eyes, c, seen, ids), placed.slots)
 
+    @one_at_a_time
     def prompt_text(self, video: Video, question: str, **options: Any) -> str:
         """The prompt that `ask` would make, with its times; video tokens as "<video 196>".
 

@@ -18,6 +18,7 @@ from .cost import Stopwatch, peak_memory
 from .errors import InputError
 from .listening import Listener, attentive
 from .loading import choose_compressor, choose_device, choose_dtype, load_native, model_kind
+from .locks import one_at_a_time
 from .models.native import NativeConfig, NativeVideoLLM
 from .prompt import prompt_ids
 from .recipes import get_recipe
@@ -133,6 +134,7 @@ class VideoLLM(Replying):
     def ask(
         self, video: Video, question: list[str] | tuple[str, ...], **options: Unpack[AskOptions]
     ) -> list[Answer]: ...
+    @one_at_a_time
     def ask(
         self,
         video: Video,
@@ -211,6 +213,7 @@ class VideoLLM(Replying):
         ]
         return answers[0] if isinstance(question, str) else answers
 
+    @one_at_a_time
     def preview(
         self,
         video: Video,
@@ -242,6 +245,7 @@ class VideoLLM(Replying):
         kept = before_prefill(self.model, seen, rest or method, tail)
         return TokenMap.of(kept, self._slots(clip, seen))
 
+    @one_at_a_time
     def prompt_text(self, video: Video, question: str, **options: Unpack[AskOptions]) -> str:
         """The prompt that `ask` would make, with its times; video tokens as "<video 196>".
 

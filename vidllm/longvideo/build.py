@@ -15,6 +15,7 @@ import torch
 from vidllm.compressors import Chain, Compressor
 from vidllm.compressors import build as build_method
 from vidllm.errors import InputError, WorkError
+from vidllm.locks import alone
 
 from .finishing import PRECISIONS, finish
 from .marks import method_facts, method_words, model_mark, source_mark
@@ -166,7 +167,8 @@ def _keep(
 ) -> None:
     """Encode a block and keep it. Raises _Halt where it cannot be written."""
     at = time.perf_counter()
-    seen = encode_block(llm.model, block.pixels, plan.near, tower)
+    with alone(llm.model):
+        seen = encode_block(llm.model, block.pixels, plan.near, tower)
     spent["encode"] += time.perf_counter() - at
     kept = {
         "tokens": seen.tokens.to("cpu", PRECISIONS[plan.precision]).contiguous(),

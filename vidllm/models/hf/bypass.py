@@ -168,13 +168,8 @@ def runs_twice(module: nn.Module) -> bool:
     )
 
 
-def in_checkpoint(grad: bool) -> bool:
-    """Whether this code runs inside `torch.utils.checkpoint`, which backward runs again.
-
-    Args:
-        grad: whether gradients were kept where the model was called.
-    """
-    if grad and not torch.is_grad_enabled():
-        return True  # the reentrant one
+def in_checkpoint() -> bool:
+    """Whether this code runs inside `torch.utils.checkpoint`, which backward runs again; the
+    reentrant one shows only in that no gradients are kept."""
     top = cast(Any, torch._C._autograd)._top_saved_tensors_default_hooks(True)
     return top is not None and getattr(top[0], "__module__", "") == "torch.utils.checkpoint"

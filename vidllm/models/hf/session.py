@@ -85,7 +85,8 @@ class Session:
         adapter = self.adapter
         places = [adapter.model, adapter.core, self.decoder, adapter.tower]
         if self.late:
-            places += [m for layer in self.layers for m in (layer, cast(nn.Module, layer.self_attn))]
+            inner: list[Any] = list(self.layers)
+            places += [*inner, *(layer.self_attn for layer in inner)]
         if inside is not None:
             places += list(adapter.tower.modules())
         elif self.wants:
@@ -107,11 +108,17 @@ class Session:
         return self._prefix.get()
 
     @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Hooks on, and off again whatever happens."""
+    def attached(self, exclusive: bool = False) -> Iterator[None]:
+        """Hooks on, and off again whatever happens.
+
+        Args:
+            exclusive: it is this thread's turn from the beginning to the end.
+        """
         core, adapter = self.adapter.core, self.adapter
         deltas = getattr(core, "rope_deltas", None)
         with ExitStack() as turn, ExitStack() as stack:
+            if exclusive:
+                turn.enter_context(self.turn)
             stack.callback(self._close)
             handles = [
                 core.register_forward_pre_hook(self._begin, with_kwargs=True),
