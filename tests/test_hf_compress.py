@@ -176,7 +176,7 @@ def test_beams_and_several_answers(family: str, record_property: Any) -> None:
     if family == "video_llama_3":
         with pytest.raises(
             (RuntimeError, ValueError)
-        ):  # as its processor makes them, and without us
+        ):  # as made, without us
             model.generate(**inputs, max_new_tokens=6, num_beams=2, do_sample=False)
         record_property("cell", "fails in transformers")
         inputs = {k: v for k, v in inputs.items() if k != "video_compression_mask"}

@@ -53,8 +53,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> VideoLLM:
 
 def _same_answers(llm: VideoLLM, clips: list[VideoClip], spec: str) -> None:
     """Eight threads with questions of their own, about two clips that push each other out."""
-    name, _, options = spec.partition(":")
-    method = f"{name}:{options + ',' if options else ''}keep=0.5"
+    method = f"{spec}:keep=0.5"
 
     def ask(i: int) -> Any:
         return llm.ask(clips[i % 2], f"what is {i}?", compressor=method, max_new_tokens=3)

@@ -210,7 +210,7 @@ def compress(
         with session.attached(exclusive):
             yield Compression(session)
     finally:
-        del _AT_WORK[adapter.core]
+        _AT_WORK.pop(adapter.core, None)
 
 
 def _method(

@@ -80,6 +80,9 @@ class Session:
         check_compiled(f"{method.name} on {adapter.family}", adapter.model, self._hooked(inside))
         self.merger = None if inside is None else TowerMerger(adapter, method)
 
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Session:
+        return self  # hooks of a model that is copied in the block; they know the original
+
     def _hooked(self, inside: Any) -> list[nn.Module]:
         """Where hooks hang while a method is at work."""
         adapter = self.adapter
@@ -226,6 +229,9 @@ class Session:
         if self.closed:  # while it waited
             self._give()
             return None
+        if core is not self.adapter.core:  # a copy
+            self.net.missed = True
+            return None
         self.mine.reached = True
         self.mine.read = False
         self._close()
@@ -313,9 +319,9 @@ class Session:
             self.sights.append(found)
         return found
 
-    def _shrink(self, _decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _shrink(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the text model: leave out what is not kept."""
-        if self.holder != threading.get_ident():
+        if self.holder != threading.get_ident() or decoder is not self.decoder:
             self.net.missed = True
             return None
         self.mine.read = True
@@ -391,9 +397,9 @@ class Session:
             return {**kwargs, "visual_pos_masks": None, "deepstack_visual_embeds": None}
         return kwargs
 
-    def _finish(self, _decoder: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    def _finish(self, decoder: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """Behind the text model: what its cache holds, and the account."""
-        if self.holder != threading.get_ident():
+        if self.holder != threading.get_ident() or decoder is not self.decoder:
             return
         self.net.leave()
         if "forward" in vars(self.decoder) and self.net.watching:
