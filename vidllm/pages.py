@@ -220,9 +220,9 @@ def _models() -> list[str]:
     lines += [
         "",
         'What stands there instead of "passed": FlashAttention\'s kernels need a GPU and have not',
-        "run here; the library's own code around them ran on plain products in their place (\"passed",
-        "on a stand-in\"). Beams fail in transformers itself with the inputs that VideoLLaMA3's",
-        "processor makes, plain as well; without its `video_compression_mask` they pass.",
+        "run here; the library's own code around them ran on plain products in their place",
+        '("passed on a stand-in"). Beams fail in transformers itself with the inputs that the',
+        "processor of VideoLLaMA3 makes, plain as well; without its `video_compression_mask` they pass.",
         "",
         "## What is refused, and why",
         "",
