@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from .listening import Listener, check
@@ -23,7 +23,7 @@ _MAKING = threading.Lock()
 _PATIENCE = 0.05  # seconds between two looks at a listener that may end the waiting
 
 T = TypeVar("T")
-P = ParamSpec("P")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def lock_of(module: nn.Module) -> threading.RLock:
@@ -48,30 +48,18 @@ def alone(module: nn.Module, listener: Listener | None = None) -> Iterator[None]
         lock.release()
 
 
-class Locked(Protocol):
-    """What has a model whose layers it works on."""
+def one_at_a_time(method: F) -> F:
+    """A method during which no other thread works on the same model: the others wait.
 
-    @property
-    def worked_on(self) -> nn.Module:
-        """The module whose lock is held."""
-        ...
-
-
-S = TypeVar("S", bound=Locked)
-
-
-def one_at_a_time(
-    method: Callable[Concatenate[S, P], T],
-) -> Callable[Concatenate[S, P], T]:
-    """A method during which no other thread works on the same model: the others wait."""
+    Its object tells the module whose lock is held as `worked_on`.
+    """
 
     @wraps(method)
-    def waits(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        listener: Any = kwargs.get("listener")
-        with alone(self.worked_on, listener):
+    def waits(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        with alone(self.worked_on, kwargs.get("listener")):
             return method(self, *args, **kwargs)
 
-    return waits
+    return cast(F, waits)
 
 
 class Shared(Generic[T]):

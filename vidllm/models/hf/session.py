@@ -450,7 +450,7 @@ class Session:
         runs = call.after if pruner is None else [run.tokens for run in pruner.runs]
         if call.sight is None:
             self.sights.clear()
-        self.report = Report(
+        report = Report(
             rows,
             held,
             [int(row.sum()) for row in call.real],
@@ -461,5 +461,6 @@ class Session:
             reused=0 if call.reused is None else len(call.reused),
         )
         if choice is not None:
-            self.report.choose(choice)
+            report.choose(choice)
+        self.report = report
         self.call = None
