@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from vidllm.errors import InputError, WorkError
 from vidllm.interruption import Halt, Interrupted
 from vidllm.listening import Stopped
-from vidllm.paths import input_folder
 from vidllm.options import say
+from vidllm.paths import input_folder
 from vidllm.recipes import get_recipe
 from vidllm.shipped import default_model, weights_dir
 

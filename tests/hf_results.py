@@ -22,6 +22,9 @@ _ORDER = ("passed", "skipped", "failed")
 class Results:
     """Outcomes by family.
 
+    A test that could not try what its name says records what it did as its "cell", which stands
+    there in the place of "passed".
+
     Attributes:
         matrix: family -> attention -> compressors -> "one", "two" (prompts) or "whole" (keep=1.0)
             -> outcome. tests: other tests, name -> family -> the worst outcome.
@@ -45,8 +48,9 @@ class Results:
             specs.setdefault(told["spec"], {})[cell] = report.outcome
         elif "family" in told:
             own = self.tests.setdefault(name, {})
-            both = (own.get(told["family"], "passed"), report.outcome)
-            own[told["family"]] = max(both, key=_ORDER.index)
+            cells = [str(line) for what, line in report.user_properties if what == "cell"]
+            found = cells[0] if cells and report.outcome == "passed" else report.outcome
+            own[told["family"]] = max((own.get(told["family"], "passed"), found), key=_rank)
         for what, line in report.user_properties:
             if what == "refused" and report.outcome == "passed":
                 self.refused.setdefault(told["case"], {})[told["family"]] = str(line)
@@ -68,6 +72,10 @@ class Results:
         }
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(_lines(made) + "\n", encoding="utf-8")
+
+
+def _rank(outcome: str) -> float:
+    return _ORDER.index(outcome) if outcome in _ORDER else 0.5
 
 
 class _Nothing:

@@ -170,10 +170,13 @@ def test_an_answer_goes_on_by_hand(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_beams_and_several_answers(family: str) -> None:
+def test_beams_and_several_answers(family: str, record_property: Any) -> None:
     model = hf_model(family)
     inputs = hf_inputs(family, [[3, Video(4), 6], [5, Video(4), 2]])
     if family == "video_llama_3":
+        with pytest.raises((RuntimeError, ValueError)):  # as made, without us
+            model.generate(**inputs, max_new_tokens=6, num_beams=2, do_sample=False)
+        record_property("cell", "fails in transformers")
         inputs = {k: v for k, v in inputs.items() if k != "video_compression_mask"}
         inputs = _whole(inputs)
     with opened(model, "aim", keep=0.5) as c:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from vidllm.compressors import Chain, Compressor, build
 from .cost import kv_bytes_per_token
 from .errors import InputError
 from .flops import Decoder
+from .locks import alone
 from .models.hf import adapter_for
 from .models.hf.prefix import Prefix
 from .models.hf.session import Session
@@ -22,7 +24,8 @@ from .models.hf.state import Report
 
 __all__ = ["Compression", "CompressionReceipt", "Prefix", "compress"]
 
-_AT_WORK: WeakSet[Any] = WeakSet()
+#: Models at work, and the thread that opened the block.
+_AT_WORK: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ class Compression:
 
     @property
     def _report(self) -> Report:
+        self._session.net.check()
         if self._session.report is None:
             raise InputError("no prompt yet: call model.generate(**inputs) inside the with block")
         return self._session.report
@@ -158,6 +162,7 @@ def compress(
     keep: float | None = None,
     budget: int | None = None,
     processor: Any = None,
+    exclusive: bool = False,
 ) -> Iterator[Compression]:
     """Compress the videos of every prompt that a Hugging Face video-LLM reads in this block.
 
@@ -182,6 +187,8 @@ def compress(
             model's weights where it is not given. Families that write times into the prompt
             (Qwen3-VL, VideoLLaMA3, SmolVLM2) tell compressors the true seconds with it, and
             otherwise count frames.
+        exclusive: other threads that call the model wait until the block is left, and are not
+            compressed then; without it their prompts are compressed too, one after the other.
 
     Yields:
         What became of the last prompt: `kept`, `layers` and `receipt`.
@@ -189,19 +196,26 @@ def compress(
     Raises:
         InputError: a method, option, model or attention that does not go together, before any
             work; later inputs that cannot be served (labels, a cache that is not empty,
-            inputs_embeds).
+            inputs_embeds); when the block is left, a forward pass in it that went past it.
     """
     method = _method(compressors, keep, budget)
     adapter = adapter_for(model, processor)
     session = Session(adapter, method)
-    if adapter.core in _AT_WORK:
-        raise InputError("this model is compressed already: put the methods into one chain")
-    _AT_WORK.add(adapter.core)
+    with alone(adapter.core):  # `VideoLLM.ask` of another thread comes to its end
+        opener = _AT_WORK.get(adapter.core)
+        if opener == threading.get_ident():
+            raise InputError("this model is compressed already: put the methods into one chain")
+        if opener is not None:
+            raise InputError(
+                "this model is compressed already, by another thread: use the block of that "
+                "thread, or open this one when it is left"
+            )
+        _AT_WORK[adapter.core] = threading.get_ident()
     try:
-        with session.attached():
+        with session.attached(exclusive):
             yield Compression(session)
     finally:
-        _AT_WORK.discard(adapter.core)
+        _AT_WORK.pop(adapter.core, None)
 
 
 def _method(

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from vidllm.compressors import Chain, Compressor
@@ -29,6 +29,7 @@ from .hub_seeing import Eyes, Seen
 from .limits import memory_answered
 from .listening import Listener, attentive
 from .loading import choose_compressor, load_hub
+from .locks import one_at_a_time
 from .models.hf import FAMILIES, adapter_for
 from .models.hf.pixels import tokens_per_frame
 from .models.hf.prompting import chat, marks_of, shorten, write
@@ -109,6 +110,13 @@ class HubVideoLLM(VideoLLM):
         torch.manual_seed(int(options.get("seed", 0)))
         return cls(model.to(device), tokenizer, template=template, pixels=pixels, **options)
 
+    @property
+    def worked_on(self) -> nn.Module:
+        """The part of the model that `compress` works on."""
+        core: nn.Module = self.adapter.core
+        return core
+
+    @one_at_a_time
     @memory_answered("the question")
     def ask(  # type: ignore[override]
         self,
@@ -152,7 +160,7 @@ class HubVideoLLM(VideoLLM):
         with (
             peak_memory(self.model.device, self.measures_memory) as peak,
             torch.inference_mode(),
-            compress(self.model, method, processor=self.tokenizer) as c,
+            compress(self.model, method, processor=self.tokenizer, exclusive=True) as c,
             attentive(listener, self.adapter.tower, self.adapter.decoder),
         ):
             clip = self.read(
@@ -196,6 +204,7 @@ class HubVideoLLM(VideoLLM):
         answers = [replace(a, receipt=r) for a, r in zip(answers, receipts, strict=True)]
         return answers[0] if isinstance(question, str) else answers
 
+    @one_at_a_time
     def preview(
         self,
         video: Video,
@@ -212,7 +221,10 @@ class HubVideoLLM(VideoLLM):
         check_early(method)
         if method.query_aware:
             self._check(question)
-        with torch.inference_mode(), compress(self.model, method, processor=self.tokenizer) as c:
+        with (
+            torch.inference_mode(),
+            compress(self.model, method, processor=self.tokenizer, exclusive=True) as c,
+        ):
             clip = self.sample(video, tokens=most, compressor=compressor, **sampling)
             placed = self.eyes.open(clip).placed
             self.check_fits(method, len(clip), sum(placed.counts), most)
@@ -220,6 +232,7 @@ class HubVideoLLM(VideoLLM):
             ids = self._ids(write(self.script, self.chat, placed, question, times=times))
             return TokenMap.of(survey(self.eyes, c, seen, ids), placed.slots)
 
+    @one_at_a_time
     def prompt_text(self, video: Video, question: str, **options: Any) -> str:
         """The prompt that `ask` would make, with its times; video tokens as "<video 196>".
 

@@ -28,6 +28,7 @@ from .loading import (
     load_native,
     model_kind,
 )
+from .locks import one_at_a_time
 from .models.native import NativeConfig, NativeVideoLLM
 from .prompt import prompt_ids
 from .question import questions_of
@@ -149,6 +150,7 @@ class VideoLLM(Replying):
     def ask(
         self, video: Video, question: list[str] | tuple[str, ...], **options: Unpack[AskOptions]
     ) -> list[Answer]: ...
+    @one_at_a_time
     @memory_answered("the question")
     def ask(
         self,
@@ -230,6 +232,7 @@ class VideoLLM(Replying):
         ]
         return answers[0] if isinstance(question, str) else answers
 
+    @one_at_a_time
     def preview(
         self,
         video: Video,
@@ -261,6 +264,7 @@ class VideoLLM(Replying):
         kept = before_prefill(self.model, seen, rest or method, tail)
         return TokenMap.of(kept, self._slots(clip, seen))
 
+    @one_at_a_time
     def prompt_text(self, video: Video, question: str, **options: Unpack[AskOptions]) -> str:
         """The prompt that `ask` would make, with its times; video tokens as "<video 196>".
 

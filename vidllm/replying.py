@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from vidllm.compressors import Chain, Compressor
@@ -19,6 +20,7 @@ from .cost import Receipt, Stopwatch, kv_bytes_per_token
 from .errors import WorkError
 from .limits import check as check_number
 from .listening import check
+from .locks import one_at_a_time
 from .models.native import NativeConfig, NativeVideoLLM
 from .prompt import prompt_ids, unknown_words
 from .question import check_room, longest, positions_of
@@ -44,6 +46,12 @@ class Replying(Asked):
     memory: Memory
     spending: Spending
 
+    @property
+    def worked_on(self) -> nn.Module:
+        """The module whose layers are worked on, by one thread at a time."""
+        return self.model
+
+    @one_at_a_time
     def answer(
         self,
         clip: VideoClip,
@@ -212,6 +220,7 @@ class Replying(Asked):
             return clip.seconds
         return slot_seconds(tokens) + window(self.config, clip)[0]
 
+    @one_at_a_time
     def encode(
         self,
         clip: VideoClip,

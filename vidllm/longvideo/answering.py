@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidllm.answer import Answer
 from vidllm.cost import Receipt, Stopwatch, kv_bytes_per_token
 from vidllm.errors import InputError
+from vidllm.locks import one_at_a_time
 from vidllm.prompt import PROMPTS, prompt_ids, unknown_words
 from vidllm.timecode import Span
 
@@ -63,6 +64,12 @@ class Reader:
             )
             self.levels.append((index.tensor(f"start.{at}").numpy(), batch))
 
+    @property
+    def worked_on(self) -> nn.Module:
+        """The model, which one thread asks at a time."""
+        return self.model
+
+    @one_at_a_time
     def ground(self, prompt: str) -> Answer:
         """A prompt that asks for a time."""
         watch = Stopwatch()
@@ -71,6 +78,7 @@ class Reader:
             votes = [vote for vote, _ in self._scan(head, tail)]
         return self._grounded(prompt, head, tail, votes, watch)
 
+    @one_at_a_time
     def ask(self, question: str) -> Answer:
         """Any question; see `VideoIndex.ask`."""
         watch = Stopwatch()
@@ -91,6 +99,7 @@ class Reader:
         self.llm.check_prompts([(head, tail)], whole, self.llm.longest_answer(None))
         return head, tail
 
+    @one_at_a_time
     def caption(self, start: float | None, end: float | None) -> Answer:
         """Captions of a stretch, in pieces as long as the windows."""
         begin = 0.0 if start is None else float(start)

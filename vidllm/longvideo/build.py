@@ -15,6 +15,7 @@ from vidllm.compressors import Chain, Compressor
 from vidllm.compressors import build as build_method
 from vidllm.errors import InputError, WorkError
 from vidllm.limits import INDEX_FPS, check, within
+from vidllm.locks import alone
 
 from .disk import UnwrittenError
 from .finishing import PRECISIONS, NoFramesError, finish
@@ -172,7 +173,8 @@ def _keep(
 ) -> None:
     """Encode a block and keep it. Raises _Halt where it cannot be written."""
     at = time.perf_counter()
-    seen = encode_block(llm.model, block.pixels, plan.near, tower)
+    with alone(llm.model):
+        seen = encode_block(llm.model, block.pixels, plan.near, tower)
     spent["encode"] += time.perf_counter() - at
     kept = {
         "tokens": seen.tokens.to("cpu", PRECISIONS[plan.precision]).contiguous(),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vidllm.errors import InputError
+from vidllm.locks import alone
 from vidllm.tokens import VideoTokens
 
 from .parts import Parts
@@ -98,7 +99,8 @@ def finish(
             if carried is not None:
                 frames = tokens[block["row"].long()]
                 frames = frames.to(llm.model.device, llm.model.video_norm.weight.dtype)
-                tokens = carried(frames, block["seconds"].float()).to("cpu", kind)
+                with alone(llm.model):
+                    tokens = carried(frames, block["seconds"].float()).to("cpu", kind)
                 parts.add(_CARRIED + number, {"tokens": tokens.contiguous()})
             yield "tokens", tokens
         for at, level in enumerate(levels):
@@ -126,8 +128,9 @@ def _level(
     for start in starts:
         chosen, seconds = on_screen(times, start + parts, 1 / facts["fps"], facts["lost"])
         relative = np.clip(seconds - start, 0.0, length)
-        tokens = compressed(llm, llm.compressor, source.tokens(chosen), relative, length,
-                            mix=not facts["carried"])  # fmt: skip
+        with alone(llm.model):
+            tokens = compressed(llm, llm.compressor, source.tokens(chosen), relative, length,
+                                mix=not facts["carried"])  # fmt: skip
         if len(tokens) != told["tokens"]:
             raise InputError(
                 f"{llm.compressor.name} leaves another number of tokens of every clip: index with "

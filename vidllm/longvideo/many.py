@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import nn
 
 from vidllm.cost import kv_bytes_per_token
+from vidllm.locks import one_at_a_time
 from vidllm.prompt import prompt_ids
 from vidllm.timecode import Span
 
@@ -68,6 +70,12 @@ class Many:
         self.readers = list(readers)
         self._coarse: list[tuple[Batch, list[_Window]]] | None = None
 
+    @property
+    def worked_on(self) -> nn.Module:
+        """The model, which one thread asks at a time."""
+        return self.readers[0].model
+
+    @one_at_a_time
     def ground(self, query: str, limit: int) -> list[tuple[int, Span]]:
         """The best `limit` spans for a query: (number of the reader, span), the best first.
 

@@ -199,6 +199,7 @@ class BatchPruner:
 
         return hook
 
+    @torch.no_grad()  # no gradient goes through a choice, and backward may run the layer again
     def _watch(
         self, layer: int, attention: nn.Module, hidden: Tensor, angles: tuple[Tensor, ...]
     ) -> None:

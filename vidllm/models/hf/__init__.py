@@ -29,6 +29,23 @@ FAMILIES: dict[str, tuple[str, str, str]] = {
 }
 
 
+#: What wrappers (DistributedDataParallel, FSDP, torch.compile, engines) call the model in them.
+_WRAPPED = ("module", "_orig_mod")
+
+
+def _inside(model: Any) -> str:
+    """How to get at a model of `FAMILIES` in its wrappers, such as ".module"; "" without one."""
+    path, inner = "", model
+    while True:
+        parts = getattr(inner, "_modules", None) or vars(inner)
+        name = next((n for n in _WRAPPED if n in parts), None)
+        if name is None:
+            break
+        path, inner = f"{path}.{name}", parts[name]
+    kind = getattr(getattr(inner, "config", None), "model_type", None)
+    return path if kind in FAMILIES or hasattr(inner, "get_base_model") else ""
+
+
 def adapter_for(model: nn.Module, processor: Any = None) -> Adapter:
     """The adapter of a model.
 
@@ -40,6 +57,11 @@ def adapter_for(model: nn.Module, processor: Any = None) -> Adapter:
         InputError: a family that is not served.
     """
     wrapped: Any = model
+    inside = _inside(model)
+    if inside:
+        raise InputError(
+            f"a {type(model).__name__} hides the model that compress works on: pass model{inside}"
+        )
     inner: Any = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
     kind = str(getattr(getattr(inner, "config", None), "model_type", type(inner).__name__))
     if kind not in FAMILIES:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vidllm.encoders.vision.signals import SIGNALS
 from vidllm.errors import InputError
+from vidllm.locks import Shared
 from vidllm.selection import Keep
 from vidllm.tokens import VideoTokens
 
@@ -66,7 +67,7 @@ class Adapter(ABC):
         self.core = cast(Any, inner if hasattr(inner, self.decoder_name) else model)
         self.config: Any = self.core.config
         self.tokenizer: Any = getattr(processor, "tokenizer", processor)
-        self._told: list[tuple[list[float], float]] = []
+        self._told: Shared[list[tuple[list[float], float]]] = Shared([])
 
     @property
     def decoder(self) -> nn.Module:
@@ -195,21 +196,22 @@ class Adapter(ABC):
             videos: for every video of a prompt, in order, the seconds of its frames (of the slots
                 of its token grid) and the second at which it ends; none to read prompts again.
         """
-        self._told = [([float(s) for s in seconds], float(end)) for seconds, end in videos]
+        self._told.set([([float(s) for s in seconds], float(end)) for seconds, end in videos])
 
     def _times(
         self, video: int, line: Tensor, starts: Tensor, step: float | None
     ) -> tuple[list[float], float]:
         """Times of the frames of a video, told or read (see `_seconds`)."""
-        if not self._told:
+        told = self._told.get()
+        if not told:
             return self._seconds(line, starts, step)
-        if video >= len(self._told) or len(self._told[video][0]) != len(starts):
-            counts = ", ".join(str(len(seconds)) for seconds, _ in self._told)
+        if video >= len(told) or len(told[video][0]) != len(starts):
+            counts = ", ".join(str(len(seconds)) for seconds, _ in told)
             raise InputError(
                 f"video {video + 1} of the prompt has {len(starts)} frames, but seconds were told "
-                f"for {len(self._told)} videos of {counts}: tell those of every video"
+                f"for {len(told)} videos of {counts}: tell those of every video"
             )
-        return self._told[video]
+        return told[video]
 
     def _seconds(
         self, line: Tensor, starts: Tensor, step: float | None

@@ -30,6 +30,7 @@ class Decoding:
         self.past: Past | None = None
         self.pasts: WeakKeyDictionary[Any, Past] = WeakKeyDictionary()
         self.masks: dict[int, Any] = {}
+        self.steps = 0
 
     def attach(self, stack: ExitStack) -> None:
         """Hooks for layers whose caches differ; the stack takes them off."""
@@ -70,6 +71,7 @@ class Decoding:
     def resume(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """A decode step: the mask of what the cache holds and of what comes now."""
         past = cast(Past, self.past)
+        self.steps = 0 if past.choice is None else len(past.choice.history)
         embeds: Tensor = kwargs["inputs_embeds"]
         batch, fresh = embeds.shape[:2]
         mask = kwargs.get("attention_mask")
@@ -83,12 +85,14 @@ class Decoding:
         columns = None if whole else past.valid[0].to(embeds.device, torch.long)
         return {**kwargs, "attention_mask": columns}
 
-    def done(self, kwargs: dict[str, Any]) -> None:
-        """Behind the text model: where the next step stands."""
+    def done(self, kwargs: dict[str, Any]) -> bool:
+        """Behind the text model: where the next step stands; False if a choice was passed by."""
         past, position = cast(Past, self.past), kwargs["position_ids"]
+        chosen = past.choice is None or len(past.choice.history) > self.steps
         past.next = position[..., -1:] + 1
         past.seen += position.shape[-1]
         self.close()
+        return chosen
 
     def choice(self, call: Call, cache: Any, valid: list[Tensor]) -> Choice:
         """A method that chooses at every decode step, for this cache."""

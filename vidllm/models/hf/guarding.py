@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from typing import Any
 
 
 @contextmanager
-def guarded(model: Any, look: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
-    """Let `look` see the arguments of every `generate` first, by name; what it raises is raised.
+def guarded(
+    model: Any, around: Callable[[Mapping[str, Any]], AbstractContextManager[None]]
+) -> Iterator[None]:
+    """Run every `generate` inside `around`, which sees its arguments by name.
 
     A model without `generate` is left as it is, and every model behind the block.
     """
@@ -30,8 +32,8 @@ def guarded(model: Any, look: Callable[[Mapping[str, Any]], None]) -> Iterator[N
             told |= told.pop(name, {})
         if told.get("input_ids") is None and told.get("inputs") is not None:
             told["input_ids"] = told["inputs"]
-        look(told)
-        return plain(*args, **kwargs)
+        with around(told):
+            return plain(*args, **kwargs)
 
     model.generate = generate
     try:

@@ -8,13 +8,18 @@ registered there is served.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionMaskInterface
 
+from vidllm.errors import InputError
+
 from ..pruning import BatchPruner, VideoRun
+from .bypass import in_checkpoint
 from .state import bare
 
 
@@ -50,6 +55,27 @@ class HubPruner(BatchPruner):
     """
 
     attention = "sdpa"
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks on, and off again whatever happens."""
+        self.outside = torch.is_grad_enabled(), in_checkpoint()
+        with super().attached():
+            yield
+
+    def _before(self, i: int) -> Any:
+        cut = super()._before(i)
+
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self.outside != (torch.is_grad_enabled(), in_checkpoint()):
+                raise InputError(
+                    f"{self.method.name} leaves tokens out between the decoder's layers, which "
+                    "gradient checkpointing runs a second time in backward: switch it off, for "
+                    "example with model.gradient_checkpointing_disable()"
+                )
+            return cut(layer, args, kwargs)
+
+        return hook
 
     def _masked(self, mask: Any, hidden: Tensor) -> Any:
         """The mask of what is left; made once between two cuts."""

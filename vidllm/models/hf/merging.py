@@ -25,6 +25,7 @@ from vidllm.errors import InputError
 from vidllm.tokens import Merge, VideoTokens
 from vidllm.tower import TowerShape
 
+from .bypass import runs_twice
 from .towers import Sight
 
 
@@ -101,6 +102,12 @@ class TowerMerger:
         plans = [(pictures, *self._plan(len(pictures))) for pictures in every]
         if not any(steps for _, _, _, steps, _ in plans):
             return forward(**kwargs)  # bit for bit what it is without us
+        if runs_twice(self.tower):
+            raise InputError(
+                f"{self.method.name} merges inside the vision tower, whose layers gradient "
+                "checkpointing runs a second time in backward: call "
+                "model.gradient_checkpointing_disable(), or merge behind it with tower=false"
+            )
         others = torch.ones(count, dtype=torch.bool)
         for pictures, *_ in plans:
             others[pictures] = False

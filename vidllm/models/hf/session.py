@@ -10,6 +10,7 @@ what the cache holds.
 from __future__ import annotations
 
 import inspect
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -21,9 +22,11 @@ from torch import Tensor, nn
 
 from vidllm.compressors import LATE, Chain, Compressor
 from vidllm.errors import InputError
+from vidllm.locks import Shared
 
 from ..pruning import VideoRun
 from .base import Adapter, Clip
+from .bypass import Net, check_compiled, within_compiled
 from .checks import check, check_cache, check_call, check_generate
 from .choosing import Choice
 from .decoding import Decoding
@@ -60,36 +63,82 @@ class Session:
         wants &= {"cls-attention", "vision-keys"}
         idle = all(x.is_free() for x in items) and method.keep == 1.0 and method.budget is None
         self.wants = [] if idle else sorted(wants & set(adapter.provides))
-        self.report: Report | None = None
+        self._report: Shared[Report | None] = Shared(None)
         self.sights: deque[Sight] = deque()
         self.call: Call | None = None
         self.decoding = Decoding(self.decoder, self.late)
         self.inner = ExitStack()
         self.labels = False
-        self.prefix: Prefix | None = None
+        self._prefix: Shared[Prefix | None] = Shared(None)
+        #: Held by the thread whose prompt is under way; the others wait.
+        self.turn = threading.RLock()
+        self.holder: int | None = None
+        self.closed = False
+        self.net = Net()
+        self.mine = threading.local()
         check(adapter, method, self.late)
+        check_compiled(f"{method.name} on {adapter.family}", adapter.model, self._hooked(inside))
         self.merger = None if inside is None else TowerMerger(adapter, method)
 
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Session:
+        return self  # hooks of a model that is copied in the block; they know the original
+
+    def _hooked(self, inside: Any) -> list[nn.Module]:
+        """Where hooks hang while a method is at work."""
+        adapter = self.adapter
+        places = [adapter.model, adapter.core, self.decoder, adapter.tower]
+        if self.late:
+            inner: list[Any] = list(self.layers)
+            places += [*inner, *(layer.self_attn for layer in inner)]
+        if inside is not None:
+            places += list(adapter.tower.modules())
+        elif self.wants:
+            places.append(adapter.attention)
+        return places
+
+    @property
+    def report(self) -> Report | None:
+        """Of the last prompts: of this thread's own, or for who opened the block of any's."""
+        return self._report.get()
+
+    @report.setter
+    def report(self, report: Report) -> None:
+        self._report.set(report, told=True)
+
+    @property
+    def prefix(self) -> Prefix | None:
+        """What prompts of this thread begin with (see `Compression.reuse`)."""
+        return self._prefix.get()
+
     @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Hooks on, and off again whatever happens."""
+    def attached(self, exclusive: bool = False) -> Iterator[None]:
+        """Hooks on, and off again whatever happens.
+
+        Args:
+            exclusive: it is this thread's turn from the beginning to the end.
+        """
         core, adapter = self.adapter.core, self.adapter
         deltas = getattr(core, "rope_deltas", None)
-        with ExitStack() as stack:
+        with ExitStack() as turn, ExitStack() as stack:
+            if exclusive:
+                turn.enter_context(self.turn)
             stack.callback(self._close)
             handles = [
                 core.register_forward_pre_hook(self._begin, with_kwargs=True),
+                core.register_forward_hook(self._end, always_call=True),
                 self.decoder.register_forward_pre_hook(self._shrink, with_kwargs=True),
                 self.decoder.register_forward_hook(self._finish, with_kwargs=True),
             ]
             if adapter.model is not core:
-                handles.append(
-                    adapter.model.register_forward_pre_hook(self._outside, with_kwargs=True)
-                )
+                outer = adapter.model
+                handles += [
+                    outer.register_forward_pre_hook(self._outside, with_kwargs=True),
+                    outer.register_forward_hook(self._behind, always_call=True),
+                ]
             for handle in handles:
                 stack.callback(handle.remove)
             self.decoding.attach(stack)
-            stack.enter_context(guarded(adapter.model, self._ahead))
+            stack.enter_context(guarded(adapter.model, self._generating))
             attention = adapter.attention if self.wants else None
             self.sights = stack.enter_context(watch(adapter.tower, attention))
             if self.merger is not None:
@@ -97,22 +146,59 @@ class Session:
             if hasattr(core, "rope_deltas"):  # kept between calls by the model; none of ours stay
                 core.rope_deltas = None
                 stack.callback(setattr, core, "rope_deltas", deltas)
-            yield
+            if not within_compiled(adapter.model, self.decoder.norm):
+                stack.enter_context(self.net.under(self.decoder.norm))
+            try:
+                yield
+            finally:  # hooks come off when no prompt of another thread is under way
+                self._give()
+                turn.enter_context(self.turn)
+                self.closed = True
+        self.net.check()
 
     @contextmanager
     def sharing(self, prefix: Prefix) -> Iterator[Prefix]:
         """Prompts in this block begin with the same video (see `Compression.reuse`)."""
         prefix.open(self.adapter.core, self.method)
-        before, self.prefix = self.prefix, prefix
+        before = self.prefix
+        self._prefix.set(prefix)
         try:
             yield prefix
         finally:
-            self.prefix = before
+            self._prefix.set(before)
+
+    def _take(self) -> None:
+        """This thread's turn; it has it already where an interrupt ended its last pass."""
+        if self.holder != threading.get_ident():
+            self.turn.acquire()
+            self.holder = threading.get_ident()
+
+    def _give(self) -> None:
+        if self.holder == threading.get_ident():
+            self.holder = None
+            self.turn.release()
 
     def _close(self) -> None:
+        self.net.leave()
         self.inner.close()
         self.call = None
         self.decoding.close()
+
+    @contextmanager
+    def _generating(self, told: Mapping[str, Any]) -> Iterator[None]:
+        """Around `generate`: from the prompt to the last token it is one thread's turn."""
+        with self.turn:
+            if self.closed:  # while it waited
+                yield
+                return
+            self._ahead(told)
+            self.mine.reached = False
+            try:
+                yield
+            finally:
+                self._give()
+                self.net.leave()
+            self.net.missed |= not self.mine.reached
 
     def _ahead(self, told: Mapping[str, Any]) -> None:
         """Before `generate`, which encodes videos before it calls the model."""
@@ -127,10 +213,27 @@ class Session:
             self.merger.expect(clips)
 
     def _outside(self, _model: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        self._take()
         self.labels = kwargs.get("labels") is not None
+        self.mine.reached = False
+
+    def _behind(self, _model: nn.Module, _args: Any, output: Any) -> None:
+        """Behind a model with its head, also where it failed (None)."""
+        if output is not None and not self.closed:
+            self.net.missed |= not self.mine.reached
+        self._give()
 
     def _begin(self, core: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the model: which videos there are, or where a prompt goes on."""
+        self._take()
+        if self.closed:  # while it waited
+            self._give()
+            return None
+        if core is not self.adapter.core:  # a copy
+            self.net.missed = True
+            return None
+        self.mine.reached = True
+        self.mine.read = False
         self._close()
         if args:
             kwargs = {**inspect.signature(core.forward).bind_partial(*args).arguments, **kwargs}
@@ -189,6 +292,13 @@ class Session:
         self.call = call
         return (), kwargs
 
+    def _end(self, _core: nn.Module, _args: Any, output: Any) -> None:
+        """Behind the model, also where it failed (None)."""
+        if output is not None and not self.closed:
+            self.net.missed |= not self.mine.read
+        self._close()
+        self._give()
+
     @staticmethod
     def _pictures(kwargs: dict[str, Any]) -> bool:
         names = ("pixel_values", "pixel_values_videos")
@@ -209,8 +319,13 @@ class Session:
             self.sights.append(found)
         return found
 
-    def _shrink(self, _decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _shrink(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the text model: leave out what is not kept."""
+        if self.holder != threading.get_ident() or decoder is not self.decoder:
+            self.net.missed = True
+            return None
+        self.mine.read = True
+        self.net.enter()
         if self.decoding.past is not None:
             return args, self.decoding.resume(kwargs)
         call = self.call
@@ -282,16 +397,25 @@ class Session:
             return {**kwargs, "visual_pos_masks": None, "deepstack_visual_embeds": None}
         return kwargs
 
-    def _finish(self, _decoder: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    def _finish(self, decoder: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """Behind the text model: what its cache holds, and the account."""
+        if self.holder != threading.get_ident() or decoder is not self.decoder:
+            return
+        self.net.leave()
+        if "forward" in vars(self.decoder) and self.net.watching:
+            self.net.missed |= not self.net.read  # what was replaced has not run the layers
         if self.decoding.past is not None:
-            self.decoding.done(kwargs)
+            self.net.missed |= not self.decoding.done(kwargs)
             return
         call = self.call
         if call is None:
             return
         self.inner.close()
         depth, pruner = len(self.layers), call.pruner
+        if pruner is not None and len(pruner.history) != depth:
+            self.net.missed = True  # its layers were not called
+            self.call = None
+            return
         rows = [call.rows] * depth
         valid = [cast(Tensor, call.valid)] * depth
         seconds = call.seconds
@@ -326,7 +450,7 @@ class Session:
         runs = call.after if pruner is None else [run.tokens for run in pruner.runs]
         if call.sight is None:
             self.sights.clear()
-        self.report = Report(
+        report = Report(
             rows,
             held,
             [int(row.sum()) for row in call.real],
@@ -337,5 +461,6 @@ class Session:
             reused=0 if call.reused is None else len(call.reused),
         )
         if choice is not None:
-            self.report.choose(choice)
+            report.choose(choice)
+        self.report = report
         self.call = None

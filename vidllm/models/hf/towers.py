@@ -61,17 +61,22 @@ def watch(tower: nn.Module, attention: nn.Module | None = None) -> Iterator[dequ
         The calls, the last one behind; whoever has read them clears them.
     """
     sights: deque[Sight] = deque(maxlen=_CALLS)
+    under_way: list[Sight] = []  # none while backward runs a layer a second time
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         named = dict(zip(("pixel_values", "grid_thw"), args, strict=False))
         sights.append(Sight({**named, **kwargs}, attention=attention))
+        under_way[:] = [sights[-1]]
 
     def behind(_module: nn.Module, _args: Any, output: Any) -> None:
-        sights[-1].output = output
+        for sight in under_way:
+            sight.output = output
+        under_way.clear()
 
     def enters(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sights[-1].hidden = (args[0] if args else kwargs["hidden_states"]).detach()
-        sights[-1].told = kwargs
+        for sight in under_way:
+            sight.hidden = (args[0] if args else kwargs["hidden_states"]).detach()
+            sight.told = kwargs
 
     handles = [
         tower.register_forward_pre_hook(before, with_kwargs=True),
