@@ -150,7 +150,8 @@ def shown(capfd: pytest.CaptureFixture[str]) -> Iterator[object]:
         capfd.readouterr()
         code = main([str(word) for word in words])
         out, err = capfd.readouterr()
-        return code, out, [line for line in err.splitlines() if not line.startswith("Loading")]
+        said = [line for line in err.splitlines() if line.strip()]
+        return code, out, [line for line in said if not line.startswith("Loading")]
 
     yield run
 
