@@ -39,7 +39,7 @@ FIRST = 50_000_000
 #: Layers of the project's own tower: what is near the pixels tells worlds apart best.
 CONV_LAYERS = ("stem.0", "stem.2", "stem.4")
 #: The threshold is so many deviations above the highest score of the held-out half.
-MARGIN = 0.25
+MARGIN = 1.0
 #: Of the least contrast of any clip a frame must have this share, or it shows nothing.
 CONTRAST_SHARE = 0.3
 _SHRINK = 1e-3  # of the mean variance, added to all: directions that never vary stay finite
