@@ -302,7 +302,8 @@ def shapes(seed: int) -> np.ndarray:
     ground = tuple(int(v) for v in rng.integers(0, 256, 3))
     count = int(rng.integers(2, 7))
     colours, kinds = rng.integers(0, 256, (count, 3)), rng.integers(0, 3, count)
-    speed, phase, half = (rng.uniform(*r, (count, 2)) for r in ((0.1, 0.6), (0, 7), (14, 44)))
+    ranges = ((0.1, 0.6), (0.0, 7.0), (14.0, 44.0))
+    speed, phase, half = (rng.uniform(low, high, (count, 2)) for low, high in ranges)
     frames = []
     for t in range(FRAMES):
         image = Image.new("RGB", (320, 240), ground)
