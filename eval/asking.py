@@ -13,9 +13,11 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vidllm.errors import VidllmError
+from vidllm.footage import warnings_in
 from vidllm.listening import Listener, Stopped
 from vidllm.options import debugging, say
 
@@ -92,6 +94,7 @@ class ModelAsker:
         self._encoding: float | None = None
         self._usual = 0
         self._is_warm = False
+        self._warned = False
         for setting in settings:
             check_serves(llm, setting.method)
 
@@ -128,8 +131,10 @@ class ModelAsker:
             max_new_tokens=self.max_new_tokens,
             choices=letters if any(letters) else None,
             listener=self._ear,
+            anyway=True,  # a batch goes on; what is said is scored
             **self.options,
         )
+        self._warn(clip, answers[0])
         encode = self._remember(clip, setting.method, answers[0])
         costs = costs_of([answer.receipt for answer in answers], encode)
         return [
@@ -141,6 +146,12 @@ class ModelAsker:
             )
             for answer, cost in zip(answers, costs, strict=True)
         ]
+
+    def _warn(self, clip: VideoClip, answer: Answer) -> None:
+        """Say it once where a video is not of the world that the model knows."""
+        if not self._warned and (told := warnings_in(answer.notes)):
+            self._warned = True
+            say(f"note: {Path(clip.path).name}: {told[0]}")
 
     def _warm_up(self, clip: VideoClip, item: Item, setting: Setting) -> None:
         """Ask once for nothing, so that what only the first call pays shows in no seconds."""
@@ -154,6 +165,7 @@ class ModelAsker:
                 compressor=setting.method,
                 max_new_tokens=2,
                 listener=self._ear,
+                anyway=True,
                 **self.options,
             )
 

@@ -252,7 +252,7 @@ class Answers:
             _LOG.warning("%s: no answer, %s", first.place, error)
             return [""] * len(together)
         questions = [request.question for request in together]
-        said = self.llm.ask(clip, questions, max_new_tokens=first.how.max_new_tokens)
+        said = self.llm.ask(clip, questions, max_new_tokens=first.how.max_new_tokens, anyway=True)
         if self.receipts is not None:
             self._note_costs(self.receipts, together, said)
         return [first.how.cut(answer.text) for answer in said]

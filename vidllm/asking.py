@@ -45,6 +45,7 @@ class AskOptions(TypedDict, total=False):
     compressor: Method
     choices: Choices
     listener: Listener | None
+    anyway: bool
 
 
 def sampling_of(options: Mapping[str, Any]) -> dict[str, Any]:

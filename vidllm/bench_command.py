@@ -317,6 +317,32 @@ def kills(
             )
 
 
+@app.command()
+def footage(
+    clips: Annotated[int, typer.Option(min=1, help="Of every split and treatment.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of stage.")] = 9,
+    model: Annotated[str | None, typer.Option(help="As for ask.")] = None,
+    other: Annotated[
+        Path | None,
+        typer.Option(help="More footage, a sub-folder a kind.", file_okay=False),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
+        "eval/results/footage.csv"
+    ),
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Count how often known footage is refused, and how often other footage is not."""
+    from vidllm.bench_footage import bench_footage, footage_table
+
+    with clean_output(json):
+        from vidllm.pipeline import VideoLLM
+
+        llm = VideoLLM.from_pretrained(model)
+        rows = bench_footage(llm, clips=clips, seed=seed, other=other, save=_saver(out))
+        _show(rows, footage_table, out, json)
+
+
 def _device(name: str) -> str:
     import torch
 

@@ -29,6 +29,7 @@ class Call:
         question: what is asked; a query for "ground" and "highlights"; empty for "caption".
         model, compressors, keep, device, dtype, attn, seed: as `VideoLLM.from_pretrained`.
         frames: how many are sampled. fps: of an index. max_new_tokens: the longest answer.
+        anyway: as `VideoLLM.ask`.
 
     Raises:
         InputError: a task that there is not.
@@ -47,6 +48,7 @@ class Call:
     dtype: str | None = None
     attn: str | None = None
     seed: int = 0
+    anyway: bool = False
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -89,9 +91,10 @@ class Call:
             Stopped: the listener wanted it.
         """
         if self.task == "index":
-            return (llm or self.load()).index(self.video, fps=self.fps or 1.0).ask(self.question)
+            plan: dict[str, Any] = {"fps": self.fps or 1.0, **self._anyway()}
+            return (llm or self.load()).index(self.video, **plan).ask(self.question)
         llm = self.load() if llm is None else llm
-        told: dict[str, Any] = {"compressor": self.method(), "listener": listener}
+        told: dict[str, Any] = {"compressor": self.method(), "listener": listener, **self._anyway()}
         if self.max_new_tokens is not None:
             told["max_new_tokens"] = self.max_new_tokens
         if clip is None:
@@ -116,7 +119,8 @@ class Call:
         made = f"vl = VideoLLM.from_pretrained({', '.join([*name, *_arguments(self._loading())])})"
         if self.task == "index":
             lines += ["", made]
-            lines.append(f"index = vl.index({self.video!r}, fps={self.fps or 1.0:g})")
+            more = "".join(f", {made}" for made in _arguments(self._anyway()))
+            lines.append(f"index = vl.index({self.video!r}, fps={self.fps or 1.0:g}{more})")
             lines.append(f"answer = index.ask({self.question!r})")
         else:
             lines[0] += "" if self.frames is None else ", load_video"
@@ -153,8 +157,15 @@ class Call:
         values = {name: getattr(self, name) for name in names}
         return {k: v for k, v in values.items() if v is not None and not (k == "seed" and v == 0)}
 
-    def _asking(self) -> str:
+    def _anyway(self) -> dict[str, Any]:
+        return {"anyway": True} if self.anyway else {}
+
+    def _told(self) -> dict[str, Any]:
         told = {} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}
+        return {**told, **self._anyway()}
+
+    def _asking(self) -> str:
+        told = self._told()
         if self.task == "highlights":
             words = f"vl.words('highlights', {self.question!r})"
             return f"vl.ask(clip, {words}, **vl.timed({told!r}))"
@@ -163,7 +174,7 @@ class Call:
         return f"vl.{name}({', '.join(['clip', *asked, *_arguments(told)])})"
 
     def _compared(self) -> str:
-        told = {} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}
+        told = self._told()
         return f"compare({', '.join(['vl', 'clip', repr(self.question), *_arguments(told)])})"
 
 

@@ -131,6 +131,7 @@ def ask(
     more = _told(llm, times)
     if show_prompt:
         say(llm.prompt_text(clip, question, **more))
+    more["anyway"] = options.anyway
     _report(llm.ask(clip, question, max_new_tokens=max_new_tokens, **more), clip, options)
 
 
@@ -153,6 +154,7 @@ def ground(
     more = llm.timed(_told(llm, times))
     if show_prompt:
         say(llm.prompt_text(clip, llm.words("ground", query), **more))
+    more["anyway"] = options.anyway
     _report(llm.ground_answer(clip, query, **more), clip, options)
 
 
@@ -175,6 +177,7 @@ def caption(
     more = llm.timed(_told(llm, times))
     if show_prompt:
         say(llm.prompt_text(clip, llm.words("caption"), **more))
+    more["anyway"] = options.anyway
     _report(llm.caption(clip, max_new_tokens=max_new_tokens, **more), clip, options)
 
 

@@ -64,6 +64,7 @@ def compare(
     compressor: Method = None,
     max_new_tokens: int | None = None,
     listeners: tuple[Listener | None, Listener | None] = (None, None),
+    anyway: bool = False,
 ) -> Comparison:
     """Ask without compression and with it, and measure both.
 
@@ -77,7 +78,13 @@ def compare(
     methods: tuple[Method, Method] = ("none", compressor)
     full, less = (
         measured(
-            llm, clip, question, compressor=method, max_new_tokens=max_new_tokens, listener=heard
+            llm,
+            clip,
+            question,
+            compressor=method,
+            max_new_tokens=max_new_tokens,
+            listener=heard,
+            anyway=anyway,
         )
         for method, heard in zip(methods, listeners, strict=True)
     )

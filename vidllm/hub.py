@@ -132,6 +132,7 @@ class HubVideoLLM(VideoLLM):
         compressor: Method = None,
         choices: Choices = None,
         listener: Listener | None = None,
+        anyway: bool = False,
         times: bool = False,
     ) -> Answer | list[Answer]:
         """Answer one question, or several about the same video, which is encoded once.
@@ -142,6 +143,7 @@ class HubVideoLLM(VideoLLM):
         Args:
             video, question, frames, fps, tokens, start, end, max_new_tokens, compressor, choices,
                 listener: as `VideoLLM.ask`.
+            anyway: changes nothing: these models make no claim about what footage they know.
             times: write the seconds of all frames before the question, in words; for families
                 that are not told them otherwise. `ground`, `highlights` and `caption` do it for
                 LLaVA-OneVision and InternVL unless it is False.

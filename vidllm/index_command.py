@@ -64,7 +64,7 @@ Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Of the library."
 #: Common options that mean nothing when a whole video is indexed …
 _NOT_INDEXED = ("frames", "tokens", "start", "end", "max_frames")
 #: … and those that mean something when an index is asked.
-_OF_INDEX = ("model", "device", "dtype", "attn", "seed", "json", "debug")
+_OF_INDEX = ("model", "device", "dtype", "attn", "anyway", "seed", "json", "debug")
 
 
 @app.command()
@@ -96,7 +96,7 @@ def index(
         made = index_video(
             llm, video, out, fps=fps, tokens_per_minute=tokens_per_minute, near=near,
             tower=tower, precision=precision, reader=options.reader, limits=options.limits(),
-            progress=progress, force=force,
+            progress=progress, force=force, anyway=options.anyway,
         )  # fmt: skip
     _notes(made.notes)
     emit(_told(made)) if options.json else tell(str(made.path))
@@ -132,7 +132,7 @@ def add(
     plan = {
         "fps": fps, "tokens_per_minute": tokens_per_minute, "near": near, "tower": tower,
         "precision": precision, "force": force, "reader": options.reader,
-        "limits": options.limits(),
+        "limits": options.limits(), "anyway": options.anyway,
     }  # fmt: skip
     added, failed = [], []
     for file in files:

@@ -176,6 +176,8 @@ class VideoLibrary:
 
     def _usable(self, entries: Entries) -> tuple[Entries, Sequence[Reader], Lines]:
         """What can be searched, and why the rest cannot."""
+        from vidllm.footage import warnings_in
+
         model = model_mark(self.llm)
         there: Entries = []
         readers = []
@@ -188,6 +190,8 @@ class VideoLibrary:
                 if problem is None:
                     readers.append(self._reader(entry))
                     there.append(entry)
+                    told = warnings_in(readers[-1].index.notes)
+                    notes += [f"{entry.name}: {line}" for line in told]
             except VidllmError as error:
                 problem = str(error)
             notes += [] if problem is None else [problem]

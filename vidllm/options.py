@@ -158,6 +158,10 @@ class CommonOptions:
     max_frames: Annotated[
         int | None, _option(_VIDEO, "--max-frames", help="Refuse to sample more frames.")
     ] = None
+    anyway: Annotated[
+        bool,
+        _option(_RUN, "--anyway", help="Answer also about footage that the model does not know."),
+    ] = False
     seed: Annotated[int, _option(_RUN, "--seed", help="Seed of everything random.")] = 0
     json: AsJson = False
     debug: Debug = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -17,6 +18,7 @@ from .answer import Answer
 from .answering import before_prefill, check_early, check_serves
 from .asking import AskOptions, Choices, Frames, Method, Video, sampling_of
 from .cost import Stopwatch, peak_memory
+from .footage import KnownFootage, UnknownFootage, clip_pixels, load_known, warning
 from .limits import check as check_number
 from .limits import memory_answered
 from .listening import Listener, attentive
@@ -39,6 +41,7 @@ from .shipped import default_model, find_model
 from .spending import Spending
 from .timecode import get_timecode
 from .tokenmap import TokenMap
+from .video import VideoClip
 from .wording import letters_of
 
 __all__ = ["Answer", "VideoLLM"]
@@ -56,6 +59,9 @@ class VideoLLM(Replying):
     this very object, with whatever compressor, do not encode it again.
     """
 
+    #: What footage the model knows; None for a model that makes no claim.
+    footage: KnownFootage | None = None
+
     def __init__(
         self,
         model: NativeVideoLLM,
@@ -68,6 +74,7 @@ class VideoLLM(Replying):
         tokens: int | None = None,
         reader: str = "pyav",
         seed: int = 0,
+        footage: KnownFootage | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -80,6 +87,8 @@ class VideoLLM(Replying):
         self.reader, self.seed = reader, seed
         self.memory = Memory(model)
         self.spending = Spending(model.config)
+        self.footage = footage
+        self._known: weakref.WeakKeyDictionary[VideoClip, bool] = weakref.WeakKeyDictionary()
 
     @classmethod
     def from_pretrained(
@@ -140,9 +149,10 @@ class VideoLLM(Replying):
 
             return HubVideoLLM.load(folder, attn, place, kind, **options)
         model, tokenizer = load_native(folder, attn)
+        footage = load_known(folder, model.vision)
         torch.nn.Module.to(model, device=place, dtype=kind)
         torch.manual_seed(seed)
-        return cls(model, tokenizer, **options)
+        return cls(model, tokenizer, footage=footage, **options)
 
     @overload  # type: ignore[override]
     def ask(self, video: Video, question: str, **options: Unpack[AskOptions]) -> Answer: ...
@@ -166,6 +176,7 @@ class VideoLLM(Replying):
         compressor: Method = None,
         choices: Choices = None,
         listener: Listener | None = None,
+        anyway: bool = False,
     ) -> Answer | list[Answer]:
         """Answer one question, or several about the same video, which is then read once.
 
@@ -181,8 +192,11 @@ class VideoLLM(Replying):
             choices: letters of the options, one entry a question, such as ("A", "B", "C") or
                 None; their log-probabilities are in `Answer.letters`.
             listener: who hears of the stages and of the growing answer, and may stop the work.
+            anyway: answer also about footage that the model does not know (`footage`); the first
+                note of the answer then says so.
 
         Raises:
+            UnknownFootage: the model does not know such footage, and `anyway` is false.
             InputError: a video, question or option that is wrong.
             Stopped: the listener wanted the work to end.
         """
@@ -211,6 +225,7 @@ class VideoLLM(Replying):
             with attentive(listener, self.model):
                 with watch.stage("encode"):  # some methods merge inside the vision tower
                     seen, rest = self.memory.see(clip, (), method)
+                    unknown = self.check_footage(clip, anyway=anyway)
                 self.check_fits(method, len(clip), seen.total, most)
                 answers = self.answer(
                     clip,
@@ -226,11 +241,35 @@ class VideoLLM(Replying):
             replace(
                 a,
                 receipt=replace(a.receipt, peak_mb=peak.megabytes),
-                notes=(*a.notes, *self.method_notes(method, a.receipt, most)),
+                notes=(*unknown, *a.notes, *self.method_notes(method, a.receipt, most)),
             )
             for a in answers
         ]
         return answers[0] if isinstance(question, str) else answers
+
+    def knows(self, clip: VideoClip) -> bool:
+        """Whether a clip is of the world that the model was trained on, as far as it can tell.
+
+        True for a model that carries no statistics of its footage (see docs/footage.md).
+        """
+        if self.footage is None:
+            return True
+        if clip not in self._known:
+            pixels = clip_pixels(clip, self.model.vision.image_size)
+            self._known[clip] = self.footage.knows(self.model.vision, pixels)
+        return self._known[clip]
+
+    def check_footage(self, clip: VideoClip, *, anyway: bool) -> tuple[str, ...]:
+        """The note on footage that the model does not know, or nothing.
+
+        Raises:
+            UnknownFootage: it does not know it, and `anyway` is false.
+        """
+        if self.knows(clip):
+            return ()
+        if not anyway:
+            raise UnknownFootage
+        return (warning(),)
 
     @one_at_a_time
     def preview(
@@ -287,9 +326,10 @@ class VideoLLM(Replying):
 
         Args:
             video: a file. path: where the index is kept; None for the video's name with ".vidx".
-            plan: fps, tokens_per_minute, near, precision, progress, …
+            plan: fps, tokens_per_minute, near, precision, progress, anyway, …
 
         Raises:
+            UnknownFootage: as `ask`.
             InputError: a video, model or option that is wrong.
             WorkError: the disk is full, the video is gone midway, …; what was done is kept.
         """

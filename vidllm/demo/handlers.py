@@ -13,6 +13,7 @@ from vidllm.answer import Answer
 from vidllm.calls import Call
 from vidllm.comparing import Comparison, compare
 from vidllm.errors import VidllmError
+from vidllm.footage import warnings_in
 from vidllm.moments import captioned, curve
 from vidllm.timetext import read_time
 
@@ -170,6 +171,7 @@ class Handlers(Showing):
                     compressor=call.method(),
                     max_new_tokens=call.max_new_tokens,
                     listeners=(Part(job, "full"), Part(job, name)),
+                    anyway=True,
                 )
 
         job = session.begin(Job(work))
@@ -186,8 +188,10 @@ class Handlers(Showing):
             return
         session.kept = made.less.kept
         session.rows = (Row("full", made.full.spans), Row(name, made.less.spans))
-        shown = replace(call, video=self.host.shown_path(session))
+        unknown = warnings_in(made.less.notes)
+        shown = replace(call, video=self.host.shown_path(session), anyway=bool(unknown))
         yield {
+            p.problem: views.problem("".join(unknown[:1])),
             p.full: self.words(made.full.text, session),
             p.less: self.words(made.less.text, session),
             p.verdict: views.comparison(made, name),

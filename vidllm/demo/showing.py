@@ -13,6 +13,7 @@ import gradio as gr
 
 from vidllm.calls import Call
 from vidllm.errors import VidllmError
+from vidllm.footage import warnings_in
 from vidllm.listening import Listener, Stopped
 from vidllm.moments import pieces
 
@@ -90,7 +91,7 @@ class Showing:
         def work(job: Job) -> Answer:
             clip = self.host.clip(session, int(call.frames or 1), job)
             with self.host.turn(job):
-                return call.run(session.llm, clip, job)
+                return replace(call, anyway=True).run(session.llm, clip, job)
 
         p = self.p
         start: Update = {p.problem: "", p.account: "", p.compare: HIDDEN, **first}
@@ -135,8 +136,10 @@ class Showing:
     def told(self, session: Session, call: Call, answer: Answer) -> Update:
         """All that is said about an answer beside its words."""
         p = self.p
-        shown = replace(call, video=self.host.shown_path(session))
+        unknown = warnings_in(answer.notes)
+        shown = replace(call, video=self.host.shown_path(session), anyway=bool(unknown))
         return {
+            p.problem: views.problem("".join(unknown[:1])),
             p.status: views.finished(answer.receipt.seconds),
             p.account: views.account(answer),
             p.python: shown.python(),
@@ -205,6 +208,7 @@ class Showing:
                     fps=rate,
                     limits=host.settings.limits,
                     progress=progress,
+                    anyway=True,
                 )
             session.duration = session.duration or session.index.duration
             return session.index

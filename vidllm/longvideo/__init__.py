@@ -31,6 +31,7 @@ def index_video(
     chunk: int | None = None,
     progress: Progress | None = None,
     force: bool = False,
+    anyway: bool = False,
 ) -> VideoIndex:
     """Read a video once and keep what is needed to answer questions about it.
 
@@ -51,8 +52,10 @@ def index_video(
         reader, limits: as `load_video`. chunk: frames decoded at once.
         progress: called with (seconds done, seconds of the video).
         force: make the index anew, whatever there is of it.
+        anyway: also of footage that the model does not know; every answer then says so.
 
     Raises:
+        UnknownFootage: such footage, and `anyway` is false; nothing is written.
         InputError: a video, model or option that is wrong, or another file at `path`.
         WorkError: the disk is full, the video is gone midway, …; what was done is kept, and where
             that is possible `path` is an index of it, whose `notes` say what is missing.
@@ -84,6 +87,7 @@ def index_video(
         chunk=chunk,
         progress=progress,
         fresh=force,
+        anyway=anyway,
     )
     index = VideoIndex.load(place, llm, check=False)
     index.made = told

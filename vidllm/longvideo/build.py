@@ -14,6 +14,7 @@ import torch
 from vidllm.compressors import Chain, Compressor
 from vidllm.compressors import build as build_method
 from vidllm.errors import InputError, WorkError
+from vidllm.footage import FRAMES, UnknownFootage, warning
 from vidllm.limits import INDEX_FPS, check, within
 from vidllm.locks import alone
 
@@ -76,6 +77,7 @@ def build(
     chunk: int | None = None,
     progress: Progress | None = None,
     fresh: bool = False,
+    anyway: bool = False,
 ) -> dict[str, Any]:
     """Index a video into `path`; a run that was ended before goes on where it ended.
 
@@ -86,6 +88,7 @@ def build(
         What was done: seconds, real-time factor, frames, frames encoded, seconds by stage.
 
     Raises:
+        UnknownFootage: see `index_video`.
         InputError: a video, model or option that is wrong.
         WorkError: the disk is full, the video is gone midway, …; what was done is kept.
     """
@@ -97,7 +100,8 @@ def build(
     tower = None if plan.tower is None else build_method(plan.tower)
     failure: _Halt | None = None
     try:
-        facts = _facts(llm, video, plan, frames, reader)
+        unknown = _unknown(llm, frames, anyway)
+        facts = _facts(llm, video, plan, frames, reader, unknown)
         parts = Parts(folder_of(path), _settings(facts), fresh=fresh)
         first = number = len(parts)
         try:
@@ -265,7 +269,28 @@ def check_method(llm: VideoLLM) -> None:
         )
 
 
-def _facts(llm: VideoLLM, video: Path, plan: Plan, frames: Frames, reader: str) -> dict[str, Any]:
+def _unknown(llm: VideoLLM, frames: Frames, anyway: bool) -> tuple[str, ...]:
+    """The note on footage that the model does not know, before any of it is indexed.
+
+    Raises:
+        UnknownFootage: it does not know it, and `anyway` is false.
+    """
+    known = llm.footage
+    if known is None or known.knows(llm.model.vision, frames.peek(FRAMES)):
+        return ()
+    if not anyway:
+        raise UnknownFootage
+    return (warning(),)
+
+
+def _facts(
+    llm: VideoLLM,
+    video: Path,
+    plan: Plan,
+    frames: Frames,
+    reader: str,
+    unknown: tuple[str, ...],
+) -> dict[str, Any]:
     from vidllm import __version__
 
     method = method_facts(llm.compressor)
@@ -282,7 +307,7 @@ def _facts(llm: VideoLLM, video: Path, plan: Plan, frames: Frames, reader: str) 
         "precision": plan.precision,
         "reader": reader,
         "duration": frames.duration,
-        "notes": [*frames.notes, *llm.compressor.notes()],
+        "notes": [*unknown, *frames.notes, *llm.compressor.notes()],
         "grid": [llm.model.grid_side, llm.model.grid_side],
         "carried": Carried.of(llm.model) is not None,
     }

@@ -104,6 +104,21 @@ class Frames:
         last = (block + 1) * self._block
         return float(self._moments[last]) if last < len(self._moments) else self.duration
 
+    def peek(self, count: int) -> Tensor:
+        """Pixels (F, 3, S, S) of at most `count` frames, evenly spread over the video.
+
+        Raises:
+            WorkError: the file is gone, or cannot be read any more.
+        """
+        moments = (np.arange(count) + 0.5) * (self.duration / count)
+        chosen, _ = shown_at(self._line, moments)
+
+        def take(_number: int, picture: np.ndarray) -> Tensor:
+            return to_pixels(torch.from_numpy(picture)[None], self.size)
+
+        found = self._pictures([int(i) for i in np.unique(chosen)], take)
+        return torch.cat([torch.zeros(0, 3, self.size, self.size), *found.values()])
+
     def blocks(self, first: int = 0) -> Generator[Block, None, None]:
         """Block after block; while one is in work the next is read.
 

@@ -173,7 +173,7 @@ def scene_frames(scene: Scene) -> Iterator[np.ndarray]:
         count = min(CHUNK, scene.frame_count - first)
         seconds = np.arange(first, first + count) / scene.fps
         moving = tracks(scene, seconds)
-        with _one_thread():
+        with one_thread():
             painted = render(
                 torch.from_numpy(moving.state),
                 torch.from_numpy(moving.glyph).expand(count, -1),
@@ -186,7 +186,7 @@ def scene_frames(scene: Scene) -> Iterator[np.ndarray]:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Sums in one order, so that the number of cores does not show in the pixels."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

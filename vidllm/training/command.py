@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +16,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="What to train on: stage.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="stage, or footage: see below.")],
     out: Annotated[str, typer.Option("--out", help="Folder of the result.")],
     size: Annotated[
         str, typer.Option(help="small (as shipped) or tiny (for trying out).")
@@ -46,12 +47,24 @@ def train(
     compressor: Annotated[str, typer.Option(help="Default compressor of the result.")] = "none",
     keep: Annotated[float, typer.Option(help="Default share of tokens kept.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    layers: Annotated[
+        str, typer.Option(help="footage: layers of the vision tower, comma separated.")
+    ] = "",
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Train a model from nothing, in stages; a stopped run goes on with --resume."""
+    """Train a model from nothing, in stages; a stopped run goes on with --resume.
+
+    RECIPE footage measures for the model in --out what its world looks like, so that footage of
+    other kinds is noticed (docs/footage.md).
+    """
+    if recipe == "footage":
+        _footage(out, seed, layers, json)
+        return
     if recipe != "stage":
-        raise InputError(f"no training recipe '{recipe}': there is stage")
+        raise InputError(f"no training recipe '{recipe}': there are stage and footage")
+    if layers:
+        raise InputError("--layers is for the recipe footage")
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device must be auto, cpu or cuda, not '{device}'")
     output_folder(out, "--out")
@@ -100,3 +113,18 @@ def train(
             say(f"step {step} of {steps} saved in {folder}: go on with --resume")
         else:
             say(f"saved in {folder}")
+
+
+def _footage(out: str, seed: int, layers: str, json: bool) -> None:
+    with clean_output(json):
+        from ..shipped import manifest, weights_dir, write_manifest
+        from .calibration import calibrate_folder
+
+        names = [name.strip() for name in layers.split(",") if name.strip()]
+        known = calibrate_folder(Path(out), seed=seed, layers=names)
+        if Path(out).resolve().parent == weights_dir().resolve():  # its checksums are kept there
+            shipped = manifest()
+            write_manifest(str(shipped["default"]), str(shipped["sample"]))
+        if json:
+            emit({"out": out, "threshold": known.card.threshold, "made": known.card.made})
+        say(f"saved in {out}")
