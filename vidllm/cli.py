@@ -34,7 +34,7 @@ from vidllm.options import (
     say,
     tell,
 )
-from vidllm.plugins import Commands
+from vidllm.plugins import Commands, EndedByKey
 
 if TYPE_CHECKING:
     from vidllm.pipeline import Answer, VideoLLM
@@ -275,6 +275,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             standalone_mode=False,
         )
         return code if isinstance(code, int) else 0
+    except (EndedByKey, KeyboardInterrupt):
+        spent = time.perf_counter() - started
+        return _fail(f"stopped after {spent:.0f} s{_going_on(words)}", EndedByKey.exit_code)
     except VidllmError as error:
         return _fail(str(error), error.exit_code)
     except _ClickException as error:
@@ -287,11 +290,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{message} (see {path} --help)", error.exit_code)
     except typer.Abort:
         return _fail("stopped", 1)
-    except KeyboardInterrupt:
-        return _fail(f"stopped after {time.perf_counter() - started:.0f} s", 130)
     except Exception as error:
         hint = "" if debugging() else " (--debug shows where)"
         return _fail(f"{type(error).__name__}: {error}{hint}", 1)
+
+
+def _going_on(words: Sequence[str]) -> str:
+    """How to go on after Ctrl-C, for commands that keep what they did; "" for the others."""
+    again = ": run the same command again to go on"
+    named = [word for word in words if not word.startswith("-")]
+    if named[:1] == ["index"] or named[:2] == ["library", "add"]:
+        return again
+    if named[:1] == ["eval"]:
+        kept = any(word == "--out" or word.startswith("--out=") for word in words)
+        return again if kept else ": nothing is kept without --out DIR"
+    if named[:1] == ["train"]:
+        return ": --resume goes on from the last save, where there is one"
+    return ""
 
 
 def _fail(message: str, code: int) -> int:
