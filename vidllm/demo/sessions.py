@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .screen import Screen
+
 if TYPE_CHECKING:
     from vidllm.longvideo.index import VideoIndex
     from vidllm.pipeline import VideoLLM
@@ -40,7 +42,8 @@ class Session:
         jobs: the work of the page. looking: the last look at the tokens.
         index: of the long video, in folder, which is the session's own.
         files: that were uploaded. lock: held by who reads or changes the clip.
-        used: when the session was last seen.
+        screen: who may write where. used: when the session was last seen.
+        open: pages of a browser that say they are still there.
     """
 
     llm: VideoLLM
@@ -57,7 +60,9 @@ class Session:
     folder: Path | None = None
     files: set[str] = field(default_factory=set)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    screen: Screen = field(default_factory=Screen)
     used: float = field(default_factory=time.monotonic)
+    open: int = 0
 
     def begin(self, job: Job) -> Job:
         """Take up a job, so that `stop` finds it."""
