@@ -63,10 +63,12 @@ class Session:
     screen: Screen = field(default_factory=Screen)
     used: float = field(default_factory=time.monotonic)
     open: int = 0
+    _taking: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, job: Job) -> Job:
         """Take up a job, so that `stop` finds it."""
-        self.jobs = [*self.going, job]
+        with self._taking:
+            self.jobs = [*self.going, job]
         return job
 
     @property
