@@ -60,17 +60,16 @@ def newest(handler: Handler, do: Any, outputs: Iterable[Any], *, says: bool = Fa
         screen = do.session(request).screen
         number = screen.take(taken)
         made = handler(*values, request)
-        silent = True
         for update in made if inspect.isgenerator(made) else [made]:
             with screen.showing(number, update) as shown:
                 if says and update.get(problem):
                     shown[problem] = update[problem]
                 if shown:
-                    silent = False
                     # Gradio comes back for more when this one was sent.
                     yield shown
-        if silent:  # Gradio would empty the components of an event that told it nothing
-            yield {taken[0]: gr.skip()}
+        # When an event ends, Gradio sends its last update once more, by then perhaps over a newer
+        # one; and it empties the components of an event that had none.
+        yield {taken[0]: gr.skip()}
 
     run.__name__ = getattr(handler, "__name__", "run")
     return run
