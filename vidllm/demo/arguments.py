@@ -42,7 +42,7 @@ class Argument:
         least, most = self.limits(settings)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not math.isfinite(value):
-            raise InputError(f"{self.name} must be a number, got {_short(value)}")
+            raise InputError(f"{self.name} must be a number, got {short(value)}")
         if self.whole and value != int(value):
             raise InputError(f"{self.name} must be a whole number, got {value:g}")
         if not least <= value <= most:
@@ -51,7 +51,7 @@ class Argument:
 
     def _text(self, value: Any, settings: Settings) -> str:
         if not isinstance(value, str):
-            raise InputError(f"{self.name} must be a text, got {_short(value)}")
+            raise InputError(f"{self.name} must be a text, got {short(value)}")
         longest = settings.max_question if self.longest is None else self.longest(settings)
         if len(value) > longest:
             raise InputError(
@@ -86,6 +86,7 @@ def checked(names: list[str], values: list[Any], settings: Settings) -> list[Any
     ]
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as it is shown in a line."""
     told = repr(value)
     return told if len(told) <= 40 else f"{told[:40]}…"
