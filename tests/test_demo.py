@@ -180,7 +180,7 @@ def test_what_is_kept_is_seen_without_the_llm(visit: Open) -> None:
     expect(note).to_contain_text("keeps 32 of 256 tokens (12.5 %)")
     expect(page.locator("#problem")).to_be_hidden()
     # Another share by hand, and it is that recipe no more.
-    number(page, "keep", 0.5)
+    number(page, "keep", 0.25)
     expect(note).to_contain_text("keeps 64 of 256 tokens")
     expect(page.locator("#recipe input")).to_have_value("–")
     page.get_by_text("methods that this model cannot serve").click()

@@ -52,15 +52,20 @@ def newest(handler: Handler, do: Any, outputs: Iterable[Any], *, says: bool = Fa
 
     Args:
         handler: of `do`, a generator of updates or a function that gives one.
-        says: a line about what went wrong is shown even where a newer event has the place.
+        says: of a run: it takes the components when it has more to show than that it was refused,
+            and a line about what went wrong is shown even where a newer event has the place.
     """
     taken, problem = tuple(outputs), do.p.problem
 
     def run(request: gr.Request, *values: Any) -> Generator[Any, None, None]:
         screen = do.session(request).screen
-        number = screen.take(taken)
+        number = screen.number()
+        if not says:
+            screen.take(number, taken)
         made = handler(*values, request)
         for update in made if inspect.isgenerator(made) else [made]:
+            if says and set(update) != {problem}:
+                screen.take(number, taken)
             with screen.showing(number, update) as shown:
                 if says and update.get(problem):
                     shown[problem] = update[problem]

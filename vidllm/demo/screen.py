@@ -20,12 +20,17 @@ class Screen:
         self._owning = threading.Lock()
         self._sending = threading.Lock()
 
-    def take(self, components: Iterable[Any]) -> int:
-        """A new event has these components from now on; its number."""
+    def number(self) -> int:
+        """Of a new event: later ones have higher numbers."""
         with self._owning:
             self._number += 1
-            self._owner.update(dict.fromkeys(components, self._number))
             return self._number
+
+    def take(self, number: int, components: Iterable[Any]) -> None:
+        """An event has these components from now on, but for those of a newer one."""
+        with self._owning:
+            for component in components:
+                self._owner[component] = max(number, self._owner.get(component, 0))
 
     @contextmanager
     def showing(self, number: int, update: Mapping[Any, Any]) -> Iterator[dict[Any, Any]]:
