@@ -13,7 +13,7 @@ import os
 import re
 import socket
 import traceback
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -152,7 +152,7 @@ class Gate:
             told = None
         if not isinstance(told, dict) or not isinstance(told.get("data", []), list):
             raise Refused(400, "an event is a JSON object with a list of inputs, data")
-        functions = {} if self.page is None else self.page.fns
+        functions: Mapping[Any, Any] = {} if self.page is None else self.page.fns
         if name in _EVENTS:
             number, visit = told.get("fn_index"), told.get("session_hash")
             known = isinstance(number, int) and not isinstance(number, bool)
@@ -172,7 +172,7 @@ class Gate:
                 raise Refused(404, "the page offers no such call: use the Python API of vidllm")
         self.check_inputs(function.inputs, told.get("data", []))
 
-    def check_inputs(self, components: list[Any], data: list[Any]) -> None:
+    def check_inputs(self, components: Sequence[Any], data: Sequence[Any]) -> None:
         """Raise `Refused` where an input is not what its component gives."""
         if len(data) != len(components):
             raise Refused(400, f"the event has {len(components)} inputs, got {len(data)}")

@@ -64,7 +64,8 @@ def launch(
     served = Host(llm, settings)
     gate = Gate(served, uploads, (host,))
     try:
-        page = gate.page = build(served)
+        page: Any = build(served)
+        gate.page = page
         # Who may not wait for the model is told so by the events themselves; this is only against
         # floods. Nothing goes round the queue.
         page.queue(max_size=_EVENTS_EACH * settings.waiting, api_open=False)
