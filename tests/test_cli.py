@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import pytest
 import typer
 from videos import bad_inputs, write_video
 
+from vidllm.cli import main
 from vidllm.errors import InputError, WorkError
 from vidllm.options import CommonOptions, common_options
 from vidllm.shipped import broken_files, find_model, weight_files, write_manifest
@@ -301,3 +304,25 @@ def test_ground_and_caption_print_one_json_object(cli: Run) -> None:
         result = cli(*arguments, "--json", cwd=Path(os.sep))
         assert result.returncode == 0, result.stderr
         assert {"text", "spans", "receipt"} <= set(json.loads(result.stdout))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("index a.mp4", "run the same command again to go on"),
+        ("library add shelf a.mp4", "run the same command again to go on"),
+        ("eval charades --out there", "run the same command again to go on"),
+        ("eval charades", "nothing is kept without --out DIR"),
+        ("train --out there", "--resume goes on from the last save, where there is one"),
+        ("bench models", ""),
+    ],
+)
+def test_ctrl_c_in_the_first_second_says_how_to_go_on(
+    words: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The command is only being looked for: torch is not even imported.
+    monkeypatch.setattr("vidllm.plugins.plug_ins", lambda: signal.raise_signal(signal.SIGINT) or {})
+    assert main(words.split()) == 130
+    out, err = capsys.readouterr()
+    told = rf"vidllm: stopped after \d+ s{': ' + line if line else ''}"
+    assert out == "" and re.fullmatch(told, err.strip())

@@ -60,8 +60,12 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(chromium: Any, url: str) -> Iterator[Open]:
-    """Opens a page for a new visitor; behind the test no request has left the machine."""
+    """Opens a page for a new visitor; behind the test no request has left the machine.
+
+    Nor has the browser kept anything back for the page's own policy.
+    """
     seen: list[str] = []
+    kept_back: list[str] = []
     contexts = []
 
     def open_page(address: str = url, width: int = 1280) -> Any:
@@ -72,6 +76,10 @@ def visit(chromium: Any, url: str) -> Iterator[Open]:
         context.set_default_timeout(WAIT)
         page = context.new_page()
         page.on("request", lambda request: seen.append(request.url))
+        page.on(
+            "console",
+            lambda said: kept_back.append(said.text) if "Security Policy" in said.text else None,
+        )
         page.goto(address)
         expect(page.locator("#ask")).to_be_visible(timeout=WAIT)
         return page
@@ -81,6 +89,7 @@ def visit(chromium: Any, url: str) -> Iterator[Open]:
         context.close()
     away = [u for u in seen if not re.match(r"http://127\.0\.0\.1[:/]|data:|blob:", u)]
     assert seen and not away
+    assert not kept_back
 
 
 def test_ask_click_a_time_and_take_the_answer_home(visit: Open, tmp_path: Path) -> None:
@@ -169,6 +178,11 @@ def test_what_is_kept_is_seen_without_the_llm(visit: Open) -> None:
     expect(page.locator("#problem")).to_contain_text("visionzip needs cls-attention")
     choose(page, "recipe", "storm-sampling")
     expect(note).to_contain_text("keeps 32 of 256 tokens (12.5 %)")
+    expect(page.locator("#problem")).to_be_hidden()
+    # Another share by hand, and it is that recipe no more.
+    number(page, "keep", 0.25)
+    expect(note).to_contain_text("keeps 64 of 256 tokens")
+    expect(page.locator("#recipe input")).to_have_value("–")
     page.get_by_text("methods that this model cannot serve").click()
     expect(page.locator("#refused tr", has_text="visionzip")).to_contain_text("cls-attention")
 

@@ -29,6 +29,7 @@ from vidllm.demo.host import Host
 from vidllm.demo.jobs import Job, Turns
 from vidllm.demo.launch import launch
 from vidllm.demo.page import build
+from vidllm.demo.screen import Screen
 from vidllm.demo.settings import Settings
 from vidllm.listening import StopSignal
 from vidllm.shipped import sample_videos
@@ -252,6 +253,35 @@ def test_a_stop_also_ends_what_waits_for_the_model(do: Handlers, host: Host) -> 
     assert session.going == []
     shown = told(do.ask("what happens first?", *MENUS, 8.0, ANNE))
     assert shown["answer"] and "in all" in shown["status"]
+
+
+def test_a_late_answer_does_not_write_over_a_newer_one() -> None:
+    screen = Screen()
+    old, new = screen.number(), screen.number()
+    screen.take(new, ["strip", "problem"])
+    screen.take(old, ["strip", "answer"])  # it began first and shows something last
+    with screen.showing(old, {"strip": "old", "answer": "yes"}) as shown:
+        assert shown == {"answer": "yes"}
+    with screen.showing(new, {"strip": "new", "problem": ""}) as shown:
+        assert shown == {"strip": "new", "problem": ""}
+
+
+def test_too_long_questions_and_wrong_numbers_are_refused_by_handlers(do: Handlers) -> None:
+    told(do.video(SAMPLE, "", *MENUS, ANNE))
+    long = "why " * 1000
+    for events in (do.ask(long, *MENUS, 8.0, ANNE), do.find(long, *MENUS, 8.0, ANNE),
+                   do.show(long, *MENUS, 8.0, ANNE), do.both(long, *MENUS, 8.0, ANNE),
+                   do.long_ask(long, 1.0, ANNE)):  # fmt: skip
+        assert "4,000 characters, more than the 2,000" in told(events)["problem"]
+    for wrong in (float("nan"), 1e308, "64", True, 0):
+        assert (
+            "number of frames must be"
+            in told(do.ask("what?", "uniform", 0.5, wrong, 8.0, ANNE))["problem"]
+        )
+    assert (
+        "the compressor has 3,000 characters"
+        in do.look("a", "x" * 3000, 0.5, 64.0, ANNE)["problem"]
+    )
 
 
 def test_who_came_first_has_the_model_first() -> None:

@@ -37,7 +37,7 @@ from vidllm.options import (
     tell,
 )
 from vidllm.paths import reason, shown
-from vidllm.plugins import Commands
+from vidllm.plugins import Commands, EndedByKey
 from vidllm.printable import printable
 from vidllm.question import check_text
 
@@ -292,6 +292,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             standalone_mode=False,
         )
         return code if isinstance(code, int) else 0
+    except (EndedByKey, KeyboardInterrupt):
+        spent = time.perf_counter() - started
+        return _fail(f"stopped after {spent:.0f} s{_going_on(words)}", EndedByKey.exit_code)
     except VidllmError as error:
         return _fail(str(error), error.exit_code)
     except _ClickException as error:
@@ -306,8 +309,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("stopped", 1)
     except OSError as error:
         return _fail(*_of_system(error))
-    except KeyboardInterrupt:
-        return _fail(f"stopped after {time.perf_counter() - started:.0f} s", 130)
     except Exception as error:
         if lacks_memory(error):
             return _fail("memory ran out: fewer frames, smaller ones, or fewer tokens", 1)
@@ -320,6 +321,20 @@ def _of_system(error: OSError) -> tuple[str, int]:
     names = [shown(name) for name in (error.filename, error.filename2) if name]
     line = f"{', '.join(names)}: {reason(error)}" if names else reason(error)
     return line, 2 if names and error.errno in _OF_PATH else 1
+
+
+def _going_on(words: Sequence[str]) -> str:
+    """How to go on after Ctrl-C, for commands that keep what they did; "" for the others."""
+    again = ": run the same command again to go on"
+    named = [word for word in words if not word.startswith("-")]
+    if named[:1] == ["index"] or named[:2] == ["library", "add"]:
+        return again
+    if named[:1] == ["eval"]:
+        kept = any(word == "--out" or word.startswith("--out=") for word in words)
+        return again if kept else ": nothing is kept without --out DIR"
+    if named[:1] == ["train"]:
+        return ": --resume goes on from the last save, where there is one"
+    return ""
 
 
 def _fail(message: str, code: int) -> int:

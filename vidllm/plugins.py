@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vidllm.errors import InputError, WorkError
+from vidllm.errors import InputError, VidllmError, WorkError
 from vidllm.limits import guard_command
 
 # One line a command for `--help`, so that listing the commands loads none of them.
@@ -23,6 +23,12 @@ _PLUG_INS = {
     "demo": "Open the web page: a video, a question, the answer with its times.",
 }
 _EXTRAS = {"gradio": "demo", "decord": "decord", "cv2": "opencv", "flash_attn": "flash"}
+
+
+class EndedByKey(VidllmError):
+    """Ctrl-C, at whatever moment of a command; typer alone would end without a word."""
+
+    exit_code = 130
 
 
 class _Later(TyperCommand):
@@ -54,6 +60,13 @@ class _Later(TyperCommand):
 
 class Commands(TyperGroup):
     """The commands of this file, then those of the entry-point group."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Load and run the command. Raises `EndedByKey` at Ctrl-C."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise EndedByKey from error
 
     def list_commands(self, ctx: Any) -> list[str]:
         own = list(self.commands)

@@ -65,6 +65,27 @@ def demo(
     waiting: Annotated[
         int, typer.Option(help="Runs that may wait for the model.", rich_help_panel=_LIMITS)
     ] = Settings.waiting,
+    max_question: Annotated[
+        int, typer.Option(help="Characters of a question at most.", rich_help_panel=_LIMITS)
+    ] = Settings.max_question,
+    max_uploads_mb: Annotated[
+        float,
+        typer.Option(help="Files of all visitors together, in MB.", rich_help_panel=_LIMITS),
+    ] = Settings.max_uploads_mb,
+    max_idle_minutes: Annotated[
+        float,
+        typer.Option(
+            help="How long what a visitor left stays who has no page open.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = Settings.max_idle_minutes,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name under which the page is reached, such as that of a proxy; may come often.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
     host: Annotated[
         str,
         typer.Option(
@@ -118,6 +139,10 @@ def demo(
         max_frames=max_frames,
         max_memory_mb=max_memory_mb,
         waiting=waiting,
+        max_question=max_question,
+        max_uploads_mb=max_uploads_mb,
+        max_idle_minutes=max_idle_minutes,
+        hosts=tuple(allow_host or ()),
     )
     from .launch import launch
 

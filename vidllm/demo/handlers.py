@@ -19,11 +19,12 @@ from vidllm.timetext import read_time
 
 from . import views
 from .drawing import clock, scores, timeline
+from .events import careful
 from .exporting import as_json
 from .jobs import Job
 from .looking import Look, look
 from .sessions import Row
-from .showing import HIDDEN, Part, Showing, Update, spans_table
+from .showing import HIDDEN, NO_RECIPE, Part, Showing, Update, spans_table
 from .strip import sprite
 
 _LOADING = ("decode", "encode")
@@ -34,6 +35,7 @@ class Handlers(Showing):
 
     # ---- the video
 
+    @careful
     def video(
         self,
         path: str | None,
@@ -61,6 +63,7 @@ class Handlers(Showing):
             session.path = path
             yield from self.resample(question, spec, keep, frames, request)
 
+    @careful
     def resample(
         self, question: str, spec: str, keep: float, frames: float, request: gr.Request
     ) -> Iterator[Update]:
@@ -83,6 +86,7 @@ class Handlers(Showing):
             session.refused = True
             yield {p.video: None}
 
+    @careful
     def look(
         self, question: str, spec: str, keep: float, frames: float, request: gr.Request
     ) -> Update:
@@ -90,9 +94,9 @@ class Handlers(Showing):
         session = self.host.sessions.get(request.session_hash)
         if session is None or not session.path:
             return {self.p.problem: ""}
-        session.looking = Job(lambda _: None)
+        session.looking = looking = Job(lambda _: None)
         try:
-            seen = look(self.host, session, session.looking, question, spec, keep, int(frames))
+            seen = look(self.host, session, looking, question, spec, keep, int(frames))
         except VidllmError as error:
             return {self.p.problem: self.problem(session, error)}
         return self.seen(session, seen)
@@ -101,12 +105,21 @@ class Handlers(Showing):
         """A named system sets compressor and share."""
         p, offer = self.p, self.host.offer("recipe", name)
         if offer is None:
-            return {p.compressor: gr.skip(), p.keep: gr.skip()}
+            line = "" if name == NO_RECIPE else "there is no such recipe: choose one from the list"
+            return {p.problem: views.problem(line), p.compressor: gr.skip(), p.keep: gr.skip()}
         keep = gr.skip() if offer.keep is None else offer.keep
         return {p.compressor: offer.spec, p.keep: keep}
 
+    def by_hand(self, name: str, spec: str, keep: float) -> Update:
+        """Another compressor or share than the recipe's: it is no longer that recipe."""
+        offer = self.host.offer("recipe", name)
+        if offer is None or (spec == offer.spec and offer.keep in (None, keep)):
+            return {self.p.recipe: gr.skip()}
+        return {self.p.recipe: NO_RECIPE}
+
     # ---- runs
 
+    @careful
     def ask(
         self, question: str, spec: str, keep: float, frames: float, most: float, request: gr.Request
     ) -> Iterator[Update]:
@@ -117,6 +130,7 @@ class Handlers(Showing):
         if answer is not None:
             yield {p.answer: self.words(answer.text, session)}
 
+    @careful
     def find(
         self, query: str, spec: str, keep: float, frames: float, most: float, request: gr.Request
     ) -> Iterator[Update]:
@@ -127,6 +141,7 @@ class Handlers(Showing):
         if answer is not None:
             yield {self.p.found: spans_table(answer)}
 
+    @careful
     def describe(
         self, spec: str, keep: float, frames: float, most: float, request: gr.Request
     ) -> Iterator[Update]:
@@ -138,6 +153,7 @@ class Handlers(Showing):
             rows = captioned(answer, session.duration)
             yield {self.p.captions: [[clock(s.start), clock(s.end), words] for s, words in rows]}
 
+    @careful
     def show(
         self, query: str, spec: str, keep: float, frames: float, most: float, request: gr.Request
     ) -> Iterator[Update]:
@@ -151,6 +167,7 @@ class Handlers(Showing):
             drawn = scores(session.duration, seconds, curve(spans, seconds))
             yield {p.curve: drawn, p.peaks: spans_table(answer)}
 
+    @careful
     def both(
         self, question: str, spec: str, keep: float, frames: float, most: float, request: gr.Request
     ) -> Iterator[Update]:
@@ -174,7 +191,9 @@ class Handlers(Showing):
                     anyway=True,
                 )
 
-        job = session.begin(Job(work))
+        job = yield from self.begin(session, Job(work))
+        if job is None:
+            return
         yield {
             p.problem: "", p.account: "", p.full: None, p.verdict: "",
             p.less: gr.update(value=None, label=name), p.compare: gr.update(visible=True),
@@ -186,7 +205,6 @@ class Handlers(Showing):
         made = yield from self.result(session, job)
         if made is None:
             return
-        session.kept = made.less.kept
         session.rows = (Row("full", made.full.spans), Row(name, made.less.spans))
         unknown = warnings_in(made.less.notes)
         shown = replace(call, video=self.host.shown_path(session), anyway=bool(unknown))
@@ -198,22 +216,25 @@ class Handlers(Showing):
             p.status: views.finished(made.less.receipt.seconds),
             p.python: shown.python(compared=True),
             p.json: as_json(shown, session, comparison=made),
-            **self.drawn(session),
+            **self.drawn(session, made.less.kept),
         }
 
+    @careful
     def read(self, rate: float, request: gr.Request) -> Iterator[Update]:
         """Make the index of a long video."""
         p, session = self.p, self.session(request)
+        job = yield from self.begin(session, Job(lambda job: self.indexed(session, rate, job)))
+        if job is None:
+            return
         yield {p.problem: "", p.index: ""}
-        job = session.begin(Job(lambda job: self.indexed(session, rate, job)))
         yield from self.follow(session, job)
         if (yield from self.result(session, job)) is not None:
             yield {p.index: views.indexed(session.index), p.status: ""}
 
+    @careful
     def long_ask(self, question: str, rate: float, request: gr.Request) -> Iterator[Update]:
         """Ask the index."""
         p, session = self.p, self.session(request)
-        yield {p.problem: "", p.long_answer: None, p.account: "", p.compare: HIDDEN}
 
         def work(job: Job) -> Answer:
             index = self.indexed(session, rate, job)
@@ -222,7 +243,10 @@ class Handlers(Showing):
             with self.host.turn(job):
                 return index.ask(question)
 
-        job = session.begin(Job(work))
+        job = yield from self.begin(session, Job(work))
+        if job is None:
+            return
+        yield {p.problem: "", p.long_answer: None, p.account: "", p.compare: HIDDEN}
         yield from self.follow(session, job)
         answer = yield from self.result(session, job)
         if answer is None:
@@ -253,6 +277,10 @@ class Handlers(Showing):
         now = going[0].heard.now if going else ""
         session.stop(5.0)
         return views.stopped(going[0].heard.took, now) if going else ""
+
+    def end_work(self, request: gr.Request) -> None:
+        """The Stop button: each event that is ended says so itself."""
+        self.stop(request)
 
     def seek_text(self, event: gr.SelectData) -> Any:
         """A click on a piece of an answer: to the time that it names."""

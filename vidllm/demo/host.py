@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,8 @@ class Host:
     def __init__(self, llm: VideoLLM, settings: Settings) -> None:
         self.llm, self.settings = llm, settings
         self.turns = Turns()
+        self._runs: list[Job] = []
+        self._beginning = threading.Lock()
         self.sessions = Sessions(
             lambda: twin(llm), int(settings.max_memory_mb * 1e6), self._uploaded
         )
@@ -77,6 +80,22 @@ class Host:
         """Frames that the page begins with."""
         usual = self.settings.frames or self.llm.usual_frames
         return min(usual, self.settings.max_frames)
+
+    def begin(self, session: Session, job: Job) -> Job:
+        """Take up a job of a session that wants the model.
+
+        Raises:
+            InputError: as many wait for it as may.
+        """
+        with self._beginning:
+            self._runs = [run for run in self._runs if not run.over]
+            if len(self._runs) > self.settings.waiting:
+                raise InputError(
+                    f"the model is busy and {self.settings.waiting} wait for it already: "
+                    "try again in a moment"
+                )
+            self._runs.append(session.begin(job))
+        return job
 
     @contextmanager
     def turn(self, signal: StopSignal) -> Iterator[None]:

@@ -45,6 +45,7 @@ class Job(StopSignal):
         super().__init__()
         self.heard = Heard()
         self._news = threading.Event()
+        self._starting = threading.Lock()
         self._value: Any = None
         self._error: BaseException | None = None
         self._work = work
@@ -79,6 +80,12 @@ class Job(StopSignal):
         self.heard.share = done / whole if whole else 1.0
         self._news.set()
 
+    def start(self) -> None:
+        """Begin, if it has not begun."""
+        with self._starting:
+            if self._thread.ident is None:
+                self._thread.start()
+
     def follow(self, every: float = 0.1) -> Generator[Heard, None, None]:
         """Start, and tell what is known at every change, every half second, and in the end.
 
@@ -87,7 +94,7 @@ class Job(StopSignal):
         Args:
             every: seconds between two tellings at least.
         """
-        self._thread.start()
+        self.start()
         try:
             running = True
             while running:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vidllm.errors import WorkError
 from vidllm.shipped import sample_videos
 
 from .settings import Settings
+from .uploads import FULL, Uploads
+
+if TYPE_CHECKING:
+    from .host import Host
+
+#: Events that the queue holds for each run that may wait: looks and clicks are many.
+_EVENTS_EACH = 64
 
 
 def launch(
@@ -42,15 +50,25 @@ def launch(
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     settings = Settings() if settings is None else settings
     llm = settings.load()
+    uploads = Uploads(settings.uploads_bytes)
+    atexit.register(uploads.clear)
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)
+    from starlette.middleware import Middleware
+
+    from .gate import Gate
     from .host import Host
     from .page import build
     from .theme import CSS, theme
 
     logging.getLogger("httpx").setLevel(logging.WARNING)
     served = Host(llm, settings)
-    page = build(served)
-    page.queue(max_size=settings.waiting)
+    gate = Gate(served, uploads, (host,))
     try:
+        page: Any = build(served)
+        gate.page = page
+        # Who may not wait for the model is told so by the events themselves; this is only against
+        # floods. Nothing goes round the queue.
+        page.queue(max_size=_EVENTS_EACH * settings.waiting, api_open=False)
         _, url, _ = page.launch(
             server_name=host,
             server_port=port,
@@ -65,16 +83,35 @@ def launch(
             show_error=False,
             enable_monitoring=False,
             ssr_mode=False,
+            app_kwargs={"middleware": [Middleware(gate.middleware)]},
             prevent_thread_lock=True,
         )
     except OSError as error:
+        uploads.clear()
+        if error.errno in FULL:
+            raise uploads.full() from error
         raise WorkError(f"port {port} cannot be used: {error}; give --port another") from error
+    if page.share_url:
+        gate.named.add(page.share_url.split("//")[-1].strip("/").lower())
+    uploads.settle()
+    ended = threading.Event()
+    threading.Thread(target=_sweep, args=(served, uploads, ended), daemon=True).start()
     ready(f"serving on {url} (Ctrl-C stops)")
     if block:
         _wait()
         served.close()
-        page.close(verbose=False)  # which also deletes what visitors left
+        page.close(verbose=False)
+        ended.set()
+        uploads.clear()
     return page
+
+
+def _sweep(host: Host, uploads: Uploads, ended: threading.Event) -> None:
+    """Let go of what visitors left who never said that they went."""
+    idle = 60 * host.settings.max_idle_minutes
+    while not ended.wait(min(60.0, idle / 4)):
+        host.sessions.end_idle(idle)
+        uploads.sweep(host.sessions.files, idle)
 
 
 def _wait() -> None:

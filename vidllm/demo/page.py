@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from .events import newest
 from .handlers import Handlers
 from .host import Host
 from .parts import layout
@@ -25,40 +26,53 @@ def build(host: Host) -> gr.Blocks:
 
 
 def _wire(page: gr.Blocks, host: Host, p: SimpleNamespace, do: Handlers) -> None:
-    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    # All begin at once, so that Stop finds their job; for the model they wait in `Host.turn`.
-    run: dict[str, Any] = {**hidden, "concurrency_limit": host.settings.waiting + 1,
-                           "concurrency_id": "model"}  # fmt: skip
+    # "always_last": what is chosen while an event runs has its run behind it; "multiple": at once.
+    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden",
+                              "trigger_mode": "always_last"}  # fmt: skip
+    # All begin at once, so that Stop finds their job, and who may not wait is told so by
+    # `Host.begin`; for the model they wait in `Host.turn`.
+    run: dict[str, Any] = {**hidden, "concurrency_limit": None, "concurrency_id": "model"}
     look: dict[str, Any] = {**hidden, "concurrency_limit": 8, "concurrency_id": "look"}
+    menus: dict[str, Any] = {**hidden, "concurrency_limit": 8, "concurrency_id": "menus"}
     chosen = [p.compressor, p.keep, p.frames]
-    shown = [p.problem, p.timeline, p.strip, p.sprite, p.status]
+    seen = [p.problem, p.timeline, p.strip]
+    shown = [*seen, p.sprite, p.status]
     said = [*shown, p.account, p.compare, p.python, p.json]
     cleared = [p.video, *said, p.answer, p.found, p.captions, p.curve, p.peaks, p.index,
                p.long_answer]  # fmt: skip
-    p.video.change(do.video, [p.video, p.question, *chosen], cleared, **look)
-    for event in (p.keep.change, p.compressor.change):
-        event(do.look, [p.question, *chosen], shown, trigger_mode="always_last", **look)
-    p.frames.release(do.resample, [p.question, *chosen], [p.video, *shown],
-                     trigger_mode="always_last", **look)  # fmt: skip
-    p.recipe.input(do.recipe, [p.recipe], [p.compressor, p.keep], queue=False, **hidden)
-    for start in (p.ask.click, p.question.submit):
-        start(do.ask, [p.question, *chosen, p.most], [*said, p.answer], **run)
-    p.both.click(do.both, [p.question, *chosen, p.most],
-                 [*said, p.full, p.less, p.verdict], **run)  # fmt: skip
-    for start in (p.find.click, p.query.submit):
-        start(do.find, [p.query, *chosen, p.most], [*said, p.found], **run)
-    p.describe.click(do.describe, [*chosen, p.most], [*said, p.captions], **run)
-    for start in (p.show.click, p.theme.submit):
-        start(do.show, [p.theme, *chosen, p.most], [*said, p.curve, p.peaks], **run)
+
+    def on(events: Any, handler: Any, inputs: Any, outputs: Any, says: bool = False, **how: Any
+           ) -> None:  # fmt: skip
+        told = newest(handler, do, outputs, says=says)
+        gr.on(events, told, inputs, outputs, **how)
+
+    on(p.video.change, do.video, [p.video, p.question, *chosen], cleared,
+       **{**look, "trigger_mode": "multiple"})  # fmt: skip
+    on([p.keep.change, p.compressor.change], do.look, [p.question, *chosen], seen, **look)
+    on(p.frames.release, do.resample, [p.question, *chosen], [p.video, *shown], **look)
+    on(p.recipe.input, lambda name, _: do.recipe(name), [p.recipe],
+       [p.problem, p.compressor, p.keep], **menus)  # fmt: skip
+    on([p.compressor.input, p.keep.input], lambda *values: do.by_hand(*values[:-1]),
+       [p.recipe, p.compressor, p.keep], [p.recipe], **menus)  # fmt: skip
+    on([p.ask.click, p.question.submit], do.ask, [p.question, *chosen, p.most],
+       [*said, p.answer], says=True, **run)  # fmt: skip
+    on(p.both.click, do.both, [p.question, *chosen, p.most],
+       [*said, p.full, p.less, p.verdict], says=True, **run)  # fmt: skip
+    on([p.find.click, p.query.submit], do.find, [p.query, *chosen, p.most],
+       [*said, p.found], says=True, **run)  # fmt: skip
+    on(p.describe.click, do.describe, [*chosen, p.most], [*said, p.captions], says=True, **run)
+    on([p.show.click, p.theme.submit], do.show, [p.theme, *chosen, p.most],
+       [*said, p.curve, p.peaks], says=True, **run)  # fmt: skip
     slow = {**run, "concurrency_limit": 2, "concurrency_id": "read"}
-    p.read.click(do.read, [p.rate], [*shown, p.index], **slow)
-    for start in (p.long_ask.click, p.long_question.submit):
-        start(do.long_ask, [p.long_question, p.rate],
-              [*said, p.long_answer, p.index], **slow)  # fmt: skip
-    # Stop ends the job, and with it the run: Gradio's own cancelling could hit the next run.
-    p.stop.click(do.stop, None, [p.status], queue=False, **hidden)
+    on(p.read.click, do.read, [p.rate], [*shown, p.index], says=True, **slow)
+    on([p.long_ask.click, p.long_question.submit], do.long_ask, [p.long_question, p.rate],
+       [*said, p.long_answer, p.index], says=True, **slow)  # fmt: skip
+    # Without the queue, which may be full. Stop ends the job, whose own event says so: Gradio's
+    # cancelling could hit the next run, and an answer of Stop could come behind it.
+    quick: dict[str, Any] = {**hidden, "trigger_mode": "multiple", "queue": False}
+    p.stop.click(do.end_work, None, None, **quick)
     for text in (p.answer, p.full, p.less, p.long_answer):
-        text.select(do.seek_text, None, p.video, queue=False, **hidden)
+        text.select(do.seek_text, None, p.video, **quick)
     for table in (p.found, p.captions, p.peaks):
-        table.select(do.seek_row, None, p.video, queue=False, **hidden)
+        table.select(do.seek_row, None, p.video, **quick)
     page.unload(do.leave)

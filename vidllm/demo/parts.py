@@ -9,7 +9,9 @@ import gradio as gr
 
 from vidllm.shipped import sample_videos
 
+from .arguments import LONGEST_ANSWER, RATE, SHARE
 from .host import Host
+from .showing import NO_RECIPE
 from .views import hint, refusals
 
 QUESTIONS = (
@@ -69,11 +71,13 @@ def _player(p: SimpleNamespace) -> None:
 
 
 def _tabs(p: SimpleNamespace, host: Host) -> None:
+    longest = host.settings.max_question
     with gr.Tabs(elem_id="tabs"):
         with gr.Tab("Ask"):
             p.question = gr.Textbox(
-                label="Question", value=QUESTIONS[0], lines=1, elem_id="question"
-            )
+                label="Question", value=QUESTIONS[0], lines=1, max_length=longest,
+                elem_id="question",
+            )  # fmt: skip
             with gr.Row():
                 p.ask = gr.Button("Ask", variant="primary", min_width=120, elem_id="ask")
                 p.both = gr.Button("Compare", min_width=140, elem_id="both")
@@ -82,8 +86,9 @@ def _tabs(p: SimpleNamespace, host: Host) -> None:
                 gr.Examples([[q] for q in QUESTIONS], [p.question], label="For example")
         with gr.Tab("Find"):
             p.query = gr.Textbox(
-                label="What to find", placeholder="the red star spins", elem_id="query"
-            )
+                label="What to find", placeholder="the red star spins", max_length=longest,
+                elem_id="query",
+            )  # fmt: skip
             p.find = gr.Button("Find", variant="primary", elem_id="find")
             p.found = gr.Dataframe(
                 headers=["from", "to", "score"], label="Moments: click one to go there",
@@ -97,8 +102,9 @@ def _tabs(p: SimpleNamespace, host: Host) -> None:
             )  # fmt: skip
         with gr.Tab("Highlights"):
             p.theme = gr.Textbox(
-                label="Moments of what", placeholder="something blinks", elem_id="theme"
-            )
+                label="Moments of what", placeholder="something blinks", max_length=longest,
+                elem_id="theme",
+            )  # fmt: skip
             p.show = gr.Button("Show", variant="primary", elem_id="show")
             p.curve = gr.HTML(elem_id="curve")
             p.peaks = gr.Dataframe(
@@ -121,13 +127,13 @@ def _long(p: SimpleNamespace, host: Host) -> None:
     )
     with gr.Row():
         p.rate = gr.Slider(
-            0.1, 8, value=1.0, step=0.1, label="Frames a second", interactive=able, min_width=140
+            *RATE, value=1.0, step=0.1, label="Frames a second", interactive=able, min_width=140
         )
         p.read = gr.Button("Read the video", interactive=able, min_width=140, elem_id="read")
     p.index = gr.HTML(elem_id="index")
     p.long_question = gr.Textbox(
         label="Question", elem_id="long-question", interactive=able,
-        placeholder="when does the red star spin?",
+        placeholder="when does the red star spin?", max_length=host.settings.max_question,
     )  # fmt: skip
     p.long_ask = gr.Button(
         "Ask the whole video", variant="primary", interactive=able, elem_id="long-ask"
@@ -141,16 +147,19 @@ def _tokens(p: SimpleNamespace, host: Host) -> None:
     recipes = [o.name for o in host.served if o.kind == "recipe"]
     gr.Markdown("### Which tokens are kept")
     with gr.Row():
+        # A name that was typed also counts where the box is left right behind it: with values
+        # of its own the menu keeps what was typed, without it would fall back to the old one.
         p.recipe = gr.Dropdown(
-            ["–", *recipes], value="–", label="Recipe", min_width=140, elem_id="recipe"
-        )
+            [NO_RECIPE, *recipes], value=NO_RECIPE, label="Recipe", min_width=140,
+            allow_custom_value=True, elem_id="recipe",
+        )  # fmt: skip
         p.compressor = gr.Dropdown(
             names, value=spec, label="Compressor", min_width=180, allow_custom_value=True,
             filterable=True,
             info="or a chain: temporal-pool,fastv", elem_id="compressor",
         )  # fmt: skip
         p.keep = gr.Slider(
-            0.02, 1.0, value=keep, step=0.01, label="Share kept", min_width=200,
+            *SHARE, value=keep, step=0.01, label="Share kept", min_width=200,
             buttons=[],
             elem_id="keep",
         )  # fmt: skip
@@ -159,7 +168,7 @@ def _tokens(p: SimpleNamespace, host: Host) -> None:
             min_width=180, buttons=[], elem_id="frames",
         )  # fmt: skip
         p.most = gr.Slider(
-            8, 1024, value=128, step=8, label="Answer limit", min_width=200,
+            *LONGEST_ANSWER, value=128, step=8, label="Answer limit", min_width=200,
             info="in tokens", buttons=[], elem_id="most",
         )  # fmt: skip
     p.strip = gr.HTML(hint("The frames of your video appear here."), elem_id="strip")

@@ -6,10 +6,14 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from .screen import Screen
 
 if TYPE_CHECKING:
     from vidllm.longvideo.index import VideoIndex
@@ -40,7 +44,7 @@ class Session:
         jobs: the work of the page. looking: the last look at the tokens.
         index: of the long video, in folder, which is the session's own.
         files: that were uploaded. lock: held by who reads or changes the clip.
-        used: when the session was last seen.
+        screen: who may write where. used: when the session was last seen.
     """
 
     llm: VideoLLM
@@ -57,11 +61,14 @@ class Session:
     folder: Path | None = None
     files: set[str] = field(default_factory=set)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    screen: Screen = field(default_factory=Screen)
     used: float = field(default_factory=time.monotonic)
+    _taking: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, job: Job) -> Job:
         """Take up a job, so that `stop` finds it."""
-        self.jobs = [*self.going, job]
+        with self._taking:
+            self.jobs = [*self.going, job]
         return job
 
     @property
@@ -123,6 +130,7 @@ class Sessions:
     ) -> None:
         self.make, self.most_bytes, self.mine, self.most = make, most_bytes, mine, most
         self._all: dict[str, Session] = {}
+        self._present: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -134,7 +142,8 @@ class Sessions:
             session = self._all.get(str(key)) or Session(self.make())
             self._all[str(key)] = session
             session.used = time.monotonic()
-            oldest = min(self._all, key=lambda k: self._all[k].used)
+            # Who has a page open goes last, so that nobody's calls push visitors out.
+            oldest = min(self._all, key=lambda k: (k in self._present, self._all[k].used))
             full = len(self._all) > self.most
         if full:
             self.end(oldest)
@@ -177,6 +186,34 @@ class Sessions:
             files, session.files = session.files, set()
             self._delete(files)
 
+    @contextmanager
+    def present(self, key: str) -> Iterator[None]:
+        """A browser has the page open, as long as this lasts."""
+        with self._lock:
+            self._present[key] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._present[key] -= 1
+                self._present += Counter()  # without those at 0
+            self.get(key)  # seen just now
+
+    def end_idle(self, seconds: float) -> None:
+        """End the sessions that have no page open and were not used for so long."""
+        past = time.monotonic() - seconds
+        with self._lock:
+            idle = [key for key, one in self._all.items()
+                    if key not in self._present and one.used < past and not one.going]  # fmt: skip
+        for key in idle:
+            self.end(key)
+
+    @property
+    def files(self) -> set[str]:
+        """Of all sessions."""
+        with self._lock:
+            return {file for session in self._all.values() for file in session.files}
+
     def close(self) -> None:
         """End all."""
         for key in list(self._all):
@@ -188,7 +225,7 @@ class Sessions:
         for file in files - used:
             Path(file).unlink(missing_ok=True)
             parent = Path(file).parent
-            if not any(parent.iterdir()):
+            with suppress(OSError):  # others' files are there, or it is gone
                 parent.rmdir()
 
 

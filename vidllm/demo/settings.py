@@ -27,6 +27,9 @@ class Settings:
         max_frames: that can be sampled. max_memory_mb: frames of all visitors' videos that are
             held at once; the longest unused are let go and read again when they are needed.
         waiting: runs that may wait for the model; more are turned away.
+        max_question: characters of a question. max_uploads_mb: files of all visitors together.
+        max_idle_minutes: for which files and the memory of a visitor without an open page stay.
+        hosts: names under which the page is reached beside its address and this machine's names.
         folder: for indices of long videos; None for the system's temporary folder.
 
     Raises:
@@ -47,6 +50,10 @@ class Settings:
     max_frames: int = 256
     max_memory_mb: float = 2048.0
     waiting: int = 16
+    max_question: int = 2000
+    max_uploads_mb: float = 4096.0
+    max_idle_minutes: float = 60.0
+    hosts: tuple[str, ...] = ()
     folder: Path | None = None
 
     def __post_init__(self) -> None:
@@ -57,6 +64,9 @@ class Settings:
             "max_frames",
             "max_memory_mb",
             "waiting",
+            "max_question",
+            "max_uploads_mb",
+            "max_idle_minutes",
         ):
             value = getattr(self, name)
             option = "--" + name.replace("_", "-")
@@ -82,6 +92,11 @@ class Settings:
     def upload_bytes(self) -> int:
         """Bytes that a visitor's file may have."""
         return int(self.max_upload_mb * 1e6)
+
+    @property
+    def uploads_bytes(self) -> int:
+        """Bytes that the files of all visitors may have together."""
+        return int(self.max_uploads_mb * 1e6)
 
     def load(self) -> VideoLLM:
         """The model of the page."""

@@ -29,10 +29,12 @@ from .strip import strip
 if TYPE_CHECKING:
     from vidllm.answer import Answer
     from vidllm.longvideo.index import VideoIndex
+    from vidllm.tokenmap import TokenMap
 
 Update = dict[Any, Any]
 #: Task, question, compressors, share, frames, longest answer.
 Asked = tuple[str, str, str, float, float, float]
+NO_RECIPE = "–"
 HIDDEN = gr.update(visible=False)
 STAGES = ("decode", "encode", "compress", "prefill", "generate")
 
@@ -97,16 +99,30 @@ class Showing:
         start: Update = {p.problem: "", p.account: "", p.compare: HIDDEN, **first}
         if words is not None:
             start[words] = None
+        job = yield from self.begin(session, Job(work))
+        if job is None:
+            return None
         yield start
-        job = session.begin(Job(work))
         yield from self.follow(session, job, STAGES, words)
         answer: Answer | None = yield from self.result(session, job)
         if answer is None:
             return None
-        session.kept = answer.kept
         session.rows = (Row("answer", () if answer.failed else answer.spans),)
         yield self.told(session, call, answer)
         return answer
+
+    def begin(self, session: Session, job: Job) -> Generator[Update, None, Job | None]:
+        """Start a job that wants the model; None, and a line, where too many wait for it.
+
+        Nothing that the page shows is taken away by a refusal.
+        """
+        try:
+            self.host.begin(session, job)
+        except VidllmError as error:
+            yield {self.p.problem: self.problem(session, error)}
+            return None
+        job.start()
+        return job
 
     def follow(
         self, session: Session, job: Job, stages: Sequence[str] = (), words: Any = None
@@ -144,12 +160,13 @@ class Showing:
             p.account: views.account(answer),
             p.python: shown.python(),
             p.json: as_json(shown, session, answer),
-            **self.drawn(session),
+            **self.drawn(session, answer.kept),
         }
 
-    def drawn(self, session: Session) -> Update:
-        """The pictures over time of what is known now."""
-        p, clip, kept = self.p, session.clip, session.kept
+    def drawn(self, session: Session, kept: TokenMap | None) -> Update:
+        """The pictures over time of an answer that saw these tokens."""
+        p, clip = self.p, session.clip
+        session.kept = kept
         if clip is None:
             return {p.timeline: timeline(session.duration, session.rows)}
         note = ""
