@@ -58,7 +58,7 @@ def upright(picture: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
 
 def display_matrix(frame: VideoFrame) -> np.ndarray | None:
     """(3, 3) int32 of a frame; None where it has none."""
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    data = frame.side_data.get(Type.DISPLAYMATRIX.name)
     if data is None or data.buffer_size < 36:
         return None
     return np.frombuffer(data, "=i4", 9).reshape(3, 3)
@@ -79,7 +79,7 @@ def frame_notes(frame: VideoFrame) -> list[str]:
         notes.append("the video is interlaced: what moves has comb-like edges")
     if (transfer := _HDR.get(int(frame.color_trc))) is not None:
         notes.append(f"the video is HDR ({transfer}): colours come paler than players show them")
-    notes += [note for kind, note in _SIDE.items() if frame.side_data.get(kind) is not None]
+    notes += [note for kind, note in _SIDE.items() if frame.side_data.get(kind.name) is not None]
     off = frame.rotation % 90
     if min(off, 90 - off) > _TURN:
         notes.append(

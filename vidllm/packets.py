@@ -297,11 +297,11 @@ def find_holes(container: InputContainer, index: PacketIndex, seconds: np.ndarra
     suspects: list[tuple[int, int]] = []
     furthest = np.maximum.accumulate(index.position.sum(axis=1))
     jumps = 1 + np.flatnonzero(index.position[1:, 0] - furthest[:-1] > slack)
-    for at in np.flatnonzero(steps > 1.5 * usual) if len(jumps) else ():
+    for at in np.flatnonzero(steps > 1.5 * usual).tolist() if len(jumps) else ():
         # Pictures are stored out of order: the loss may be before any packet between the two.
         near, far = sorted((int(index.shown[at]), int(index.shown[at + 1])))
         first, after = np.searchsorted(jumps, (near + 1, far + 1))
-        suspects += [(int(at), int(number)) for number in jumps[first:after]]
+        suspects += [(at, int(number)) for number in jumps[first:after]]
         if len(suspects) > _SUSPECTS:
             break
     if not suspects:
