@@ -11,15 +11,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vidllm import bipartite
 from vidllm.errors import InputError
 from vidllm.tokens import Merge, Selection, VideoTokens
+from vidllm.tokens import matching as bipartite
 
 from .aim_prune import importance as importance
 from .aim_prune import retention as retention
 from .base import Compressor
 from .registry import register
-from .segments import equal_runs, merge_groups, present_frames, share
+from .shared.segments import equal_runs, merge_groups, present_frames, share
 
 
 def match(metric: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,9 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vidllm.budget import budget_of
 from vidllm.errors import InputError, WorkError
-from vidllm.tokens import Keep, Selection, VideoTokens
+from vidllm.tokens import Keep, Selection, VideoTokens, budget_of
 
 #: Where a method may act, in the order in which a video passes them.
 STAGES: tuple[str, ...] = ("vision", "tokens", "prefill", "cache")

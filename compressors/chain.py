@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vidllm.budget import budget_of
 from vidllm.errors import InputError
-from vidllm.limits import SPEC_ITEMS, short
-from vidllm.tokens import Selection, VideoTokens
+from vidllm.errors.bounds import SPEC_ITEMS, short
+from vidllm.tokens import Selection, VideoTokens, budget_of
 
 from .base import LATE, STAGES, Compressor
 

@@ -16,7 +16,7 @@ from vidllm.tokens import Keep, Selection, VideoTokens
 
 from .base import Compressor
 from .registry import register
-from .segments import unit
+from .shared.segments import unit
 
 FLOOR = 1e-8  # the port's floor of a norm
 

@@ -19,7 +19,7 @@ from .base import Compressor
 from .dycoke_cache import CacheState, select_cache
 from .evs import row_cosine
 from .registry import register
-from .segments import present_frames, share
+from .shared.segments import present_frames, share
 
 __all__ = ["CacheState", "DyCoke", "allocate", "select", "select_cache"]
 

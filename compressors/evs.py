@@ -17,7 +17,7 @@ from vidllm.tokens import VideoTokens
 
 from .base import Scorer
 from .registry import register
-from .segments import by_slot
+from .shared.segments import by_slot
 
 # The score of a token with nothing before it; any change is at most 2.
 _NEW = 255.0

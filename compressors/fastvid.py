@@ -18,9 +18,9 @@ from vidllm.errors import InputError
 from vidllm.tokens import Keep, Mix, Selection, VideoTokens
 
 from .base import Compressor
-from .density import by_frame, by_group, gather, generator, peaks, top
 from .registry import register
-from .segments import equal_runs, present_frames, share
+from .shared.density import by_frame, by_group, gather, generator, peaks, top
+from .shared.segments import equal_runs, present_frames, share
 
 _NEIGHBOURS = 4
 

@@ -18,7 +18,7 @@ from vidllm.tokens import Merge, Mix, Selection, VideoTokens
 from .base import Compressor
 from .flashvid_steps import diverse, merge_segment, pick, saliency, segment_lengths
 from .registry import register
-from .segments import merge_groups, present_frames, share
+from .shared.segments import merge_groups, present_frames, share
 
 
 def compress(

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vidllm.budget import split_budget
+from vidllm.tokens import split_budget
 
-from .density import peaks, top
-from .segments import share
+from .shared.density import peaks, top
+from .shared.segments import share
 
 # Numbers of a batch of frames' distances that are held at a time (16 MiB in float32).
 _ROOM = 2**22

@@ -11,7 +11,7 @@ from vidllm.tokens import Keep, Selection, VideoTokens
 
 from .base import Compressor
 from .registry import register
-from .segments import present_frames, starts
+from .shared.segments import present_frames, starts
 
 
 @register("frame-sample")

@@ -17,10 +17,10 @@ from vidllm.errors import InputError
 from vidllm.tokens import Merge, Mix, Selection, VideoTokens
 
 from .base import Compressor
-from .density import cluster, generator, top
 from .holitom_core import halve, inner_merge, join, merge, programme, windows
 from .registry import register
-from .segments import present_frames
+from .shared.density import cluster, generator, top
+from .shared.segments import present_frames
 
 __all__ = ["HoliTom", "HoliTomInner", "inner_merge", "merge", "windows"]
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from vidllm.errors import InputError
 from vidllm.tokens import Merge
 
-from .density import cluster, nearest, top
-from .segments import starts
+from .shared.density import cluster, nearest, top
+from .shared.segments import starts
 
 
 def programme(still: Tensor, max_window: int = 1024) -> tuple[list[tuple[int, int]], int]:

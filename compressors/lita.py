@@ -17,9 +17,9 @@ from vidllm.errors import InputError
 from vidllm.tokens import Merge, Selection, VideoTokens, apply_rows
 
 from .base import Compressor
-from .learned import place
 from .registry import register
-from .segments import equal_runs, merge_groups, present_frames, share
+from .shared.learned import place
+from .shared.segments import equal_runs, merge_groups, present_frames, share
 from .spatial_pool import cut_regions
 
 MODES = ("temporal", "spatial", "temporal_spatial", "spatial_pool", "temporal_spatial_pool")

@@ -14,8 +14,8 @@ from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
 from .base import Scorer
-from .learned import Learned
 from .registry import register
+from .shared.learned import Learned
 
 
 def gate(logits: Tensor, scale: float = 10.0) -> Tensor:

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from vidllm.errors import InputError
 from vidllm.tokens import Merge, Selection, VideoTokens
-from vidllm.tower import TowerShape, TowerStep
+from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
-from .in_tower import InTower, rounds
 from .mustdrop_cache import MustDropCache, output_aware
 from .mustdrop_filter import MustDropFilter, dual_filter, key_set, key_tokens
 from .registry import register
-from .segments import equal_runs, merge_groups, present_frames, starts
+from .shared.in_tower import InTower, rounds
+from .shared.segments import equal_runs, merge_groups, present_frames, starts
 
 __all__ = [
     "MustDrop",

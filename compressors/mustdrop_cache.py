@@ -15,8 +15,8 @@ from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
 from .base import Scorer
-from .positions import Positions, check_positions
 from .registry import register
+from .shared.positions import Positions, check_positions
 
 
 def output_aware(

@@ -16,10 +16,10 @@ from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
 from .base import Scorer
-from .positions import Policy
 from .pyramiddrop import staged_points
 from .registry import register
-from .segments import present_frames, starts
+from .shared.positions import Policy
+from .shared.segments import present_frames, starts
 
 
 def key_set(cls_attention: Tensor, share: float = 0.08) -> Tensor:

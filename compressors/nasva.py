@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from vidllm.errors import InputError, WorkError
 from vidllm.tokens import Keep, Selection, VideoTokens
 
-from .allocation import FLOOR, question
 from .base import Compressor
 from .registry import register
-from .segments import present_frames, unit
+from .shared.allocation import FLOOR, question
+from .shared.segments import present_frames, unit
 
 
 @runtime_checkable

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidllm.bipartite import check_shapes, owners, weighted
 from vidllm.errors import InputError
 from vidllm.tokens import Merge, Mix, Selection, VideoTokens
-from vidllm.tower import TowerShape, TowerStep
+from vidllm.tokens.matching import check_shapes, owners, weighted
+from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
-from .in_tower import InTower, falling, rounds
 from .registry import register
-from .segments import present_frames, share
+from .shared.in_tower import InTower, falling, rounds
+from .shared.segments import present_frames, share
 from .tempme import compose
 from .tome import Merged, matching_metric, neighbours, one_round, pair, rows_of
 

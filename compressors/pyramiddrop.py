@@ -18,8 +18,8 @@ from vidllm.tokens import VideoTokens
 
 from .base import Scorer
 from .fastv import top
-from .positions import Policy, angles, inverse_frequencies, rotate
 from .registry import register
+from .shared.positions import Policy, angles, inverse_frequencies, rotate
 
 
 def last_row(

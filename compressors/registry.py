@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from vidllm.errors import InputError
-from vidllm.limits import SPEC_ITEMS, SPEC_SIGNS, number
+from vidllm.errors.bounds import SPEC_ITEMS, SPEC_SIGNS, number
 
 from .base import Compressor
 from .chain import Chain

@@ -14,10 +14,10 @@ from torch import Tensor
 from vidllm.errors import InputError
 from vidllm.tokens import Keep, Selection, VideoTokens
 
-from .allocation import FLOOR, allocate, frame_means, question, shares
 from .base import Compressor
 from .registry import register
-from .segments import unit
+from .shared.allocation import FLOOR, allocate, frame_means, question, shares
+from .shared.segments import unit
 
 
 def budget(

@@ -12,7 +12,7 @@ from vidllm.tokens import Selection, VideoTokens
 
 from .base import Compressor
 from .registry import register
-from .segments import equal_runs, merge_groups, present_frames, share
+from .shared.segments import equal_runs, merge_groups, present_frames, share
 
 
 @register("spatial-pool")

@@ -1,6 +1,6 @@
 """TempMe (arXiv 2409.01156): merge inside frames, then join neighbouring clips and merge across.
 
-`merge` and `schedule` are the authors' functions (they live in `vidllm.bipartite`, because the
+`merge` and `schedule` are the authors' functions (they live in `vidllm.tokens.matching`, because the
 tower `vidllm.encoders.vision.tempme` needs them too); `Tempme` is the method on `VideoTokens`.
 """
 
@@ -13,14 +13,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vidllm.bipartite import Step, merge, schedule
 from vidllm.errors import InputError
 from vidllm.tokens import Merge, Selection, VideoTokens
-from vidllm.tower import TowerShape, TowerStep
+from vidllm.tokens.matching import Step, merge, schedule
+from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
-from .in_tower import InTower, even, rounds
 from .registry import register
-from .segments import equal_runs, share
+from .shared.in_tower import InTower, even, rounds
+from .shared.segments import equal_runs, share
 from .tome import matching_metric, one_round, rows_of
 
 __all__ = ["Step", "Tempme", "compose", "merge", "schedule"]

@@ -11,7 +11,7 @@ from vidllm.tokens import Selection, VideoTokens
 
 from .base import Compressor
 from .registry import register
-from .segments import by_slot, equal_runs, merge_groups, share, starts
+from .shared.segments import by_slot, equal_runs, merge_groups, share, starts
 
 
 @register("temporal-pool")

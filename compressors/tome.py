@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidllm.bipartite import Pairs, check_shapes, match, owners, weighted
 from vidllm.errors import InputError
 from vidllm.tokens import Merge, Selection, VideoTokens
-from vidllm.tower import TowerShape, TowerStep
+from vidllm.tokens.matching import Pairs, check_shapes, match, owners, weighted
+from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
-from .in_tower import InTower, falling, rounds
 from .registry import register
-from .segments import equal_runs, merge_groups, present_frames, share
+from .shared.in_tower import InTower, falling, rounds
+from .shared.segments import equal_runs, merge_groups, present_frames, share
 
 
 class Merged(NamedTuple):

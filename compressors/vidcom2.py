@@ -18,7 +18,7 @@ from vidllm.tokens import Keep, Selection, VideoTokens
 
 from .base import Compressor
 from .registry import register
-from .segments import present_frames
+from .shared.segments import present_frames
 
 _WIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
 _TEMPERATURE = 0.01

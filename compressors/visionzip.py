@@ -16,7 +16,7 @@ from vidllm.tokens import Merge, Mix, Selection, VideoTokens, apply_rows
 
 from .base import Compressor
 from .registry import register
-from .segments import equal_runs, present_frames, share
+from .shared.segments import equal_runs, present_frames, share
 
 
 def assign(

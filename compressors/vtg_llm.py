@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from vidllm.errors import InputError
 from vidllm.tokens import Selection, VideoTokens
 
-from .learned import Learned, place
 from .registry import register
+from .shared.learned import Learned, place
 
 
 def slot_weights(x: Tensor, weights: Tensor) -> Tensor:

@@ -18,15 +18,22 @@ import torch
 from torch import Tensor
 
 from vidllm.errors import InputError
-from vidllm.limits import SPEC_DEPTH, SPEC_ITEMS, SPEC_SIGNS, number, short
+from vidllm.errors.bounds import SPEC_DEPTH, SPEC_ITEMS, SPEC_SIGNS, number, short
 from vidllm.tokens import Selection, VideoTokens
 
-from .allocation import allocate_capped, floors, frame_means, question, shares, uniform_shares
 from .base import Compressor
 from .chain import Chain
-from .parts import Wrapper
 from .registry import build
-from .segments import share
+from .shared.allocation import (
+    allocate_capped,
+    floors,
+    frame_means,
+    question,
+    shares,
+    uniform_shares,
+)
+from .shared.parts import Wrapper
+from .shared.segments import share
 
 
 @dataclass

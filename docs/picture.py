@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from vidllm import VideoLLM, load_video
-from vidllm.shipped import sample_videos
+from vidllm.models.shipped import sample_videos
 
 QUESTIONS = (
     "when does the red star spin?",

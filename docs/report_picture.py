@@ -17,12 +17,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vidllm.errors import VidllmError
-from vidllm.eval.reporting.load import find_folders, load_run
-from vidllm.eval.reporting.outcome import Outcome, methods
-from vidllm.eval.reporting.plots import costs_of, draw_score_against
-from vidllm.eval.reporting.study import Part, sections
-from vidllm.eval.reporting.style import DARK, DRAWN, LIGHT, Theme, dress, png, tag_column
-from vidllm.eval.reporting.tables import facts
+from vidllm.eval.report.load import find_folders, load_run
+from vidllm.eval.report.outcome import Outcome, methods
+from vidllm.eval.report.plots import costs_of, draw_score_against
+from vidllm.eval.report.study import Part, sections
+from vidllm.eval.report.style import DARK, DRAWN, LIGHT, Theme, dress, png, tag_column
+from vidllm.eval.report.tables import facts
 
 #: Shown beside the headline, the first that a run has.
 SECOND = ("qa_accuracy", "R1@0.5", "R1@0.7", "accuracy_logprob", "mIoU")

@@ -10,7 +10,7 @@ import torch
 from hf_tiny import tokenizer
 from torch import Tensor
 
-from vidllm.compressing import Compression, compress
+from vidllm.ask.compression import Compression, compress
 
 NEW = 16
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidllm.compressors.in_tower import tower_part
+from vidllm.compressors.shared.in_tower import tower_part
 from vidllm.tokens import VideoTokens
-from vidllm.tower import TowerShape
+from vidllm.tokens.tower_plan import TowerShape
 
 
 def _of(module: Any, *names: str) -> Any:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vidllm import VideoIndex, VideoLLM
 from vidllm.errors import VidllmError
-from vidllm.models.native import NativeConfig, NativeVideoLLM
+from vidllm.models.native.model import NativeConfig, NativeVideoLLM
 
 FPS = 4.0
 ASKED = "when does the red star spin?"

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from videos import write_video
 
-from vidllm.eval.journal import Row, Said, row_of
-from vidllm.eval.records import FORMAT, RunFolder, prompts_mark
-from vidllm.eval.results import finish
+from vidllm.eval.run.journal import Row, Said, row_of
+from vidllm.eval.run.records import FORMAT, RunFolder, prompts_mark
+from vidllm.eval.run.results import finish
 from vidllm.eval.tasks import get_task
 from vidllm.eval.tasks.base import Item, Response
-from vidllm.tokenmap import TokenMap
+from vidllm.tokens import TokenMap
 
 SETTINGS = ("none@1", "aim@0.5", "aim@0.25", "uniform@0.5", "uniform@0.25")
 GRID = (6, 4, 6)

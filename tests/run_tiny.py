@@ -9,10 +9,10 @@ from typing import Any
 from eval_data import made_tasks, make
 from videos import write_video
 
-from vidllm.eval.evaluate import Finished, Order, evaluate
-from vidllm.eval.settings import wanted
+from vidllm.cli.options import CommonOptions
+from vidllm.eval.run.evaluate import Finished, Order, evaluate
+from vidllm.eval.run.run_settings import wanted
 from vidllm.eval.tasks import get_task
-from vidllm.options import CommonOptions
 
 FINAL = ("answers.jsonl", "costs.jsonl", "results.json", "results.csv")
 

@@ -23,8 +23,8 @@ from run_tiny import done, order, tiny_options
 from tqdm.auto import tqdm
 
 from vidllm.errors import VidllmError
-from vidllm.eval import journal
-from vidllm.eval.evaluate import evaluate
+from vidllm.eval.run import journal
+from vidllm.eval.run.evaluate import evaluate
 
 KILLS = 20
 

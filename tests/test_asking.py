@@ -18,17 +18,17 @@ from tiny import hub_model, write_video
 from torch import nn
 
 from vidllm import InputError, VideoLLM, compress, load_video
-from vidllm.answer import Answer
-from vidllm.budget import budget_of
+from vidllm.ask.answer import Answer
+from vidllm.ask.hub import HubVideoLLM
+from vidllm.ask.prompt import prompt_ids
+from vidllm.ask.wording import letters_of
 from vidllm.compressors import build
-from vidllm.hub import HubVideoLLM
-from vidllm.models.hf.prompting import write
-from vidllm.models.native import NativeVideoLLM
-from vidllm.prompt import prompt_ids
+from vidllm.models.families.prompting import write
+from vidllm.models.native.model import NativeVideoLLM
+from vidllm.stage.training.tokenizer import build_tokenizer
 from vidllm.timecode import get_timecode
-from vidllm.training.words import build_tokenizer
+from vidllm.tokens import budget_of
 from vidllm.video import VideoClip
-from vidllm.wording import letters_of
 
 TIMES = [0.0, 0.1, 0.5, 0.6, 1.2, 2.0]
 QUESTION = "when does the red star spin?"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas
 
-from vidllm.bench_compressors import Decoder
+from vidllm.eval.bench.compressor_cost import Decoder
 
 
 def bench(*options: str) -> subprocess.CompletedProcess[str]:

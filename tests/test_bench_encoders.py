@@ -11,8 +11,8 @@ import pandas
 import pytest
 import torch
 
-from vidllm.bench_learning import ASKED, NOTHING, Reader, draw_clips
-from vidllm.measure import Peak, growth
+from vidllm.eval.bench.encoder_learning import ASKED, NOTHING, Reader, draw_clips
+from vidllm.eval.bench.measure import Peak, growth
 
 
 def bench(*options: str) -> subprocess.CompletedProcess[str]:

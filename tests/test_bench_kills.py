@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import Run
 
-from vidllm.bench_kills import counts
-from vidllm.cli import main
+from vidllm.cli.main import main
+from vidllm.eval.bench.kills import counts
 
 
 def test_two_kills_of_a_training_end_in_the_bytes_of_an_undisturbed_one(

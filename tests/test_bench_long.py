@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from vidllm import InputError, bench_library
-from vidllm.bench_long import COLUMNS, PARTS, bench_long, long_table
+from vidllm import InputError
+from vidllm.eval.bench import library_search as bench_library
+from vidllm.eval.bench.long_videos import COLUMNS, PARTS, bench_long, long_table
 
 
 def measured(part: str, folder: Path) -> dict[tuple[str, str], float]:

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from vidllm import InputError
-from vidllm.bench_models import bench_models, models_table, training_free
-from vidllm.bench_shapes import build_subject
 from vidllm.compressors import describe
-from vidllm.flops import Decoder
-from vidllm.memory import Allocated
-from vidllm.presets import PRESETS
+from vidllm.cost.flops import Decoder
+from vidllm.cost.memory import Allocated
+from vidllm.cost.presets import PRESETS
+from vidllm.eval.bench.model_cost import bench_models, models_table, training_free
+from vidllm.eval.bench.model_shapes import build_subject
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-vl-7b", "qwen2.5-vl-3b", "llava-onevision-7b"])

@@ -13,11 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidllm.bench_recognition import SETUPS, bench_recognition, pair_scores, recognition_table
-from vidllm.encoders.vision.pairs import PAIRS, StagePairs
-from vidllm.encoders.vision.recogniser import Recogniser
-from vidllm.encoders.vision.recognition import recognition_logits
 from vidllm.errors import InputError
+from vidllm.eval.bench.frame_order_pairs import PAIRS, StagePairs
+from vidllm.eval.bench.recogniser import Recogniser
+from vidllm.eval.bench.recognition import recognition_logits
+from vidllm.eval.bench.recognition_runs import (
+    SETUPS,
+    bench_recognition,
+    pair_scores,
+    recognition_table,
+)
 
 
 def bench(*options: str) -> subprocess.CompletedProcess[str]:

@@ -17,9 +17,9 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from vidllm import InputError
 from vidllm.compressors import get
-from vidllm.compressors import positions as pos
-from vidllm.models.decoding import Prefix, Views, decoder_layers
-from vidllm.models.eviction import close_gaps, evict
+from vidllm.compressors.shared import positions as pos
+from vidllm.models.hooks.decoding import Prefix, Views, decoder_layers
+from vidllm.models.hooks.eviction import close_gaps, evict
 
 
 def rope_models() -> dict[str, Any]:

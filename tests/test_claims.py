@@ -14,13 +14,13 @@ from test_layout import shell_lines
 from tiny import save_tiny
 
 from vidllm import InputError, VideoLLM
-from vidllm.cli import main
+from vidllm.ask.recipes import list_recipes
+from vidllm.cli.main import main
 from vidllm.compressors import describe, names
 from vidllm.encoders import temporal
 from vidllm.eval.tasks import get_task, task_names
-from vidllm.models.hf import FAMILIES
-from vidllm.recipes import list_recipes
-from vidllm.training.settings import MIXTURE
+from vidllm.models.families import FAMILIES
+from vidllm.stage.training.settings import MIXTURE
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,10 +15,10 @@ import pytest
 import typer
 from videos import bad_inputs, write_video
 
-from vidllm.cli import main
+from vidllm.cli.main import main
+from vidllm.cli.options import CommonOptions, common_options
 from vidllm.errors import InputError, WorkError
-from vidllm.options import CommonOptions, common_options
-from vidllm.shipped import broken_files, find_model, weight_files, write_manifest
+from vidllm.models.shipped import broken_files, find_model, weight_files, write_manifest
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Refused = Callable[..., str]
@@ -146,7 +146,7 @@ def test_help_loads_neither_torch_nor_the_plug_ins() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     loaded = set(result.stderr.split())
-    assert not loaded & {"torch", "transformers", "numpy", "vidllm.eval", "vidllm.training"}
+    assert not loaded & {"torch", "transformers", "numpy", "vidllm.eval", "vidllm.stage.training"}
 
 
 def test_the_module_runs_like_the_command(refused: Refused) -> None:
@@ -241,7 +241,7 @@ def test_model_names_are_shipped_names_folders_or_hub_names(tmp_path: Path) -> N
 
 
 def test_a_command_gets_the_common_options_filled(capsys: pytest.CaptureFixture[str]) -> None:
-    from vidllm.options import emit
+    from vidllm.cli.options import emit
 
     app = typer.Typer()
 
@@ -266,7 +266,7 @@ needs_weights = pytest.mark.skipif(
 
 @needs_weights
 def test_the_manifest_covers_the_shipped_files_and_they_are_right() -> None:
-    from vidllm.shipped import default_model, manifest, weights_dir
+    from vidllm.models.shipped import default_model, manifest, weights_dir
 
     assert broken_files() == []
     assert sorted(manifest()["files"]) == weight_files()
@@ -276,7 +276,7 @@ def test_the_manifest_covers_the_shipped_files_and_they_are_right() -> None:
 
 @needs_weights
 def test_ask_answers_about_the_sample_with_spans_and_a_receipt(cli: Run) -> None:
-    from vidllm.shipped import manifest, weights_dir
+    from vidllm.models.shipped import manifest, weights_dir
 
     sample = weights_dir() / manifest()["sample"]
     question = "when does the red star spin?"
@@ -297,7 +297,7 @@ def test_ask_answers_about_the_sample_with_spans_and_a_receipt(cli: Run) -> None
 
 @needs_weights
 def test_ground_and_caption_print_one_json_object(cli: Run) -> None:
-    from vidllm.shipped import manifest, weights_dir
+    from vidllm.models.shipped import manifest, weights_dir
 
     sample = weights_dir() / manifest()["sample"]
     for arguments in (("ground", sample, "the red star spins"), ("caption", sample)):
@@ -321,7 +321,9 @@ def test_ctrl_c_in_the_first_second_says_how_to_go_on(
     words: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The command is only being looked for: torch is not even imported.
-    monkeypatch.setattr("vidllm.plugins.plug_ins", lambda: signal.raise_signal(signal.SIGINT) or {})
+    monkeypatch.setattr(
+        "vidllm.cli.plugins.plug_ins", lambda: signal.raise_signal(signal.SIGINT) or {}
+    )
     assert main(words.split()) == 130
     out, err = capsys.readouterr()
     told = rf"vidllm: stopped after \d+ s{': ' + line if line else ''}"

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import typer
 
-from vidllm.cli import _ClickException as CLICK
-from vidllm.cli import app, main
+from vidllm.cli.main import _ClickException as CLICK
+from vidllm.cli.main import app, main
+from vidllm.cli.plugins import Commands
 from vidllm.errors import InputError
-from vidllm.limits import (
+from vidllm.errors.bounds import (
     BOUNDS,
     REAL,
     WHOLE,
@@ -25,12 +26,11 @@ from vidllm.limits import (
     number,
     within,
 )
-from vidllm.paths import input_file, input_folder, output_file, output_folder
-from vidllm.plugins import Commands
+from vidllm.errors.paths import input_file, input_folder, output_file, output_folder
 
 HUGE = "9" * 30
 VALUES = ("0", "-1", "nan", "inf", "-inf", "1e308", HUGE, "1" * 5000, "", "zwölf", "٣", "1;2")
-#: Checked by `vidllm.budget.Limits`, whose line names the limit.
+#: Checked by `vidllm.tokens.budget.Limits`, whose line names the limit.
 OF_LIMITS = ("max_pixels", "max_seconds", "max_frames")
 
 

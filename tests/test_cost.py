@@ -14,21 +14,21 @@ from hf_tiny import FAMILIES, IMAGE, VIDEO, Video, hf_inputs, hf_model
 from tiny import hub_model, tiny_model
 from torch import Tensor
 
-from vidllm.answering import Prompt, reply
-from vidllm.cli import main
+from vidllm.ask.answering import Prompt, reply
+from vidllm.cli.main import main
 from vidllm.compressors import build
 from vidllm.compressors.base import Scorer
-from vidllm.cost import Stopwatch, kv_bytes_per_token
-from vidllm.costing import Plan, cost_of, even_plan, limit, plan_of, timed
+from vidllm.cost.family_shapes import transformer
+from vidllm.cost.flops import QWEN2_7B, Decoder, counted
+from vidllm.cost.papers import aim, storm
+from vidllm.cost.prediction import Plan, cost_of, even_plan, limit, plan_of, timed
+from vidllm.cost.presets import PRESETS, STORM_MS
+from vidllm.cost.receipt import Stopwatch, kv_bytes_per_token
+from vidllm.cost.shapes import from_config, shape_of, temporal_flops
 from vidllm.encoders.temporal import get_temporal
 from vidllm.encoders.vision import build_vision
 from vidllm.errors import InputError
-from vidllm.flops import QWEN2_7B, Decoder, counted
-from vidllm.models.native import NativeVideoLLM
-from vidllm.papers import aim, storm
-from vidllm.presets import PRESETS, STORM_MS
-from vidllm.shape_families import transformer
-from vidllm.shapes import from_config, shape_of, temporal_flops
+from vidllm.models.native.model import NativeVideoLLM
 from vidllm.tokens import VideoTokens
 
 

@@ -132,7 +132,7 @@ def _same_again(python: str, told: dict[str, Any], folder: Path) -> None:
     """The copied program, and the call in the JSON, give the answer of the page."""
     check = """
 import json
-from vidllm.calls import Call
+from vidllm.ask.calls import Call
 again = Call.from_dict(json.load(open("answer.json"))["call"]).run()
 for a in (answer, again):
     print(json.dumps([a.as_dict(), a.kept.as_dict()]))

@@ -14,19 +14,19 @@ from hub_tiny import save_hub
 from tiny import hub_model, write_video
 
 from vidllm import InputError, Span, Stopped, StopSignal, VideoLLM, load_video
-from vidllm.answer import Answer
-from vidllm.budget import budget_of
-from vidllm.calls import TASKS, Call
-from vidllm.comparing import Comparison, compare, first_token, measured, overlap
+from vidllm.ask.answer import Answer
+from vidllm.ask.calls import TASKS, Call
+from vidllm.ask.comparing import Comparison, compare, first_token, measured, overlap
+from vidllm.ask.moments import captioned, curve, pieces
+from vidllm.ask.recipes import list_recipes
+from vidllm.ask.serving import offers
+from vidllm.ask.sharing import twin
 from vidllm.compressors import build, names
-from vidllm.cost import Receipt
-from vidllm.listening import Listener
-from vidllm.moments import captioned, curve, pieces
-from vidllm.recipes import list_recipes
-from vidllm.serving import offers
-from vidllm.sharing import twin
+from vidllm.cost.receipt import Receipt
+from vidllm.progress import Listener
+from vidllm.stage.training.tokenizer import build_tokenizer
 from vidllm.timecode import get_timecode
-from vidllm.training.words import build_tokenizer
+from vidllm.tokens import budget_of
 from vidllm.video import VideoClip
 
 QUESTION = "when does the red star spin?"

@@ -23,7 +23,7 @@ from gradio import Blocks, SelectData
 from gradio.utils import get_upload_folder
 
 from vidllm import InputError, Stopped, VideoLLM
-from vidllm.calls import Call
+from vidllm.ask.calls import Call
 from vidllm.demo.handlers import Handlers
 from vidllm.demo.host import Host
 from vidllm.demo.jobs import Job, Turns
@@ -31,8 +31,8 @@ from vidllm.demo.launch import launch
 from vidllm.demo.page import build
 from vidllm.demo.screen import Screen
 from vidllm.demo.settings import Settings
-from vidllm.listening import StopSignal
-from vidllm.shipped import sample_videos
+from vidllm.models.shipped import sample_videos
+from vidllm.progress import StopSignal
 
 MENUS = ("temporal-pool", 0.25, 64.0)
 ANNE: Any = SimpleNamespace(session_hash="anne")

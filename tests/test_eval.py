@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidllm.eval.baselines import Fit, baselines, fit, patterns
-from vidllm.eval.metrics import (
+from vidllm.eval.scores.metrics import (
     Reply,
     clustered_interval,
     event_f1,
@@ -21,6 +20,7 @@ from vidllm.eval.metrics import (
     set_iou,
     summarise,
 )
+from vidllm.eval.tasks.baselines import Fit, baselines, fit, patterns
 from vidllm.stage.files import Sample, write_stage
 from vidllm.stage.questions import QA_KINDS
 

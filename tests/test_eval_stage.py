@@ -13,13 +13,13 @@ import torch
 from run_tiny import done, order, rows_of, tiny_options
 from tiny import save_tiny
 
-from vidllm.cli import main
-from vidllm.eval.baselines import FIT_SCENES, fit
-from vidllm.eval.metrics import normal, summarise
-from vidllm.eval.stage import show
+from vidllm.ask.video_llm import VideoLLM
+from vidllm.cli.main import main
+from vidllm.eval.report.stage_results import show
+from vidllm.eval.scores.metrics import normal, summarise
 from vidllm.eval.tasks import Item, Response, get_task
+from vidllm.eval.tasks.baselines import FIT_SCENES, fit
 from vidllm.eval.tasks.stage import Stage, reply_of
-from vidllm.pipeline import VideoLLM
 from vidllm.stage.annotations import tidy
 from vidllm.stage.files import VERSION, Sample, world_mark, write_stage
 from vidllm.stage.questions import QA_KINDS

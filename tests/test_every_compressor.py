@@ -11,8 +11,8 @@ from tiny import hub_model, tiny_model, write_video
 
 from vidllm import InputError, VideoLLM
 from vidllm.compressors import find, get, names
+from vidllm.stage.training.tokenizer import build_tokenizer
 from vidllm.timecode import get_timecode
-from vidllm.training.words import build_tokenizer
 
 TIMES = [0.0, 0.1, 0.5, 0.6, 1.2, 2.0]
 QUESTIONS = ["when does the red star spin?", "what happens first?"]

@@ -14,7 +14,11 @@ import torch
 from videos import write_video
 
 from vidllm import VideoLLM
-from vidllm.bench_footage import (
+from vidllm.ask.calls import Call
+from vidllm.ask.comparing import compare
+from vidllm.cli.main import main
+from vidllm.errors import InputError, WorkError
+from vidllm.eval.bench.footage_runs import (
     TREATMENTS,
     _known,
     bench_footage,
@@ -24,11 +28,9 @@ from vidllm.bench_footage import (
     slides,
     write_frames,
 )
-from vidllm.calls import Call
-from vidllm.cli import main
-from vidllm.comparing import compare
-from vidllm.errors import InputError, WorkError
-from vidllm.footage import (
+from vidllm.longvideo.index import VideoIndex
+from vidllm.longvideo.library import VideoLibrary
+from vidllm.models.native.footage import (
     CARD,
     STATISTICS,
     UNKNOWN,
@@ -37,10 +39,8 @@ from vidllm.footage import (
     warnings_in,
     without_bars,
 )
-from vidllm.library import VideoLibrary
-from vidllm.longvideo.index import VideoIndex
-from vidllm.shipped import default_model
-from vidllm.training.calibration import calibrate, calibrate_folder
+from vidllm.models.shipped import default_model
+from vidllm.stage.training.calibration import calibrate, calibrate_folder
 from vidllm.video import VideoClip, load_video
 
 QUESTION = "what does the red star do?"

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from vidllm.compressors import aim, aim_prune, mustdrop
-from vidllm.models.decoding import Prefix, Views, generate_from
+from vidllm.models.hooks.decoding import Prefix, Views, generate_from
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from vidllm import InputError
-from vidllm.compressing import compress
+from vidllm.ask.compression import compress
 
 #: Fewer tokens before the decoder; between its layers, with scores; in its cache; at every step.
 SPECS = ("aim", "random,fastv", "mustdrop-filter,mustdrop-cache", "dycoke-cache:threshold=0.99")

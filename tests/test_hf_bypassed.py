@@ -14,7 +14,7 @@ from hf_tiny import Video, hf_inputs, hf_model, tokenizer
 from torch import Tensor, nn
 
 from vidllm import InputError
-from vidllm.compressing import compress
+from vidllm.ask.compression import compress
 
 FAMILY = "llava_onevision"
 SMALL = {"max_new_tokens": 3, "do_sample": False}

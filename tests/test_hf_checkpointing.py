@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vidllm import InputError
-from vidllm.compressing import compress
+from vidllm.ask.compression import compress
 
 #: Between the decoder's layers, with scores of theirs; with signals of the tower; before both.
 SPECS = (

@@ -22,11 +22,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from vidllm import InputError
-from vidllm.bench_shapes import build_subject
-from vidllm.compressing import compress
+from vidllm.ask.compression import compress
 from vidllm.compressors import Chain, Compressor, build
 from vidllm.compressors.base import Scorer
-from vidllm.memory import Allocated
+from vidllm.cost.memory import Allocated
+from vidllm.eval.bench.model_shapes import build_subject
 from vidllm.tokens import VideoTokens
 
 ONE = [[3, Video(4), 6]]

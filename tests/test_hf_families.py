@@ -9,9 +9,9 @@ import torch
 from hf_tiny import FAMILIES, Image, Video, hf_inputs, hf_model, tokenizer
 from torch import Tensor
 
-from vidllm.compressing import compress
-from vidllm.models.hf import adapter_for
-from vidllm.models.hf.towers import watch
+from vidllm.ask.compression import compress
+from vidllm.models.families import adapter_for
+from vidllm.models.hooks.tower_signals import watch
 
 ONE = [[3, Video(4), 6]]
 

@@ -14,9 +14,9 @@ import torch
 from hf_reference import NEW, Run, reference
 from hf_tiny import FAMILIES, Image, Video, hf_inputs, hf_model, hooks_of, tokenizer
 
-from vidllm.compressing import compress
+from vidllm.ask.compression import compress
 from vidllm.compressors import build, names
-from vidllm.models.hf.merging import merges_inside
+from vidllm.models.hooks.tower_merging import merges_inside
 
 SPECS = [
     *(n for n in names() if n not in ("none", "mustdrop-cache")),

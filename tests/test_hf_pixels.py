@@ -24,10 +24,10 @@ from hf_pixels_library import write_folder as write
 from hf_tiny import FAMILIES, hf_model
 
 from vidllm.errors import InputError
-from vidllm.models.hf import pixels
-from vidllm.models.hf.pixel_files import complete
-from vidllm.models.hf.pixel_sizes import target_sizes
-from vidllm.models.hf.pixels import pixel_options, tokens_per_frame, video_pixels
+from vidllm.models.families import pixels
+from vidllm.models.families.pixel_files import complete
+from vidllm.models.families.pixel_sizes import target_sizes
+from vidllm.models.families.pixels import pixel_options, tokens_per_frame, video_pixels
 
 TESTS = Path(__file__).parent
 APART = TESTS.parent / "build" / "torchvision"

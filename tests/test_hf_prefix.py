@@ -11,7 +11,7 @@ from hf_tiny import FAMILIES, PAD, Image, Video, hf_inputs, hf_model, tokenizer
 from torch import Tensor
 
 from vidllm import InputError
-from vidllm.compressing import Prefix, compress
+from vidllm.ask.compression import Prefix, compress
 
 PROMPT = [[3, Image(), 2, Video(4), 6]]
 LONG = {"max_new_tokens": 16, "do_sample": False}

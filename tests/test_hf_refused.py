@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from vidllm import InputError
-from vidllm.compressing import Compression, compress
-from vidllm.models.hf import adapter_for
+from vidllm.ask.compression import Compression, compress
+from vidllm.models.families import adapter_for
 
 ONE = [[3, Video(4), 6]]
 TWO = [[3, Video(4), 6], [5, Image(), 2, Video(4), 4]]

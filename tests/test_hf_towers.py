@@ -15,9 +15,9 @@ from hf_towers import by_hand, projected
 from torch import Tensor
 
 from vidllm import InputError
-from vidllm.compressing import compress
+from vidllm.ask.compression import compress
 from vidllm.compressors import build
-from vidllm.models.hf import adapter_for
+from vidllm.models.families import adapter_for
 
 MERGING = ("internvl", "smolvlm")
 WHOLE = {

@@ -24,12 +24,12 @@ from transformers.video_utils import VideoMetadata
 from videos import write_video
 
 from vidllm import InputError, VideoLLM, WorkError, load_video
-from vidllm.asking import choose_frames
-from vidllm.budget import budget_of
-from vidllm.hub import HubVideoLLM
-from vidllm.models.hf.pixels import video_pixels
-from vidllm.models.hf.prompting import chat
-from vidllm.models.hf.scripts import SCRIPTS, in_words
+from vidllm.ask.asking import choose_frames
+from vidllm.ask.hub import HubVideoLLM
+from vidllm.models.families.pixels import video_pixels
+from vidllm.models.families.prompting import chat
+from vidllm.models.families.scripts import SCRIPTS, in_words
+from vidllm.tokens import budget_of
 from vidllm.video import VideoClip
 
 TIMES = [0.0, 0.4, 1.1, 1.5, 2.3, 3.0, 3.6, 4.4]

@@ -15,9 +15,9 @@ from transformers import AutoProcessor, BatchFeature
 from videos import write_video
 
 from vidllm import InputError, VideoLLM, load_video
-from vidllm.hub import HubVideoLLM
-from vidllm.models.hf.pixels import pixel_options, video_pixels
-from vidllm.models.hf.prompting import beside, write
+from vidllm.ask.hub import HubVideoLLM
+from vidllm.models.families.pixels import pixel_options, video_pixels
+from vidllm.models.families.prompting import beside, write
 
 
 class Processor:
@@ -77,8 +77,8 @@ def test_the_page_runs(
     assert re.search(r"frames, keep [\d.]+: \d+ of at most 1568 video tokens", said)
     assert space["first"].receipt.frames == 16
     families = re.findall(r"^\| ([A-Z][^|]+?) \|.*\| (\d+) \|$", text, re.M)
-    from vidllm.models.hf import FAMILIES
-    from vidllm.models.hf.scripts import SCRIPTS
+    from vidllm.models.families import FAMILIES
+    from vidllm.models.families.scripts import SCRIPTS
 
     told = {named: int(frames) for named, frames in families}
     for kind, (family, _, _) in FAMILIES.items():

@@ -15,7 +15,7 @@ import pytest
 import typer
 from packaging.requirements import Requirement
 
-from vidllm.cli import app
+from vidllm.cli.main import app
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -274,7 +274,7 @@ def test_python_in_the_documents_imports_what_there_is() -> None:
 
 @pytest.mark.parametrize("kind", ["compressors", "encoders", "models"])
 def test_pages_are_what_the_registries_say(kind: str) -> None:
-    from vidllm.pages import page
+    from vidllm.cli.pages import page
 
     written = (ROOT / "docs" / f"{kind}.md").read_text(encoding="utf-8")
     assert written == page(kind), f"run `vidllm list {kind} --markdown > docs/{kind}.md`"

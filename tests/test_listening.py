@@ -15,17 +15,17 @@ from test_asking import FAMILIES, QUESTION, TOKENIZER, calls_of, hooks, plain, s
 from tiny import hub_model, tiny_model, write_video
 
 from vidllm import Span, VideoLLM, WorkError, load_video
+from vidllm.ask.hub import HubVideoLLM
+from vidllm.ask.prompt import prompt_ids
+from vidllm.ask.wording import scored_spans, whole_times
 from vidllm.compressors import build
-from vidllm.cost import Receipt
-from vidllm.flops import counted
-from vidllm.hub import HubVideoLLM
-from vidllm.listening import Listener, Stopped, StopSignal
-from vidllm.models.decoding import Trace, generate_from
-from vidllm.prompt import prompt_ids
-from vidllm.spending import Spending
+from vidllm.cost.flops import counted
+from vidllm.cost.receipt import Receipt
+from vidllm.cost.spending import Spending
+from vidllm.models.hooks.decoding import Trace, generate_from
+from vidllm.progress import Listener, Stopped, StopSignal
 from vidllm.timecode import AbsoluteTime, TextTime
 from vidllm.video import VideoClip
-from vidllm.wording import scored_spans, whole_times
 
 TIMES = [0.0, 0.1, 0.5, 0.6, 1.2, 2.0]
 STAGES = ["encode", "compress", "prefill", "generate"]

@@ -20,9 +20,9 @@ from PIL import Image
 
 from vidllm import VideoLLM
 from vidllm.errors import InputError
-from vidllm.eval import lmms
-from vidllm.eval.lmms_requests import Wanted, clip_of, one_video, wanted
-from vidllm.shipped import sample_videos
+from vidllm.eval.lmms import lmms_model as lmms
+from vidllm.eval.lmms.lmms_requests import Wanted, clip_of, one_video, wanted
+from vidllm.models.shipped import sample_videos
 from vidllm.video import load_video
 
 ENTRY = EntryPoint("vidllm", "vidllm.eval.lmms:manifest", "lmms_eval.models")

@@ -16,7 +16,7 @@ from long_tiny import save_loud
 from videos import write_video
 
 from vidllm import VideoIndex
-from vidllm.cli import main
+from vidllm.cli.main import main
 from vidllm.longvideo.parts import folder_of
 
 QUERY = "the red star spins"

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from vidllm.compressors import get
-from vidllm.compressors.allocation import allocate, allocate_capped
 from vidllm.compressors.flashvid import compress, expansion_of, inner_prune
 from vidllm.compressors.flashvid_steps import (
     density_peaks,
@@ -22,6 +21,7 @@ from vidllm.compressors.flashvid_steps import (
 from vidllm.compressors.framefusion import FrameFusion, merge, prune, required_sparsity
 from vidllm.compressors.semvid import SemVid, choose, select
 from vidllm.compressors.semvid import budget as frame_budget
+from vidllm.compressors.shared.allocation import allocate, allocate_capped
 from vidllm.errors import InputError
 from vidllm.tokens import Keep, Merge, Mix, VideoTokens
 

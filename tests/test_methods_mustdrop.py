@@ -7,7 +7,7 @@ import torch
 from test_methods_prefill import clip, golden
 
 from vidllm.compressors import get, mustdrop
-from vidllm.compressors import positions as pos
+from vidllm.compressors.shared import positions as pos
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vidllm.compressors import Compressor, aim, aim_prune, dart, fastv, get, mustdrop, pyramiddrop
-from vidllm.compressors import positions as pos
+from vidllm.compressors.shared import positions as pos
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from vidllm.compressors import fastvid, holitom, visionzip
-from vidllm.compressors.density import cluster, generator, peaks
 from vidllm.compressors.fastvid import FastVid
 from vidllm.compressors.holitom import HoliTom, HoliTomInner
 from vidllm.compressors.holitom_core import programme
+from vidllm.compressors.shared.density import cluster, generator, peaks
 from vidllm.compressors.visionzip import VisionZip
 from vidllm.errors import InputError
 from vidllm.tokens import Keep, VideoTokens

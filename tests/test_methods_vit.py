@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidllm.bipartite import match
 from vidllm.compressors import get
 from vidllm.compressors import pyra as pyra_module
 from vidllm.compressors import tempme as tempme_module
@@ -26,6 +25,7 @@ from vidllm.encoders.vision.tempme import (
 )
 from vidllm.errors import InputError
 from vidllm.tokens import Keep, VideoTokens
+from vidllm.tokens.matching import match
 
 GOLDENS = Path(__file__).parent / "goldens"
 METHODS = ["tome", "tempme", "pyra"]
@@ -103,7 +103,7 @@ def test_matching_in_blocks_is_matching_at_once(monkeypatch: pytest.MonkeyPatch)
     metric = torch.randn(2, 21, 4, generator=torch.Generator().manual_seed(2))
     even, odd = torch.arange(0, 21, 2), torch.arange(1, 21, 2)
     whole = match(metric, 6, even, odd)
-    monkeypatch.setattr("vidllm.bipartite._BLOCK", 45)
+    monkeypatch.setattr("vidllm.tokens.matching._BLOCK", 45)
     assert all(map(torch.equal, whole, match(metric, 6, even, odd)))
 
 

@@ -13,10 +13,11 @@ import torch
 from hf_results import Results
 from hf_tiny import FAMILIES, Video, hf_inputs, hf_model, hooks_of, tokenizer
 
-from vidllm import InputError, listing, pages
-from vidllm.compressing import compress
+from vidllm import InputError
+from vidllm.ask.compression import compress
+from vidllm.cli import listing, pages
 from vidllm.compressors import Compressor, names
-from vidllm.models.hf import FAMILIES as SERVED
+from vidllm.models.families import FAMILIES as SERVED
 
 Record = Callable[[str, object], None]
 FILTER = "mustdrop-filter,mustdrop-cache"

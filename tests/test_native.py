@@ -9,7 +9,7 @@ import torch
 from tiny import VISION, hub_model, tiny_model
 
 from vidllm.compressors import build, names
-from vidllm.models.native import NativeVideoLLM
+from vidllm.models.native.model import NativeVideoLLM
 from vidllm.tokens import Keep, VideoTokens
 
 HEAD, TAIL = [3], [10, 11, 12, 4]

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from frozen import check_prompts
 
+from vidllm.cli.options import CommonOptions
 from vidllm.errors import InputError
-from vidllm.eval import needle as maps
-from vidllm.eval.evaluate import Order, evaluate
-from vidllm.eval.settings import Wanted
+from vidllm.eval.report import needle_map as maps
+from vidllm.eval.run.evaluate import Order, evaluate
+from vidllm.eval.run.run_settings import Wanted
 from vidllm.eval.tasks import Item, Response
 from vidllm.eval.tasks.needle import Needle, action_in, depths, numbers, one_number, whole_number
 from vidllm.eval.tasks.needle_clips import (
@@ -29,7 +30,6 @@ from vidllm.eval.tasks.needle_clips import (
     runs,
     write_needle,
 )
-from vidllm.options import CommonOptions
 from vidllm.stage import render as stage_render
 from vidllm.stage.words import held_out
 from vidllm.video import load_video

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from vidllm.cli import main
-from vidllm.options import emit, say, tell
-from vidllm.printable import printable, printable_json
+from vidllm.cli.main import main
+from vidllm.cli.options import emit, say, tell
+from vidllm.errors.printable import printable, printable_json
 
 NAME = "a\x1b]0;owned\x07\x1b[2J\u202e\x9b\udcff.mp4"
 BAD = set(NAME) - set("a]0;owned[2J.mp4")

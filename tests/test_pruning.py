@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vidllm import InputError
 from vidllm.compressors import Scorer, build, find, names
-from vidllm.models.decoding import decoder_layers
-from vidllm.models.eviction import evict
-from vidllm.models.native import NativeVideoLLM
+from vidllm.models.hooks.decoding import decoder_layers
+from vidllm.models.hooks.eviction import evict
+from vidllm.models.native.model import NativeVideoLLM
 from vidllm.tokens import VideoTokens
 
 

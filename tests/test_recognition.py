@@ -11,13 +11,9 @@ from torch import Tensor
 
 from vidllm.encoders.vision import get_vision
 from vidllm.encoders.vision.heads import QueryHead
-from vidllm.encoders.vision.recogniser import Recogniser
-from vidllm.encoders.vision.recognition import (
-    RecognitionSettings,
-    StageActions,
-    train_recognition,
-)
 from vidllm.errors import InputError
+from vidllm.eval.bench.recogniser import Recogniser
+from vidllm.eval.bench.recognition import RecognitionSettings, StageActions, train_recognition
 
 VIT = {
     "type": "clip_vision_model",

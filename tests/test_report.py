@@ -16,11 +16,11 @@ from conftest import Run
 from report_data import SETTINGS, answer, grounding_items, make_run, write_clips
 
 from vidllm.errors import InputError, WorkError
-from vidllm.eval.reporting.command import write_report
-from vidllm.eval.reporting.load import entry_of, find_folders, load_run
-from vidllm.eval.reporting.outcome import name_of
-from vidllm.eval.reporting.study import flat, sections, shown
-from vidllm.eval.reporting.tables import markdown, score_tables, table, write_csv
+from vidllm.eval.report.load import entry_of, find_folders, load_run
+from vidllm.eval.report.outcome import name_of
+from vidllm.eval.report.report_command import write_report
+from vidllm.eval.report.study import flat, sections, shown
+from vidllm.eval.report.tables import markdown, score_tables, table, write_csv
 from vidllm.eval.tasks.base import Response
 
 

@@ -29,10 +29,9 @@ from report_data import (
 from tiny import save_tiny
 from videos import numbers_in, write_video
 
-from vidllm.cli import main
+from vidllm.cli.main import main
 from vidllm.errors import InputError
-from vidllm.eval.reporting.command import write_report
-from vidllm.eval.reporting.frames import (
+from vidllm.eval.report.answer_frames import (
     Case,
     choose_slots,
     pictures,
@@ -41,7 +40,8 @@ from vidllm.eval.reporting.frames import (
     veiled,
     worst_cases,
 )
-from vidllm.eval.reporting.load import load_run
+from vidllm.eval.report.load import load_run
+from vidllm.eval.report.report_command import write_report
 from vidllm.eval.tasks.base import Item, Response
 
 BROWSER = next(

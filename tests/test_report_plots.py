@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from report_data import make_run
 
-from vidllm.eval.reporting.answers import (
+from vidllm.eval.report.answer_plots import category_bars
+from vidllm.eval.report.answers import (
     bin_masks,
     calibration_error,
     letter_accuracy,
@@ -21,9 +22,9 @@ from vidllm.eval.reporting.answers import (
     span_errors,
     true_spans,
 )
-from vidllm.eval.reporting.gallery import needle_pictures
-from vidllm.eval.reporting.load import Row, load_run
-from vidllm.eval.reporting.outcome import (
+from vidllm.eval.report.gallery import needle_pictures
+from vidllm.eval.report.load import Row, load_run
+from vidllm.eval.report.outcome import (
     Category,
     Outcome,
     best_of,
@@ -32,17 +33,16 @@ from vidllm.eval.reporting.outcome import (
     representatives,
     split_label,
 )
-from vidllm.eval.reporting.pareto import front
-from vidllm.eval.reporting.plots import (
+from vidllm.eval.report.pareto import front
+from vidllm.eval.report.plots import (
     costs_of,
     relative_over_keep,
     score_against,
     score_limits,
     seconds_by_stage,
 )
-from vidllm.eval.reporting.plots_answers import category_bars
-from vidllm.eval.reporting.study import sections
-from vidllm.eval.reporting.style import DARK, LIGHT, looks, number, png, spread
+from vidllm.eval.report.study import sections
+from vidllm.eval.report.style import DARK, LIGHT, looks, number, png, spread
 from vidllm.eval.tasks.base import Item, Response
 
 

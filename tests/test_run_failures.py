@@ -14,19 +14,19 @@ from run_tiny import done, final, order, rows_of, tiny_options, write_charades
 from tiny import save_tiny
 from videos import write_video
 
-from vidllm.cli import main
+from vidllm.ask.video_llm import VideoLLM
+from vidllm.cli.main import main
+from vidllm.cli.options import CommonOptions
 from vidllm.errors import InputError, WorkError
-from vidllm.eval.asking import ModelAsker, reason_of
-from vidllm.eval.clips import clips_of, items_of, video_folders
-from vidllm.eval.evaluate import Order, evaluate
-from vidllm.eval.journal import Journal, Said, read_journals
-from vidllm.eval.run import Runner
-from vidllm.eval.settings import Setting, wanted
+from vidllm.eval.run.ask_model import ModelAsker, reason_of
+from vidllm.eval.run.clips import clips_of, items_of, video_folders
+from vidllm.eval.run.evaluate import Order, evaluate
+from vidllm.eval.run.journal import Journal, Said, read_journals
+from vidllm.eval.run.run_settings import Setting, wanted
+from vidllm.eval.run.runner import Runner
 from vidllm.eval.tasks import Item, Response, get_task
-from vidllm.interruption import Halt, Interrupted
-from vidllm.listening import Stopped
-from vidllm.options import CommonOptions
-from vidllm.pipeline import VideoLLM
+from vidllm.progress import Stopped
+from vidllm.progress.interruption import Halt, Interrupted
 from vidllm.video import VideoClip
 
 

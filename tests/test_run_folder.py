@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from vidllm.errors import InputError, WorkError
-from vidllm.eval.clips import clips_of, find_video, limited, share_of
-from vidllm.eval.journal import (
+from vidllm.eval.run.clips import clips_of, find_video, limited, share_of
+from vidllm.eval.run.journal import (
     Journal,
     Said,
     in_order,
@@ -28,7 +28,7 @@ from vidllm.eval.journal import (
     row_of,
     without_costs,
 )
-from vidllm.eval.records import RunFolder, prompts_mark
+from vidllm.eval.run.records import RunFolder, prompts_mark
 from vidllm.eval.tasks import Item, Response
 
 ITEM = Item("q1", "v", "v.mp4", "when – and why?", [1.0, 2.0], duration=30.0, choices=("x", "y"))
@@ -199,7 +199,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from vidllm.eval.records import RunFolder
+from vidllm.eval.run.records import RunFolder
 lock = RunFolder(Path(sys.argv[1])).claim(0)
 print("mine", flush=True)
 sys.stdin.read()

@@ -170,7 +170,7 @@ def test_cpu_processes_that_accelerate_does_not_start_are_not_passed_over(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
     from vidllm.errors import InputError
-    from vidllm.eval.processes import join
+    from vidllm.eval.run.processes import join
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "True")

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vidllm.cli import main
-from vidllm.cost import Receipt
+from vidllm.cli.main import main
+from vidllm.cost.receipt import Receipt
 from vidllm.errors import InputError
-from vidllm.eval.compare import compare, named
-from vidllm.eval.costs import costs_of, mean_costs, seconds_spent, sum_costs
-from vidllm.eval.journal import Said, key_of
-from vidllm.eval.records import RunFolder
-from vidllm.eval.results import finish, outcome_of, rescore, summarise, table
-from vidllm.eval.run import scored
+from vidllm.eval.report.sweep import is_sweep, markdown
+from vidllm.eval.run.answer_costs import costs_of, mean_costs, seconds_spent, sum_costs
+from vidllm.eval.run.compare_runs import compare, named
+from vidllm.eval.run.headline import Part, by_group, matching
+from vidllm.eval.run.journal import Said, key_of
+from vidllm.eval.run.records import RunFolder
+from vidllm.eval.run.results import finish, outcome_of, rescore, summarise, table
+from vidllm.eval.run.runner import scored
 from vidllm.eval.scores.statistics import bootstrap
-from vidllm.eval.scoring import Part, by_group, matching
-from vidllm.eval.sweep import is_sweep, markdown
 from vidllm.eval.tasks import Item, Response, get_task
 
 LABELS = ("none@1", "aim@0.5", "aim@0.25", "aim+uniform@0.25")
@@ -163,7 +163,7 @@ def test_a_headline_may_be_a_mean_over_groups_or_videos() -> None:
 
 def test_a_task_may_say_itself_what_its_headline_is_the_mean_of(tmp_path: Path) -> None:
     task, rows = get_task("msrvtt"), []
-    from vidllm.eval.vectors import write_vector
+    from vidllm.eval.run.vectors import write_vector
 
     for number, (kind, vid) in enumerate((k, v) for k in ("text", "video") for v in "abc"):
         item = Item(f"{kind}-{vid}", vid, vid, "x", vid, kind=kind)

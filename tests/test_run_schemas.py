@@ -13,10 +13,10 @@ import pytest
 from report_data import grounding_items, make_run, write_clips
 
 from vidllm.errors import InputError, WorkError
-from vidllm.eval.records import RunFolder
-from vidllm.eval.reporting.command import write_report
-from vidllm.eval.reporting.load import load_run
-from vidllm.eval.results import rescore
+from vidllm.eval.report.load import load_run
+from vidllm.eval.report.report_command import write_report
+from vidllm.eval.run.records import RunFolder
+from vidllm.eval.run.results import rescore
 
 LABELS = ("none@1", "uniform@0.5")
 Change = Callable[[dict[str, Any]], object]

@@ -11,10 +11,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from vidllm.cli.options import CommonOptions, common_options, tell
 from vidllm.compressors import Chain
 from vidllm.errors import InputError
-from vidllm.eval.settings import Setting, no_own, wanted
-from vidllm.options import CommonOptions, common_options, tell
+from vidllm.eval.run.run_settings import Setting, no_own, wanted
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 Refused = Callable[..., str]
@@ -158,7 +158,7 @@ def test_wrong_words_are_refused_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from vidllm.cli import main
+    from vidllm.cli.main import main
 
     (tmp_path / "file").write_text("x", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -175,7 +175,7 @@ def test_benchmarks_are_listed_without_loading_torch() -> None:
 
     code = """
 import sys
-from vidllm.eval.command import tasks
+from vidllm.eval.run.eval_command import tasks
 found = tasks()
 assert {"stage", "charades", "videomme"} <= {task["name"] for task in found}
 assert all(task["kind"] and task["summary"] for task in found)

@@ -12,9 +12,9 @@ import torch
 from run_tiny import FINAL, done, final, made_tasks, make, order, rows_of, tiny_options
 from tiny import save_tiny
 
-from vidllm.eval.journal import item_of, response_of
-from vidllm.eval.records import RunFolder
-from vidllm.eval.results import rescore
+from vidllm.eval.run.journal import item_of, response_of
+from vidllm.eval.run.records import RunFolder
+from vidllm.eval.run.results import rescore
 from vidllm.eval.tasks import get_task, task_names
 
 

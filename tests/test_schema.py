@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vidllm.errors import InputError
-from vidllm.schema import (
+from vidllm.errors.schema import (
     Anything,
     Array,
     Boolean,

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from vidllm.errors import InputError
-from vidllm.eval.metrics import iou
 from vidllm.eval.scores import gqa, retrieval, spans
 from vidllm.eval.scores.common import percent
+from vidllm.eval.scores.metrics import iou
 from vidllm.timecode import RelativeTime
 
 GOLDENS = Path(__file__).parent / "goldens"

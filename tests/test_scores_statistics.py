@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vidllm.errors import InputError
-from vidllm.eval.metrics import clustered_interval
+from vidllm.eval.scores.metrics import clustered_interval
 from vidllm.eval.scores.statistics import bootstrap, mcnemar, paired_bootstrap
 
 

@@ -11,9 +11,9 @@ import pytest
 from frozen import check_prompts
 
 from vidllm.errors import InputError
+from vidllm.eval.run.vectors import write_vector
 from vidllm.eval.tasks import FAMILIES, Item, Response, Task, check_split, dense, get_task
 from vidllm.eval.tasks.page import entries, tasks_page
-from vidllm.eval.vectors import write_vector
 
 #: The tasks of this file: with one span, captions, highlights, alignment or retrieval.
 TIMED = (

@@ -23,10 +23,10 @@ from transformers import (
 from vidllm import load_video
 from vidllm.compressors import build, get
 from vidllm.errors import InputError
-from vidllm.eval.retrievers import Embedder, RetrievalAsker, check_inside
-from vidllm.eval.settings import Setting
+from vidllm.eval.run.retrievers import Embedder, RetrievalAsker, check_inside
+from vidllm.eval.run.run_settings import Setting
+from vidllm.eval.run.vectors import read_vector, write_vector
 from vidllm.eval.tasks import Item, Response, get_task
-from vidllm.eval.vectors import read_vector, write_vector
 
 GOLDEN = Path(__file__).parent / "goldens" / "tempme_metrics.npz"
 WORDS = "a person dog runs man says hello you is connecting something".split()  # noqa: SIM905

@@ -17,8 +17,8 @@ from tiny import hub_model, save_tiny, write_video
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from vidllm import InputError, VideoLLM, load_video
-from vidllm.compressing import compress
-from vidllm.listening import Stopped, StopSignal
+from vidllm.ask.compression import compress
+from vidllm.progress import Stopped, StopSignal
 from vidllm.video import VideoClip
 
 SMALL = {"max_new_tokens": 5, "do_sample": False}

@@ -8,15 +8,22 @@ import sys
 import pytest
 from wordings import DURATION, TABLE
 
-from vidllm.answertext import answer_text, plain, unfinished
+from vidllm.ask.moments import pieces
 from vidllm.eval.tasks import Item, Response
 from vidllm.eval.tasks.captions_text import events
 from vidllm.eval.tasks.highlights_text import read_highlights
 from vidllm.eval.tasks.needle import action_in
 from vidllm.eval.tasks.spans_text import all_spans
-from vidllm.moments import pieces
-from vidllm.timecode import AbsoluteTime, RelativeTime, TextTime
-from vidllm.timetext import find_times, read_time
+from vidllm.timecode import (
+    AbsoluteTime,
+    RelativeTime,
+    TextTime,
+    answer_text,
+    find_times,
+    plain,
+    read_time,
+    unfinished,
+)
 
 
 def flat(spans: object) -> list[float]:

@@ -11,8 +11,7 @@ import torch
 
 from vidllm import InputError
 from vidllm.compressors import build
-from vidllm.tokenmap import TokenMap
-from vidllm.tokens import Keep, Merge, Mix, VideoTokens
+from vidllm.tokens import Keep, Merge, Mix, TokenMap, VideoTokens
 
 
 def tokens(grid: tuple[int, int, int] = (4, 2, 3), width: int = 8) -> VideoTokens:

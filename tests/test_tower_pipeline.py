@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from vidllm import InputError, VideoLLM
 from vidllm.compressors import Chain, Compressor, build, get
-from vidllm.compressors.in_tower import InTower, falling, tower_part
+from vidllm.compressors.shared.in_tower import InTower, falling, tower_part
 from vidllm.encoders.vision import HubTower
-from vidllm.models.native import NativeVideoLLM
+from vidllm.models.native.model import NativeVideoLLM
+from vidllm.stage.training.tokenizer import build_tokenizer
 from vidllm.timecode import get_timecode
 from vidllm.tokens import VideoTokens
-from vidllm.tower import TowerShape
-from vidllm.training.words import build_tokenizer
+from vidllm.tokens.tower_plan import TowerShape
 
 TIMES = [0.0, 0.1, 0.5, 0.6, 1.2, 2.0]
 SECONDS = np.array(TIMES)

@@ -12,11 +12,9 @@ import torch
 from tiny import tiny_model
 
 from vidllm import InputError
-from vidllm.models.native import NativeVideoLLM
+from vidllm.models.native.model import NativeVideoLLM
 from vidllm.stage.scenes import make_scene
-from vidllm.stage.words import ACTION_INDEX, COLOUR_NAMES, NOUN_NAMES
-from vidllm.timecode import get_timecode
-from vidllm.training.data import (
+from vidllm.stage.training.data import (
     IGNORE,
     DataSettings,
     StageBatches,
@@ -24,10 +22,12 @@ from vidllm.training.data import (
     named_actors,
     sample_seconds,
 )
-from vidllm.training.loop import train
-from vidllm.training.losses import LOOKS, answer_weights, meanings, telling_loss
-from vidllm.training.settings import TrainSettings
-from vidllm.training.trainee import Reducer, frame_edges
+from vidllm.stage.training.loop import train
+from vidllm.stage.training.losses import LOOKS, answer_weights, meanings, telling_loss
+from vidllm.stage.training.settings import TrainSettings
+from vidllm.stage.training.trainee import Reducer, frame_edges
+from vidllm.stage.words import ACTION_INDEX, COLOUR_NAMES, NOUN_NAMES
+from vidllm.timecode import get_timecode
 
 CODE = get_timecode("relative")
 

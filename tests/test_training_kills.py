@@ -20,11 +20,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vidllm.errors import InputError, WorkError
-from vidllm.interruption import Interrupted
-from vidllm.models.native import NativeVideoLLM
-from vidllm.training.checkpoint import CHECKPOINT, KIND, read_checkpoint
-from vidllm.training.folder import TrainingFolder
-from vidllm.training.loop import TrainSettings, _Run, train
+from vidllm.models.native.model import NativeVideoLLM
+from vidllm.progress.interruption import Interrupted
+from vidllm.stage.training.checkpoint import CHECKPOINT, KIND, read_checkpoint
+from vidllm.stage.training.loop import TrainSettings, _Run, train
+from vidllm.stage.training.run_folder import TrainingFolder
 
 SMALL: dict[str, Any] = {
     "size": "tiny", "temporal": "identity", "steps_see": 3, "steps_mix": 0, "steps_answer": 0,
@@ -224,7 +224,7 @@ def test_pickles_of_before_are_refused_and_never_run(whole: Path, tmp_path: Path
 
 def changed(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
     """Change facts and tensors of a checkpoint, with a checksum that fits."""
-    from vidllm.training import checkpoint
+    from vidllm.stage.training import checkpoint
 
     with safe_open(str(path), framework="pt") as file:
         told = json.loads(file.metadata()[KIND])

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidllm.budget import budget_of
 from vidllm.compressors import build
-from vidllm.tokens import Keep, VideoTokens
+from vidllm.tokens import Keep, VideoTokens, budget_of
 
 SHARES = (0.7, 0.5, 1 / 3, 0.25, 0.125, 0.1, 0.03)
 

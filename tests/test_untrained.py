@@ -15,7 +15,7 @@ from tiny import save_tiny, write_video
 
 import vidllm
 from vidllm import VideoLLM
-from vidllm.cli import main
+from vidllm.cli.main import main
 from vidllm.compressors import Pyra, build, describe, get
 from vidllm.compressors.pyra import Modulation
 from vidllm.tokens import VideoTokens

@@ -12,8 +12,8 @@ import pytest
 import videos
 from videos import damage_file, is_upright, numbers_in, overwrite, remux, write_video
 
-from vidllm.budget import Limits, budget_of, split_budget
 from vidllm.errors import InputError
+from vidllm.tokens import Limits, budget_of, split_budget
 from vidllm.video import VideoClip, load_video
 
 HEVC = {"x265-params": "log-level=none:keyint=12:open-gop=1:bframes=4:scenecut=0"}
@@ -406,7 +406,7 @@ def test_decord_gives_the_same_clip_or_says_how_to_get_it(plain: Path, folder: P
 def test_benchmark_of_readers_on_small_files(tmp_path: Path) -> None:
     from rich.console import Console
 
-    from vidllm.bench import bench_video, render_table
+    from vidllm.eval.bench.video_reading import bench_video, render_table
 
     result = bench_video(tmp_path, seconds_short=2, seconds_long=4, frames=4, runs=1)
     ours = {row["file"]: row for row in result["rows"] if row["reader"] == "pyav"}

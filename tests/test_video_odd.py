@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from videos import is_upright, numbers_in, overwrite, picture, write_video
 
-from vidllm.budget import Limits
 from vidllm.errors import InputError
 from vidllm.longvideo.reading import Frames
+from vidllm.tokens import Limits
 from vidllm.video import load_video
 
 B_FRAMES = {"x264-params": "bframes=3:keyint=30:scenecut=0"}
@@ -184,7 +184,7 @@ def test_the_best_stream_is_read(folder: Path) -> None:
 
 @pytest.mark.parametrize("given", ["https://example.com/x.mp4", "rtsp://camera/1"])
 def test_addresses_are_not_fetched(given: str) -> None:
-    from vidllm.cli import main
+    from vidllm.cli.main import main
 
     with pytest.raises(InputError, match="not fetched") as caught:
         load_video(given)

@@ -20,7 +20,7 @@ from vidllm.encoders.vision import HubTower, build_vision
 from vidllm.encoders.vision.merging import merging, tower_layers
 from vidllm.errors import InputError
 from vidllm.tokens import Keep, Merge, VideoTokens
-from vidllm.tower import TowerShape, TowerStep
+from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from vidllm.models.native import NativeConfig, NativeVideoLLM
+from vidllm.models.native.model import NativeConfig, NativeVideoLLM
+from vidllm.stage.training.settings import TrainSettings, build_model
+from vidllm.stage.training.tokenizer import build_tokenizer
 from vidllm.timecode import get_timecode
-from vidllm.training.settings import TrainSettings, build_model
-from vidllm.training.words import build_tokenizer
 
 
 def tiny_model(**settings: Any) -> tuple[NativeVideoLLM, PreTrainedTokenizerFast]:

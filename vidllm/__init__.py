@@ -13,24 +13,24 @@ __version__ = "0.1.0"
 
 # Public name -> the module that holds it.
 _EXPORTS = {
-    "Answer": "vidllm.pipeline",
+    "Answer": "vidllm.ask.video_llm",
     "Compressor": "vidllm.compressors",
     "InputError": "vidllm.errors",
-    "Limits": "vidllm.budget",
+    "Limits": "vidllm.tokens.budget",
     "Receipt": "vidllm.cost",
     "Span": "vidllm.timecode",
-    "Listener": "vidllm.listening",
-    "StopSignal": "vidllm.listening",
-    "Stopped": "vidllm.listening",
-    "TokenMap": "vidllm.tokenmap",
+    "Listener": "vidllm.progress",
+    "StopSignal": "vidllm.progress",
+    "Stopped": "vidllm.progress",
+    "TokenMap": "vidllm.tokens.token_map",
     "VideoClip": "vidllm.video",
     "VideoIndex": "vidllm.longvideo.index",
-    "VideoLibrary": "vidllm.library",
-    "VideoLLM": "vidllm.pipeline",
+    "VideoLibrary": "vidllm.longvideo.library",
+    "VideoLLM": "vidllm.ask.video_llm",
     "VideoTokens": "vidllm.tokens",
     "VidllmError": "vidllm.errors",
     "WorkError": "vidllm.errors",
-    "compress": "vidllm.compressing",
+    "compress": "vidllm.ask.compression",
     "load_video": "vidllm.video",
 }
 
@@ -58,18 +58,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from vidllm.budget import Limits
-    from vidllm.compressing import compress
+    from vidllm.ask.compression import compress
+    from vidllm.ask.video_llm import Answer, VideoLLM
     from vidllm.compressors import Compressor
-    from vidllm.cost import Receipt
+    from vidllm.cost.receipt import Receipt
     from vidllm.errors import InputError, VidllmError, WorkError
-    from vidllm.library import VideoLibrary
-    from vidllm.listening import Listener, Stopped, StopSignal
     from vidllm.longvideo.index import VideoIndex
-    from vidllm.pipeline import Answer, VideoLLM
+    from vidllm.longvideo.library import VideoLibrary
+    from vidllm.progress import Listener, Stopped, StopSignal
     from vidllm.timecode import Span
-    from vidllm.tokenmap import TokenMap
-    from vidllm.tokens import VideoTokens
+    from vidllm.tokens import Limits, TokenMap, VideoTokens
     from vidllm.video import VideoClip, load_video
 
 

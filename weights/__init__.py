@@ -2,5 +2,5 @@
 
 One folder a model (``config.json``, ``model.safetensors``, tokenizer, card), ``samples/`` with
 the sample videos and ``manifest.json`` with the sha256 of every file. Read it through
-``vidllm.shipped``.
+``vidllm.models.shipped``.
 """

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidllm.errors import InputError
-from vidllm.tower import Reducer, TowerTokens
+from vidllm.tokens.tower_plan import Reducer, TowerTokens
 
 from .base import (
     ClipFeatures,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vidllm.errors import InputError
-from vidllm.registry import Registry
+from vidllm.errors.registry import Registry
 from vidllm.tokens import VideoTokens
 
 

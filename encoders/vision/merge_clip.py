@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from vidllm.budget import split_budget
 from vidllm.errors import InputError
-from vidllm.tokens import Merge, Mix, VideoTokens
-from vidllm.tower import Reducer, TowerMethod, TowerShape, TowerTokens
+from vidllm.tokens import Merge, Mix, VideoTokens, split_budget
+from vidllm.tokens.tower_plan import Reducer, TowerMethod, TowerShape, TowerTokens
 
 from .merging import blank, merging, tower_layers
 

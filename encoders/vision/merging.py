@@ -3,7 +3,7 @@
 Tokens merge before a layer or, as ToMe does (arXiv 2210.09461), between its attention and its
 MLP; later layers see fewer. Attention is proportional: the logarithm of a token's size is added
 to the logits, in an additive mask that SDPA and eager attention take. CLS and register tokens
-never merge. Which tokens merge is the compressor's decision (`vidllm.tower.TowerStep`).
+never merge. Which tokens merge is the compressor's decision (`vidllm.tokens.tower_plan.TowerStep`).
 
 The MLP of a layer runs on the merged tokens only. As a layer adds its MLP to what went in, its
 output is put back to the merged tokens' representatives, and the merged tokens are added there.
@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vidllm.errors import InputError, WorkError
 from vidllm.tokens import VideoTokens
-from vidllm.tower import TowerShape, TowerStep
+from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
 from .signals import Watch
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidllm.bipartite import Step, merge, schedule
 from vidllm.errors import InputError
+from vidllm.tokens.matching import Step, merge, schedule
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _OUT = -1e4  # added to the logits of keys that must not be seen; float16 holds it
@@ -127,7 +127,7 @@ class TempMeVideo(nn.Module):
 
     Early layers remove `tome_r` tokens of every frame; the layers of `merge_layers` join
     `merge_frames` neighbouring clips and merge across them, until one row with T CLS tokens
-    stands for the clip (`vidllm.bipartite.schedule`). LoRA and places start as nothing.
+    stands for the clip (`vidllm.tokens.matching.schedule`). LoRA and places start as nothing.
 
     Args:
         image_size, patch_size, width, layers, output: of the CLIP model; heads are 64 wide.

@@ -16,7 +16,7 @@ import numpy as np
 
 from vidllm.errors import InputError
 
-from ..metrics import normal
+from .metrics import normal
 
 _CHUNK = 1000
 

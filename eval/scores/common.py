@@ -10,7 +10,7 @@ import numpy as np
 
 from vidllm.errors import InputError
 
-from ..metrics import Interval
+from .metrics import Interval
 
 #: By name of the score; None where there was nothing to score.
 Scores = dict[str, "float | None"]

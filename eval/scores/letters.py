@@ -10,10 +10,10 @@ import re
 import string
 from collections.abc import Sequence
 
-from vidllm.answertext import plain
 from vidllm.errors import InputError
+from vidllm.timecode import plain
 
-from ..metrics import normal
+from .metrics import normal
 
 # What may follow a letter that is meant as one; a word may not, so the article "A" is none.
 _END = (
@@ -36,7 +36,7 @@ def read_letter(
     "B because …"); a statement ("the answer is B", "Best option: (B", "I choose B"; the last of
     several); the one letter in brackets; the one line that is a letter alone; the text of one
     option within the answer. All of this in the answer of a reply in plain form, see
-    `vidllm.answertext`: what the model thought, tags, dress and other Unicode forms are left aside.
+    `vidllm.timecode.reply`: what the model thought, tags, dress and other Unicode forms are left aside.
 
     Args:
         letters: of the options, in order.

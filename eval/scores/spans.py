@@ -12,8 +12,8 @@ import numpy as np
 
 from vidllm.errors import InputError
 
-from ..metrics import Interval
 from .common import Scores, average, same_length, true_span
+from .metrics import Interval
 
 THRESHOLDS: tuple[float, ...] = (0.3, 0.5, 0.7)
 

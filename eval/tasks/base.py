@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vidllm.errors import InputError
-from vidllm.registry import Registry
+from vidllm.errors.registry import Registry
 
-from ..metrics import Interval
 from ..scores.common import Scores
+from ..scores.metrics import Interval
 
 #: What tasks are about; the report groups by it.
 FAMILIES = ("grounding", "captions", "highlights", "alignment", "retrieval", "choice", "made")

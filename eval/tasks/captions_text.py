@@ -15,8 +15,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from vidllm.answertext import answer_text
-from vidllm.timecode import AbsoluteTime, RelativeTime, TextTime
+from vidllm.timecode import AbsoluteTime, RelativeTime, TextTime, answer_text
 
 from ..scores.captions import Event
 from .base import Item, Response

@@ -13,8 +13,7 @@ import math
 import re
 from typing import NamedTuple
 
-from vidllm.answertext import plain
-from vidllm.timetext import find_ranges, find_times
+from vidllm.timecode import find_ranges, find_times, plain
 
 from .base import Item, Response
 from .spans_text import all_spans, length

@@ -20,9 +20,9 @@ import numpy as np
 
 from vidllm.errors import InputError
 
+from ..run.vectors import read_vector
 from ..scores.common import Scores, average, same_length
 from ..scores.retrieval import ranks, retrieval_scores
-from ..vectors import read_vector
 from .base import TASKS, Item, Response
 from .files import HUB, annotation_files, field, hub_records, read_json, read_records
 from .timed import TimedTask

@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vidllm.answertext import plain
 from vidllm.errors import InputError, WorkError
 from vidllm.stage.annotations import write_text
 from vidllm.stage.words import COLOUR_NAMES
+from vidllm.timecode import plain
 
 from ..scores.common import Scores, average
 from ..scores.spans import ious, tiou
@@ -284,8 +284,8 @@ class Needle(Task):
         return found
 
     def finish(self, folder: Path) -> list[Path]:
-        """Write the heat maps of a finished run into its folder (see `vidllm.eval.needle`)."""
-        from ..needle import write_heatmaps
+        """Write the heat maps of a finished run into its folder (see `vidllm.eval.report.needle_map`)."""
+        from ..report.needle_map import write_heatmaps
 
         return write_heatmaps(folder)
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import re
 
-from vidllm.timecode import AbsoluteTime
-from vidllm.timetext import find_ranges, lone_times
+from vidllm.timecode import AbsoluteTime, find_ranges, lone_times
 
-from ..metrics import Interval
+from ..scores.metrics import Interval
 from .base import Item, Response
 
 _STAMP = re.compile(r"<\s*(\d+\.?\d*|\.\d+)\s*>")
@@ -48,7 +47,7 @@ def one_time(item: Item, response: Response) -> float | None:
 
 
 def text_spans(text: str, duration: float | None = None) -> list[Interval]:
-    """Spans of a text in seconds, see `vidllm.timetext.find_ranges`.
+    """Spans of a text in seconds, see `vidllm.timecode.reader.find_ranges`.
 
     Args:
         duration: of the video; spans are held within it. None where it is not known.

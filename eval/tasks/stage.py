@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vidllm.answertext import answer_text
 from vidllm.errors import InputError
 from vidllm.stage.annotations import questions_file, read_questions, tidy
 from vidllm.stage.questions import QA_KINDS, Question
 from vidllm.stage.scenes import SPLITS
-from vidllm.timecode import AbsoluteTime, RelativeTime, TextTime, TimeCode
+from vidllm.timecode import AbsoluteTime, RelativeTime, TextTime, TimeCode, answer_text
 
-from ..metrics import (
+from ..scores.common import Scores, average
+from ..scores.metrics import (
     LENGTHS,
     THRESHOLDS,
     Interval,
@@ -28,7 +28,6 @@ from ..metrics import (
     set_iou,
     summarise,
 )
-from ..scores.common import Scores, average
 from .base import TASKS, Item, Response, Task, check_split
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ class Stage(Task):
             data: the folder that `prepare` gave.
             items: that were asked. seed: of the random spans.
         """
-        from ..baselines import baselines, cached_fit
+        from .baselines import baselines, cached_fit
 
         return baselines(_samples(data, split, items), cached_fit(data.parent), seed)
 

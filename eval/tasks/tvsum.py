@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from vidllm.errors import InputError
-from vidllm.timetext import read_time
+from vidllm.timecode import read_time
 
 from ..scores.common import Scores, average, same_length
 from ..scores.summaries import rank_scores, tvsum_map

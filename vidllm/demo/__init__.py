@@ -1,7 +1,7 @@
 """The web page: drop a video, ask, click the time in the answer, see which tokens were kept.
 
 `vidllm demo` and `app.py` show the same page. It calls the Python API and adds nothing to it:
-drawing stands here, everything that computes stands beside the API (`vidllm.calls`, `comparing`,
+drawing stands here, everything that computes stands beside the API (`vidllm.ask.calls`, `comparing`,
 `moments`, `serving`, `sharing`). Gradio is imported when the page is built.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from .command import app, main
+from vidllm.cli.demo_command import app, main
 
 __all__ = ["app", "main"]
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from vidllm.timecode import Span
-from vidllm.tokenmap import TokenMap
+from vidllm.tokens import TokenMap
 
 from .sessions import Row
 

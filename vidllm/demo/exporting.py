@@ -1,4 +1,4 @@
-"""An answer as JSON, with the call that gives it again (`vidllm.calls.Call.from_dict`)."""
+"""An answer as JSON, with the call that gives it again (`vidllm.ask.calls.Call.from_dict`)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from vidllm import __version__
-from vidllm.calls import Call
-from vidllm.plain import plain
+from vidllm.ask.calls import Call
+from vidllm.errors.plain import plain
 
 from .sessions import Session
 
 if TYPE_CHECKING:
-    from vidllm.answer import Answer
-    from vidllm.comparing import Comparison
+    from vidllm.ask.answer import Answer
+    from vidllm.ask.comparing import Comparison
 
 
 def as_json(

@@ -9,13 +9,13 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from vidllm.answer import Answer
-from vidllm.calls import Call
-from vidllm.comparing import Comparison, compare
+from vidllm.ask.answer import Answer
+from vidllm.ask.calls import Call
+from vidllm.ask.comparing import Comparison, compare
+from vidllm.ask.moments import captioned, curve
 from vidllm.errors import VidllmError
-from vidllm.footage import warnings_in
-from vidllm.moments import captioned, curve
-from vidllm.timetext import read_time
+from vidllm.models.native.footage import warnings_in
+from vidllm.timecode import read_time
 
 from . import views
 from .drawing import clock, scores, timeline

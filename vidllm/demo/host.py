@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING
 
 from gradio.utils import get_upload_folder
 
+from vidllm.ask.loading import choose_compressor
+from vidllm.ask.serving import Offer, offers, refusal
+from vidllm.ask.sharing import twin
 from vidllm.compressors import Chain, Compressor, build
 from vidllm.errors import InputError
-from vidllm.listening import StopSignal, attentive
-from vidllm.loading import choose_compressor
 from vidllm.longvideo.build import check_method
-from vidllm.models.native import NativeConfig
-from vidllm.serving import Offer, offers, refusal
-from vidllm.sharing import twin
-from vidllm.shipped import sample_videos
+from vidllm.models.native.model import NativeConfig
+from vidllm.models.shipped import sample_videos
+from vidllm.progress import StopSignal, attentive
 
 from .jobs import Job, Turns
 from .sessions import Session, Sessions
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from vidllm.pipeline import VideoLLM
+    from vidllm.ask.video_llm import VideoLLM
     from vidllm.video import VideoClip
 
 #: Methods that the page begins with where the model has none of its own, the first that is served.

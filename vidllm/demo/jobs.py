@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from vidllm.listening import StopSignal, check
+from vidllm.progress import StopSignal, check
 
 
 @dataclass

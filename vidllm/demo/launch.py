@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vidllm.errors import WorkError
-from vidllm.shipped import sample_videos
+from vidllm.models.shipped import sample_videos
 
 from .settings import Settings
 from .uploads import FULL, Uploads

@@ -13,7 +13,7 @@ from .jobs import Job
 from .sessions import Session
 
 if TYPE_CHECKING:
-    from vidllm.tokenmap import TokenMap
+    from vidllm.tokens import TokenMap
     from vidllm.video import VideoClip
 
 

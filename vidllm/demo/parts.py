@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from vidllm.shipped import sample_videos
+from vidllm.models.shipped import sample_videos
 
 from .arguments import LONGEST_ANSWER, RATE, SHARE
 from .host import Host

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from .screen import Screen
 
 if TYPE_CHECKING:
+    from vidllm.ask.video_llm import VideoLLM
     from vidllm.longvideo.index import VideoIndex
-    from vidllm.pipeline import VideoLLM
     from vidllm.timecode import Span
-    from vidllm.tokenmap import TokenMap
+    from vidllm.tokens import TokenMap
     from vidllm.video import VideoClip
 
     from .jobs import Job

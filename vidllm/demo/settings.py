@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidllm.budget import Limits
 from vidllm.errors import InputError
-from vidllm.limits import check
+from vidllm.errors.bounds import check
+from vidllm.tokens import Limits
 
 if TYPE_CHECKING:
-    from vidllm.pipeline import VideoLLM
+    from vidllm.ask.video_llm import VideoLLM
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Settings:
 
     def load(self) -> VideoLLM:
         """The model of the page."""
-        from vidllm.pipeline import VideoLLM
+        from vidllm.ask.video_llm import VideoLLM
 
         return VideoLLM.from_pretrained(
             self.model,

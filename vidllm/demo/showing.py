@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from vidllm.calls import Call
+from vidllm.ask.calls import Call
+from vidllm.ask.moments import pieces
 from vidllm.errors import VidllmError
-from vidllm.footage import warnings_in
-from vidllm.listening import Listener, Stopped
-from vidllm.moments import pieces
+from vidllm.models.native.footage import warnings_in
+from vidllm.progress import Listener, Stopped
 
 from . import views
 from .drawing import clock, timeline
@@ -27,9 +27,9 @@ from .sessions import Row, Session
 from .strip import strip
 
 if TYPE_CHECKING:
-    from vidllm.answer import Answer
+    from vidllm.ask.answer import Answer
     from vidllm.longvideo.index import VideoIndex
-    from vidllm.tokenmap import TokenMap
+    from vidllm.tokens import TokenMap
 
 Update = dict[Any, Any]
 #: Task, question, compressors, share, frames, longest answer.

@@ -14,7 +14,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from vidllm.tokenmap import TokenMap
+from vidllm.tokens import TokenMap
 from vidllm.video import VideoClip
 
 from .drawing import clock

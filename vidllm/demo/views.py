@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from vidllm.answer import Answer
-from vidllm.comparing import Comparison, first_token
-from vidllm.cost import Receipt
-from vidllm.serving import Offer
+from vidllm.ask.answer import Answer
+from vidllm.ask.comparing import Comparison, first_token
+from vidllm.ask.serving import Offer
+from vidllm.cost.receipt import Receipt
 
 from .drawing import clock
 from .jobs import Heard

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vidllm.budget import Limits
-    from vidllm.pipeline import VideoLLM
+    from vidllm.ask.video_llm import VideoLLM
+    from vidllm.tokens import Limits
 
     from .build import Progress
     from .index import VideoIndex
@@ -61,7 +61,7 @@ def index_video(
             that is possible `path` is an index of it, whose `notes` say what is missing.
     """
     from vidllm.compressors import build as build_method
-    from vidllm.paths import input_file
+    from vidllm.errors.paths import input_file
 
     from .build import Plan, build, check_method
     from .index import VideoIndex

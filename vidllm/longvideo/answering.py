@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vidllm.answer import Answer
-from vidllm.cost import Receipt, Stopwatch, kv_bytes_per_token
+from vidllm.ask.answer import Answer
+from vidllm.ask.prompt import PROMPTS, prompt_ids, unknown_words
+from vidllm.cost.receipt import Receipt, Stopwatch, kv_bytes_per_token
 from vidllm.errors import InputError
-from vidllm.locks import one_at_a_time
-from vidllm.prompt import PROMPTS, prompt_ids, unknown_words
+from vidllm.models.locks import one_at_a_time
 from vidllm.timecode import Span
 
 from .choosing import LOOKS, Vote, elected, grouped
@@ -24,7 +24,7 @@ from .scan import ROWS, Batch, Said, ask_batch
 from .windows import LEVELS, Cuts, clock, on_screen
 
 if TYPE_CHECKING:
-    from vidllm.pipeline import VideoLLM
+    from vidllm.ask.video_llm import VideoLLM
 
     from .index import VideoIndex
 

@@ -14,9 +14,9 @@ import torch
 from vidllm.compressors import Chain, Compressor
 from vidllm.compressors import build as build_method
 from vidllm.errors import InputError, WorkError
-from vidllm.footage import FRAMES, UnknownFootage, warning
-from vidllm.limits import INDEX_FPS, check, within
-from vidllm.locks import alone
+from vidllm.errors.bounds import INDEX_FPS, check, within
+from vidllm.models.locks import alone
+from vidllm.models.native.footage import FRAMES, UnknownFootage, warning
 
 from .disk import UnwrittenError
 from .finishing import PRECISIONS, NoFramesError, finish
@@ -28,8 +28,8 @@ from .tower import Carried, encode_block
 from .windows import clock
 
 if TYPE_CHECKING:
-    from vidllm.budget import Limits
-    from vidllm.pipeline import VideoLLM
+    from vidllm.ask.video_llm import VideoLLM
+    from vidllm.tokens import Limits
 
 #: Called with (seconds of video done, seconds of video).
 Progress = Callable[[float, float], None]
@@ -242,7 +242,7 @@ def check_method(llm: VideoLLM) -> None:
         InputError: with the reason.
     """
     from vidllm.encoders.vision import VisionEncoder
-    from vidllm.models.native import NativeVideoLLM
+    from vidllm.models.native.model import NativeVideoLLM
 
     if not isinstance(llm.model, NativeVideoLLM) or llm.config.time_code != "relative":
         raise InputError(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vidllm.errors import InputError, WorkError
-from vidllm.paths import is_file, output_file, output_folder, shown
+from vidllm.errors.paths import is_file, output_file, output_folder, shown
 
 from .disk import unwritten
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from vidllm.errors import InputError
-from vidllm.limits import SPEC_SIGNS
-from vidllm.schema import (
+from vidllm.errors.bounds import SPEC_SIGNS
+from vidllm.errors.schema import (
     Anything,
     Array,
     Boolean,

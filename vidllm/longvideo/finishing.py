@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vidllm.errors import InputError
-from vidllm.locks import alone
+from vidllm.models.locks import alone
 from vidllm.tokens import VideoTokens
 
 from .parts import Parts
@@ -20,8 +20,8 @@ from .tower import Carried, width
 from .windows import Level, levels_for, on_screen
 
 if TYPE_CHECKING:
+    from vidllm.ask.video_llm import VideoLLM
     from vidllm.compressors import Chain, Compressor
-    from vidllm.pipeline import VideoLLM
 
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
 _CARRIED = 10**5  # blocks behind streaming temporal encoders have these numbers

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vidllm.answer import Answer
+from vidllm.ask.answer import Answer
 from vidllm.errors import InputError
-from vidllm.paths import is_file, output_file
+from vidllm.errors.paths import is_file, output_file
 from vidllm.timecode import Span
 
 from .disk import unwritten
@@ -29,7 +29,7 @@ _TOLD = 5  # stretches without frames that are told
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vidllm.pipeline import VideoLLM
+    from vidllm.ask.video_llm import VideoLLM
 
     from .answering import Reader
 
@@ -173,7 +173,7 @@ class VideoIndex:
             InputError: the index is of another model.
         """
         if self._llm is None:
-            from vidllm.pipeline import VideoLLM
+            from vidllm.ask.video_llm import VideoLLM
 
             llm = VideoLLM.from_pretrained()
             self._check_model(llm)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from vidllm.cost import kv_bytes_per_token
-from vidllm.locks import one_at_a_time
-from vidllm.prompt import prompt_ids
+from vidllm.ask.prompt import prompt_ids
+from vidllm.cost.receipt import kv_bytes_per_token
+from vidllm.models.locks import one_at_a_time
 from vidllm.timecode import Span
 
 from .answering import KEPT_BYTES, Reader

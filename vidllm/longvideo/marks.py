@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidllm.errors import InputError
-from vidllm.limits import short
-from vidllm.paths import input_file, is_file
+from vidllm.errors.bounds import short
+from vidllm.errors.paths import input_file, is_file
 
 if TYPE_CHECKING:
+    from vidllm.ask.video_llm import VideoLLM
     from vidllm.compressors import Chain, Compressor
-    from vidllm.pipeline import VideoLLM
 
 #: What the header of an index begins with.
 KIND = "vidllm index"

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidllm.budget import Limits
 from vidllm.encoders.vision import to_pixels
 from vidllm.errors import InputError, WorkError
-from vidllm.paths import input_file
-from vidllm.readers import Reader, T, Take, open_reader
-from vidllm.video import shown_at
+from vidllm.errors.paths import input_file
+from vidllm.tokens import Limits
+from vidllm.video import Reader, T, Take, open_reader, shown_at
 
 #: Moments in a block: what one call of the vision tower sees, whatever is read at once.
 BLOCK = 64

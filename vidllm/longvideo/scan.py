@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from vidllm.models.native import NativeVideoLLM
+from vidllm.models.native.model import NativeVideoLLM
 
 ROWS = 64  # windows in a batch
 

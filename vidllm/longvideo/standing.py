@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidllm.errors import InputError
-from vidllm.paths import output_file
+from vidllm.errors.paths import output_file
 
 from .marks import is_index, method_facts, method_words, model_mark, source_mark
 from .parts import other
 from .store import IndexFile
 
 if TYPE_CHECKING:
-    from vidllm.pipeline import VideoLLM
+    from vidllm.ask.video_llm import VideoLLM
 
     from .build import Plan
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vidllm.errors import InputError, WorkError
-from vidllm.paths import input_file
+from vidllm.errors.paths import input_file
 
 from .disk import unwritten
 from .facts import check_facts, check_numbers, check_tensors

@@ -11,7 +11,7 @@ from torch import Tensor
 from vidllm.compressors import Chain, Compressor
 from vidllm.encoders.temporal import TemporalEncoder
 from vidllm.errors import InputError
-from vidllm.models.native import NativeVideoLLM
+from vidllm.models.native.model import NativeVideoLLM
 
 _PROBE = 16  # one of so many frames that were not encoded is encoded after all, to state the error
 _AT_ONCE = 16  # frames in the vision tower at once: more are hardly faster, and take more memory

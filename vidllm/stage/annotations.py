@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import WorkError
+from vidllm.errors import WorkError
+
 from .questions import QA_KINDS, Asker, Interval, Question, draw
 from .scenes import Scene, rng_for, unseen_events
 from .words import ORDINALS

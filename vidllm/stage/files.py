@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import InputError, WorkError
+from vidllm.errors import InputError, WorkError
+
 from .annotations import (
     questions_file,
     questions_of,

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..errors import InputError
+from vidllm.errors import InputError
+
 from .words import ACTIONS, COLOUR_NAMES, NOUN_NAMES, REPEATABLE, held_out
 
 SPLITS: tuple[str, ...] = ("train", "val", "test", "test-unseen", "long")

@@ -1,0 +1,402 @@
+"""``vidllm bench``: measurements on files that it makes, of this machine, for people to repeat."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vidllm.cli.options import AsJson, Debug, clean_output, emit, one_of, say
+from vidllm.errors import InputError, WorkError
+from vidllm.errors.bounds import check, short
+from vidllm.errors.paths import output_file
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+app = typer.Typer(help="Measure on files that it makes.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Measure on files that it makes."""
+
+
+@app.command()
+def video(
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the files are made and kept.", file_okay=False)
+    ] = None,
+    seconds_short: Annotated[int, typer.Option(min=1, help="Length of the short file.")] = 60,
+    seconds_long: Annotated[int, typer.Option(min=1, help="Length of the long file.")] = 3600,
+    frames: Annotated[int, typer.Option(min=1, help="Frames read from each file.")] = 32,
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")] = 5,
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Compare PyAV, decord and OpenCV on a short and a long file of the same kind."""
+    from .video_reading import bench_video, render_table
+
+    with clean_output(json):
+        result = bench_video(
+            folder,
+            seconds_short=seconds_short,
+            seconds_long=seconds_long,
+            frames=frames,
+            runs=runs,
+        )
+        if json:
+            emit(result)
+        else:
+            from rich.console import Console
+
+            Console().print(render_table(result))
+
+
+@app.command()
+def compressors(
+    methods: Annotated[
+        str, typer.Option("--methods", help="Names or patterns, comma separated; all by default.")
+    ] = "",
+    frames: Annotated[str, typer.Option(help="Lengths of the clips.")] = "32,128",
+    side: Annotated[int, typer.Option(min=1, help="Tokens along one side of a frame.")] = 14,
+    width: Annotated[int, typer.Option(min=1, help="Width of a token.")] = 3584,
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")] = 3,
+    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
+        "eval/results/compressors-cost.csv"
+    ),
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Time every compressor at real sizes, beside the prefill that it saves."""
+    from .compressor_cost import bench_compressors, compressor_table
+
+    with clean_output(json):
+        rows = bench_compressors(
+            _names(methods),
+            frames=_counts("--frames", frames),
+            side=side,
+            width=width,
+            runs=runs,
+            save=_saver(out),
+        )
+        _show(rows, compressor_table, out, json)
+
+
+@app.command()
+def encoders(
+    names: Annotated[
+        str, typer.Option("--encoders", help="Encoders or rivals, comma separated; all by default.")
+    ] = "",
+    lengths: Annotated[
+        str, typer.Option(help="Lengths of the sequences in tokens.")
+    ] = "512,1024,2048,4096,8192,16384,32768",
+    dims: Annotated[str, typer.Option(help="Widths of a token.")] = "256,1024",
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")] = 3,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
+        "eval/results/encoders-cost.csv"
+    ),
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Time one layer of every temporal encoder beside Mamba without kernels and attention."""
+    from .encoder_cost import bench_encoders, encoder_table
+
+    with clean_output(json):
+        import torch
+
+        where = _device(device)
+        if dtype not in ("float32", "bfloat16"):
+            raise InputError(f"--dtype must be float32 or bfloat16, not {dtype!r}")
+        rows = bench_encoders(
+            _names(names),
+            lengths=_counts("--lengths", lengths),
+            dims=_counts("--dims", dims),
+            runs=runs,
+            device=where,
+            dtype=getattr(torch, dtype),
+            save=_saver(out),
+        )
+        _show(rows, encoder_table, out, json)
+
+
+@app.command()
+def learning(
+    names: Annotated[
+        str, typer.Option("--encoders", help="Temporal encoders, comma separated; all by default.")
+    ] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of every training.")] = 400,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of every encoder.")] = 3,
+    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
+        "eval/results/encoders-learning.csv"
+    ),
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Train every temporal encoder to remember what happened, in what order and for how long."""
+    from .encoder_learning import bench_learning, learning_table
+
+    with clean_output(json):
+        rows = bench_learning(_names(names), steps=steps, seeds=seeds, save=_saver(out))
+        _show(rows, learning_table, out, json)
+
+
+@app.command()
+def recognition(
+    names: Annotated[
+        str,
+        typer.Option(
+            "--encoder", "--encoders", help="Vision encoders, comma separated; all by default."
+        ),
+    ] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of every training.")] = 2000,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of every encoder.")] = 3,
+    tested: Annotated[int, typer.Option(min=1, help="Clips of the test, tens.")] = 400,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
+        "eval/results/encoders-recognition.csv"
+    ),
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Train vision encoders to tell actions that differ only in the order of their pictures."""
+    from .recognition_runs import bench_recognition, recognition_table
+
+    with clean_output(json):
+        rows = bench_recognition(
+            _names(names),
+            steps=steps,
+            seeds=seeds,
+            tested=tested,
+            device=_device(device),
+            save=_saver(out),
+        )
+        _show(rows, recognition_table, out, json)
+
+
+@app.command()
+def models(
+    names: Annotated[
+        str, typer.Option("--models", help="Published models, comma separated.")
+    ] = "qwen2.5-vl-7b,llava-onevision-7b",
+    methods: Annotated[
+        str, typer.Option("--methods", help="Names or patterns; all without training by default.")
+    ] = "",
+    frames: Annotated[str, typer.Option(help="Lengths of the clips.")] = "32,128",
+    keeps: Annotated[str, typer.Option(help="Shares of the video tokens kept.")] = (
+        "1,0.5,0.25,0.1,0.05"
+    ),
+    scale: Annotated[
+        float | None,
+        typer.Option(help="Of width, depth, vocabulary and frames; 1 on a GPU, else 0.1."),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")] = 3,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 32,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="float32 or bfloat16; auto is bfloat16 on a GPU.")
+    ] = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="CSV file to write; eval/results/models-DEVICE.csv.", dir_okay=False),
+    ] = None,
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure prefill, TTFT, decoding and memory at real sizes, beside the FLOPs predicted."""
+    with clean_output(json):
+        import torch
+
+        from .model_cost import bench_models, device_name, models_table
+
+        where = _device(device)
+        one_of("--dtype", dtype, ("auto", "float32", "bfloat16"))
+        half = dtype == "bfloat16" or (dtype == "auto" and where == "cuda")
+        if out is None:
+            words = re.findall(r"[a-z0-9]+", device_name(where).lower())
+            out = Path("eval/results") / f"models-{'-'.join(words)}.csv"
+        rows = bench_models(
+            _names(names),
+            _names(methods),
+            frames=_counts("--frames", frames),
+            keeps=_shares("--keeps", keeps),
+            scale=(1.0 if where == "cuda" else 0.1) if scale is None else scale,
+            runs=runs,
+            new_tokens=new_tokens,
+            device=where,
+            dtype=torch.bfloat16 if half else torch.float32,
+            save=_saver(out),
+        )
+        _show(rows, models_table, out, json)
+
+
+@app.command()
+def long(
+    parts: Annotated[
+        str, typer.Option(help="What to measure, comma separated.")
+    ] = "speed,memory,static,hits,frames,library",
+    clips: Annotated[int, typer.Option(min=1, help="Clips of stage in each part.")] = 30,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where files are made and kept.", file_okay=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of stage.")] = 1,
+    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
+        "eval/results/long.csv"
+    ),
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Index long videos and ask them: speed, memory, reuse, hits by length and depth."""
+    import tempfile
+
+    from .long_videos import bench_long, long_table
+
+    with clean_output(json):
+        where = folder or Path(tempfile.gettempdir()) / "vidllm-bench"
+        rows: list[dict[str, Any]] = []
+        save = _saver(out)
+
+        def keep(row: dict[str, Any]) -> None:
+            rows.append(row)
+            save(rows)
+            say(f"{row['part']} · {row['case']} · {row['measure']}: {row['value']:g}")
+
+        bench_long(_names(parts), where, keep, clips=clips, seed=seed)
+        _show(rows, long_table, out, json)
+
+
+@app.command()
+def kills(
+    targets: Annotated[
+        str, typer.Option(help="What is killed, comma separated.")
+    ] = "eval,index,train",
+    number: Annotated[
+        int, typer.Option("--kills", min=1, help="How often each target is killed.")
+    ] = 20,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Where runs are made; those that fail stay.", file_okay=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the moments and signals.")] = 0,
+    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
+        "docs/results/kills.csv"
+    ),
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Kill eval, index and train at random moments; they must end as if nothing had been."""
+    import tempfile
+
+    from .kills import bench_kills, counts, kills_table
+
+    with clean_output(json):
+        where = folder or Path(tempfile.gettempdir()) / "vidllm-bench-kills"
+        rows: list[dict[str, Any]] = []
+        save = _saver(out)
+
+        def keep(row: dict[str, Any]) -> None:
+            rows.append(row)
+            save(rows)
+            say(f"{row['target']} · run {row['run']} · {row['signal'] or 'none'}: {row['outcome']}")
+
+        bench_kills(_names(targets), where, kills=number, seed=seed, keep=keep)
+        if json:
+            emit({"rows": rows, "counts": counts(rows), "csv": str(out)})
+        else:
+            _show(rows, kills_table, out, json)
+        if failed := [row for row in rows if row["outcome"] in ("failed", "other bytes")]:
+            first = failed[0]
+            raise WorkError(
+                f"{len(failed)} starts did not end as they should, the first in {first['kept']}: "
+                f"{first['said']}"
+            )
+
+
+@app.command()
+def footage(
+    clips: Annotated[int, typer.Option(min=1, help="Of every split and treatment.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of stage.")] = 9,
+    model: Annotated[str | None, typer.Option(help="As for ask.")] = None,
+    other: Annotated[
+        Path | None,
+        typer.Option(help="More footage, a sub-folder a kind.", file_okay=False),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
+        "eval/results/footage.csv"
+    ),
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Count how often known footage is refused, and how often other footage is not."""
+    from .footage_runs import bench_footage, footage_table
+
+    with clean_output(json):
+        from vidllm.ask.video_llm import VideoLLM
+
+        llm = VideoLLM.from_pretrained(model)
+        rows = bench_footage(llm, clips=clips, seed=seed, other=other, save=_saver(out))
+        _show(rows, footage_table, out, json)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device must be auto, cpu or cuda, not {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no GPU here; use --device cpu")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _shares(option: str, text: str) -> list[float]:
+    try:
+        shares = [float(part) for part in _names(text)]
+    except ValueError:
+        raise InputError(f"{option} is a list of shares such as 1,0.5, not {short(text)}") from None
+    for share in shares:
+        check("keep", share, option)
+    return shares
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _counts(option: str, text: str) -> list[int]:
+    if not all(part.isdecimal() and len(part) < 20 for part in _names(text)) or not _names(text):
+        raise InputError(f"{option} is a list of counts such as 32,128, not {short(text)}")
+    counts = [int(part) for part in _names(text)]
+    for count in counts:
+        check(option.lstrip("-"), count, option)
+    return counts
+
+
+def _saver(out: Path) -> Callable[[list[dict[str, Any]]], None]:
+    """Writes the rows so far: what was measured stays, whatever comes after."""
+    output_file(out)
+    import pandas
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return lambda rows: pandas.DataFrame(rows).to_csv(out, index=False)
+
+
+def _show(
+    rows: list[dict[str, Any]],
+    table: Callable[[list[dict[str, Any]]], Table],
+    out: Path,
+    json: bool,
+) -> None:
+    if json:
+        emit({"rows": rows, "csv": str(out)})
+        return
+    from rich.console import Console
+
+    console = Console()
+    # A file or a pipe has no width of its own: wide enough for the widest table.
+    (console if console.is_terminal else Console(width=180)).print(table(rows))
+    say(f"written to {out}")

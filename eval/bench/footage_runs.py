@@ -1,0 +1,340 @@
+"""``vidllm bench footage``: how often known footage is refused, and unknown footage is not.
+
+Clips of the made world from seeds that the statistics were not made of, encoded, scaled, cut and
+framed in many ways; and footage of other kinds, made here (patterns, noise, plain colours, slides,
+drawn shapes) or given in a folder with one sub-folder a kind. All are real files, read as `ask`
+reads them.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from vidllm.errors import InputError, VidllmError
+from vidllm.models.native.footage import clip_pixels
+from vidllm.stage.files import clip_scene, one_thread
+from vidllm.stage.render import VIDEO_SIZE, render, to_uint8
+from vidllm.stage.tracks import tracks
+from vidllm.video import load_video
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vidllm.ask.video_llm import VideoLLM
+    from vidllm.stage.scenes import Scene
+
+#: Frames of a made clip, and how many a cut one has, in a row at the scene's own rate.
+FRAMES, RATE = 24, 10
+_PARTS = 8  # of a given file, beside the whole
+_PART_SECONDS = 4.0
+_PATTERNS = ("testsrc", "testsrc2", "smptebars", "smptehdbars", "pal75bars", "rgbtestsrc",
+             "yuvtestsrc", "mandelbrot", "life=s=320x240", "cellauto", "sierpinski",
+             "gradients=s=320x240")  # fmt: skip
+_COLOURS = ((0, 0, 0), (255, 255, 255), (128, 128, 128), (60, 70, 50), (20, 30, 90), (200, 30, 30))
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What is done to a clip's frames on their way into a file.
+
+    Attributes:
+        size: width and height of the file. bars: rows above and below, columns left and right, in
+            pixels of the 128. frames: so many only. rate: of the file, in frames a second.
+        row: frames in a row at the scene's rate instead of over all of it. dark: factor on levels.
+    """
+
+    codec: str = "libx264"
+    options: dict[str, str] = field(default_factory=lambda: {"crf": "20", "preset": "veryfast"})
+    size: tuple[int, int] = (VIDEO_SIZE, VIDEO_SIZE)
+    bars: tuple[int, int] = (0, 0)
+    frames: int = FRAMES
+    rate: int = RATE
+    row: bool = False
+    dark: float = 1.0
+
+
+_HARD = {"crf": "35", "preset": "veryfast"}
+_VP9 = {"crf": "40", "b": "0", "cpu-used": "8", "deadline": "realtime"}
+#: What is done to clips of the made world.
+TREATMENTS: dict[str, Treatment] = {
+    "as it is": Treatment(),
+    "in a row": Treatment(row=True),
+    "crf 35": Treatment(options=_HARD),
+    "mpeg4": Treatment("mpeg4", {"qscale": "8"}),
+    "vp9": Treatment("libvpx-vp9", _VP9),
+    "64 x 64": Treatment(size=(64, 64)),
+    "640 x 640": Treatment(size=(640, 640)),
+    "320 x 180": Treatment(size=(320, 180)),
+    "90 x 160, crf 35": Treatment(size=(90, 160), options=_HARD),
+    "letterbox": Treatment(bars=(28, 0)),
+    "pillarbox, mpeg4": Treatment("mpeg4", {"qscale": "8"}, bars=(0, 50)),
+    "60 fps": Treatment(rate=60),
+    "1 frame": Treatment(frames=1),
+    "2 to 8 frames": Treatment(frames=5, row=True),
+}
+
+
+def bench_footage(
+    llm: VideoLLM,
+    *,
+    clips: int = 20,
+    seed: int = 9,
+    other: Path | None = None,
+    save: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
+) -> list[dict[str, Any]]:
+    """Score known and unknown footage.
+
+    Args:
+        llm: a model that carries statistics. clips: of every split and treatment.
+        seed: of the benchmark whose clips are taken. other: a folder with a sub-folder a kind.
+        save: called with the rows so far.
+
+    Returns:
+        Rows: footage ("made world" or "other"), kind, treatment, clips, told (refused ones),
+        wrong, lowest and highest score, threshold.
+
+    Raises:
+        InputError: a model without statistics, or a folder that is none.
+    """
+    if llm.footage is None:
+        raise InputError("this model carries no statistics of its footage: see docs/footage.md")
+    if other is not None and not other.is_dir():
+        raise InputError(f"--other {other} is no folder")
+    rows: list[dict[str, Any]] = []
+    with one_thread(), tempfile.TemporaryDirectory() as made:
+        home = Path(made)
+        for split in ("train", "test", "test-unseen", "long"):
+            for name, treatment in TREATMENTS.items():
+                scores = [
+                    _score(llm, _known(home, split, seed, number, treatment))
+                    for number in range(clips)
+                ]
+                rows.append(_row(llm, "made world", split, name, scores))
+                save(rows)
+        found: dict[str, list[float]] = defaultdict(list)
+        for kind, file, span in _others(home, other):
+            with suppress(VidllmError):  # no video, or a pattern that this FFmpeg lacks
+                found[kind].append(_score(llm, file, *span))
+        for kind, scores in found.items():
+            rows.append(_row(llm, "other", kind, "", scores))
+        save(rows)
+    return rows
+
+
+def footage_table(rows: list[dict[str, Any]]) -> Table:
+    """The rows for people."""
+    from rich.table import Table
+
+    table = Table(title="Footage that is refused")
+    for name in ("footage", "kind", "treatment", "clips", "refused", "wrong", "scores"):
+        table.add_column(name)
+    for row in rows:
+        table.add_row(row["footage"], row["kind"], row["treatment"], str(row["clips"]),
+                      str(row["refused"]), str(row["wrong"]),
+                      f"{row['lowest']:.2f} – {row['highest']:.2f}")  # fmt: skip
+    return table
+
+
+def _row(
+    llm: VideoLLM, footage: str, kind: str, treatment: str, scores: list[float]
+) -> dict[str, Any]:
+    assert llm.footage is not None
+    most = llm.footage.card.threshold
+    refused = sum(score > most for score in scores)
+    wrong = refused if footage == "made world" else len(scores) - refused
+    return {
+        "footage": footage, "kind": kind, "treatment": treatment, "clips": len(scores),
+        "refused": refused, "wrong": wrong, "lowest": round(min(scores), 2),
+        "highest": round(max(scores), 2), "threshold": most,
+    }  # fmt: skip
+
+
+def _score(
+    llm: VideoLLM, file: Path, start: float | None = None, end: float | None = None
+) -> float:
+    clip = load_video(file, frames=llm.usual_frames, start=start, end=end)
+    assert llm.footage is not None
+    return llm.footage.score(llm.model.vision, clip_pixels(clip, llm.model.vision.image_size))
+
+
+def _known(home: Path, split: str, seed: int, number: int, how: Treatment) -> Path:
+    scene = clip_scene(split, seed, number)
+    count = how.frames
+    rng = np.random.default_rng([29, seed, number])
+    if how.row:
+        count = min(count, scene.frame_count)
+        count = count if how.frames == FRAMES else int(rng.integers(2, 9))
+        seconds = (rng.integers(max(1, scene.frame_count - count)) + np.arange(count)) / scene.fps
+    else:
+        seconds = (np.arange(count) + 0.5) * scene.duration / count
+    frames = _painted(scene, seconds, number)
+    up, side = how.bars
+    frames = np.pad(frames, ((0, 0), (up, up), (side, side), (0, 0)))
+    size = how.size if how.bars == (0, 0) else None
+    ending = ".webm" if "vp9" in how.codec else ".mp4"
+    return write_frames(home / f"known{ending}", frames, how.codec, how.options, how.rate, size)
+
+
+def _painted(scene: Scene, seconds: np.ndarray, seed: int) -> np.ndarray:
+    """Frames (F, 128, 128, 3) uint8 of a scene at some seconds."""
+    moving, count = tracks(scene, seconds), len(seconds)
+    painted = render(
+        torch.from_numpy(moving.state),
+        torch.from_numpy(moving.glyph).expand(count, -1),
+        torch.from_numpy(moving.background).expand(count, -1, -1),
+        torch.full((count,), moving.noise),
+        torch.from_numpy(seconds).float(),
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return to_uint8(painted).numpy()
+
+
+def write_frames(
+    file: Path,
+    frames: np.ndarray,
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+    rate: int = RATE,
+    size: tuple[int, int] | None = None,
+) -> Path:
+    """Encode (F, H, W, 3) uint8 frames, scaled to (width, height) where a size is given."""
+    import av
+
+    width, height = size or (frames.shape[2], frames.shape[1])
+    with av.open(str(file), "w") as out:
+        stream: Any = out.add_stream(codec, rate=Fraction(rate))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"threads": "1", **(options or {"crf": "20", "preset": "veryfast"})}
+        for picture in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame = frame.reformat(width=width, height=height, format="yuv420p")
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return file
+
+
+Span = tuple[float | None, float | None]
+
+
+def _others(home: Path, given: Path | None) -> Iterator[tuple[str, Path, Span]]:
+    """Kind, file and range of everything that is not of the made world."""
+    whole: Span = (None, None)
+    file = home / "other.mp4"
+    for number in range(8):
+        yield "noise", write_frames(file, noise(number)), whole
+        yield "slides", write_frames(file, slides(number)), whole
+        yield "numbered cells", write_frames(file, cells(number)), whole
+    for number, colour in enumerate(_COLOURS):
+        yield "plain colour", write_frames(file, plain(colour)), whole
+        yield "plain colour with grain", write_frames(file, plain(colour, 9, number)), whole
+    for number in range(24):
+        yield "drawn shapes", write_frames(file, shapes(number)), whole
+    for pattern in _PATTERNS:
+        if (frames := _pattern(pattern)) is not None:
+            yield "test patterns", write_frames(file, frames), whole
+    for folder in sorted(p for p in given.iterdir() if p.is_dir()) if given else ():
+        for video in sorted(p for p in folder.iterdir() if p.is_file()):
+            yield folder.name, video, whole
+            with suppress(VidllmError):
+                length = load_video(video, frames=1).duration
+                parts = min(_PARTS, int(length // _PART_SECONDS))
+                for start in np.linspace(0, length - _PART_SECONDS, parts) if parts > 1 else ():
+                    yield folder.name, video, (float(start), float(start) + _PART_SECONDS)
+
+
+def noise(seed: int) -> np.ndarray:
+    """Random pixels, grey or coloured."""
+    rng = np.random.default_rng(seed)
+    made = rng.integers(0, 256, (FRAMES, 128, 160, 1 + 2 * (seed % 2)), dtype=np.uint8)
+    return np.broadcast_to(made, (FRAMES, 128, 160, 3))
+
+
+def plain(colour: tuple[int, int, int], grain: float = 0.0, seed: int = 0) -> np.ndarray:
+    """One colour, with grain of so many levels."""
+    rng = np.random.default_rng(seed)
+    frames = np.broadcast_to(np.asarray(colour, np.float64), (FRAMES, 120, 160, 3))
+    return np.clip(frames + rng.normal(0, grain, (FRAMES, 120, 160, 1)), 0, 255).astype(np.uint8)
+
+
+def cells(seed: int) -> np.ndarray:
+    """A board of black and white cells that change."""
+    rng = np.random.default_rng(seed)
+    board = rng.integers(0, 2, (FRAMES, 3 + seed, 4 + seed, 1)) * 215 + 20
+    return np.repeat(np.repeat(np.repeat(board, 24, 1), 24, 2), 3, 3).astype(np.uint8)
+
+
+def slides(seed: int) -> np.ndarray:
+    """Pages of text, light or dark."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    rng = np.random.default_rng(seed)
+    dark = seed % 2 == 1
+    ground = tuple(int(v) for v in rng.integers(*((10, 80) if dark else (215, 256)), 3))
+    ink = (235, 235, 235) if dark else (20, 20, 20)
+    pages = []
+    for page in range(4):
+        image = Image.new("RGB", (640, 360), ground)
+        pen = ImageDraw.Draw(image)
+        pen.text((30, 20), f"Chapter {seed}.{page}", font=ImageFont.load_default(36), fill=ink)
+        for line in range(6):
+            words = " ".join(f"word{n}" for n in rng.integers(0, 99, 7))
+            pen.text((40, 90 + 40 * line), f"- {words}", font=ImageFont.load_default(18), fill=ink)
+        pages += [np.asarray(image)] * (FRAMES // 4)
+    return np.stack(pages)
+
+
+def shapes(seed: int) -> np.ndarray:
+    """A simple cartoon: shapes of one colour that move over plain ground."""
+    from PIL import Image, ImageDraw
+
+    rng = np.random.default_rng(seed)
+    ground = tuple(int(v) for v in rng.integers(0, 256, 3))
+    count = int(rng.integers(2, 7))
+    colours, kinds = rng.integers(0, 256, (count, 3)), rng.integers(0, 3, count)
+    ranges = ((0.1, 0.6), (0.0, 7.0), (14.0, 44.0))
+    speed, phase, half = (rng.uniform(low, high, (count, 2)) for low, high in ranges)
+    frames = []
+    for t in range(FRAMES):
+        image = Image.new("RGB", (320, 240), ground)
+        pen = ImageDraw.Draw(image)
+        for i in range(count):
+            x, y = (160 + 130 * math.sin(t * speed[i, 0] + phase[i, 0]),
+                    120 + 90 * math.sin(t * speed[i, 1] + phase[i, 1]))  # fmt: skip
+            r, fill = half[i, 0], tuple(map(int, colours[i]))
+            if kinds[i] == 0:
+                pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+            elif kinds[i] == 1:
+                pen.rectangle((x - r, y - r, x + r, y + r), fill=fill)
+            else:
+                pen.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill=fill)
+        frames.append(np.asarray(image))
+    return np.stack(frames)
+
+
+def _pattern(source: str) -> np.ndarray | None:
+    """Frames of one of FFmpeg's sources; None where this build lacks it."""
+    import av
+
+    try:
+        with av.open(source, format="lavfi") as opened:
+            frames = []
+            for number, frame in enumerate(opened.decode(video=0)):
+                if number % 3 == 0:
+                    small = frame.reformat(width=320, height=240, format="rgb24")
+                    frames.append(small.to_ndarray())
+                if len(frames) == FRAMES:
+                    break
+    except (av.FFmpegError, ValueError):
+        return None
+    return np.stack(frames)

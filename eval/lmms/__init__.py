@@ -1,0 +1,1 @@
+"""vidllm's models inside lmms-eval."""

@@ -1,0 +1,1 @@
+"""From a benchmark's items to a finished folder of rows and scores."""

@@ -1,0 +1,230 @@
+"""What `VideoLLM.from_pretrained` needs: weights, tokenizer, device and compressors by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.hub import cached_file
+
+from vidllm.compressors import Chain, Compressor, build
+from vidllm.errors import InputError, WorkError
+from vidllm.errors.bounds import check, lacks_memory
+from vidllm.errors.paths import is_folder
+from vidllm.models.families import FAMILIES
+from vidllm.models.families.pixels import pixel_options
+from vidllm.models.families.scripts import SCRIPTS
+from vidllm.models.folder import check_folder
+from vidllm.models.native.model import NativeConfig, NativeVideoLLM
+from vidllm.timecode import get_timecode
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_compressor(
+    config: NativeConfig,
+    compressors: str | Compressor | Chain | None,
+    keep: float | None,
+    tokens: int | None = None,
+) -> Compressor | Chain:
+    """The compressors of a call; what is not said comes from the model's own training.
+
+    With a number of `tokens` a method needs no share of its own.
+    """
+    if keep is not None:
+        check("keep", keep)
+    if compressors is None:
+        if keep is None:
+            return build(config.compressors, keep=config.keep)
+        if keep == 1:
+            return build("none")
+        spec = config.compressors if config.compressors != "none" else "uniform"
+        return build(spec, keep=keep)
+    if not isinstance(compressors, str):
+        if keep is not None:
+            raise InputError("keep goes with a compressor's name; an instance has its own")
+        return compressors
+    if keep is not None:
+        return build(compressors, keep=keep)
+    made = build(compressors)
+    free = made.items[-1].is_free() if isinstance(made, Chain) else made.is_free()
+    if free and made.name != "none" and tokens is None:
+        raise InputError(f"how much should '{compressors}' keep? Give keep, for example keep=0.25")
+    return made
+
+
+def choose_device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device '{name}' cannot be used here: use cpu") from error
+    return device
+
+
+def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The number type of a name; "auto" is float32 on a CPU and bfloat16 elsewhere."""
+    if name in (None, "auto"):
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in DTYPES:
+        raise InputError(f"dtype must be auto or one of {', '.join(DTYPES)}, not '{name}'")
+    return DTYPES[str(name)]
+
+
+def model_kind(folder: str) -> str:
+    """The model type of a folder or of a name on the hub; no code of the model's own is run.
+
+    Raises:
+        InputError: no such model, or a config that cannot be read.
+    """
+    local = is_folder(folder)
+    if local:
+        check_folder(folder)
+    try:
+        found, _ = PretrainedConfig.get_config_dict(folder)
+    except Exception as error:  # whatever a config's fields trip over
+        if local:
+            raise InputError(f"{folder} holds no model whose config.json can be read") from error
+        raise InputError(
+            f"no model '{folder}': it is no folder, and the hub lacks it or is out of reach"
+        ) from error
+    kind = str(found.get("model_type") or "unnamed")
+    if kind != NativeConfig.model_type and kind not in FAMILIES:
+        served = ", ".join(name for name, _, _ in FAMILIES.values())
+        raise InputError(
+            f"'{folder}' is a {kind} model, which is not served: use one of {served}, or leave "
+            "--model out for the shipped one"
+        )
+    return kind
+
+
+def has_temporal(folder: str) -> bool:
+    """Whether a model of a folder or a name on the hub has a temporal encoder, by its config.
+
+    Raises:
+        InputError: as `model_kind`.
+    """
+    if model_kind(folder) != NativeConfig.model_type:
+        return False  # no family of the hub has one
+    found, _ = PretrainedConfig.get_config_dict(folder)
+    encoders = found.get("temporal") or []
+    return any(spec.get("name") != "identity" for spec in encoders)  # that mixes nothing
+
+
+def usual_frames(folder: str) -> int | None:
+    """Frames that a model's family is asked with; None for the project's own models."""
+    script = SCRIPTS.get(model_kind(folder))
+    return None if script is None else script.frames
+
+
+def load_native(folder: str, attn: str | None) -> tuple[NativeVideoLLM, PreTrainedTokenizerBase]:
+    """A model of this project and its tokenizer, in float32 on the CPU.
+
+    Raises:
+        WorkError: weights or tokenizer that cannot be read.
+    """
+    model = _weights(NativeVideoLLM, folder, attn, torch.float32)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # whatever the tokenizer's files hold
+        raise _unreadable(folder, error) from error
+    _check_words(folder, model, tokenizer)
+    return model, tokenizer
+
+
+def _check_words(folder: str, model: NativeVideoLLM, tokenizer: PreTrainedTokenizerBase) -> None:
+    """See that weights are numbers and that the tokenizer is that of its model.
+
+    Raises:
+        WorkError: they are not.
+    """
+    for name, value in model.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise WorkError(f"the weights in {folder} are damaged: {name} holds what is no number")
+    rows = int(model.language_model.get_input_embeddings().weight.shape[0])
+    config, problem = model.config, ""
+    if len(tokenizer) > rows or max(tokenizer.get_vocab().values(), default=0) >= rows:
+        problem = f"it has more words than the {rows} of the model"
+    elif tokenizer.eos_token_id is None:
+        problem = "it has no token that ends an answer"
+    elif config.time_code == "relative":
+        code = get_timecode("relative", n=config.time_tokens)
+        ids = tokenizer.convert_tokens_to_ids(list(code.special_tokens))
+        first = config.time_token_start
+        if ids != list(range(first, first + config.time_tokens)):
+            problem = "its time tokens are not where config.json says"
+    if problem:
+        raise WorkError(f"the tokenizer in {folder} does not fit its model: {problem}")
+
+
+def load_hub(
+    folder: str, attn: str | None, dtype: torch.dtype
+) -> tuple[torch.nn.Module, PreTrainedTokenizerBase, str | None, dict[str, Any]]:
+    """A model of one of the hub's families, with all that it takes to ask it.
+
+    Returns:
+        The model on the CPU, its tokenizer, its chat template or None, and the options of its
+        pixels (see `models.hf.pixels.pixel_options`).
+
+    Raises:
+        InputError: files of the tokenizer or of the preprocessor that are missing.
+        WorkError: weights that cannot be read.
+    """
+    pixels = pixel_options(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever the tokenizer's class trips over
+        raise InputError(
+            f"the tokenizer of '{folder}' cannot be loaded: put tokenizer.json and "
+            "tokenizer_config.json beside its weights"
+        ) from error
+    model = _weights(AutoModelForImageTextToText, folder, attn, dtype)
+    return model, tokenizer, _chat_template(folder, tokenizer), pixels
+
+
+def _weights(cls: Any, folder: str, attn: str | None, dtype: torch.dtype) -> Any:
+    options: dict[str, Any] = {} if attn is None else {"attn_implementation": attn}
+    report: dict[str, Any]
+    try:
+        loaded: Any = cls.from_pretrained(folder, output_loading_info=True, dtype=dtype, **options)
+        model, report = loaded
+    except Exception as error:  # whatever config and weights trip over together
+        raise _unreadable(folder, error) from error
+    missing = [k for k in report["missing_keys"] if not k.endswith("lm_head.weight")]
+    if missing or report["unexpected_keys"]:
+        raise WorkError(
+            f"the weights in {folder} do not fit their config: {len(missing)} missing, "
+            f"{len(report['unexpected_keys'])} too many"
+        )
+    return model
+
+
+def _unreadable(folder: str, error: Exception) -> WorkError:
+    if lacks_memory(error):
+        return WorkError(f"the model in {folder} takes more memory than is free: use a smaller one")
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return WorkError(f"the model in {folder} cannot be loaded: {line}")
+
+
+def _chat_template(folder: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The processor's own template, which knows videos, or else the tokenizer's."""
+    for name in ("chat_template.jinja", "chat_template.json"):
+        path = cached_file(folder, name, _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            text = Path(path).read_text(encoding="utf-8")
+            try:
+                return text if name.endswith("jinja") else str(json.loads(text)["chat_template"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{name} of '{folder}' holds no chat template") from error
+    found: Any = tokenizer.chat_template
+    return found.get("default") if isinstance(found, dict) else found

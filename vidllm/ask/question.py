@@ -1,0 +1,110 @@
+"""How long a question may be: looked at before it is tokenised, and before a video is read.
+
+The bytes of a text are bounded first, so that no tokenizer works for seconds on what is refused
+anyway; then prompt, video and answer are counted against the positions that the model has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vidllm.errors import InputError
+from vidllm.errors.bounds import short
+
+#: Bytes of one question: the subtitles of a film, which some benchmarks put into it, fit.
+QUESTION_BYTES = 2**18
+#: Bytes that a token stands for at most in a text that somebody wrote.
+TOKEN_BYTES = 32
+#: Questions of one call.
+QUESTIONS = 4096
+#: Tokens of a question to a model that was trained from nothing, on questions of one sentence.
+SENTENCE_TOKENS = 1024
+
+
+def questions_of(question: object) -> list[str]:
+    """One question or several as a list, each looked at by `check_text`.
+
+    Raises:
+        InputError: none, too many, or one that is no text or too long.
+    """
+    if isinstance(question, str):
+        found: list[Any] = [question]
+    elif isinstance(question, (list, tuple)):
+        found = list(question)
+    else:
+        raise InputError(f"a question is text, or a list of texts, not {short(question)}")
+    if not found:
+        raise InputError("no question was asked: give at least one")
+    if len(found) > QUESTIONS:
+        raise InputError(f"a call asks at most {QUESTIONS} questions, not {len(found)}")
+    for text in found:
+        check_text(text)
+    return found
+
+
+def check_text(question: object, positions: int | None = None) -> None:
+    """See that a question is text that can be tokenised.
+
+    Args:
+        positions: of the model, if that is known.
+
+    Raises:
+        InputError: something else, or more bytes than any model reads.
+    """
+    if not isinstance(question, str):
+        raise InputError(f"a question is text, not {short(question)}")
+    try:
+        size = len(question.encode())
+    except UnicodeEncodeError as error:
+        sign = question[error.start].encode("unicode_escape").decode("ascii")
+        raise InputError(
+            f"the question holds {sign}, which is half a sign and no text: leave it out"
+        ) from error
+    most = QUESTION_BYTES if positions is None else min(QUESTION_BYTES, TOKEN_BYTES * positions)
+    if size > most:
+        raise InputError(f"the question has {size} bytes, more than {most}: ask a shorter one")
+
+
+def positions_of(decoder: Any) -> int | None:
+    """Positions that a decoder's config gives its model; None where it does not say."""
+    most = getattr(decoder, "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 else None
+
+
+def check_room(
+    positions: int | None, *, text: int, video: int = 0, answer: int = 0, question: int = 0,
+    sentence: bool = False,
+) -> None:  # fmt: skip
+    """See that a prompt and its answer have room.
+
+    Args:
+        positions: of the model; None for no bound. text: tokens of the prompt that are no video,
+            those of the question among them. video: positions that the video takes, uncompressed.
+            answer: its longest. question: tokens of the question and what follows it.
+            sentence: the model knows questions of a sentence only.
+
+    Raises:
+        InputError: they have not.
+    """
+    if sentence and question > SENTENCE_TOKENS:
+        raise InputError(
+            f"the question has {question} tokens; this model was trained on questions of a "
+            f"sentence and reads at most {SENTENCE_TOKENS}: ask a shorter one"
+        )
+    whole = text + video + answer
+    if positions is not None and whole > positions:
+        parts = [f"{text} tokens of text", *([f"{video} of the video"] if video else [])]
+        raise InputError(
+            f"{', '.join(parts)} and {answer} for the answer are {whole}, more than the "
+            f"{positions} positions of this model: ask a shorter question, sample fewer frames, "
+            "or allow a shorter answer"
+        )
+
+
+def longest(prompts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[int, int]:
+    """Tokens of the longest prompt, and of the longest question, of pairs (before, after)."""
+    return (
+        max((len(head) + len(tail) for head, tail in prompts), default=0),
+        max((len(tail) for _, tail in prompts), default=0),
+    )

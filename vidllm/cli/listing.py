@@ -1,0 +1,105 @@
+"""What there is to choose from, by kind: the contents of ``vidllm list``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import asdict
+from fnmatch import fnmatch
+from importlib.metadata import entry_points
+from typing import Any
+
+from vidllm.errors import InputError
+
+
+def entries(kind: str, pattern: str = "*") -> list[dict[str, Any]]:
+    """Everything of a kind whose name matches a wildcard pattern; each has name and summary.
+
+    Raises:
+        InputError: an unknown kind, or a pattern that nothing matches.
+    """
+    if kind not in KINDS:
+        close = difflib.get_close_matches(kind, KINDS, n=1) or list(KINDS)
+        raise InputError(f"nothing to list called {kind!r}: did you mean {' or '.join(close)}?")
+    everything = KINDS[kind]()
+    found = [entry for entry in everything if fnmatch(str(entry["name"]), pattern)]
+    if not found and everything:
+        names = ", ".join(str(entry["name"]) for entry in everything)
+        raise InputError(f"none of the {kind} match {pattern!r}: there are {names}")
+    return found
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """The entries as lines of name, tags and summary."""
+    if not found:
+        return "none"
+    width = max(len(str(entry["name"])) for entry in found)
+    return "\n".join(f"{entry['name']:<{width}}  {_line(entry)}".rstrip() for entry in found)
+
+
+def _line(entry: dict[str, Any]) -> str:
+    tags = [str(entry[key]) for key in ("kind", "stage") if entry.get(key)]
+    if entry.get("compressors"):
+        tags.append(f"{entry['compressors']}, keep {entry.get('keep'):g}")
+    tags += ["reads the question"] if entry.get("query_aware") else []
+    tags += ["needs training, no weights shipped"] if entry.get("trained") else []
+    paper = f" [{entry['paper']}]" if entry.get("paper") else ""
+    same = f"; the same as {entry['same_as'].replace('`', '')}" if entry.get("same_as") else ""
+    return f"{'(' + ', '.join(tags) + ') ' if tags else ''}{entry.get('summary', '')}{same}{paper}"
+
+
+def _compressors() -> list[dict[str, Any]]:
+    from vidllm.compressors import describe
+
+    return describe()
+
+
+def _models() -> list[dict[str, Any]]:
+    """What is shipped, and the families of hub models that are served."""
+    from vidllm.cost.presets import PRESETS
+    from vidllm.models.families import FAMILIES
+    from vidllm.models.folder import read_config
+    from vidllm.models.shipped import shipped_models, weights_dir
+
+    found = []
+    for name in shipped_models():
+        config = read_config(weights_dir() / name)
+        files = (weights_dir() / name).glob("*.safetensors")
+        size = sum(file.stat().st_size for file in files) / 1e6
+        kind = str(config.get("model_type", ""))
+        summary = f"{size:.1f} MB of weights, in {weights_dir().name}/{name}"
+        found.append({"name": name, "kind": kind, "summary": summary})
+    for kind, (family, _, _) in FAMILIES.items():
+        hubs = [p.hub for p in PRESETS.values() if p.hub and p.config["model_type"] == kind]
+        summary = f"family of hub models, for example {', '.join(hubs)}"
+        found.append({"name": family, "kind": kind, "summary": summary})
+    return found
+
+
+def _recipes() -> list[dict[str, Any]]:
+    from vidllm.ask.recipes import list_recipes
+
+    return [asdict(recipe) for recipe in list_recipes()]
+
+
+def _encoders() -> list[dict[str, Any]]:
+    from .pages import encoder_entries
+
+    return encoder_entries()
+
+
+def _tasks() -> list[dict[str, Any]]:
+    # Floor 5 rooms do not import each other: the benchmarks are found by their entry points.
+    found: list[dict[str, Any]] = []
+    for entry in entry_points(group="vidllm.tasks"):
+        found += entry.load()()
+    return found
+
+
+KINDS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "compressors": _compressors,
+    "models": _models,
+    "recipes": _recipes,
+    "encoders": _encoders,
+    "tasks": _tasks,
+}

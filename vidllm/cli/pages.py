@@ -1,0 +1,315 @@
+"""Pages of docs/ made from registries and test results: ``vidllm list KIND --markdown``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from vidllm.errors import InputError
+
+
+def page(kind: str) -> str:
+    """The page docs/KIND.md.
+
+    Raises:
+        InputError: a kind that has no page, or results that are not there.
+    """
+    pages = {"compressors": _compressors, "encoders": _encoders, "models": _models}
+    if kind not in pages:
+        raise InputError(f"--markdown is for {', '.join(pages)}, not for {kind}")
+    return "\n".join(pages[kind]()) + "\n"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    lines += [f"| {' | '.join(cells)} |" for cells in rows]
+    return [line.replace("|  |", "| |").replace("|  |", "| |") for line in lines]
+
+
+def _compressors() -> list[str]:
+    from vidllm.compressors import STAGES, describe
+
+    found = describe()
+    where = {
+        "vision": "inside or right after the vision tower",
+        "tokens": "between the projector and the decoder",
+        "prefill": "between decoder layers, while the prompt is read",
+        "cache": "in the KV cache, while answering",
+    }
+    lines = [
+        "# Compressors",
+        "",
+        "Made by `vidllm list compressors --markdown`; every method keeps an exact budget and the",
+        "seconds of every token. Options: `vidllm list compressors NAME --json`. How to add one:",
+        "[new-compressor.md](new-compressor.md).",
+        "",
+        "A method that *needs training* has parameters, and **no trained ones are shipped**:",
+        "until you train it and give `NAME:weights=FILE` it runs on random weights (`pyra` and",
+        "`timesuite` on ones that do nothing), and every answer carries a note that says so.",
+    ]
+    columns = ["name", "what it does", "needs training", "reads the question", "needs", "paper"]
+    for stage in STAGES:
+        rows = []
+        for entry in (e for e in found if e["stage"] == stage):
+            reads = entry["query_aware"] or any("decoder" in need for need in entry["needs"])
+            flags = ["yes" if flag else "" for flag in (entry["trained"], reads)]
+            needs = ", ".join(entry["needs"])
+            rows.append([f"`{entry['name']}`", entry["summary"], *flags, needs, entry["paper"]])
+        if rows:
+            lines += ["", f"## {stage}: {where[stage]}", "", *_table(columns, rows)]
+    lines += ["", "## Where two are one", "", "Two names that leave the very same tokens:", ""]
+    lines += [f"- `{e['name']}`: {e['same_as']}." for e in found if e["same_as"]]
+    lines += [
+        "- On a grid of 2 × 2 (the shipped model's) at 25 % and 12.5 %, all that merge whole",
+        "  frames have one way to do it, to the last digits: `spatial-pool`, `tome`, `mustdrop`,",
+        "  `visionzip`, untrained `pyra` and untrained `timesuite`.",
+    ]
+    return lines
+
+
+def _encoders() -> list[str]:
+    from vidllm.encoders import heads, temporal, vision
+
+    lines = [
+        "# Encoders",
+        "",
+        "Made by `vidllm list encoders --markdown`. How they compare in speed and in what they",
+        "learn: [encoder-results.md](encoder-results.md).",
+        "",
+        "## Temporal encoders",
+        "",
+        "`(x (B,T,N,D), seconds (B,T), mask (B,T)) -> (B,T,N,D)`, by name:",
+        '`get_temporal("ssd", dim=256, scan="raster")`. Common options: `layers`, `scan` ("raster"',
+        'reads a clip as one sequence, "slot" each place over time), `bidirectional`, `time`',
+        '("step" or "embedding" tells the true seconds), `gap`, `zero_init` (the start is the',
+        "identity). Parameters are those of the default build at width 256. Causal, streaming and",
+        "the state (float32, a slot, what is carried from chunk to chunk) are those of",
+        "`bidirectional=False`; the default of most reads both ways.",
+        "",
+    ]
+    rows = []
+    for entry in temporal.describe():
+        size = entry["state_bytes"]
+        rows.append(
+            [
+                f"`{entry['name']}`",
+                entry["summary"],
+                f"{entry['parameters']:,}",
+                "" if size is None else f"{size:,}",
+                *("yes" if entry[key] else "no" for key in ("streams", "causal")),
+                entry["paper"],
+            ]
+        )
+    columns = ["name", "what it does", "parameters", "state bytes", "streaming", "causal", "paper"]
+    lines += _table(columns, rows)
+    lines += [
+        "",
+        "## Vision encoders",
+        "",
+        "`(frames (B,T,3,H,W), seconds, mask) -> ClipFeatures`, by name:",
+        '`get_vision("dist")`; each has a recognition head, so that it can be trained and tested.',
+        "Beside them every SigLIP, SigLIP2, CLIP and DINOv2 of transformers:",
+        '`load_vision("google/siglip-base-patch16-224", layer=-2)`, frozen or not.',
+        "",
+    ]
+    found = [vision.find_vision(name) for name in vision.vision_names()]
+    lines += _table(
+        ["name", "what it does", "paper"], [[f"`{c.name}`", c.summary, c.paper] for c in found]
+    )
+    lines += ["", "## Heads", "", 'Beside a language model: `get_head("nasva", …)`.', ""]
+    heads_there = [heads.find_head(name) for name in heads.head_names()]
+    lines += _table(
+        ["name", "what it does", "paper"],
+        [[f"`{c.name}`", c.summary, c.paper] for c in heads_there],
+    )
+    return lines
+
+
+def models_matrix() -> dict[str, Any]:
+    """What the tests of hub models found: eval/results/models-matrix.json.
+
+    Raises:
+        InputError: an install without it.
+    """
+    # Data of another room, not its code: read by its place, as tasks are found by entry points.
+    file = files("vidllm.eval") / "results" / "models-matrix.json"
+    if not file.is_file():
+        raise InputError(
+            "the results of the model tests are not installed: run this in the repository "
+            "(make models makes them)"
+        )
+    return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _models() -> list[str]:
+    from vidllm.cost.presets import PRESETS
+    from vidllm.models.families import FAMILIES
+
+    found = models_matrix()
+    versions, matrix = found["versions"], found["matrix"]
+    families = {kind: FAMILIES[kind][0] for kind in FAMILIES if kind in matrix}
+    lines = [
+        "# Models",
+        "",
+        "Made by `vidllm list models --markdown` from the results of the tests in",
+        "[models-matrix.json](../eval/results/models-matrix.json), which `make models` writes:",
+        f"transformers {versions['transformers']}, torch {versions['torch']}, Python "
+        f"{versions['python']}, tiny random models of every",
+        "family in float32 on a CPU. A cell counts what passed, of what was tried. For one and",
+        "two prompts these are compressors and chains at keep=0.4: the logits of 16 greedy tokens",
+        "are those of the full model with the dropped tokens masked at the same positions, to",
+        "1e-5, and the tokens are the same. Under keep=1.0: bit-equal to the plain model.",
+        "",
+        "## Families",
+        "",
+    ]
+    hubs = {
+        kind: [f"`{p.hub}`" for p in PRESETS.values() if p.hub and p.config["model_type"] == kind]
+        for kind in families
+    }
+    lines += _table(
+        ["family", "`model_type`", "for example", "all tests"],
+        [
+            [name, f"`{kind}`", ", ".join(hubs[kind]), _share(_outcomes(found, kind))]
+            for kind, name in families.items()
+        ],
+    )
+    lines += ["", "## Family × stage × attention × batch", ""]
+    columns = ["family", "stage"]
+    ways = sorted({way for specs in matrix.values() for way in specs}, reverse=True)
+    columns += [f"{way}, {batch}" for way in ways for batch in ("1 prompt", "2 unequal prompts")]
+    rows = []
+    stages = _stages(matrix)
+    for kind, name in families.items():
+        for stage in dict.fromkeys(stage for found_in in stages.values() for stage in found_in):
+            specs = [spec for spec, acts in stages.items() if stage in acts]
+            cells = [
+                _share([matrix[kind].get(way, {}).get(spec, {}).get(batch, "") for spec in specs])
+                for way in ways
+                for batch in ("one", "two")
+            ]
+            whole = [
+                matrix[kind].get(w, {}).get(s, {}).get("whole", "") for w in ways for s in specs
+            ]
+            rows.append([name, stage, *cells, _share(whole)])
+    lines += [*_table([*columns, "keep=1.0"], rows), ""]
+    lines += [
+        "The second of the two prompts has an image and two videos of unequal sizes; the first is",
+        "padded on the left. A chain counts in every stage in which it acts. `NAME:tower=false`",
+        "merges behind the vision tower, for families that cannot merge inside it (see below).",
+        "",
+        "## Compressor × family",
+        "",
+        f"Both attentions ({', '.join(ways)}), one and two prompts, and keep=1.0:",
+        "",
+    ]
+    lines += _table(
+        ["compressors", "stage", *families.values()],
+        [
+            [
+                f"`{spec}`",
+                ", ".join(acts),
+                *(
+                    _share([o for way in ways for o in _cells(matrix[kind], way, spec)])
+                    for kind in families
+                ),
+            ]
+            for spec, acts in stages.items()
+        ],
+    )
+    lines += ["", "## What else is tested on every family", ""]
+    lines += _table(
+        ["test", *families.values()],
+        [
+            [test.removeprefix("test_").replace("_", " "), *(own.get(k, "–") for k in families)]
+            for test, own in found["tests"].items()
+            if len(own) == len(families)
+        ],
+    )
+    lines += [
+        "",
+        'What stands there instead of "passed": FlashAttention\'s kernels need a GPU and have not',
+        "run here; the library's own code around them ran on plain products in their place",
+        '("passed on a stand-in"). Beams fail in transformers itself with the inputs that the',
+        "processor of VideoLLaMA3 makes, plain as well; they pass without its",
+        "`video_compression_mask`.",
+        "",
+        "## What is refused, and why",
+        "",
+    ]
+    lines += _table(["asked for", "family", "answer"], _refusals(found["refused"], families))
+    return lines
+
+
+def _stages(matrix: dict[str, Any]) -> dict[str, list[str]]:
+    """Every tested spec with the stages in which it acts, in the order of the stages."""
+    from vidllm.compressors import STAGES, Chain, build
+
+    specs = sorted({spec for ways in matrix.values() for own in ways.values() for spec in own})
+    found: dict[str, list[str]] = {}
+    for spec in specs:
+        made = build(spec, keep=0.5)
+        items = made.items if isinstance(made, Chain) else [made]
+        found[spec] = list(dict.fromkeys(item.stage for item in items))
+    return dict(sorted(found.items(), key=lambda pair: [STAGES.index(s) for s in pair[1]]))
+
+
+def _cells(ways: dict[str, Any], way: str, spec: str) -> list[str]:
+    own = ways.get(way, {}).get(spec, {})
+    return [own.get(cell, "") for cell in ("one", "two", "whole")]
+
+
+def _outcomes(found: dict[str, Any], kind: str) -> list[str]:
+    own = [
+        o
+        for specs in found["matrix"][kind].values()
+        for cells in specs.values()
+        for o in cells.values()
+    ]
+    own += [tests[kind] for tests in found["tests"].values() if kind in tests]
+    return own
+
+
+def _share(outcomes: Sequence[str]) -> str:
+    tried = [outcome for outcome in outcomes if outcome]
+    passed = sum(outcome.startswith("passed") for outcome in tried)
+    return f"{passed} of {len(tried)}" if tried else "–"
+
+
+def _refusals(refused: dict[str, Any], families: dict[str, str]) -> list[list[str]]:
+    """One row a case and answer; what all families answer alike is one row."""
+    rows = []
+    for case, own in refused.items():
+        answers: dict[str, list[str]] = {}
+        for kind, name in families.items():
+            if kind in own:
+                answers.setdefault(own[kind].replace(name, "MODEL"), []).append(name)
+        for answer, names in answers.items():
+            who = "all" if len(names) == len(families) else ", ".join(names)
+            rows.append([case, who, answer.replace("|", "\\|")])
+    return rows
+
+
+def encoder_entries() -> list[dict[str, Any]]:
+    """Every encoder and head for `vidllm list encoders`."""
+    from vidllm.encoders import heads, temporal, vision
+
+    found: list[dict[str, Any]] = [
+        {"name": "conv", "kind": "vision", "summary": "the project's small tower"}
+    ]
+    found += [
+        {"name": name, "kind": "vision", "summary": "a vision model of transformers"}
+        for name in vision.HUB_TYPES
+    ]
+    for cls in (vision.find_vision(name) for name in vision.vision_names()):
+        found.append(
+            {"name": cls.name, "kind": "vision", "summary": cls.summary, "paper": cls.paper}
+        )
+    found += [{**entry, "kind": "temporal"} for entry in temporal.describe()]
+    for head in (heads.find_head(name) for name in heads.head_names()):
+        found.append(
+            {"name": head.name, "kind": "head", "summary": head.summary, "paper": head.paper}
+        )
+    return found

@@ -1,0 +1,130 @@
+"""`vidllm train stage`: train the project's own model from nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vidllm.errors import InputError
+from vidllm.errors.paths import input_folder, output_file, output_folder
+
+from .options import AsJson, Debug, clean_output, emit, say
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="stage, or footage: see below.")],
+    out: Annotated[str, typer.Option("--out", help="Folder of the result.")],
+    size: Annotated[
+        str, typer.Option(help="small (as shipped) or tiny (for trying out).")
+    ] = "small",
+    temporal: Annotated[str, typer.Option(help="Temporal encoder: ssd or identity.")] = "ssd",
+    reduction: Annotated[
+        bool, typer.Option(help="Train under a mixture of token reductions.")
+    ] = True,
+    steps_see: Annotated[int, typer.Option(min=0, help="Steps of the vision tower.")] = 2000,
+    steps_mix: Annotated[int, typer.Option(min=0, help="Steps of the temporal encoders.")] = 1000,
+    steps_answer: Annotated[int, typer.Option(min=0, help="Steps of the whole model.")] = 8300,
+    batch: Annotated[int, typer.Option(min=1, help="Clips in a batch.")] = 8,
+    clips: Annotated[
+        int, typer.Option(min=1, help="Clips whose cells are kept on disk, 0.4 MB each.")
+    ] = 24000,
+    frames: Annotated[int, typer.Option(min=2, help="Frames of a clip.")] = 64,
+    lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 8e-4,
+    init: Annotated[str, typer.Option(help="Folder of a model to start from.")] = "",
+    cells: Annotated[str, typer.Option(help="File of cells to use or make.")] = "",
+    minutes: Annotated[float, typer.Option(min=0, help="Stop and save after; 0 is never.")] = 0.0,
+    save_every: Annotated[
+        int, typer.Option(min=1, help="Steps between two saves; a killed run loses what is newer.")
+    ] = 500,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw scenes.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 for all.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    compressor: Annotated[str, typer.Option(help="Default compressor of the result.")] = "none",
+    keep: Annotated[float, typer.Option(help="Default share of tokens kept.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    layers: Annotated[
+        str, typer.Option(help="footage: layers of the vision tower, comma separated.")
+    ] = "",
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model from nothing, in stages; a stopped run goes on with --resume.
+
+    RECIPE footage measures for the model in --out what its world looks like, so that footage of
+    other kinds is noticed (docs/footage.md).
+    """
+    if recipe == "footage":
+        _footage(out, seed, layers, json)
+        return
+    if recipe != "stage":
+        raise InputError(f"no training recipe '{recipe}': there are stage and footage")
+    if layers:
+        raise InputError("--layers is for the recipe footage")
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device must be auto, cpu or cuda, not '{device}'")
+    output_folder(out, "--out")
+    if init:
+        input_folder(init, "--init")
+    if cells:
+        output_file(cells, "--cells")
+    with clean_output(json):
+        from vidllm.compressors import build
+        from vidllm.stage.training.loop import train as run
+        from vidllm.stage.training.run_folder import steps_of
+        from vidllm.stage.training.settings import TrainSettings
+
+        build(compressor, keep=keep)
+        folder = run(
+            TrainSettings(
+                out=out,
+                size=size,
+                temporal=temporal,
+                reduce=reduction,
+                steps_see=steps_see,
+                steps_mix=steps_mix,
+                steps_answer=steps_answer,
+                batch=batch,
+                clips=clips,
+                frames=frames,
+                lr=lr,
+                init=init,
+                cells=cells,
+                minutes=minutes,
+                save_every=save_every,
+                resume=resume,
+                workers=workers,
+                threads=threads,
+                device=device,
+                compressors=compressor,
+                keep=keep,
+                seed=seed,
+            )
+        )
+        step, steps = steps_of(folder)
+        if json:
+            emit({"out": str(folder), "step": step, "steps": steps})
+        if step < steps:
+            say(f"step {step} of {steps} saved in {folder}: go on with --resume")
+        else:
+            say(f"saved in {folder}")
+
+
+def _footage(out: str, seed: int, layers: str, json: bool) -> None:
+    with clean_output(json):
+        from vidllm.models.shipped import manifest, weights_dir, write_manifest
+        from vidllm.stage.training.calibration import calibrate_folder
+
+        names = [name.strip() for name in layers.split(",") if name.strip()]
+        known = calibrate_folder(Path(out), seed=seed, layers=names)
+        if Path(out).resolve().parent == weights_dir().resolve():  # its checksums are kept there
+            shipped = manifest()
+            write_manifest(str(shipped["default"]), str(shipped["sample"]))
+        if json:
+            emit({"out": out, "threshold": known.card.threshold, "made": known.card.made})
+        say(f"saved in {out}")

@@ -1,0 +1,162 @@
+"""FLOPs of an answer that was given, from the shapes of its model and the tokens of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from vidllm.errors import InputError
+
+from .family_shapes import ANY_SIZE
+from .flops import VisionTransformer, attention, linears
+from .prediction import Plan, cost_of
+from .shapes import Shape, from_config
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Video tokens of one prompt.
+
+    Attributes:
+        total: without compression. entering: those that the first decoder layer was given.
+        layers: those that every layer read in the prefill. read: those that every layer reads at
+            a decode step, in the mean.
+    """
+
+    total: int
+    entering: int
+    layers: Sequence[float]
+    read: Sequence[float]
+
+
+class Spending:
+    """What a model's answers cost; its shapes are looked up once.
+
+    Args:
+        config: of transformers, of the whole model.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self._shape = lru_cache(maxsize=4)(self._find)
+        self._seeing = lru_cache(maxsize=8)(self._look)
+
+    def flops(
+        self,
+        frames: int,
+        grid: tuple[int, int, int],
+        counts: Counts,
+        text: int,
+        answer: int,
+        *,
+        apart: int = 0,
+        vision: float | None = None,
+    ) -> dict[str, float] | None:
+        """FLOPs by stage, or None for a model whose shapes are not known.
+
+        Args:
+            frames: that the vision tower saw. grid: of its tokens.
+            text: tokens of the prompt that are no video. answer: tokens of the answer, its end
+                included.
+            apart: how many of the text at the prompt's end were read in a pass of their own, so
+                that those before did not look at them.
+            vision: FLOPs of the tower where tokens merged in it; None for those of the whole clip.
+        """
+        shape, seen = self._shape(*grid[1:]), self._seeing(frames, *grid[1:])
+        if shape is None or seen is None:
+            return None
+        layers, read = (tuple(round(n) for n in some) for some in (counts.layers, counts.read))
+        plan = Plan(counts.total, counts.entering, layers, read)
+        made = cost_of(
+            replace(shape, temporal=None), plan, 1, text=max(1, text), answer=max(1, answer)
+        )
+        saved = sum(attention(n + text - apart, apart, shape.decoder.mixed) for n in layers)
+        return {
+            "vision": seen[0] if vision is None else vision,
+            "temporal": seen[1],
+            "prefill": made.prefill - saved,
+            "decode": made.decode,
+        }
+
+    def _find(self, rows: int, columns: int) -> Shape | None:
+        try:
+            if self.config.model_type not in ANY_SIZE:
+                return from_config(self.config, "")
+            vision = self.config.vision_config
+            unit = int(vision.patch_size) * int(getattr(vision, "spatial_merge_size", 2))
+            return _stretched(from_config(self.config, "", None, unit), rows, columns)
+        except InputError:
+            return None
+
+    def _look(self, frames: int, rows: int, columns: int) -> tuple[float, float] | None:
+        """FLOPs of the tower and of the temporal encoders."""
+        shape = self._shape(rows, columns)
+        try:
+            return None if shape is None else (shape.vision(frames), shape.mixing(frames))
+        except InputError:  # an encoder whose cost cannot be told before it runs
+            return None
+
+
+def _stretched(shape: Shape, rows: int, columns: int) -> Shape:
+    """The shape of frames of so many tokens, from that of frames of one token."""
+    one: Any = getattr(shape.tower, "__self__", None)
+    if not isinstance(one, VisionTransformer):
+        raise InputError(f"the tower of a {shape.kind} model has no known shape")
+    tower = replace(one, rows=one.rows * rows, columns=one.columns * columns)
+    cells = rows * columns
+    return replace(
+        shape,
+        tower=tower.flops,
+        rows=rows,
+        columns=columns,
+        projector=tuple((count * cells, wide, out) for count, wide, out in shape.projector),
+    )
+
+
+@dataclass
+class Weight:
+    """FLOPs so far."""
+
+    flops: float = 0.0
+
+
+@contextmanager
+def weighed(*modules: nn.Module) -> Iterator[Weight]:
+    """Add up what vision transformers of transformers do, by the shapes that their layers meet.
+
+    For towers whose tokens merge on the way, where no formula knows the lengths. Linear layers,
+    convolutions of patches, and attention of all to all, as `vidllm.cost.flops` counts.
+    """
+    weight = Weight()
+
+    def linear(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        wide = args[0].shape[-1]
+        weight.flops += linears([(args[0].numel() // wide, wide, output.shape[-1])])
+
+    def patches(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        kernel = cast(Tensor, layer.weight)[0].numel()
+        weight.flops += linears([(output.numel() // output.shape[1], kernel, output.shape[1])])
+
+    def attends(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        rows, length, wide = hidden.shape
+        weight.flops += rows * attention(length, length, wide)
+
+    handles: list[Any] = []
+    for layer in (layer for top in modules for layer in top.modules()):
+        if isinstance(layer, nn.Linear):
+            handles.append(layer.register_forward_hook(linear))
+        elif isinstance(layer, (nn.Conv2d, nn.Conv3d)):
+            handles.append(layer.register_forward_hook(patches))
+        if hasattr(layer, "q_proj"):
+            handles.append(layer.register_forward_pre_hook(attends, with_kwargs=True))
+    try:
+        yield weight
+    finally:
+        for handle in handles:
+            handle.remove()

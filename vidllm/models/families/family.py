@@ -1,0 +1,262 @@
+"""What a family tells: its parts, the videos of a prompt, and its vision tower's signals."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from vidllm.encoders.vision.signals import SIGNALS
+from vidllm.errors import InputError
+from vidllm.tokens import VideoTokens
+from vidllm.tokens.selection import Keep
+
+from ..hooks.pruning import DECODER_SIGNALS
+from ..hooks.tower_signals import Sight
+from ..locks import Shared
+
+_BEFORE = 24  # ids before a frame in which its time is looked for
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One video of one prompt.
+
+    Attributes:
+        row: of the batch.
+        where: (V,) long, where its tokens stand in the prompt, ascending.
+        tokens: their places and seconds, without features; V of them.
+        slots: (V,) long, their numbers among all tokens that the vision tower made in its last
+            call, which is the one for videos.
+    """
+
+    row: int
+    where: Tensor
+    tokens: VideoTokens
+    slots: Tensor
+
+
+class Adapter(ABC):
+    """Base of the families.
+
+    Args:
+        model: of transformers, with or without its language head.
+        processor: its processor or tokenizer; only for times that stand in the prompt as text,
+            and for families that write a video as numbered images.
+    """
+
+    family: ClassVar[str] = ""
+    decoder_name: ClassVar[str] = "language_model"
+    tower_name: ClassVar[str] = ""
+    modality: ClassVar[str] = "video"
+    """What `generate` calls the tower's output for videos: "video" or "image"."""
+    special: ClassVar[int] = 0
+    """Tokens of the tower before the patches of a frame (CLS)."""
+    stamp: ClassVar[str | None] = None
+    """A regular expression for the time that is written before a frame, in seconds, or in
+    minutes and seconds."""
+
+    def __init__(self, model: nn.Module, processor: Any = None) -> None:
+        self.model = cast(Any, model)
+        inner = getattr(model, "model", None)
+        self.core = cast(Any, inner if hasattr(inner, self.decoder_name) else model)
+        self.config: Any = self.core.config
+        self.tokenizer: Any = getattr(processor, "tokenizer", processor)
+        self._told: Shared[list[tuple[list[float], float]]] = Shared([])
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The text model: embeddings of a prompt in, last hidden states out."""
+        return cast(nn.Module, getattr(self.core, self.decoder_name))
+
+    @property
+    def tower(self) -> nn.Module:
+        """The vision tower."""
+        return cast(nn.Module, getattr(self.core, self.tower_name))
+
+    @property
+    def provides(self) -> tuple[str, ...]:
+        """Signals that compressors may need and that this model gives."""
+        return (*SIGNALS, *DECODER_SIGNALS)
+
+    @property
+    @abstractmethod
+    def attention(self) -> nn.Module:
+        """The attention layer of the tower whose queries and keys make the signals."""
+
+    @abstractmethod
+    def clips(self, ids: Tensor, inputs: Mapping[str, Any], sight: Sight | None) -> list[Clip]:
+        """The videos of a batch.
+
+        Args:
+            ids: (B, L) long on the CPU. inputs: all of what the model is called with.
+            sight: the call of the tower that made the videos' tokens, where it was before the
+                model's own, as in `generate`.
+
+        Raises:
+            InputError: inputs that do not fit the prompt.
+        """
+
+    @abstractmethod
+    def signals(self, sight: Sight) -> dict[str, Tensor]:
+        """One row a token that a call of the tower made, (N,) or (N, d)."""
+
+    def whole_grid(self) -> str:
+        """Why no cell may merge inside the vision tower; empty where they may."""
+        return "packs all frames of its tower in one row and turns patches by their places"
+
+    def merging_layer(self, layer: nn.Module) -> Any:
+        """A layer of the tower as `encoders.vision.merging` wants it."""
+        return layer
+
+    def vision(self, ids: Tensor) -> Tensor:
+        """(B, L) bool: tokens of the prompt that stand for pictures."""
+        named = (getattr(self.config, f"{kind}_token_id", None) for kind in ("image", "video"))
+        return torch.isin(ids, torch.tensor([n for n in named if n is not None]))
+
+    def grid_clips(
+        self,
+        ids: Tensor,
+        grids: Sequence[tuple[int, int, int]],
+        *,
+        extra: int = 0,
+        step: Sequence[float] | None = None,
+        present: Sequence[Tensor] | None = None,
+    ) -> list[Clip]:
+        """Clips of families that mark video tokens by an id of their own.
+
+        Args:
+            grids: (T, H, W) of every video in order, in tokens.
+            extra: tokens behind each that belong to no frame.
+            step: seconds from one frame of the grid to the next, one a video (or so many each).
+            present: for every video the tokens of its grid that the prompt holds; None for all.
+        """
+        clips: list[Clip] = []
+        sizes = [t * h * w for t, h, w in grids]
+        owns = [torch.arange(size) for size in sizes] if present is None else list(present)
+        copies = self.copies(
+            ids, self.config.video_token_id, sum(map(len, owns)) + extra * len(grids)
+        )
+        video, first = 0, 0
+        for row, line in enumerate(ids[::copies]):
+            places = torch.nonzero(line == self.config.video_token_id).flatten()
+            done = 0
+            while done < len(places):
+                if video == len(grids):
+                    raise InputError(MISFIT.format("others"))
+                own, (frames, rows, columns) = owns[video], grids[video]
+                where = places[done : done + len(own)]
+                done += len(own) + extra
+                if done > len(places):
+                    raise InputError(MISFIT.format("others"))
+                begins = torch.searchsorted(own, torch.arange(frames) * rows * columns)
+                gaps = torch.nonzero(where.diff() > 1).flatten() + 1
+                if not bool(torch.isin(gaps, begins).all()):  # text inside a frame
+                    raise InputError(MISFIT.format("others"))
+                starts = where[begins.clamp(max=len(own) - 1)]
+                pace = None if step is None else step[video * len(step) // len(grids)]
+                seconds, end = self._times(video, line, starts, pace)
+                tokens = VideoTokens.blank((frames, rows, columns), seconds, end)
+                if len(own) < sizes[video]:
+                    tokens = tokens.apply(Keep(own))
+                clips += [Clip(row * copies + n, where, tokens, own + first) for n in range(copies)]
+                video, first = video + 1, first + sizes[video]
+        if video < len(grids):
+            raise InputError(MISFIT.format("fewer"))
+        return clips
+
+    @staticmethod
+    def copies(ids: Tensor, token: int, known: int) -> int:
+        """How often every row stands in the batch (beams, several answers a prompt).
+
+        Args:
+            token: the id of picture tokens. known: how many of them the tower makes.
+
+        Raises:
+            InputError: a prompt with more or fewer of them.
+        """
+        count = int((ids == token).sum())
+        copies = max(1, count // max(1, known))
+        if count != known * copies or len(ids) % copies:
+            raise InputError(MISFIT.format(f"{count} of {known}"))
+        return copies
+
+    def tell_seconds(self, *videos: tuple[Sequence[float], float]) -> None:
+        """Say when the frames of the next prompts were, where the caller knows it better.
+
+        Prompts round times, and some families write none. What is told goes to the compressors;
+        the prompt stays as it is.
+
+        Args:
+            videos: for every video of a prompt, in order, the seconds of its frames (of the slots
+                of its token grid) and the second at which it ends; none to read prompts again.
+        """
+        self._told.set([([float(s) for s in seconds], float(end)) for seconds, end in videos])
+
+    def _times(
+        self, video: int, line: Tensor, starts: Tensor, step: float | None
+    ) -> tuple[list[float], float]:
+        """Times of the frames of a video, told or read (see `_seconds`)."""
+        told = self._told.get()
+        if not told:
+            return self._seconds(line, starts, step)
+        if video >= len(told) or len(told[video][0]) != len(starts):
+            counts = ", ".join(str(len(seconds)) for seconds, _ in told)
+            raise InputError(
+                f"video {video + 1} of the prompt has {len(starts)} frames, but seconds were told "
+                f"for {len(told)} videos of {counts}: tell those of every video"
+            )
+        return told[video]
+
+    def _seconds(
+        self, line: Tensor, starts: Tensor, step: float | None
+    ) -> tuple[list[float], float]:
+        """Times of the frames that start at these places of a prompt, and the end of the last."""
+        count = len(starts)
+        if step is None:
+            found = [self._read_time(line[max(0, p - _BEFORE) : p]) for p in starts.tolist()]
+            read = [time for time in found if time is not None]
+            if len(read) == count and read == sorted(read):
+                return read, read[-1] + (read[-1] - read[0]) / max(1, count - 1)
+            step = 1.0
+        return [i * step for i in range(count)], count * step
+
+    def _read_time(self, before: Tensor) -> float | None:
+        if self.tokenizer is None or self.stamp is None:
+            return None
+        text = self.tokenizer.decode(before.tolist(), skip_special_tokens=False)
+        found = re.findall(self.stamp, text)
+        if not found:
+            return None
+        parts = found[-1] if isinstance(found[-1], tuple) else (found[-1],)
+        return sum(float(part) * 60.0**power for power, part in enumerate(reversed(parts)))
+
+
+MISFIT = (
+    "the prompt's video tokens do not fit its videos ({}): pass ids and pixels of one call of the "
+    "processor, with nothing cut off"
+)
+
+
+def grids_of(value: Any, merge: int | Sequence[int]) -> list[tuple[int, int, int]]:
+    """(V, 3) grids of patches as grids of tokens, `merge` patches a side (one, or one a video)."""
+    lines: list[list[int]] = torch.as_tensor(value).tolist()
+    sides = [merge] * len(lines) if isinstance(merge, int) else list(merge)
+    return [(t, h // m, w // m) for (t, h, w), m in zip(lines, sides, strict=True)]
+
+
+def grid_from(inputs: Mapping[str, Any], sight: Sight | None, name: str) -> Any:
+    """What the model or its tower was told of the videos: "grid_thw" or "merge_sizes"."""
+    if sight is not None and name in sight.inputs:
+        return sight.inputs[name]
+    return inputs.get(f"video_{name}")
+
+
+def floats_of(value: Any) -> list[float] | None:
+    """A tensor or list of numbers as a list; None for None."""
+    return None if value is None else [float(v) for v in value]

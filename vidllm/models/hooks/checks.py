@@ -1,0 +1,151 @@
+"""What a hub model cannot be served with, said before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import Tensor
+
+from vidllm.compressors import Chain, Compressor
+from vidllm.errors import InputError
+
+from ..families.family import Adapter
+from .masks import makes_masks
+from .tower_merging import merges_inside
+
+#: Values of `cache_implementation` whose caches grow with what is put into them.
+_GROWING = (None, "dynamic", "offloaded", "quantized")
+#: Options of `generate` that ask for assisted decoding.
+_ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+
+
+def check(adapter: Adapter, method: Compressor | Chain, late: list[Compressor]) -> None:
+    """Refuse what a model cannot serve.
+
+    Raises:
+        InputError: names the method, the model and the reason.
+    """
+    family, config = adapter.family, cast(Any, adapter.decoder).config
+    missing = [need for need in method.needs if need not in adapter.provides]
+    if missing:
+        raise InputError(
+            f"{method.name} needs {' and '.join(missing)}, which {family} does not give: choose a "
+            "method without that need (vidllm list compressors)"
+        )
+    how = str(config._attn_implementation)
+    if how != "eager" and not makes_masks(how):
+        raise InputError(
+            f"{method.name} on {family}: attention '{how}' has no mask function, so it cannot be "
+            "told what was left out: load the model with attn_implementation='sdpa'"
+        )
+    inside = merges_inside(method)
+    if inside is not None:
+        reason = adapter.whole_grid()
+        if reason:
+            raise InputError(
+                f"{inside.name} merges inside the vision tower, but {family} {reason}: write "
+                f"{inside.name}:tower=false, which merges behind it"
+            )
+        seen = str(cast(Any, adapter.tower).config._attn_implementation)
+        if seen not in ("sdpa", "eager"):
+            raise InputError(
+                f"{inside.name} merges inside the vision tower, whose attention '{seen}' cannot "
+                "weigh merged tokens: load the model with "
+                "attn_implementation={'vision_config': 'sdpa'} or write "
+                f"{inside.name}:tower=false"
+            )
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise InputError(
+            f"{method.name} on {family}: this decoder has {', '.join(sorted(kinds))} layers, which "
+            "count positions without gaps: use a model with full attention"
+        )
+    for item in late:
+        where = getattr(item, "positions", "original")
+        if item.stage == "cache" and where != "original":
+            raise InputError(
+                f"{item.name}: {family} keeps its positions: leave out positions={where}"
+            )
+    if late and late[0].follows:
+        raise InputError(
+            f"{method.name} keeps what a method between the decoder's layers kept: write for "
+            f"example mustdrop-filter,{late[0].name}"
+        )
+
+
+def check_generate(adapter: Adapter, method: Compressor | Chain, told: Mapping[str, Any]) -> None:
+    """Refuse ways to generate that count on the full prompt.
+
+    Args:
+        told: the arguments of `generate` by name.
+
+    Raises:
+        InputError: names the method, the model and the reason.
+    """
+    config = told.get("generation_config") or getattr(adapter.model, "generation_config", None)
+
+    def option(name: str) -> Any:
+        value = told.get(name)
+        return getattr(config, name, None) if value is None else value
+
+    who = f"{method.name} on {adapter.family}"
+    kind = option("cache_implementation")
+    if kind not in _GROWING:
+        raise InputError(
+            f"{who}: a {kind} cache is laid out for the full prompt: leave out "
+            f"cache_implementation='{kind}', so that the default dynamic cache is used"
+        )
+    check_cache(adapter, method, told.get("past_key_values"))
+    for name in _ASSISTED:
+        if option(name):
+            raise InputError(
+                f"{who}: assisted decoding ({name}) checks guesses against the cache of the full "
+                f"prompt, and this one is shorter: leave out {name}"
+            )
+    if option("prefill_chunk_size"):
+        raise InputError(
+            f"{who}: a video is compressed as a whole, and prefill_chunk_size reads the prompt in "
+            "parts: leave it out"
+        )
+    if option("input_ids") is None and told.get("inputs_embeds") is not None:
+        raise InputError("compress reads the prompt: pass input_ids, not inputs_embeds")
+
+
+def check_cache(adapter: Adapter, method: Compressor | Chain, cache: Any) -> None:
+    """Refuse a cache of fixed length.
+
+    Raises:
+        InputError: names the method and the model.
+    """
+    if cache is not None and getattr(cache, "is_compileable", False):
+        raise InputError(
+            f"{method.name} on {adapter.family}: a {type(cache).__name__} is laid out for the full "
+            "prompt: pass a DynamicCache, or none"
+        )
+
+
+def check_call(kwargs: Mapping[str, Any], real: Tensor) -> None:
+    """Refuse prompts of a form that cannot be cut.
+
+    Args:
+        kwargs: of the model's call. real: (B, L) bool on the CPU, tokens that are no padding.
+
+    Raises:
+        InputError: several prompts packed in a row, or a mask of other dimensions than (B, L).
+    """
+    mask, position = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+        raise InputError(
+            "compress needs the attention mask as the processor made it, (batch, length)"
+        )
+    packed = any(kwargs.get(name) is not None for name in ("cu_seq_lens_q", "cu_seq_lens_k"))
+    if isinstance(position, Tensor) and position.shape[-1] == real.shape[1]:
+        # Of M-RoPE's planes the first is time or the text's own count; neither falls in a prompt.
+        plane = (position if position.dim() == 2 else position[0]).cpu().expand(len(real), -1)
+        both = real[:, 1:] & real[:, :-1]
+        packed = packed or bool(((plane.diff(dim=1) < 0) & both).any())
+    if packed:
+        raise InputError(
+            "compress takes one prompt a row, not several packed in one: pass a padded batch"
+        )

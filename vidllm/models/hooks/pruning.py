@@ -1,0 +1,326 @@
+"""Compressors of the stage "prefill": video tokens leave between the decoder's layers.
+
+While a prompt is read, hooks on the layers take out the tokens that a method names, for good:
+later layers neither compute nor cache them. Positions stay those of the full sequence. What a
+method needs of the layer before is computed from that layer's queries and keys for the few rows
+that count (`probes`), beside any attention implementation. The rows of a batch may lose different
+numbers of tokens and hold several videos.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from vidllm.compressors import Compressor
+from vidllm.errors import InputError
+from vidllm.tokens import VideoTokens, cut_counts
+from vidllm.tokens.selection import Keep, Selection, chosen
+
+from .probes import DECODER_SIGNALS, pivots, probe
+from .rows import causal_mask, gather, pack
+
+__all__ = ["DECODER_SIGNALS", "BatchPruner", "PrefillMethod", "Pruner", "VideoRun"]
+
+
+class PrefillMethod(Protocol):
+    """A compressor that says before which layers it prunes."""
+
+    def points(self, depth: int) -> list[tuple[int, float]]:
+        """(layer, share of the original video tokens left after it), ascending."""
+        ...
+
+
+@dataclass
+class VideoRun:
+    """One video on its way through the decoder.
+
+    Attributes:
+        row: of the batch. tokens: what is left of it; their features are not read.
+        at: (V,) long, where they stand among the row's tokens, without padding.
+        budget: exact number that the last cut leaves.
+        cuts: layer → exact count left before it runs. caught: signals of the layer before.
+    """
+
+    row: int
+    tokens: VideoTokens
+    at: Tensor
+    budget: int
+    cuts: dict[int, int] = field(default_factory=dict)
+    caught: dict[str, Tensor] = field(default_factory=dict)
+    query: Tensor | None = None
+
+
+class BatchPruner:
+    """What one pass over a batch of prompts needs: which tokens are still there, the next cuts.
+
+    Args:
+        layers: the decoder layers.
+        norm: the decoder's last norm, for methods that compare normed states.
+        method: the compressor, with `points`.
+        runs: the videos.
+        valid: (B, N) bool, False for padding.
+        text: for every row (n,) bool, which of its tokens are text, without padding; None for
+            all that belong to none of the videos.
+        planes: (B, N, D) each, what is added to the hidden states after the first layers
+            (DeepStack), reduced in the same cuts.
+        left: whether padding goes before the tokens.
+    """
+
+    def __init__(
+        self,
+        layers: nn.ModuleList,
+        norm: nn.Module,
+        method: Compressor,
+        runs: Sequence[VideoRun],
+        valid: Tensor,
+        *,
+        text: Sequence[Tensor] | None = None,
+        planes: Sequence[Tensor] = (),
+        left: bool = True,
+    ) -> None:
+        self.layers, self.norm, self.method, self.runs = layers, norm, method, list(runs)
+        self.planes, self.left, self.valid = list(planes), left, valid.cpu()
+        #: For every row the columns that are still there, of the N at first.
+        self.rows = [torch.nonzero(row).flatten() for row in self.valid]
+        self.text = text
+        #: For every layer that has run, those columns.
+        self.history: list[list[Tensor]] = []
+        #: For every such layer (B, W) bool, which of its columns hold a token.
+        self.lives: list[Tensor] = []
+        self.seconds = 0.0
+        self.shrunk = False
+        self.index = torch.arange(valid.shape[1]).expand(len(valid), -1)
+        self.live = self.valid
+        self._mask: tuple[int, Tensor | None] | None = None
+        for run in self.runs:
+            if len(run.at) and bool((run.at.diff() <= 0).any()):
+                raise InputError(
+                    f"{method.name} needs video tokens in time order: leave out faithful"
+                )
+            run.cuts = self._cuts(run)
+
+    def _cuts(self, run: VideoRun) -> dict[int, int]:
+        """Layer → exact count left before it runs; the last cut lands on the budget."""
+        depth, total = len(self.layers), len(run.tokens)
+        method = self.method
+        if all(getattr(method, option) is None for option in method.fixed):
+            method = replace(method, keep=run.budget / total, budget=None)
+        points = cast(PrefillMethod, method).points(depth)
+        if not points or not 0 <= points[0][0] <= points[-1][0] < depth:
+            raise InputError(f"{method.name} prunes at no layer of a model with {depth}")
+        return cut_counts(total, points, run.budget)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks on, and off again whatever happens."""
+        handles = []
+        ahead = {layer for run in self.runs for layer in run.cuts}
+        try:
+            for i, layer in enumerate(self.layers):
+                handles.append(layer.register_forward_pre_hook(self._before(i), with_kwargs=True))
+                if i + 1 in ahead and self.method.needs and not self.method.own_layer:
+                    attention = cast(nn.Module, layer.self_attn)
+                    handles.append(
+                        attention.register_forward_pre_hook(self._watcher(i + 1), with_kwargs=True)
+                    )
+                if i < len(self.planes):
+                    handles.append(layer.register_forward_hook(self._add(i)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _add(self, i: int) -> Any:
+        def hook(_layer: nn.Module, _args: Any, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (output[0] + self.planes[i].to(output[0]), *output[1:])
+            return output + self.planes[i].to(output)
+
+        return hook
+
+    def _due(self, i: int) -> list[VideoRun]:
+        return [run for run in self.runs if run.cuts.get(i, len(run.tokens)) < len(run.tokens)]
+
+    def _before(self, i: int) -> Any:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            due = self._due(i)
+            if due:
+                if self.method.own_layer:
+                    angles = tuple(gather(t, self.index) for t in kwargs["position_embeddings"])
+                    normed = cast(nn.Module, layer.input_layernorm)(hidden)
+                    self._watch(i, cast(nn.Module, layer.self_attn), normed, angles)
+                began = time.perf_counter()
+                hidden = self._cut(i, hidden, due)
+                self.seconds += time.perf_counter() - began
+            self.history.append(list(self.rows))
+            self.lives.append(self.live)
+            if not self.shrunk:
+                return None
+            cut = dict(kwargs)
+            cut["position_embeddings"] = tuple(
+                gather(t, self.index) for t in kwargs["position_embeddings"]
+            )
+            if kwargs.get("position_ids") is not None:
+                cut["position_ids"] = gather(kwargs["position_ids"], self.index)
+            cut["attention_mask"] = self._masked(kwargs.get("attention_mask"), hidden)
+            if args:
+                return (hidden, *args[1:]), cut
+            return args, {**cut, "hidden_states": hidden}
+
+        return hook
+
+    def _masked(self, mask: Tensor | None, hidden: Tensor) -> Tensor | None:
+        """The mask of what is left; made once between two cuts."""
+        if self._mask is None or self._mask[0] != id(mask):
+            additive = mask is not None and mask.is_floating_point()
+            made = causal_mask(
+                self.live,
+                self.live.shape[1],
+                additive=additive,
+                dtype=hidden.dtype,
+                device=hidden.device,
+            )
+            self._mask = (id(mask), made)
+        return self._mask[1]
+
+    def _watcher(self, layer: int) -> Any:
+        def hook(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            self._watch(layer, attention, hidden, kwargs["position_embeddings"])
+
+        return hook
+
+    @torch.no_grad()  # no gradient goes through a choice, and backward may run the layer again
+    def _watch(
+        self, layer: int, attention: nn.Module, hidden: Tensor, angles: tuple[Tensor, ...]
+    ) -> None:
+        """Catch what the method needs before `layer` from states that enter an attention layer."""
+        for run in self._due(layer):
+            began = time.perf_counter()
+            live = self.live[run.row].to(hidden.device)
+            cos, sin = (t[run.row if len(t) > 1 else 0, live] for t in angles)
+            run.caught, keys = probe(
+                self.method, attention, hidden[run.row, live], cos, sin, run.at, self._words(run)
+            )
+            run.query = keys
+            self.seconds += time.perf_counter() - began
+
+    def _words(self, run: VideoRun) -> Tensor:
+        """Places of the text behind a video, among the row's tokens."""
+        count = len(self.rows[run.row])
+        if self.text is not None:
+            there = torch.isin(self.valid[run.row].nonzero().flatten(), self.rows[run.row])
+            words = torch.nonzero(self.text[run.row][there]).flatten()
+        else:
+            every = torch.ones(count, dtype=torch.bool)
+            for other in self.runs:
+                if other.row == run.row:
+                    every[other.at] = False
+            words = torch.nonzero(every).flatten()
+        return words[words > int(run.at[-1])]
+
+    def _cut(self, i: int, hidden: Tensor, due: Sequence[VideoRun]) -> Tensor:
+        """Let the method choose, and take the others out of the hidden states (B, W, D)."""
+        planes = [hidden, *self.planes[i:]]
+        lines: list[list[Tensor]] = []
+        for row, columns in enumerate(self.rows):
+            live = self.live[row].to(hidden.device)
+            line = [plane[row, live.to(plane.device)] for plane in planes]
+            stays = torch.ones(len(columns), dtype=torch.bool)
+            for run in due:
+                if run.row == row:
+                    line = self._choose(i, run, line, stays)
+            kept = torch.nonzero(stays).flatten()
+            renumber = stays.cumsum(0) - 1
+            for run in self.runs:
+                if run.row == row:
+                    run.at = renumber[run.at]
+            self.rows[row] = columns[kept]
+            lines.append([x[kept.to(x.device)] for x in line])
+        self.shrunk, self._mask = True, None
+        self.index, self.live = pack(self.rows, self.left)
+        packed = []
+        for number, plane in enumerate(planes):
+            full = plane.new_zeros(len(self.rows), self.live.shape[1], plane.shape[-1])
+            full[self.live.to(plane.device)] = torch.cat([line[number] for line in lines])
+            packed.append(full)
+        self.planes[i:] = packed[1:]
+        return packed[0]
+
+    def _choose(self, i: int, run: VideoRun, line: list[Tensor], stays: Tensor) -> list[Tensor]:
+        """One video's cut: marks in `stays` what leaves; returns the planes with merged rows."""
+        hidden = line[0]
+        signals = {**run.tokens.signals, **run.caught}
+        query: Tensor | None = None
+        if "decoder-normed" in self.method.uses:
+            normed = self.norm(hidden)
+            signals["decoder-normed"] = normed[run.at.to(hidden.device)]
+            words = self._words(run)
+            if len(words) and run.query is not None:
+                query = pivots(normed[words.to(hidden.device)], run.query)
+        deep = {f"deepstack-{n}": x[run.at.to(x.device)] for n, x in enumerate(line[1:])}
+        view = replace(
+            run.tokens, features=hidden[run.at.to(hidden.device)], signals={**signals, **deep}
+        )
+        after, rounds = self.method.run(view, run.cuts[i], query)
+        stay = run.at[_survivors(rounds, len(view))]
+        if bool((stay.diff() <= 0).any()):
+            raise InputError(
+                f"{self.method.name} must leave video tokens in time order here: leave out faithful"
+            )
+        stays[run.at] = False
+        stays[stay] = True
+        if any(not _is_keep(selection) for selection in rounds):
+            merged = [after.features, *(after.signals[name] for name in deep)]
+            line = [x.clone() for x in line]
+            for x, rows in zip(line, merged, strict=True):
+                x[stay.to(x.device)] = rows.to(x.dtype)
+        left = {name: plane for name, plane in after.signals.items() if name not in deep}
+        run.tokens, run.at = replace(after, signals=left), stay
+        return line
+
+
+class Pruner(BatchPruner):
+    """The same for one prompt of `length` tokens whose video stands at `video` (V,)."""
+
+    def __init__(
+        self,
+        layers: nn.ModuleList,
+        norm: nn.Module,
+        method: Compressor,
+        tokens: VideoTokens,
+        video: Tensor,
+        length: int,
+        budget: int,
+    ) -> None:
+        run = VideoRun(0, tokens, video, budget)
+        super().__init__(layers, norm, method, [run], torch.ones(1, length, dtype=torch.bool))
+
+    @property
+    def tokens(self) -> VideoTokens:
+        """What is left of the video."""
+        return self.runs[0].tokens
+
+    @property
+    def alive(self) -> list[Tensor]:
+        """For every layer the places of the prompt that it saw."""
+        return [rows[0] for rows in self.history]
+
+
+def _survivors(rounds: Sequence[Selection], count: int) -> Tensor:
+    index = torch.arange(count)
+    for selection in rounds:
+        index = index[chosen(selection)]
+    return index
+
+
+def _is_keep(selection: Selection) -> bool:
+    return isinstance(selection, Keep)

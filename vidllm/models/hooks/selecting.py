@@ -1,0 +1,105 @@
+"""What a method leaves of the videos of a batch, before the text model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vidllm.compressors import Chain, Compressor
+from vidllm.compressors.shared.in_tower import tower_part
+from vidllm.errors import InputError
+from vidllm.tokens import VideoTokens
+
+from ..families.family import Adapter
+from .state import Call
+from .tower_merging import merges_inside
+from .tower_signals import Sight
+
+
+def select(
+    adapter: Adapter,
+    method: Compressor | Chain,
+    wants: Sequence[str],
+    call: Call,
+    planes: Sequence[Tensor],
+    sight: Sight | None,
+) -> tuple[list[Tensor], list[tuple[Compressor, int]]]:
+    """Let a method choose in every video; `call.after` takes what is left.
+
+    Args:
+        wants: signals of the tower that it reads. planes: (B, L, D) embeddings, and DeepStack's.
+        sight: the call of the tower that made the videos.
+
+    Returns:
+        For every video the places (n,) of what is left in its prompt; late methods' budgets.
+
+    Raises:
+        InputError: a video that was encoded elsewhere, or a method that does not fit.
+    """
+    signals = _signals(adapter, method, wants, sight)
+    inside = {} if sight is None else sight.inside
+    places, budgets = [], []
+    for clip in call.clips:
+        rows = [plane[clip.row, clip.where.to(plane.device)] for plane in planes]
+        told = {
+            n.replace("-", "_"): plane[clip.slots.to(plane.device)] for n, plane in signals.items()
+        }
+        deep = {f"deepstack_{n}": row for n, row in enumerate(rows[1:])}
+        view = clip.tokens.with_features(rows[0]).with_signals(**told, **deep)
+        words = torch.nonzero(call.text[clip.row]).flatten()
+        behind = words[words > clip.where[-1]]
+        query = planes[0][clip.row, (behind if len(behind) else words).to(planes[0].device)]
+        asked = query if method.query_aware else None
+        merged = inside.get(int(clip.slots[0]))
+        if merged is None and _merging(method, clip.tokens):
+            raise InputError(_ELSEWHERE.format(method.name))
+        if merged is not None:
+            if merged.tokens.total != clip.tokens.total:
+                raise InputError(_ELSEWHERE.format(method.name))
+            after, late = merged.rest.before_decoder(merged.join(view), asked)
+        else:
+            after, late = method.before_decoder(view, asked)
+        if after.features.shape[1] != view.features.shape[1]:
+            raise InputError(f"{method.name} changes the width of tokens: leave it out")
+        if bool((after.position.diff() <= 0).any()):
+            raise InputError(
+                f"{method.name} must leave tokens in time order here: leave out faithful"
+            )
+        table = torch.full((clip.tokens.total,), -1)
+        table[clip.tokens.position] = clip.where
+        call.after.append(after)
+        places.append(table[after.position])
+        budgets += late[:1]
+    return places, budgets
+
+
+_ELSEWHERE = (
+    "{} merges inside the vision tower, which did not run on this video with it: let the model "
+    "encode the video inside the with block"
+)
+
+
+def _merging(method: Compressor | Chain, clip: VideoTokens) -> bool:
+    return merges_inside(method) is not None and tower_part(method, clip)[0] is not None
+
+
+def _signals(
+    adapter: Adapter, method: Compressor | Chain, wants: Sequence[str], sight: Sight | None
+) -> dict[str, Tensor]:
+    if sight is not None and sight.method not in ("", repr(method)):
+        raise InputError(
+            "another method merged this video inside the vision tower: let the model encode it "
+            "again inside the with block"
+        )
+    if not wants or (sight is not None and sight.inside):
+        return {}
+    if sight is None or not sight.hidden.numel():
+        raise InputError(
+            f"{method.name} needs {' and '.join(wants)}: let the model encode the video inside "
+            "the with block"
+        )
+    if not sight.signals:
+        sight.read(adapter.signals(sight))
+    return {name: sight.signals[name] for name in wants}

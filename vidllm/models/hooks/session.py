@@ -1,0 +1,466 @@
+"""The hooks that compress a hub model's prompts, the same for all families.
+
+The model makes its prompt as always: embeddings with the video in them, and positions of the full
+sequence. Right before the text model these rows are reduced: embeddings, DeepStack planes,
+positions and mask, all by one index. What the text model reads from then on is shorter; `generate`
+and everything else outside goes on counting the full prompt. At decode steps the mask is cut to
+what the cache holds.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vidllm.compressors import LATE, Chain, Compressor
+from vidllm.errors import InputError
+
+from ..families.family import Adapter, Clip
+from ..locks import Shared
+from .batch_cache_choice import Choice
+from .batch_eviction import evict_rows
+from .bypass import Net, check_compiled, within_compiled
+from .checks import check, check_cache, check_call, check_generate
+from .decode_steps import Decoding
+from .guarding import guarded
+from .masks import HubPruner
+from .prefix import Prefix
+from .pruning import VideoRun
+from .reducing import dense_planes, reduce
+from .selecting import select
+from .state import Call, Past, Report, bare, count_videos, numbered
+from .tower_merging import TowerMerger, merges_inside
+from .tower_signals import Sight, watch
+
+
+class Session:
+    """One method on one model.
+
+    Args:
+        adapter: of the model. method: the compressors.
+
+    Raises:
+        InputError: what this model cannot serve, by name and reason.
+    """
+
+    def __init__(self, adapter: Adapter, method: Compressor | Chain) -> None:
+        self.adapter, self.method = adapter, method
+        self.decoder: Any = adapter.decoder
+        self.layers = cast(nn.ModuleList, self.decoder.layers)
+        items = method.items if isinstance(method, Chain) else [method]
+        self.late = [item for item in items if item.stage in LATE]
+        inside = merges_inside(method)
+        behind = items if inside is None else items[1:]
+        wants = {want for item in behind for want in (*item.needs, *item.uses)}
+        wants &= {"cls-attention", "vision-keys"}
+        idle = all(x.is_free() for x in items) and method.keep == 1.0 and method.budget is None
+        self.wants = [] if idle else sorted(wants & set(adapter.provides))
+        self._report: Shared[Report | None] = Shared(None)
+        self.sights: deque[Sight] = deque()
+        self.call: Call | None = None
+        self.decoding = Decoding(self.decoder, self.late)
+        self.inner = ExitStack()
+        self.labels = False
+        self._prefix: Shared[Prefix | None] = Shared(None)
+        #: Held by the thread whose prompt is under way; the others wait.
+        self.turn = threading.RLock()
+        self.holder: int | None = None
+        self.closed = False
+        self.net = Net()
+        self.mine = threading.local()
+        check(adapter, method, self.late)
+        check_compiled(f"{method.name} on {adapter.family}", adapter.model, self._hooked(inside))
+        self.merger = None if inside is None else TowerMerger(adapter, method)
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Session:
+        return self  # hooks of a model that is copied in the block; they know the original
+
+    def _hooked(self, inside: Any) -> list[nn.Module]:
+        """Where hooks hang while a method is at work."""
+        adapter = self.adapter
+        places = [adapter.model, adapter.core, self.decoder, adapter.tower]
+        if self.late:
+            inner: list[Any] = list(self.layers)
+            places += [*inner, *(layer.self_attn for layer in inner)]
+        if inside is not None:
+            places += list(adapter.tower.modules())
+        elif self.wants:
+            places.append(adapter.attention)
+        return places
+
+    @property
+    def report(self) -> Report | None:
+        """Of the last prompts: of this thread's own, or for who opened the block of any's."""
+        return self._report.get()
+
+    @report.setter
+    def report(self, report: Report) -> None:
+        self._report.set(report, told=True)
+
+    @property
+    def prefix(self) -> Prefix | None:
+        """What prompts of this thread begin with (see `Compression.reuse`)."""
+        return self._prefix.get()
+
+    @contextmanager
+    def attached(self, exclusive: bool = False) -> Iterator[None]:
+        """Hooks on, and off again whatever happens.
+
+        Args:
+            exclusive: it is this thread's turn from the beginning to the end.
+        """
+        core, adapter = self.adapter.core, self.adapter
+        deltas = getattr(core, "rope_deltas", None)
+        with ExitStack() as turn, ExitStack() as stack:
+            if exclusive:
+                turn.enter_context(self.turn)
+            stack.callback(self._close)
+            handles = [
+                core.register_forward_pre_hook(self._begin, with_kwargs=True),
+                core.register_forward_hook(self._end, always_call=True),
+                self.decoder.register_forward_pre_hook(self._shrink, with_kwargs=True),
+                self.decoder.register_forward_hook(self._finish, with_kwargs=True),
+            ]
+            if adapter.model is not core:
+                outer = adapter.model
+                handles += [
+                    outer.register_forward_pre_hook(self._outside, with_kwargs=True),
+                    outer.register_forward_hook(self._behind, always_call=True),
+                ]
+            for handle in handles:
+                stack.callback(handle.remove)
+            self.decoding.attach(stack)
+            stack.enter_context(guarded(adapter.model, self._generating))
+            attention = adapter.attention if self.wants else None
+            self.sights = stack.enter_context(watch(adapter.tower, attention))
+            if self.merger is not None:
+                stack.enter_context(self.merger.attached(self.sights))
+            if hasattr(core, "rope_deltas"):  # kept between calls by the model; none of ours stay
+                core.rope_deltas = None
+                stack.callback(setattr, core, "rope_deltas", deltas)
+            if not within_compiled(adapter.model, self.decoder.norm):
+                stack.enter_context(self.net.under(self.decoder.norm))
+            try:
+                yield
+            finally:  # hooks come off when no prompt of another thread is under way
+                self._give()
+                turn.enter_context(self.turn)
+                self.closed = True
+        self.net.check()
+
+    @contextmanager
+    def sharing(self, prefix: Prefix) -> Iterator[Prefix]:
+        """Prompts in this block begin with the same video (see `Compression.reuse`)."""
+        prefix.open(self.adapter.core, self.method)
+        before = self.prefix
+        self._prefix.set(prefix)
+        try:
+            yield prefix
+        finally:
+            self._prefix.set(before)
+
+    def _take(self) -> None:
+        """This thread's turn; it has it already where an interrupt ended its last pass."""
+        if self.holder != threading.get_ident():
+            self.turn.acquire()
+            self.holder = threading.get_ident()
+
+    def _give(self) -> None:
+        if self.holder == threading.get_ident():
+            self.holder = None
+            self.turn.release()
+
+    def _close(self) -> None:
+        self.net.leave()
+        self.inner.close()
+        self.call = None
+        self.decoding.close()
+
+    @contextmanager
+    def _generating(self, told: Mapping[str, Any]) -> Iterator[None]:
+        """Around `generate`: from the prompt to the last token it is one thread's turn."""
+        with self.turn:
+            if self.closed:  # while it waited
+                yield
+                return
+            self._ahead(told)
+            self.mine.reached = False
+            try:
+                yield
+            finally:
+                self._give()
+                self.net.leave()
+            self.net.missed |= not self.mine.reached
+
+    def _ahead(self, told: Mapping[str, Any]) -> None:
+        """Before `generate`, which encodes videos before it calls the model."""
+        check_generate(self.adapter, self.method, told)
+        ids, cache = told.get("input_ids"), told.get("past_key_values")
+        fresh = cache is None or not int(cache.get_seq_length())
+        if isinstance(ids, Tensor) and fresh and not told.get("mm_encoder_outputs"):
+            self._expect(self.adapter.clips(ids.cpu(), told, None))
+
+    def _expect(self, clips: list[Clip]) -> None:
+        if self.merger is not None:
+            self.merger.expect(clips)
+
+    def _outside(self, _model: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        self._take()
+        self.labels = kwargs.get("labels") is not None
+        self.mine.reached = False
+
+    def _behind(self, _model: nn.Module, _args: Any, output: Any) -> None:
+        """Behind a model with its head, also where it failed (None)."""
+        if output is not None and not self.closed:
+            self.net.missed |= not self.mine.reached
+        self._give()
+
+    def _begin(self, core: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before the model: which videos there are, or where a prompt goes on."""
+        self._take()
+        if self.closed:  # while it waited
+            self._give()
+            return None
+        if core is not self.adapter.core:  # a copy
+            self.net.missed = True
+            return None
+        self.mine.reached = True
+        self.mine.read = False
+        self._close()
+        if args:
+            kwargs = {**inspect.signature(core.forward).bind_partial(*args).arguments, **kwargs}
+        ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
+        mask = kwargs.get("attention_mask")
+        check_cache(self.adapter, self.method, cache)
+        length = 0 if cache is None else int(cache.get_seq_length())
+        if ids is None:
+            if not length and kwargs.get("inputs_embeds") is not None:
+                raise InputError("compress reads the prompt: pass input_ids, not inputs_embeds")
+        elif length and self._pictures(kwargs):
+            raise InputError(
+                "compress starts with an empty cache: pass the whole conversation with its videos "
+                "and without past_key_values"
+            )
+        if length:
+            if cache in self.decoding.pasts:
+                kwargs = self.decoding.go_on(cache, length, kwargs)
+            return (), kwargs
+        if ids is None:
+            return (), kwargs
+        plain = ids.cpu()
+        sight = self._sight(kwargs)
+        clips = self.adapter.clips(plain, kwargs, sight)
+        real = torch.ones_like(plain, dtype=torch.bool)
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            real = mask.cpu().bool()
+        if clips:
+            check_call(kwargs, real)
+        left = bool(real[:, -1].all())
+        labels, self.labels = self.labels, False
+        if clips and labels:
+            raise InputError(
+                "compress leaves tokens out, so labels do not fit: take the loss of out.logits, "
+                "whose rows are c.kept"
+            )
+        rows = [torch.nonzero(row).flatten() for row in real]
+        if not clips:
+            video = getattr(self.adapter.config, "video_token_id", None)
+            if self.adapter.modality == "video" and bool((plain == video).any()):
+                raise InputError(
+                    f"{self.method.name}: the prompt has a video that was not encoded here: pass "
+                    "the processor's pixels and grids to the model inside the with block"
+                )
+            lengths, every = [len(row) for row in rows], [rows] * len(self.layers)
+            self.report = Report(every, every, lengths, 0, 0, [0], 0.0)
+            return (), kwargs
+        text = real & ~self.adapter.vision(plain)
+        call = Call(clips, plain, real, text, left, rows, sight)
+        if sight is None:
+            self._expect(clips)
+        if self.prefix is not None:
+            asked = kwargs.get("use_cache")
+            grows = getattr(self.decoder.config, "use_cache", True) if asked is None else asked
+            call.reused = self.prefix if self.prefix.begin(call, kwargs, bool(grows)) else None
+        self.call = call
+        return (), kwargs
+
+    def _end(self, _core: nn.Module, _args: Any, output: Any) -> None:
+        """Behind the model, also where it failed (None)."""
+        if output is not None and not self.closed:
+            self.net.missed |= not self.mine.read
+        self._close()
+        self._give()
+
+    @staticmethod
+    def _pictures(kwargs: dict[str, Any]) -> bool:
+        names = ("pixel_values", "pixel_values_videos")
+        given = any(kwargs.get(name) is not None for name in names)
+        return given or bool(kwargs.get("mm_encoder_outputs"))
+
+    def _sight(self, kwargs: dict[str, Any]) -> Sight | None:
+        """The call of the tower that made the videos' tokens before this call of the model."""
+        made = kwargs.get("mm_encoder_outputs") or {}
+        output = made.get(self.adapter.modality)
+        state = getattr(output, "last_hidden_state", None)
+        found = None
+        for sight in self.sights:
+            if state is not None and getattr(sight.output, "last_hidden_state", None) is state:
+                found = sight
+        self.sights.clear()
+        if found is not None:  # without a cache, generate comes back with it at every step
+            self.sights.append(found)
+        return found
+
+    def _shrink(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before the text model: leave out what is not kept."""
+        if self.holder != threading.get_ident() or decoder is not self.decoder:
+            self.net.missed = True
+            return None
+        self.mine.read = True
+        self.net.enter()
+        if self.decoding.past is not None:
+            return args, self.decoding.resume(kwargs)
+        call = self.call
+        if call is None:
+            return None
+        began = time.perf_counter()
+        embeds: Tensor = kwargs["inputs_embeds"]
+        planes = [embeds, *dense_planes(kwargs, embeds)]
+        position = kwargs.get("position_ids")
+        if position is None:
+            position = torch.arange(embeds.shape[1], device=embeds.device).expand(len(embeds), -1)
+        call.position = position[..., -1:] + 1
+        call.valid = call.real
+        if call.reused is not None:
+            kwargs = call.reused.enter(call, planes, position, kwargs, self.decoder.config)
+            call.seconds = time.perf_counter() - began
+            return args, kwargs
+        if self.prefix is not None:
+            self.prefix.look(call, embeds, position)
+        # The model's own call for videos is its last one.
+        sight = call.sight or (self.sights[-1] if self.sights else None)
+        places, late = select(self.adapter, self.method, self.wants, call, planes, sight)
+        call.places = places
+        shorter = any(len(a) < len(c.where) for a, c in zip(call.after, call.clips, strict=True))
+        if shorter:
+            planes, kwargs = reduce(call, planes, places, position, kwargs)
+        call.late = late
+        if (
+            late
+            and late[0][0].stage == "prefill"
+            and any(n < len(a) for (_, n), a in zip(late, call.after, strict=True))
+        ):
+            kwargs = self._prune(call, planes, places, late, kwargs)
+        if not any(item.uses_features for item in self.late[1:]):
+            call.after = [bare(after, signals=bool(late)) for after in call.after]
+        call.seconds = time.perf_counter() - began
+        return args, kwargs
+
+    def _prune(
+        self,
+        call: Call,
+        planes: list[Tensor],
+        places: list[Tensor],
+        late: list[tuple[Compressor, int]],
+        kwargs: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Hooks for the method between the layers; off again when the text model is done."""
+        valid = cast(Tensor, call.valid)
+        runs = []
+        for clip, after, place, (_, budget) in zip(
+            call.clips, call.after, places, late, strict=True
+        ):
+            at = torch.searchsorted(call.rows[clip.row], place)
+            runs.append(VideoRun(clip.row, bare(after, signals=True), at, budget))
+        text = [words[row] for words, row in zip(call.text, call.rows, strict=True)]
+        call.pruner = pruner = HubPruner(
+            self.layers,
+            self.decoder.norm,
+            late[0][0],
+            runs,
+            valid,
+            text=text,
+            planes=planes[1:],
+            left=call.left,
+        )
+        pruner.attention = str(self.decoder.config._attn_implementation)
+        self.inner.enter_context(pruner.attached())
+        if len(planes) > 1:  # added by the pruner's hooks, which know what is left
+            return {**kwargs, "visual_pos_masks": None, "deepstack_visual_embeds": None}
+        return kwargs
+
+    def _finish(self, decoder: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Behind the text model: what its cache holds, and the account."""
+        if self.holder != threading.get_ident() or decoder is not self.decoder:
+            return
+        self.net.leave()
+        if "forward" in vars(self.decoder) and self.net.watching:
+            self.net.missed |= not self.net.read  # what was replaced has not run the layers
+        if self.decoding.past is not None:
+            self.net.missed |= not self.decoding.done(kwargs)
+            return
+        call = self.call
+        if call is None:
+            return
+        self.inner.close()
+        depth, pruner = len(self.layers), call.pruner
+        if pruner is not None and len(pruner.history) != depth:
+            self.net.missed = True  # its layers were not called
+            self.call = None
+            return
+        rows = [call.rows] * depth
+        valid = [cast(Tensor, call.valid)] * depth
+        seconds = call.seconds
+        if pruner is not None:
+            rows = [
+                [c[r] for c, r in zip(call.rows, layer, strict=True)] for layer in numbered(pruner)
+            ]
+            valid = list(pruner.lives)
+            seconds += pruner.seconds
+        held = [list(layer) for layer in rows]
+        choice: Choice | None = None
+        cache = getattr(output, "past_key_values", None)
+        full = sum(len(clip.where) for clip in call.clips)
+        if cache is not None and pruner is not None:
+            for method in self.late[1:]:
+                evict_rows(cache, method, call.clips, call.after, pruner, held, valid)
+        fewer = any(n < len(a) for (_, n), a in zip(call.late, call.after, strict=False))
+        if cache is not None and pruner is None and fewer:
+            choice = self.decoding.choice(call, cache, valid)
+        shorter = (
+            pruner is not None
+            or choice is not None
+            or call.reused is not None
+            or any(len(a) < len(c.where) for a, c in zip(call.after, call.clips, strict=True))
+        )
+        if cache is not None and shorter:
+            self.decoding.pasts[cache] = Past(
+                valid, call.ids.shape[1], cast(Tensor, call.position), choice
+            )
+        if self.prefix is not None and call.reused is None:
+            self.prefix.fill(call, cache, self.adapter.core, self.method)
+        runs = call.after if pruner is None else [run.tokens for run in pruner.runs]
+        if call.sight is None:
+            self.sights.clear()
+        report = Report(
+            rows,
+            held,
+            [int(row.sum()) for row in call.real],
+            full,
+            sum(len(tokens) for tokens in runs),
+            [count_videos(call.clips, layer) for layer in held],
+            seconds,
+            reused=0 if call.reused is None else len(call.reused),
+        )
+        if choice is not None:
+            report.choose(choice)
+        self.report = report
+        self.call = None

@@ -1,0 +1,1 @@
+"""The project's own video-LLM, composed from parts of transformers."""

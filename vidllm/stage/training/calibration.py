@@ -1,0 +1,173 @@
+"""`vidllm train footage`: what the made world looks like to a model's vision tower.
+
+Scenes of the training split, from seeds that training itself does not reach, are rendered, made
+worse as codecs, scalers and letterboxes do, and run through the tower. Half of the clips give the
+mean and the covariance of its features, the other half what distance is usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vidllm.encoders.vision import ConvTower, to_pixels
+from vidllm.errors import InputError
+from vidllm.models.native.footage import (
+    FORMAT,
+    Card,
+    KnownFootage,
+    Layer,
+    contrast,
+    features,
+    tower_mark,
+    without_bars,
+)
+from vidllm.models.native.model import NativeVideoLLM
+
+from ..files import one_thread
+from ..render import VIDEO_SIZE, render, to_uint8
+from ..scenes import make_scene
+from ..tracks import tracks
+
+#: The first scene: beyond the clips that training draws and the frames that its tower sees.
+FIRST = 50_000_000
+#: Layers of the project's own tower: what is near the pixels tells worlds apart best.
+CONV_LAYERS = ("stem.0", "stem.2", "stem.4")
+#: The threshold is so many deviations above the highest score of the held-out half.
+MARGIN = 1.0
+#: Of the least contrast of any clip a frame must have this share, or it shows nothing.
+CONTRAST_SHARE = 0.3
+_SHRINK = 1e-3  # of the mean variance, added to all: directions that never vary stay finite
+
+
+def calibrate(
+    model: NativeVideoLLM,
+    *,
+    clips: int = 1600,
+    frames: int = 4,
+    seed: int = 0,
+    layers: Sequence[str] = (),
+) -> KnownFootage:
+    """Measure the statistics of the made world for a model.
+
+    Args:
+        clips: at least 100; half give the features' covariance, half the usual distance.
+        frames: of a clip. seed: of the scenes and of what is done to them.
+        layers: of the tower, by name; its own for the project's tower.
+
+    Raises:
+        InputError: too few clips, or a tower whose layers are not named or see whole clips.
+    """
+    if clips < 100 or frames < 1:
+        raise InputError(f"at least 100 clips of 1 frame are needed, not {clips} of {frames}")
+    vision = model.vision
+    if not layers and not isinstance(vision, ConvTower):
+        raise InputError("name the layers of this vision tower, such as --layers a.b.0,a.b.4")
+    names = list(layers or CONV_LAYERS)
+    rng = np.random.default_rng([23, seed])
+    noise = torch.Generator().manual_seed(seed)
+    parts: list[list[Tensor]] = []
+    least: list[float] = []
+    with one_thread():
+        for number in range(clips):
+            pixels = _clip(FIRST + seed * clips + number, frames, rng, noise, vision.image_size)
+            least.append(float(contrast(pixels).median()))
+            picture = without_bars(pixels)
+            assert picture is not None  # a scene has a background that varies
+            parts.append(features(vision, names, picture))
+        made = [
+            _layer([p[at] for p in parts[::2]], [p[at] for p in parts[1::2]])
+            for at in range(len(names))
+        ]
+    highest = max(
+        max(layer.score(part) for layer, part in zip(made, clip, strict=True))
+        for clip in parts[1::2]
+    )
+    told = {"split": "train", "first": FIRST + seed * clips, "clips": clips, "frames": frames,
+            "seed": seed, "highest": round(highest, 4)}  # fmt: skip
+    most, floor = round(highest + MARGIN, 2), round(CONTRAST_SHARE * min(least), 4)
+    card = Card(FORMAT, names, most, floor, tower_mark(vision), "", told)
+    return KnownFootage(card, tuple(made))
+
+
+def calibrate_folder(folder: Path, **options: object) -> KnownFootage:
+    """As `calibrate`, for the model in a folder, into which the statistics are written.
+
+    Raises:
+        InputError: no model of this project there. WorkError: it cannot be read or written.
+    """
+    from vidllm.ask.loading import load_native, model_kind
+    from vidllm.models.native.config import NativeConfig
+
+    if not (folder / "config.json").is_file():
+        raise InputError(f"--out {folder} holds no model: give the folder of a trained one")
+    if model_kind(str(folder)) != NativeConfig.model_type:
+        raise InputError(f"--out {folder} is no model of this project")
+    model, _ = load_native(str(folder), None)
+    known = calibrate(model.eval(), **options)  # type: ignore[arg-type]
+    known.save(folder)
+    return known
+
+
+def _layer(fitted: list[Tensor], held: list[Tensor]) -> Layer:
+    rows = torch.cat(fitted).double()
+    mean = rows.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov((rows - mean).T))
+    values = values.clamp_min(0) + _SHRINK * values.mean()
+    # Half precision halves the file; scores are of what is stored.
+    whiten = (vectors / values.sqrt()).half()
+    plain = Layer(mean.float(), whiten, torch.tensor([0.0, 1.0]))
+    scores = torch.tensor([plain.score(part) for part in held])
+    return Layer(plain.mean, whiten, torch.stack([scores.mean(), scores.std()]))
+
+
+def _clip(
+    scene: int, count: int, rng: np.random.Generator, noise: torch.Generator, size: int
+) -> Tensor:
+    """Frames (F, 3, S, S) of a scene, as a tower sees them of a file that went through hands."""
+    drawn = make_scene("train", scene)
+    seconds = np.sort(rng.uniform(0, drawn.duration, count))
+    moving = tracks(drawn, seconds)
+    painted = render(
+        torch.from_numpy(moving.state),
+        torch.from_numpy(moving.glyph).expand(count, -1),
+        torch.from_numpy(moving.background).expand(count, -1, -1),
+        torch.full((count,), moving.noise * float(rng.uniform(0, 1))),
+        torch.from_numpy(seconds).float(),
+        size=VIDEO_SIZE,
+        generator=noise,
+    )
+    kind = int(rng.integers(4))
+    if kind == 1:
+        painted = _coarse(painted, int(rng.integers(40, VIDEO_SIZE)), int(rng.integers(40, 129)))
+    if kind == 2:
+        painted = _softened(painted, float(rng.uniform(0, 1)))
+    if kind == 3:
+        painted = _barred(painted, rng)
+    return to_pixels(to_uint8(painted), size)
+
+
+def _coarse(frames: Tensor, height: int, width: int) -> Tensor:
+    """Scaled down and up again, with another aspect ratio."""
+    small = F.interpolate(frames, size=(height, width), mode="bilinear", antialias=True)
+    return F.interpolate(small, size=frames.shape[-2:], mode="bilinear").clamp(0, 1)
+
+
+def _softened(frames: Tensor, amount: float) -> Tensor:
+    """As a codec: half the colour resolution, and what is fine in brightness gone in part."""
+    luma = frames.mean(1, keepdim=True)
+    colour = F.avg_pool2d(frames - luma, 2)
+    colour = F.interpolate(colour, size=frames.shape[-2:], mode="bilinear")
+    soft = F.avg_pool2d(F.pad(luma, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+    return (luma + amount * (soft - luma) + colour).clamp(0, 1)
+
+
+def _barred(frames: Tensor, rng: np.random.Generator) -> Tensor:
+    """With black bars above and below, or on both sides."""
+    bar = int(rng.integers(4, 56))
+    return F.pad(frames, (0, 0, bar, bar) if rng.integers(2) else (bar, bar, 0, 0))

@@ -1,0 +1,147 @@
+"""What to train: the settings of a run, and the fresh model that they describe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from vidllm.errors import InputError
+from vidllm.models.native.model import NativeConfig, NativeVideoLLM
+from vidllm.timecode import get_timecode
+
+from .losses import LossWeights
+from .tokenizer import build_tokenizer
+
+#: Reductions met in training, as (compressor spec, weight).
+MIXTURE: tuple[tuple[str, float], ...] = (
+    ("none", 0.50),
+    ("temporal-pool:keep=0.5", 0.05),
+    ("temporal-pool:keep=0.25", 0.25),
+    ("temporal-pool:keep=0.125", 0.03),
+    ("spatial-pool:keep=0.25", 0.07),
+    ("frame-sample:keep=0.5", 0.05),
+    ("random:keep=0.5", 0.05),
+)
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {"width": 192, "layers": 4, "heads": 6, "widths": (24, 64, 128), "blocks": (1, 2, 2)},
+    "tiny": {"width": 32, "layers": 2, "heads": 2, "widths": (8, 16, 16), "blocks": (1, 1, 1)},
+}
+TEMPORAL: dict[str, list[dict[str, Any]]] = {
+    "ssd": [
+        {"name": "ssd", "layers": 2, "scan": "slot", "head_dim": 32},
+        {"name": "ssd", "layers": 1, "scan": "raster", "head_dim": 32},
+    ],
+    "identity": [],
+}
+
+
+@dataclass
+class TrainSettings:
+    """What to train and how; saved beside the weights.
+
+    Args:
+        out: folder of the result.
+        size: "small" (the shipped model) or "tiny" (tests).
+        temporal: "ssd" or "identity" (the control).
+        reduce: train under the mixture of reductions; False trains on full videos alone.
+        see_batch: scenes in a batch while it learns to see, four frames of each.
+        batch: clips in a batch afterwards; frames: frames of a clip.
+        clips: clips whose cells are kept on disk (0.4 MB a clip of 64 frames).
+        minutes: stop and save after so many minutes (0: no limit); `resume` goes on from there.
+        init: folder of a trained model to start from (its tower, and all else that fits).
+        cells: file of the kept cells, so that runs with one tower share it; default in `out`.
+    """
+
+    out: str
+    size: str = "small"
+    temporal: str = "ssd"
+    reduce: bool = True
+    steps_see: int = 2000
+    steps_mix: int = 1000
+    steps_answer: int = 8300
+    see_batch: int = 32
+    batch: int = 8
+    frames: int = 64
+    clips: int = 24000
+    see_lr: float = 2e-3
+    lr: float = 8e-4
+    warmup: int = 100
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    ema: float = 0.998
+    seed: int = 0
+    workers: int = 1
+    cell_workers: int = 2
+    threads: int = 0
+    minutes: float = 0.0
+    resume: bool = False
+    init: str = ""
+    cells: str = ""
+    log_every: int = 50
+    save_every: int = 500
+    device: str = "auto"
+    compressors: str = "none"
+    keep: float = 1.0
+    weights: LossWeights = field(default_factory=LossWeights)
+
+    @property
+    def total(self) -> int:
+        return self.steps_see + self.steps_mix + self.steps_answer
+
+    def phase(self, step: int) -> str:
+        """What is learnt at a step: "see", "mix" or "answer"."""
+        if step < self.steps_see:
+            return "see"
+        return "mix" if step < self.steps_see + self.steps_mix else "answer"
+
+
+def build_model(settings: TrainSettings) -> tuple[NativeVideoLLM, PreTrainedTokenizerFast]:
+    """A fresh model and its tokenizer.
+
+    Raises:
+        InputError: for a size or temporal encoder that is not known.
+    """
+    if settings.size not in SIZES or settings.temporal not in TEMPORAL:
+        raise InputError(
+            f"size must be one of {', '.join(SIZES)} and temporal one of {', '.join(TEMPORAL)}, "
+            f"not '{settings.size}' and '{settings.temporal}'"
+        )
+    code = get_timecode("relative")
+    tokenizer = build_tokenizer(code)
+    size = SIZES[settings.size]
+    width = size["width"]
+    config = NativeConfig(
+        vision={
+            "type": "conv",
+            "hidden_size": width,
+            "widths": list(size["widths"]),
+            "blocks": list(size["blocks"]),
+        },
+        text={
+            "model_type": "qwen2",
+            "vocab_size": len(tokenizer),
+            "hidden_size": width,
+            "intermediate_size": 3 * width,
+            "num_hidden_layers": size["layers"],
+            "num_attention_heads": size["heads"],
+            "num_key_value_heads": size["heads"],
+            "max_position_embeddings": 32768,
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        temporal=TEMPORAL[settings.temporal],
+        downsample=2,
+        time_code="relative",
+        time_tokens=len(code.special_tokens),
+        time_token_start=int(tokenizer.convert_tokens_to_ids(code.special_tokens[0])),  # type: ignore[arg-type]
+        frames=settings.frames,
+        compressors=settings.compressors,
+        keep=settings.keep,
+    )
+    model = NativeVideoLLM(config)
+    model.smooth_time_tokens()
+    return model, tokenizer

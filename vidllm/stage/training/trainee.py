@@ -1,0 +1,264 @@
+"""One training step: from sprite tracks to losses, on the training device."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from vidllm.compressors import Chain, Compressor, build
+from vidllm.encoders.vision import to_pixels
+from vidllm.errors import InputError
+from vidllm.models.native.model import NativeVideoLLM
+from vidllm.tokens import Selection, VideoTokens, apply_all
+
+from ..render import render, to_uint8
+from . import losses
+from .data import IGNORE, block_mask
+from .tokenizer import USER
+
+
+def paint(batch: dict[str, Tensor], size: int, *, noisy: bool, chunk: int = 1024) -> Tensor:
+    """Render a batch and prepare it as a decoded file would be: (B·T, 3, size, size) in 0..1.
+
+    `noisy` adds what a codec does to a picture: less grain, half the colour resolution, blur.
+    """
+    count, frames = batch["seconds"].shape
+
+    def spread(value: Tensor) -> Tensor:
+        return value[:, None].expand(count, frames, *value.shape[1:]).flatten(0, 1)
+
+    noise = batch["noise"] * (torch.rand_like(batch["noise"]) if noisy else 1.0)
+    parts = zip(
+        batch["state"].flatten(0, 1).split(chunk),
+        spread(batch["glyph"]).split(chunk),
+        spread(batch["background"]).split(chunk),
+        spread(noise).split(chunk),
+        batch["seconds"].flatten().split(chunk),
+        strict=True,
+    )
+    done = [to_pixels(to_uint8(render(*part, size=size)), size) for part in parts]
+    pixels = torch.cat(done)
+    return _codec(pixels) if noisy else pixels
+
+
+def _codec(pixels: Tensor) -> Tensor:
+    luma = pixels.mean(1, keepdim=True)
+    chroma = F.avg_pool2d(pixels - luma, 2)
+    chroma = F.interpolate(chroma, size=pixels.shape[-2:], mode="bilinear", align_corners=False)
+    soft = F.avg_pool2d(F.pad(luma, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    amount = 0.5 * torch.rand(len(pixels), 1, 1, 1, device=pixels.device)
+    return (luma + amount * (soft - luma) + chroma).clamp_(0, 1)
+
+
+def frame_edges(seconds: Tensor, duration: Tensor) -> Tensor:
+    """Spans (B, T, 2) of frames at `seconds` (B, T), by the rule of `VideoTokens.from_grid`."""
+    middle = (seconds[:, 1:] + seconds[:, :-1]) / 2
+    first = torch.zeros_like(seconds[:, :1])
+    last = torch.maximum(duration[:, None], seconds[:, -1:])
+    edges = torch.cat([first, middle, last], dim=1)
+    return torch.stack([edges[:, :-1], edges[:, 1:]], dim=-1)
+
+
+def blind_method(spec: str) -> Compressor | Chain:
+    """A compressor whose plan is the same for every clip of a grid.
+
+    Raises:
+        InputError: it looks at features, at the question, or works inside the model.
+    """
+    method = build(spec)
+    if method.uses_features:
+        raise InputError(
+            f"{spec} chooses tokens by their features, but training makes one plan for all clips "
+            "of a batch: train with methods that choose by place and time alone, such as "
+            "temporal-pool, spatial-pool, frame-sample, uniform or random"
+        )
+    return method
+
+
+class Reducer:
+    """Compressors that plan without looking at features, applied to a whole batch at once.
+
+    Every method raises InputError for a compressor that looks at them, see `blind_method`.
+    """
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+        self.plans: dict[tuple[str, int], tuple[list[Selection], Tensor, Tensor]] = {}
+
+    def plan(self, spec: str, frames: int) -> tuple[list[Selection], Tensor, Tensor]:
+        """Selections, where every original token went (S,), and the kept positions (K,)."""
+        if (spec, frames) not in self.plans:
+            method = blind_method(spec)
+            tokens = VideoTokens.blank((frames, self.side, self.side), range(frames), frames)
+            kept, selections = method.run(tokens)
+            self.plans[spec, frames] = selections, kept.source, kept.position
+        return self.plans[spec, frames]
+
+    def targets(self, spec: str, target: Tensor, frames: int) -> Tensor:
+        """Flags (…, S) of original tokens → (…, K): a token has what one of its sources has."""
+        _, source, position = self.plan(spec, frames)
+        live = torch.nonzero(source >= 0).flatten().to(target.device)
+        slot = source.to(target.device)[live].expand(*target.shape[:-1], -1)
+        kept = target.new_zeros(*target.shape[:-1], len(position))
+        return kept.scatter_reduce(-1, slot, target[..., live], "amax")
+
+    def __call__(
+        self, spec: str, features: Tensor, span: Tensor, frames: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (B, S, D) and spans (B, S, 2) reduced, and positions (K,)."""
+        selections, source, position = self.plan(spec, frames)
+        if not selections:
+            return features, span, position.to(features.device)
+        device = features.device
+        live = torch.nonzero(source >= 0).flatten().to(device)
+        slot = source.to(device)[live].expand(len(span), -1)
+        low = torch.full((len(span), len(position)), torch.inf, device=device)
+        low = low.scatter_reduce(1, slot, span[:, live, 0], "amin")
+        high = torch.full_like(low, -torch.inf)
+        high = high.scatter_reduce(1, slot, span[:, live, 1], "amax")
+        reduced = apply_all(features, selections)
+        return reduced, torch.stack([low, high], dim=-1), position.to(device)
+
+
+class Trainee(nn.Module):
+    """A model with its training heads; `forward` returns the losses of a batch."""
+
+    def __init__(
+        self,
+        model: NativeVideoLLM,
+        tokenizer: PreTrainedTokenizerFast,
+        weights: losses.LossWeights,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.heads = losses.Heads(model, tokenizer)
+        self.weights = weights
+        self.head_id = int(tokenizer.convert_tokens_to_ids(USER))  # type: ignore[arg-type]
+        self.reducer = Reducer(model.grid_side)
+
+    def see(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Losses of the tower on single frames."""
+        with torch.no_grad():
+            pixels = paint(batch, self.model.vision.image_size, noisy=True)
+        cells = self.model.vision(pixels).unflatten(0, batch["seconds"].shape)
+        loss = losses.sight_loss(self.heads, cells, batch)
+        return {"sight": loss, "total": loss}
+
+    def forward(
+        self, batch: dict[str, Tensor], *, phase: str, reduction: str = "none"
+    ) -> dict[str, Tensor]:
+        """Losses by name, `total` among them.
+
+        Args:
+            batch: of `StageBatches`; after phase "see" with `cells` (B, T, cells, D) of the tower.
+            phase: "see" (the tower), "mix" (projector and temporal encoders) or "answer" (all but
+                the tower).
+            reduction: compressor spec for this batch.
+        """
+        if phase == "see":
+            return self.see(batch)
+        count, frames = batch["seconds"].shape
+        tokens = self.model.fold(batch["cells"].flatten(0, 1)).unflatten(0, (count, frames))
+        mixed = self.model.mix(tokens, batch["seconds"])
+        out: dict[str, Tensor] = {}
+        target = losses.meanings(batch, self.model.grid_side)
+        out["meaning"], out["action_recall"] = losses.meaning_loss(
+            self.heads, self.model, mixed, target
+        )
+        total = self.weights.meaning * out["meaning"]
+        if phase == "answer":
+            spoken = self._speak(batch, mixed, reduction)
+            w = self.weights
+            total = total + w.words * spoken["words"] + w.pointing * spoken["pointing"]
+            total = total + w.naming * spoken["naming"] + w.telling * spoken["telling"]
+            out |= spoken
+        return {**out, "total": total}
+
+    def _speak(self, batch: dict[str, Tensor], mixed: Tensor, reduction: str) -> dict[str, Tensor]:
+        model, config = self.model, self.model.config
+        count, frames, cells = mixed.shape[:3]
+        edges = frame_edges(batch["seconds"], batch["duration"])
+        spans = edges.repeat_interleave(cells, dim=1)
+        target = losses.pointing_targets(batch, model.grid_side, edges)
+        target = self.reducer.targets(reduction, target, frames)
+        features, spans, position = self.reducer(reduction, mixed.flatten(1, 2), spans, frames)
+        video = model.video_embeds(features, spans, batch["duration"])
+        head = torch.full((count, 1), self.head_id, device=video.device)
+        text = model.embed_tokens(batch["ids"])
+        embeds = torch.cat([model.embed_tokens(head), video.to(text.dtype), text], dim=1)
+        prefix, full = 1 + len(position), 1 + frames * cells
+        places = torch.cat([position.new_zeros(1), 1 + position]).expand(count, -1)
+        places = torch.cat([places, full + batch["offset"]], dim=1)
+        result = model.language_model.model(
+            inputs_embeds=embeds,
+            attention_mask=block_mask(batch["slot"], prefix, embeds.dtype),
+            position_ids=places,
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        labels = batch["labels"]
+        rows = labels != IGNORE
+        counts = losses.answer_weights(labels, batch["slot"], IGNORE)[rows]
+        logits = model.language_model.lm_head(result.last_hidden_state[:, prefix:][rows])
+        first, number = config.time_token_start, config.time_tokens
+        layer = model.language_model.config.num_hidden_layers // 2
+        points = batch["points"]
+        asked = (points >= 0) & (labels.gather(1, points.clamp(min=0)) == IGNORE)  # nouns
+        told, named = points.masked_fill(asked, -1), points.masked_fill(~asked, -1)
+        states, early, video_at = result.hidden_states, max(0, layer - 1), slice(1, prefix)
+        nouns = (points.clamp(min=0) + prefix)[..., None].expand(-1, -1, embeds.shape[-1])
+        verbs = cast(Tensor, self.heads.word_ids)[losses.LOOKS :]
+        state = model.language_model.model.norm(states[early + 1].gather(1, nouns))
+        said = state @ model.embed_tokens(verbs).T
+        out = {
+            "words": losses.word_loss(
+                logits, labels[rows], counts, first, number, self.weights.sigma
+            ),
+            "pointing": losses.pointing_loss(
+                model, states[layer], layer, places, video_at, told, target
+            ),
+            "naming": losses.pointing_loss(
+                model, states[early], early, places, video_at, named, target[:1]
+            ),
+            "telling": losses.telling_loss(said, batch["point_acts"]),
+        }
+        with torch.no_grad():
+            out |= self._scores(batch, logits, rows)
+        return out
+
+    def _scores(self, batch: dict[str, Tensor], logits: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """Teacher-forced mIoU and R1@0.5 of all spans, and the accuracy of answers without one."""
+        labels, slot, points = batch["labels"], batch["slot"], batch["fields"]
+        first, number = self.model.config.time_token_start, self.model.config.time_tokens
+        guess = torch.full_like(labels, IGNORE)
+        guess[rows] = logits.argmax(-1)
+        said = guess.gather(1, points.clamp(min=0)) - first
+        seconds = said.clamp(0, number - 1) / (number - 1) * batch["duration"][:, None]
+        start, end = seconds[:, 0::2], seconds[:, 1::2]
+        truth = batch["field_spans"][:, 0::2]
+        used = points[:, 0::2] >= 0
+        meet = (torch.minimum(end, truth[..., 1]) - torch.maximum(start, truth[..., 0])).clamp(
+            min=0
+        )
+        union = torch.maximum(end, truth[..., 1]) - torch.minimum(start, truth[..., 0])
+        iou = (meet / union.clamp(min=1e-6))[used]
+        wrong, timed, asked = (
+            torch.zeros_like(labels[:, : int(slot.max()) + 1]).scatter_add_(
+                1, slot.clamp(min=0), (flag & (slot >= 0)).long()
+            )
+            for flag in (
+                rows & (guess != labels),
+                (labels >= first) & (labels < first + number),
+                rows,
+            )
+        )
+        short = (timed == 0) & (asked > 0)
+        return {
+            "iou": iou.mean(),
+            "r50": (iou >= 0.5).float().mean(),
+            "qa": (wrong[short] == 0).float().mean(),
+        }

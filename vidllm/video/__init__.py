@@ -1,0 +1,8 @@
+"""Reading video: files to `VideoClip`s, sampled frames with the container's own seconds."""
+
+from __future__ import annotations
+
+from .clip import VideoClip, load_video, shown_at
+from .readers import Reader, T, Take, open_reader
+
+__all__ = ["Reader", "T", "Take", "VideoClip", "load_video", "open_reader", "shown_at"]
