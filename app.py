@@ -2,7 +2,7 @@
 
 import sys
 
-from vidllm.demo import main
+from vidllm.cli.demo_command import main
 
 if __name__ == "__main__":
     sys.exit(main())

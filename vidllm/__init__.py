@@ -13,16 +13,16 @@ __version__ = "0.1.0"
 
 # Public name -> the module that holds it.
 _EXPORTS = {
-    "Answer": "vidllm.ask.video_llm",
+    "Answer": "vidllm.ask.answer",
     "Compressor": "vidllm.compressors",
     "InputError": "vidllm.errors",
-    "Limits": "vidllm.tokens.budget",
-    "Receipt": "vidllm.cost",
+    "Limits": "vidllm.tokens",
+    "Receipt": "vidllm.cost.receipt",
     "Span": "vidllm.timecode",
     "Listener": "vidllm.progress",
     "StopSignal": "vidllm.progress",
     "Stopped": "vidllm.progress",
-    "TokenMap": "vidllm.tokens.token_map",
+    "TokenMap": "vidllm.tokens",
     "VideoClip": "vidllm.video",
     "VideoIndex": "vidllm.longvideo.index",
     "VideoLibrary": "vidllm.longvideo.library",

@@ -9,10 +9,6 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from vidllm.cli.demo_command import app, main
-
-__all__ = ["app", "main"]
-
 if find_spec("gradio") is None:
     raise ModuleNotFoundError(
         "the web page needs gradio: pip install 'vidllm[demo]'", name="gradio"
