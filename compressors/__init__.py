@@ -31,9 +31,10 @@ from .none import NoCompression
 from .pyra import Pyra
 from .pyramiddrop import PyramidDrop
 from .random import Random
-from .registry import build, describe, find, get, names, register
+from .registry import describe, find, get, names, register
 from .semvid import SemVid
 from .spatial_pool import SpatialPool
+from .spec import build, parse_wrapped
 from .storm import Storm
 from .tempme import Tempme
 from .temporal_pool import TemporalPool
@@ -43,7 +44,7 @@ from .uniform import Uniform
 from .vidcom2 import VidCom2
 from .visionzip import VisionZip
 from .vtg_llm import VtgLlm
-from .wrappers import WRAPPERS, FrameBudget, PerScene, Protect, parse_wrapped
+from .wrappers import WRAPPERS, FrameBudget, PerScene, Protect
 
 __all__ = [
     "LATE",

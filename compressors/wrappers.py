@@ -1,29 +1,23 @@
 """Wrappers: how a budget is spent, around any method, chain or other wrapper.
 
 `FrameBudget` shares it out over frames, `PerScene` over scenes, and `Protect` keeps frames out of
-it. A wrapper is a compressor. `parse_wrapped("per-scene:scenes=4(protect:last=1(aim))")` builds
-one from a spec, and `vidllm.compressors.WRAPPERS` lists them.
+it. A wrapper is a compressor. `build("per-scene:scenes=4(protect:last=1(aim))")` makes one from a
+spec, and `WRAPPERS` lists them.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from itertools import accumulate
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vidllm.errors import InputError
-from vidllm.errors.bounds import SPEC_DEPTH, SPEC_ITEMS, SPEC_SIGNS, number, short
 from vidllm.tokens import Selection, VideoTokens
 
-from .base import Compressor
-from .chain import Chain
-from .registry import build
 from .shared.allocation import (
     allocate_capped,
     floors,
@@ -196,71 +190,3 @@ class PerScene(Wrapper):
 
 
 WRAPPERS: dict[str, type[Wrapper]] = {cls.name: cls for cls in (FrameBudget, Protect, PerScene)}
-
-
-def parse_wrapped(spec: str, keep: float = 1.0, budget: int | None = None) -> Compressor | Chain:
-    """`registry.build` for specs with wrappers: WRAPPER[:OPTION=VALUE...](SPEC), comma separated.
-
-    For example "per-scene:scenes=4(temporal-pool,uniform)", or, as a wrapper may stand wherever
-    a method may, "random:keep=0.5,protect:first=1:last=1(frame-budget:by=uniform(aim))". Lists
-    are joined by a plus sign, as in "protect:frames=0+-1(aim)".
-
-    Args:
-        keep: share of the tokens that the whole spec keeps. budget: the exact number instead.
-
-    Raises:
-        InputError: brackets that do not close, or a name, option or value that does not fit.
-    """
-    if len(spec) > SPEC_SIGNS:
-        raise InputError(f"a compressor spec has at most {SPEC_SIGNS} signs, not {len(spec)}")
-    depths = list(accumulate((char == "(") - (char == ")") for char in spec))
-    if any(depth < 0 for depth in depths) or (depths and depths[-1]):
-        raise InputError(f"compressor spec {short(spec)}: the brackets do not match")
-    if max(depths, default=0) > SPEC_DEPTH:
-        raise InputError(
-            f"a compressor spec has at most {SPEC_DEPTH} wrappers inside each other, not "
-            f"{max(depths)}"
-        )
-    cuts = [i for i, char in enumerate(spec) if char == "," and not depths[i]]
-    items = [spec[a + 1 : b] for a, b in zip([-1, *cuts], [*cuts, len(spec)], strict=True)]
-    if len(items) > SPEC_ITEMS:
-        raise InputError(f"a compressor spec has at most {SPEC_ITEMS} methods, not {len(items)}")
-    if len(items) > 1:
-        return Chain([_single(item, {}) for item in items], keep=keep, budget=budget)
-    given: dict[str, Any] = {} if keep == 1.0 else {"keep": keep}
-    return _single(items[0], given if budget is None else {**given, "budget": budget})
-
-
-def _single(spec: str, given: dict[str, Any]) -> Any:
-    if "(" not in spec:
-        return build(spec, **given)
-    match = re.fullmatch(r"\s*([\w-]+)\s*((?::[^:()]*)*)\((.*)\)\s*", spec, re.DOTALL)
-    name = match[1].lower().replace("_", "-") if match else spec
-    if match is None or name not in WRAPPERS:
-        raise InputError(
-            f"no wrapper {name!r}: write WRAPPER(METHOD) with one of {', '.join(WRAPPERS)}"
-        )
-    known = {f.name: str(f.type) for f in fields(WRAPPERS[name]) if f.name != "inner"}
-    options = {}
-    for pair in match[2].split(":")[1:]:
-        option, _, text = (piece.strip() for piece in pair.partition("="))
-        if option not in known or option in given:
-            why = "is given twice" if option in given else f"is none of {', '.join(known)}"
-            raise InputError(f"option {option!r} of wrapper {name!r} {why}")
-        options[option] = _value(name, option, text, known[option])
-    return WRAPPERS[name](parse_wrapped(match[3]), **options, **given)
-
-
-def _value(name: str, option: str, text: str, kind: str) -> Any:
-    if "Literal" in kind:
-        return text
-    whole = "int" in kind
-    words = text.split("+") if "Sequence" in kind else [text]
-    try:
-        values = [number(option, word, whole=whole, told=f"{name}: {option}") for word in words]
-        return tuple(values) if "Sequence" in kind else values[0]
-    except InputError:
-        raise
-    except ValueError:
-        wanted = "a whole number" if whole else "a number"
-        raise InputError(f"option {option} of {name!r} must be {wanted}, not {text!r}") from None

@@ -10,8 +10,8 @@ import torch
 from test_heads import TINY, draw, padded_masks, train
 from torch import Tensor
 
+from vidllm.compressors import build
 from vidllm.compressors.nasva import Nasva
-from vidllm.compressors.registry import build
 from vidllm.encoders.heads import (
     NaSVA,
     Recall,

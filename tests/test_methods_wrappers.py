@@ -7,13 +7,23 @@ import torch
 from test_methods_flow import check
 from torch import Tensor
 
-from vidllm.compressors import Chain, Compressor, Scorer, build, get
+from vidllm.compressors import (
+    WRAPPERS,
+    Chain,
+    Compressor,
+    FrameBudget,
+    PerScene,
+    Protect,
+    Scorer,
+    build,
+    get,
+    parse_wrapped,
+)
 from vidllm.compressors.flashvid import FlashVid
 from vidllm.compressors.framefusion import FrameFusion
 from vidllm.compressors.semvid import SemVid
 from vidllm.compressors.shared.allocation import relevance, shares, uniform_shares
 from vidllm.compressors.shared.parts import part_of
-from vidllm.compressors.wrappers import WRAPPERS, FrameBudget, PerScene, Protect, parse_wrapped
 from vidllm.errors import InputError, WorkError
 from vidllm.tokens import Keep, Merge, Mix, Selection, VideoTokens
 

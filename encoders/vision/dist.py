@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from vidllm.errors import InputError
 
 from .base import ClipFeatures, VisionEncoder, group, register_vision
+from .frame_tower import HUB_TYPES, HubTower, build_tower, load_vision
 
 #: CLIP's ViT-B/16, which the paper starts from; `DistEncoder.from_pretrained` brings its weights.
 VIT_B16: dict[str, Any] = {
@@ -161,8 +162,6 @@ class DistEncoder(VisionEncoder):
         ratio: float = 0.25,
     ) -> None:
         super().__init__()
-        from . import HUB_TYPES, HubTower, build_vision
-
         config = dict(VIT_B16 if vit is None else vit)
         if config.get("type") not in HUB_TYPES:
             raise InputError(
@@ -173,7 +172,7 @@ class DistEncoder(VisionEncoder):
             raise InputError(
                 "dist: alpha, temporal and width must be at least 1, stem odd, ratio in (0, 1]"
             )
-        self.vit = cast(HubTower, build_vision({**config, "frozen": True}))
+        self.vit = cast(HubTower, build_tower({**config, "frozen": True}))
         if not self.vit.left:
             raise InputError("dist needs one layer of the image transformer or more")
         self.alpha, self.stride, self.hidden_size = alpha, alpha, width
@@ -192,8 +191,6 @@ class DistEncoder(VisionEncoder):
     @classmethod
     def from_pretrained(cls, name: str, layer: int | None = None, **options: Any) -> DistEncoder:
         """A fresh side network on a pretrained tower: a name on the hub or a folder."""
-        from . import load_vision
-
         tower, config = load_vision(name, layer, frozen=True)
         encoder = cls(config, **options)
         encoder.vit.load_state_dict(tower.state_dict())

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from vidllm.errors import InputError
 
-from .base import ClipFeatures, VisionEncoder, group, register_vision
+from .base import ClipFeatures, VisionEncoder, group, register_vision, vision_names
+from .frame_tower import build_tower
 
 
 @register_vision("framewise")
@@ -26,11 +27,10 @@ class FramewiseEncoder(VisionEncoder):
 
     def __init__(self, tower: dict[str, Any] | None = None) -> None:
         super().__init__()
-        from . import build_vision
-
-        self.tower = build_vision(tower or {"type": "conv"})
-        if isinstance(self.tower, VisionEncoder):
-            raise InputError(f"framewise needs a tower of single frames, not {self.tower.name}")
+        config = tower or {"type": "conv"}
+        if config.get("type") in vision_names():
+            raise InputError(f"framewise needs a tower of single frames, not {config['type']}")
+        self.tower = build_tower(config)
         self.hidden_size = int(self.tower.hidden_size)
         self.image_size = int(self.tower.image_size)
         self.side = int(self.tower.side)
