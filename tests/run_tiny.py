@@ -10,7 +10,8 @@ from eval_data import made_tasks, make
 from videos import write_video
 
 from vidllm.cli.options import CommonOptions
-from vidllm.eval.run.evaluate import Finished, Order, evaluate
+from vidllm.eval.run.evaluate import Finished, evaluate
+from vidllm.eval.run.run_config import Order
 from vidllm.eval.run.run_settings import wanted
 from vidllm.eval.tasks import get_task
 

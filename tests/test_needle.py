@@ -15,7 +15,8 @@ from frozen import check_prompts
 from vidllm.cli.options import CommonOptions
 from vidllm.errors import InputError
 from vidllm.eval.report import needle_map as maps
-from vidllm.eval.run.evaluate import Order, evaluate
+from vidllm.eval.run.evaluate import evaluate
+from vidllm.eval.run.run_config import Order
 from vidllm.eval.run.run_settings import Wanted
 from vidllm.eval.tasks import Item, Response
 from vidllm.eval.tasks.needle import Needle, action_in, depths, numbers, one_number, whole_number

@@ -20,8 +20,9 @@ from vidllm.cli.options import CommonOptions
 from vidllm.errors import InputError, WorkError
 from vidllm.eval.run.ask_model import ModelAsker, reason_of
 from vidllm.eval.run.clips import clips_of, items_of, video_folders
-from vidllm.eval.run.evaluate import Order, evaluate
+from vidllm.eval.run.evaluate import evaluate
 from vidllm.eval.run.journal import Journal, Said, read_journals
+from vidllm.eval.run.run_config import Order
 from vidllm.eval.run.run_settings import Setting, wanted
 from vidllm.eval.run.runner import Runner
 from vidllm.eval.tasks import Item, Response, get_task

@@ -22,7 +22,7 @@ from vidllm.errors import InputError
 from vidllm.tokens import TokenMap
 from vidllm.video import load_video
 
-from ..scores.metrics import Interval
+from ..scores.common import Interval
 from ..tasks.base import Item
 from .answers import said_spans, true_letter, true_spans
 from .load import Row, Run, entry_of

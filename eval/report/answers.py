@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..scores.choices import choose
-from ..scores.metrics import Interval
+from ..scores.common import Interval
 from ..scores.spans import tiou
 from ..tasks.base import Item
 from .load import Row

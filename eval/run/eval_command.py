@@ -31,7 +31,8 @@ from ..tasks import get_task, task_names
 from ..tasks.base import Task
 
 if TYPE_CHECKING:
-    from .evaluate import Finished, Order
+    from .evaluate import Finished
+    from .run_config import Order
 
 app = typer.Typer(
     help="Score a model on a benchmark.",
@@ -199,7 +200,8 @@ def _run(task: Task, options: CommonOptions, given: Mapping[str, Any]) -> None:
         raise InputError("--frames auto goes with ask, ground and caption: give a number")
     if given["out"] is not None:
         output_folder(given["out"].expanduser())
-    from .evaluate import Order, evaluate
+    from .evaluate import evaluate
+    from .run_config import Order
 
     order = Order(
         task=task,

@@ -13,98 +13,24 @@ from typing import TYPE_CHECKING, Any
 from vidllm.ask.recipes import get_recipe
 from vidllm.cli.options import say
 from vidllm.errors import InputError, WorkError
-from vidllm.errors.paths import input_folder
 from vidllm.models.shipped import default_model, weights_dir
 from vidllm.progress import Stopped
 from vidllm.progress.interruption import Halt, Interrupted
 
-from ..tasks.base import Item, Task, check_split
-from ..tasks.files import HUB
+from ..tasks.base import Item
 from .ask_model import Asker, ModelAsker, model_name
 from .clips import clips_of, items_of, limited, video_folders
 from .journal import Key, Row
 from .processes import Crew, join
-from .progress_bar import Watch, bar
+from .progress_bar import Watch
 from .records import RunFolder, prompts_mark
 from .results import finish
-from .run_config import resolved
-from .run_settings import Wanted, no_own, own_setting
+from .run_config import Order, resolved
+from .run_settings import no_own, own_setting
 from .runner import Runner
 
 if TYPE_CHECKING:
     from vidllm.cli.options import CommonOptions
-
-
-@dataclass(frozen=True)
-class Order:
-    """What is to be run.
-
-    Args:
-        task: the benchmark, with its options. split: of it, None for the usual one.
-        wanted: compressors and shares.
-        data: folder of the annotation files; None for a benchmark that makes its own.
-        videos: folder of the videos, None for the usual places.
-        limit: only so many videos. out: folder to keep, None for none.
-        max_new_tokens: the longest answer, None for the task's.
-        retry_failed: ask again what failed before.
-        memory: measure memory on a CPU too.
-        jobs: processes that write videos of a benchmark that makes its own.
-        baselines: score answers without a video, where the benchmark has some.
-        anyway: score the shipped model also on a benchmark of real footage.
-    """
-
-    task: Task
-    wanted: Wanted
-    split: str | None = None
-    data: Path | None = None
-    videos: Path | None = None
-    limit: int | None = None
-    out: Path | None = None
-    max_new_tokens: int | None = None
-    retry_failed: bool = False
-    memory: bool = False
-    jobs: int = 1
-    baselines: bool = False
-    anyway: bool = False
-
-    @property
-    def most(self) -> int | None:
-        """How many videos there are at most."""
-        usual: int | None = getattr(self.task, "usual_limit", None)
-        return usual if self.limit is None else self.limit
-
-    def prepared(self, options: CommonOptions) -> tuple[Path, str]:
-        """The folder of the annotation files, made where the benchmark makes its own; the split.
-
-        Raises:
-            InputError: no folder, or no such split.
-        """
-        split = check_split(self.task, self.split)
-        prepare = getattr(self.task, "prepare", None)
-        if prepare is not None:
-            with bar("writing videos") as progress:
-                made: Path = prepare(
-                    self.data,
-                    split,
-                    seed=options.seed,
-                    limit=self.most,
-                    jobs=self.jobs,
-                    progress=progress,
-                )
-            return made, split
-        if self.data is None:
-            home = f" (from {self.task.home})" if self.task.home else ""
-            raise InputError(
-                f"--data is missing: give the folder with the files of {self.task.name}{home}"
-            )
-        data = self.data.expanduser()
-        if data == HUB and self.videos is None:
-            raise InputError("--data hub brings the annotations alone: give --videos DIR too")
-        if data != HUB:
-            input_folder(data, "--data")
-        if self.videos is not None:
-            input_folder(self.videos, "--videos")
-        return data, split
 
 
 @dataclass(frozen=True)

@@ -6,24 +6,99 @@ import hashlib
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..tasks.base import Item, Task
+from vidllm.errors import InputError
+from vidllm.errors.paths import input_folder
+
+from ..tasks.base import Item, Task, check_split
 from ..tasks.files import HUB, annotation_files
 from .ask_model import Asker
 from .clips import clips_of, video_folders
+from .progress_bar import bar
 from .records import FORMAT, prompts_mark
+from .run_settings import Wanted
 
 if TYPE_CHECKING:
     from vidllm.cli.options import CommonOptions
 
-    from .evaluate import Order
-
 #: Packages that answers depend on.
 PACKAGES = ("vidllm", "torch", "transformers", "av")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be run.
+
+    Args:
+        task: the benchmark, with its options. split: of it, None for the usual one.
+        wanted: compressors and shares.
+        data: folder of the annotation files; None for a benchmark that makes its own.
+        videos: folder of the videos, None for the usual places.
+        limit: only so many videos. out: folder to keep, None for none.
+        max_new_tokens: the longest answer, None for the task's.
+        retry_failed: ask again what failed before.
+        memory: measure memory on a CPU too.
+        jobs: processes that write videos of a benchmark that makes its own.
+        baselines: score answers without a video, where the benchmark has some.
+        anyway: score the shipped model also on a benchmark of real footage.
+    """
+
+    task: Task
+    wanted: Wanted
+    split: str | None = None
+    data: Path | None = None
+    videos: Path | None = None
+    limit: int | None = None
+    out: Path | None = None
+    max_new_tokens: int | None = None
+    retry_failed: bool = False
+    memory: bool = False
+    jobs: int = 1
+    baselines: bool = False
+    anyway: bool = False
+
+    @property
+    def most(self) -> int | None:
+        """How many videos there are at most."""
+        usual: int | None = getattr(self.task, "usual_limit", None)
+        return usual if self.limit is None else self.limit
+
+    def prepared(self, options: CommonOptions) -> tuple[Path, str]:
+        """The folder of the annotation files, made where the benchmark makes its own; the split.
+
+        Raises:
+            InputError: no folder, or no such split.
+        """
+        split = check_split(self.task, self.split)
+        prepare = getattr(self.task, "prepare", None)
+        if prepare is not None:
+            with bar("writing videos") as progress:
+                made: Path = prepare(
+                    self.data,
+                    split,
+                    seed=options.seed,
+                    limit=self.most,
+                    jobs=self.jobs,
+                    progress=progress,
+                )
+            return made, split
+        if self.data is None:
+            home = f" (from {self.task.home})" if self.task.home else ""
+            raise InputError(
+                f"--data is missing: give the folder with the files of {self.task.name}{home}"
+            )
+        data = self.data.expanduser()
+        if data == HUB and self.videos is None:
+            raise InputError("--data hub brings the annotations alone: give --videos DIR too")
+        if data != HUB:
+            input_folder(data, "--data")
+        if self.videos is not None:
+            input_folder(self.videos, "--videos")
+        return data, split
 
 
 def resolved(

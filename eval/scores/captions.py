@@ -14,8 +14,7 @@ import numpy as np
 from vidllm.errors import InputError
 
 from .caption_scorers import PairScorer
-from .common import Scores, average, same_length, true_span
-from .metrics import Interval
+from .common import Interval, Scores, average, same_length, true_span
 from .spans import tiou_matrix
 
 TAUS: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)

@@ -10,8 +10,8 @@ import numpy as np
 
 from vidllm.errors import InputError
 
-from .metrics import Interval
-
+#: Start and end in seconds.
+Interval = tuple[float, float]
 #: By name of the score; None where there was nothing to score.
 Scores = dict[str, "float | None"]
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-Interval = tuple[float, float]
+from .common import Interval
+from .statistics import bootstrap
 
 THRESHOLDS: tuple[float, ...] = (0.3, 0.5, 0.7)
 #: Kinds of questions whose answer names a time.
@@ -144,8 +145,6 @@ def clustered_interval(
     """95 % bootstrap interval of the mean; whole clusters (videos) are drawn, not single values."""
     if not values:
         return None
-    from .statistics import bootstrap  # the scores need this file
-
     found = bootstrap(values, clusters, seed=seed, rounds=rounds)
     return [round(found.low, 4), round(found.high, 4)]
 

@@ -12,8 +12,7 @@ import numpy as np
 
 from vidllm.errors import InputError
 
-from .common import Scores, average, same_length, true_span
-from .metrics import Interval
+from .common import Interval, Scores, average, same_length, true_span
 
 THRESHOLDS: tuple[float, ...] = (0.3, 0.5, 0.7)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..scores.metrics import Interval
+from ..scores.common import Interval
 from .base import TASKS, Item, Response
 from .files import annotation_files, field, objects, read_json, span, together
 from .spans_text import percent_span, script_text, tvg_span

@@ -15,8 +15,7 @@ from typing import Any, ClassVar
 from vidllm.errors import InputError
 from vidllm.errors.registry import Registry
 
-from ..scores.common import Scores
-from ..scores.metrics import Interval
+from ..scores.common import Interval, Scores
 
 #: What tasks are about; the report groups by it.
 FAMILIES = ("grounding", "captions", "highlights", "alignment", "retrieval", "choice", "made")

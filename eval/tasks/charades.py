@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from vidllm.errors import InputError
 
-from ..scores.metrics import Interval
+from ..scores.common import Interval
 from .base import TASKS, Item, Response
 from .files import HUB, annotation_files, field, hub_records, read_lines, span
 from .spans_text import script_text, tvg_span

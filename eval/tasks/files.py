@@ -20,7 +20,7 @@ from typing import Any, TypeVar, overload
 
 from vidllm.errors import InputError
 
-from ..scores.metrics import Interval
+from ..scores.common import Interval
 from .base import Task
 
 #: What `--data` says for the hub; a folder of that name needs its whole path.

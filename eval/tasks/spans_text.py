@@ -14,7 +14,7 @@ import re
 
 from vidllm.timecode import AbsoluteTime, find_ranges, lone_times
 
-from ..scores.metrics import Interval
+from ..scores.common import Interval
 from .base import Item, Response
 
 _STAMP = re.compile(r"<\s*(\d+\.?\d*|\.\d+)\s*>")

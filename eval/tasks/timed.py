@@ -9,8 +9,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from ..scores.common import Scores, same_length
-from ..scores.metrics import Interval
+from ..scores.common import Interval, Scores, same_length
 from ..scores.spans import grounding_scores, tiou
 from .base import Item, Response, Task
 from .spans_text import first_span, length

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..scores.metrics import Interval
+from ..scores.common import Interval
 from .base import TASKS, Item, Response
 from .files import HUB, annotation_files, field, hub_records, objects, read_json, span, together
 from .spans_text import script_text, timelens_span
