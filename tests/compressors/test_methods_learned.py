@@ -21,7 +21,7 @@ from vidllm.compressors.vtg_llm import VtgLlm, sequence_time, slots, time_table
 from vidllm.errors import InputError
 from vidllm.tokens import Keep, Mix, VideoTokens
 
-GOLDENS = Path(__file__).parent / "goldens"
+GOLDENS = Path(__file__).parents[1] / "goldens"
 TRAINED = ["vtg-llm", "timesuite", "mrt5", "flextok"]
 SPECS = [*TRAINED, "lita", "lita:faithful=true", "timesuite:group=3:clips=5"]
 SPECS += ["vtg-llm:slots=5:faithful=true", "flextok:registers=6:faithful=true"]

@@ -107,7 +107,7 @@ def test_tvg_scripts(text: str, plain: object, dashes: object) -> None:
 
 def test_a_golden_of_the_same_parser() -> None:
     """VTG-LLM's, but for its time tokens and the blanks that it takes out, which hide sentences."""
-    data = np.load(Path(__file__).parent / "goldens" / "vtgllm_parse_tvg.npz")
+    data = np.load(Path(__file__).parents[1] / "goldens" / "vtgllm_parse_tvg.npz")
     compared = 0
     for text, spans in zip(data["texts"].tolist(), json.loads(str(data["spans"])), strict=True):
         if "<TIME_" in text or "Starts at 5" in text:

@@ -16,7 +16,7 @@ import pytest
 
 from vidllm.eval.tasks import Item
 
-FOLDER = Path(__file__).parent / "prompts"
+FOLDER = Path(__file__).parents[1] / "prompts"
 
 
 def check_prompts(task: str, split: str, items: Sequence[Item]) -> None:

@@ -14,7 +14,7 @@ from vidllm.compressors.aim import merge
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens, apply_all
 
-GOLDENS = Path(__file__).parent / "goldens"
+GOLDENS = Path(__file__).parents[1] / "goldens"
 GRIDS = [(1, 1, 1), (1, 4, 4), (5, 1, 1), (7, 3, 5), (8, 4, 4), (3, 2, 7)]
 KEEPS = [0.9, 0.5, 0.25, 0.125, 0.03]
 METHODS = [name for name in names() if name != "none"]

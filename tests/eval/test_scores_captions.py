@@ -27,7 +27,7 @@ from vidllm.eval.scores.captions import (
 from vidllm.eval.scores.matched_captions import caption_score
 from vidllm.eval.scores.spans import tiou_matrix
 
-GOLDENS = Path(__file__).parent / "goldens"
+GOLDENS = Path(__file__).parents[1] / "goldens"
 HAS_COCO = importlib.util.find_spec("pycocoevalcap") is not None
 needs_coco = pytest.mark.skipif(not HAS_COCO, reason="pycocoevalcap is not installed")
 needs_java = pytest.mark.skipif(

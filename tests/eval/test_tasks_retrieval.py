@@ -28,7 +28,7 @@ from vidllm.eval.run.run_settings import Setting
 from vidllm.eval.run.vectors import read_vector, write_vector
 from vidllm.eval.tasks import Item, Response, get_task
 
-GOLDEN = Path(__file__).parent / "goldens" / "tempme_metrics.npz"
+GOLDEN = Path(__file__).parents[1] / "goldens" / "tempme_metrics.npz"
 WORDS = "a person dog runs man says hello you is connecting something".split()  # noqa: SIM905
 MERGING = ("tome", "tempme", "pyra", "mustdrop")
 

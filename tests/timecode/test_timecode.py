@@ -19,7 +19,7 @@ from vidllm.timecode import (
     number_to_token,
 )
 
-GOLDENS = Path(__file__).parent / "goldens"
+GOLDENS = Path(__file__).parents[1] / "goldens"
 RELATIVE, ABSOLUTE, TEXT = RelativeTime(), AbsoluteTime(), TextTime()
 
 

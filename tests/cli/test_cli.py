@@ -259,7 +259,7 @@ def test_a_command_gets_the_common_options_filled(capsys: pytest.CaptureFixture[
 
 
 needs_weights = pytest.mark.skipif(
-    not (Path(__file__).parent.parent / "weights" / "manifest.json").exists(),
+    not (Path(__file__).parents[2] / "weights" / "manifest.json").exists(),
     reason="this checkout has no weights",
 )
 

@@ -32,7 +32,7 @@ from tiny import save_tiny, write_video
 from videos import write_sound
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
-SAMPLE = Path(__file__).resolve().parent.parent / "weights" / "samples" / "red-star.mp4"
+SAMPLE = Path(__file__).resolve().parents[2] / "weights" / "samples" / "red-star.mp4"
 Open = Callable[..., Any]
 
 

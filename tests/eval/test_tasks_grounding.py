@@ -14,7 +14,7 @@ from vidllm.errors import InputError
 from vidllm.eval.scores.common import percent
 from vidllm.eval.tasks import Item, Response, Task, get_task
 
-GOLDENS = Path(__file__).parent / "goldens"
+GOLDENS = Path(__file__).parents[1] / "goldens"
 
 
 def approx(value: object) -> Any:

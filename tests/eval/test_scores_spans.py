@@ -17,7 +17,7 @@ from vidllm.eval.scores.common import percent
 from vidllm.eval.scores.metrics import iou
 from vidllm.timecode import RelativeTime
 
-GOLDENS = Path(__file__).parent / "goldens"
+GOLDENS = Path(__file__).parents[1] / "goldens"
 
 
 def approx(value: object) -> object:

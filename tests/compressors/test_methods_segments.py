@@ -20,7 +20,7 @@ from vidllm.compressors.visionzip import VisionZip
 from vidllm.errors import InputError
 from vidllm.tokens import Keep, VideoTokens
 
-GOLDENS = Path(__file__).parent / "goldens"
+GOLDENS = Path(__file__).parents[1] / "goldens"
 GRIDS = [(1, 1, 2), (1, 4, 4), (5, 1, 1), (9, 3, 4)]
 METHODS: list[Any] = [
     *(VisionZip, FastVid),

@@ -14,7 +14,7 @@ from vidllm.compressors.shared import positions as pos
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
-GOLDENS = Path(__file__).parent / "goldens"
+GOLDENS = Path(__file__).parents[1] / "goldens"
 SIGNALS = {
     "fastv": "decoder-attention",
     "pyramiddrop": "decoder-attention",

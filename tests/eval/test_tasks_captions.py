@@ -14,7 +14,7 @@ import pytest
 from vidllm.eval.tasks import Item, Response, Task, dense, get_task
 from vidllm.timecode import AbsoluteTime
 
-GOLDEN = Path(__file__).parent / "goldens" / "dvc_detection_soda.npz"
+GOLDEN = Path(__file__).parents[1] / "goldens" / "dvc_detection_soda.npz"
 MISSING = [
     name
     for name, there in (

@@ -25,7 +25,7 @@ from vidllm.compressors.shared.allocation import allocate, allocate_capped
 from vidllm.errors import InputError
 from vidllm.tokens import Keep, Merge, Mix, VideoTokens
 
-GOLDENS = Path(__file__).parent / "goldens"
+GOLDENS = Path(__file__).parents[1] / "goldens"
 METHODS = [
     ("flashvid", {}),
     ("flashvid", {"alpha": 0.0, "segments": 1, "threshold": -1.0, "similarity": 0.2}),

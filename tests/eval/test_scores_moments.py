@@ -21,7 +21,7 @@ from vidllm.eval.scores.summaries import (
     tvsum_map,
 )
 
-GOLDENS = Path(__file__).parent / "goldens"
+GOLDENS = Path(__file__).parents[1] / "goldens"
 
 
 def approx(value: object) -> object:

@@ -31,7 +31,7 @@ FLAGS = [
     "--disable-sync",
 ]
 WAIT = 60_000
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def free_port() -> int:

@@ -27,7 +27,7 @@ from vidllm.errors import InputError
 from vidllm.tokens import Keep, VideoTokens
 from vidllm.tokens.matching import match
 
-GOLDENS = Path(__file__).parent / "goldens"
+GOLDENS = Path(__file__).parents[1] / "goldens"
 METHODS = ["tome", "tempme", "pyra"]
 
 
