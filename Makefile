@@ -10,7 +10,7 @@ BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 TYPED := build/typed
 OTHER = build/transformers-$(VERSION)
-HUB_TESTS = tests/test_hf_*.py tests/test_models_page.py
+HUB_TESTS = tests/models/test_hf_*.py tests/models/test_models_page.py
 
 .DEFAULT_GOAL := help
 .PHONY: help ask test pytest lint format models version test-transformers clean distclean
@@ -53,7 +53,7 @@ models: $(VENV)/.test
 	@VIDLLM_MODELS_MATRIX=eval/results/models-matrix.json $(BIN)/python -m pytest -q \
 		$(HUB_TESTS) -k "not the_page and not matrix_covers"
 	@$(BIN)/vidllm list models --markdown > docs/models.md
-	@$(BIN)/python -m pytest -q tests/test_models_page.py -k "the_page or matrix_covers"
+	@$(BIN)/python -m pytest -q tests/models/test_models_page.py -k "the_page or matrix_covers"
 
 version:
 	@test -n "$(VERSION)" || { echo "which one? make test-transformers VERSION=5.18.0"; exit 1; }

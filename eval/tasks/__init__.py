@@ -1,6 +1,6 @@
 """Benchmarks, one a file; `get_task(name)` gives one, `task_names()` lists them.
 
-Adding one costs a file here, a line in `_FILES`, a row in tests/eval_data.py and a line in
+Adding one costs a file here, a line in `_FILES`, a row in tests/kit/eval_data.py and a line in
 docs/tasks.md.
 """
 

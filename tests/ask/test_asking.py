@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from hub_tiny import letters, save_hub
-from test_every_compressor import SPECS
+from specs import SPECS
 from tiny import hub_model, write_video
 from torch import nn
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from specs import SPECS
 from test_compressors import QUERY, clip
 from tiny import hub_model, tiny_model, write_video
 
@@ -19,15 +20,6 @@ QUESTIONS = ["when does the red star spin?", "what happens first?"]
 #: Tower with attention, decoder with query and key norms; 4 tokens a frame.
 MODEL = hub_model("siglip", "qwen3", downsample=2)
 TOKENIZER = build_tokenizer(get_timecode("relative"))
-SPECS = [
-    *(name for name in names() if name not in ("none", "mustdrop-cache")),
-    "mustdrop-filter,mustdrop-cache",
-    "temporal-pool,fastv",
-    "visionzip,storm,dart",
-    "per-scene:scenes=2(evs)",
-    "frame-budget(vidcom2)",
-    "holitom:inner=0.5",
-]
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from goldens import golden
 from torch import Tensor
 
 from vidllm.compressors import Compressor, aim, aim_prune, dart, fastv, get, mustdrop, pyramiddrop
@@ -14,7 +12,6 @@ from vidllm.compressors.shared import positions as pos
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
 SIGNALS = {
     "fastv": "decoder-attention",
     "pyramiddrop": "decoder-attention",
@@ -23,10 +20,6 @@ SIGNALS = {
     "mustdrop-cache": "prefill-survivors",
     "dart": "decoder-keys",
 }
-
-
-def golden(name: str) -> dict[str, Tensor]:
-    return {k: torch.from_numpy(v) for k, v in np.load(GOLDENS / f"{name}.npz").items()}
 
 
 def clip(grid: tuple[int, int, int], seed: int = 0) -> VideoTokens:

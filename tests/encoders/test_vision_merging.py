@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from tower_watch import INSIDE, hooks, lengths
 
 from vidllm.compressors import get
 from vidllm.compressors import mustdrop as mustdrop_module
@@ -29,7 +28,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "clip": {"type": "clip_vision_model", "image_size": 40, "patch_size": 8},
     "dinov2": {"type": "dinov2_with_registers", "image_size": 35, "patch_size": 7},
 }
-INSIDE = ["tome", "pyra", "tempme", "mustdrop"]
 
 
 def tower(name: str, layers: int = 4, attention: str = "sdpa", **options: Any) -> HubTower:
@@ -47,24 +45,6 @@ def tower(name: str, layers: int = 4, attention: str = "sdpa", **options: Any) -
 def pixels(of: HubTower, frames: int, seed: int = 0) -> Tensor:
     draw = torch.Generator().manual_seed(seed)
     return torch.rand(frames, 3, of.image_size, of.image_size, generator=draw)
-
-
-def hooks(model: nn.Module) -> int:
-    return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
-
-
-@contextmanager
-def lengths(of: HubTower) -> Iterator[list[int]]:
-    """The hidden states that every layer works on, all rows together."""
-    seen: list[int] = []
-    norms = [getattr(m, "layer_norm1", None) or m.norm1 for m in tower_layers(of.model)]
-    handles = [
-        norm.register_forward_pre_hook(lambda _m, args: seen.append(args[0].shape[:2].numel()))
-        for norm in norms
-    ]
-    yield seen
-    for handle in handles:
-        handle.remove()
 
 
 def shape(of: HubTower, frames: int) -> TowerShape:

@@ -16,7 +16,7 @@ import torch
 from run_tiny import done, final, order, rows_of, tiny_options, write_charades
 from tiny import save_tiny
 
-HERE = Path(__file__).parent
+KIT = Path(__file__).parents[1] / "kit"
 VIDEOS = 12
 ROWS = VIDEOS * 2 * 3
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -48,9 +48,9 @@ def killed(
 ) -> tuple[Path, dict[str, Any]]:
     """Where the runs of `run_worker.py` are, and what happened to them."""
     out = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, str(HERE / "run_worker.py"), *map(str, (model, data, out, 5))]
+    command = [sys.executable, str(KIT / "run_worker.py"), *map(str, (model, data, out, 5))]
     found = subprocess.run(
-        command, capture_output=True, text=True, cwd=HERE, env=ENV, timeout=300, check=False
+        command, capture_output=True, text=True, cwd=KIT, env=ENV, timeout=300, check=False
     )
     assert found.returncode == 0, found.stderr
     return out, json.loads(found.stdout.splitlines()[-1])

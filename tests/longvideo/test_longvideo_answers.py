@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from long_tiny import ASKED, FPS, indexed, loud
-from test_vision_merging import lengths
 from tiny import hub_model
+from tower_watch import lengths
 from videos import write_video
 
 from vidllm import Answer, InputError, Limits, VideoIndex, VideoLLM

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from test_methods_prefill import golden
+from goldens import golden
 from torch import Tensor
 from transformers import (
     DynamicCache,

@@ -29,7 +29,7 @@ from vidllm.models.families.pixel_files import complete
 from vidllm.models.families.pixel_sizes import target_sizes
 from vidllm.models.families.pixels import pixel_options, tokens_per_frame, video_pixels
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 APART = TESTS.parent / "build" / "torchvision"
 GREY = 3 / 255  # of the range: other kernels round otherwise, here and there
 _EDGES = {"shortest_edge": 64, "longest_edge": 4096}
@@ -84,7 +84,7 @@ def test_pixels_are_those_that_the_library_makes_here(tmp_path: Path) -> None:
             "no torchvision to compare with: pip install --no-deps --target build/torchvision "
             "torchvision==(the one of this torch)"
         )
-    script = [sys.executable, str(TESTS / "hf_pixels_library.py"), str(tmp_path)]
+    script = [sys.executable, str(TESTS / "kit" / "hf_pixels_library.py"), str(tmp_path)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(script, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -8,9 +8,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from test_vision_merging import INSIDE, hooks, lengths
 from tiny import hub_model, tiny_model, write_video
 from torch import Tensor, nn
+from tower_watch import INSIDE, hooks, lengths
 
 from vidllm import InputError, VideoLLM
 from vidllm.compressors import Chain, Compressor, build, get
