@@ -88,6 +88,20 @@ class Compressor(ABC):
         """The count that a fixed option implies for these tokens; None when none is set."""
         return None
 
+    @property
+    def methods(self) -> tuple[Compressor, ...]:
+        """The methods at work, in order: itself, or those of a chain."""
+        return (self,)
+
+    @property
+    def late(self) -> tuple[Compressor, ...]:
+        """The methods that work inside the decoder, in order."""
+        return tuple(method for method in self.methods if method.stage in LATE)
+
+    def lacks_share(self) -> bool:
+        """True when nothing says how much is kept: neither keep, budget nor an option does."""
+        return self.is_free()
+
     def is_free(self) -> bool:
         """True when no field of its own decides the count, so that a chain may."""
         unset = all(getattr(self, option) is None for option in self.fixed)
@@ -114,6 +128,14 @@ class Compressor(ABC):
             implied = self.fixed_budget(tokens)
             wanted = budget_of(self.keep, len(tokens)) if implied is None else implied
         return min(wanted, len(tokens))
+
+    def whole_goal(self, tokens: VideoTokens, budget: int | None = None) -> int | None:
+        """As `goal`; None for a chain whose methods decide by their own options."""
+        return self.goal(tokens, budget)
+
+    def aim(self, tokens: VideoTokens, place: int, goal: int) -> int | None:
+        """The budget of the method at a place of `methods` on the way to `goal`."""
+        return goal
 
     def signal(self, tokens: VideoTokens, name: str) -> Tensor:
         """A plane (L, ...) that the model gives beside the features, in float32.

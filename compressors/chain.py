@@ -7,15 +7,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vidllm.errors import InputError
-from vidllm.errors.bounds import SPEC_ITEMS, short
+from vidllm.errors import InputError, WorkError
+from vidllm.errors.bounds import SPEC_ITEMS
 from vidllm.tokens import Selection, VideoTokens, budget_of
 
 from .base import LATE, STAGES, Compressor
 
 
 @dataclass
-class Chain:
+class _Items:
+    # A base of its own, so that the methods are the first field and need no default.
+    items: Sequence[Compressor]
+
+
+@dataclass
+class Chain(Compressor, _Items):
     """Methods in order; the last one lands on the exact count.
 
     With neither `keep` nor `budget` every method does what its own options say. Otherwise the
@@ -33,15 +39,23 @@ class Chain:
             that is not free to meet the chain's budget.
     """
 
-    items: Sequence[Compressor]
-    keep: float = 1.0
-    budget: int | None = None
-
     def __post_init__(self) -> None:
         if not self.items:
             raise InputError("a chain needs at least one compressor")
         if len(self.items) > SPEC_ITEMS:
             raise InputError(f"a chain has at most {SPEC_ITEMS} methods, not {len(self.items)}")
+        # What a method says of itself depends on those in the chain: per instance, not per class.
+        vars(self).update(
+            name=",".join(item.name for item in self.items),
+            stage=",".join(dict.fromkeys(item.stage for item in self.items)),
+            query_aware=any(item.query_aware for item in self.items),
+            uses_features=any(item.uses_features for item in self.items),
+            makes_tokens=any(item.makes_tokens for item in self.items),
+            has_parameters=any(item.has_parameters for item in self.items),
+            needs=tuple(dict.fromkeys(need for item in self.items for need in item.needs)),
+            uses=tuple(dict.fromkeys(use for item in self.items for use in item.uses)),
+        )
+        super().__post_init__()
         stages = [STAGES.index(item.stage) for item in self.items]
         if stages != sorted(stages):
             raise InputError(
@@ -50,52 +64,42 @@ class Chain:
             )
         if sum(not item.follows for item in self.late) > 1:
             raise InputError(f"{self.name}: one method inside the decoder at a time")
-        budget_of(self.keep, 1)
-        if self.budget is not None and self.budget < 1:
-            raise InputError(f"budget must be at least 1, not {short(self.budget)}")
-        if self.keep != 1.0 or self.budget is not None:
-            self._check_last()
+        if not self.is_free():
+            self.check_last()
 
     @property
-    def name(self) -> str:
-        """The names of the methods, comma separated."""
-        return ",".join(item.name for item in self.items)
+    def methods(self) -> tuple[Compressor, ...]:
+        """The methods in order."""
+        return tuple(self.items)
 
-    @property
-    def stage(self) -> str:
-        """The stages of the methods without repeats, comma separated."""
-        return ",".join(dict.fromkeys(item.stage for item in self.items))
+    def lacks_share(self) -> bool:
+        """True when the last method would decide the count, and has nothing to decide it by."""
+        return self.is_free() and self.items[-1].lacks_share()
 
-    @property
-    def query_aware(self) -> bool:
-        """True when one of the methods reads the question."""
-        return any(item.query_aware for item in self.items)
+    def inside_decoder(self) -> bool:
+        """Whether one of the methods works between decoder layers or in the cache."""
+        return bool(self.late)
 
-    @property
-    def uses_features(self) -> bool:
-        """False when no method reads features, so that one plan serves a batch."""
-        return any(item.uses_features for item in self.items)
-
-    @property
-    def has_parameters(self) -> bool:
-        """True when one of the methods has parameters that must be trained."""
-        return any(item.has_parameters for item in self.items)
+    def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
+        """Always a WorkError: a chain has no round of its own, its methods plan theirs."""
+        raise WorkError(f"{self.name} is a chain: call run, its methods plan their own rounds")
 
     def notes(self) -> tuple[str, ...]:
         """Those of the methods, without repeats."""
         return tuple(dict.fromkeys(note for item in self.items for note in item.notes()))
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """What the methods need of a model, without repeats."""
-        return tuple(dict.fromkeys(need for item in self.items for need in item.needs))
+    def goal(self, tokens: VideoTokens, budget: int | None = None) -> int:
+        """How many of these tokens will remain.
 
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """Signals that the methods take where a model gives them, without repeats."""
-        return tuple(dict.fromkeys(use for item in self.items for use in item.uses))
+        Raises:
+            InputError: the methods' own options decide, which depends on the video.
+        """
+        whole = self.whole_goal(tokens, budget)
+        if whole is None:
+            raise InputError(f"{self.name}: what its methods leave depends on the video: give keep")
+        return whole
 
-    def goal(self, tokens: VideoTokens, budget: int | None = None) -> int | None:
+    def whole_goal(self, tokens: VideoTokens, budget: int | None = None) -> int | None:
         """How many of these tokens will remain; None when the methods' own options decide."""
         if budget is not None and budget < 1:
             raise InputError(f"budget must be at least 1, not {budget}")
@@ -117,23 +121,14 @@ class Chain:
         """
         if self.late:
             raise InputError(f"{self.late[0].name} works inside the decoder: use it with a model")
-        tokens, rounds, _ = self._run(tokens, self.goal(tokens, budget), query)
+        tokens, rounds, _ = self._run(tokens, self.whole_goal(tokens, budget), query)
         return tokens, rounds
-
-    @property
-    def late(self) -> Sequence[Compressor]:
-        """The methods that work inside the decoder, at the end of the chain."""
-        return [item for item in self.items if item.stage in LATE]
-
-    def inside_decoder(self) -> bool:
-        """Whether one of the methods works between decoder layers or in the cache."""
-        return bool(self.late)
 
     def before_decoder(
         self, tokens: VideoTokens, query: Tensor | None = None
     ) -> tuple[VideoTokens, list[tuple[Compressor, int]]]:
         """Do what is to be done before the decoder; the rest comes back with exact budgets."""
-        goal = self.goal(tokens)
+        goal = self.whole_goal(tokens)
         tokens, _, goal = self._run(tokens, goal, query)
         late = [(item, item.goal(tokens, goal if item.is_free() else None)) for item in self.late]
         return tokens, late
@@ -142,14 +137,14 @@ class Chain:
         self, tokens: VideoTokens, goal: int | None, query: Tensor | None
     ) -> tuple[VideoTokens, list[Selection], int | None]:
         if goal is not None:
-            self._check_last()
+            self.check_last()
         rounds: list[Selection] = []
         if goal == len(tokens):
             return tokens, rounds, goal
         for place, item in enumerate(self.items):
             if item.stage in LATE:
                 break
-            aim = None if goal is None else self._aim(tokens, place, goal)
+            aim = None if goal is None else self.aim(tokens, place, goal)
             tokens, more = item.run(tokens, aim, query)
             rounds += more
             if goal is not None and len(tokens) < goal:
@@ -159,13 +154,8 @@ class Chain:
                 )
         return tokens, rounds, goal
 
-    def __call__(
-        self, tokens: VideoTokens, budget: int | None = None, query: Tensor | None = None
-    ) -> VideoTokens:
-        """Compress `tokens`; with nothing to remove they come back untouched (see `run`)."""
-        return self.run(tokens, budget, query)[0]
-
-    def _check_last(self) -> None:
+    def check_last(self) -> None:
+        """Refuse a last method that is not free to take the exact remainder."""
         last = next((item for item in reversed(self.items) if not item.follows), self.items[-1])
         if not last.is_free():
             raise InputError(
@@ -173,7 +163,7 @@ class Chain:
                 f"{last.name} no keep, budget or window of its own"
             )
 
-    def _aim(self, tokens: VideoTokens, place: int, goal: int) -> int | None:
+    def aim(self, tokens: VideoTokens, place: int, goal: int) -> int | None:
         """The budget of one method: None for a fixed one, a step on the way for the others."""
         item = self.items[place]
         later = [other for other in self.items[place + 1 :] if not other.follows]

@@ -21,6 +21,10 @@ class NoCompression(Compressor):
     summary = "every token stays"
     uses_features = False
 
+    def lacks_share(self) -> bool:
+        """False: it keeps all."""
+        return False
+
     def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
         """Always an InputError: it is only asked when tokens should go."""
         raise InputError(

@@ -18,7 +18,7 @@ from .wrappers import WRAPPERS
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def build(spec: str, keep: float = 1.0, budget: int | None = None) -> Compressor | Chain:
+def build(spec: str, keep: float = 1.0, budget: int | None = None) -> Compressor:
     """A method or a chain from "name", "name:option=value:option=value", comma separated.
 
     Args:
@@ -86,7 +86,7 @@ def _value(name: str, option: str, text: str, hint: Any) -> Any:
         ) from None
 
 
-def parse_wrapped(spec: str, keep: float = 1.0, budget: int | None = None) -> Compressor | Chain:
+def parse_wrapped(spec: str, keep: float = 1.0, budget: int | None = None) -> Compressor:
     """`build` for specs with wrappers: WRAPPER[:OPTION=VALUE...](SPEC), comma separated.
 
     For example "per-scene:scenes=4(temporal-pool,uniform)", or, as a wrapper may stand wherever

@@ -48,8 +48,8 @@ class InTower(Compressor):
 
 
 def tower_part(
-    method: Compressor | Chain, clip: VideoTokens
-) -> tuple[tuple[InTower, int | None] | None, Compressor | Chain]:
+    method: Compressor, clip: VideoTokens
+) -> tuple[tuple[InTower, int | None] | None, Compressor]:
     """Split a method into what merges inside the tower and what acts on what comes out of it.
 
     Of a chain only the first method merges inside; a wrapper acts on the output.
@@ -61,15 +61,15 @@ def tower_part(
         The method inside with its budget (None: by its own options, from the features), or None
         where nothing is to merge there; and the rest, which meets the budget of the whole.
     """
-    first = method.items[0] if isinstance(method, Chain) else method
+    first = method.methods[0]
     if not isinstance(first, InTower) or not first.tower:
         return None, method
-    if not isinstance(method, Chain):
+    if method is first:
         budget = first.tower_budget(clip)
         inside = None if budget is not None and budget >= len(clip) else (first, budget)
         return inside, method if inside is None else NoCompression()
-    whole = method.goal(clip)
-    budget = None if whole is None else method._aim(clip, 0, whole)
+    whole = method.whole_goal(clip)
+    budget = None if whole is None else method.aim(clip, 0, whole)
     budget = first.tower_budget(clip) if budget is None else budget
     if whole == len(clip) or (budget is not None and budget >= len(clip)):
         return None, method
@@ -78,9 +78,8 @@ def tower_part(
             f"{first.name} leaves {budget} tokens, fewer than the {whole} that the chain should "
             "keep: raise its own share or lower the chain's"
         )
-    if len(method.items) == 1:
-        return (first, budget), NoCompression()
-    return (first, budget), Chain(method.items[1:], budget=whole)
+    rest = method.methods[1:]
+    return (first, budget), Chain(rest, budget=whole) if rest else NoCompression()
 
 
 def rounds(

@@ -16,7 +16,6 @@ from vidllm.errors import InputError, WorkError
 from vidllm.tokens import Keep, Merge, Mix, Selection, VideoTokens
 
 from ..base import Compressor, Scorer
-from ..chain import Chain
 
 
 def part_of(tokens: VideoTokens, part: Tensor) -> VideoTokens:
@@ -105,7 +104,7 @@ def together(tokens: VideoTokens, pieces: Sequence[Piece]) -> Selection:
 @dataclass
 class _Around:
     # A base of its own, so that the method inside is the first field and needs no default.
-    inner: Compressor | Chain
+    inner: Compressor
 
 
 @dataclass
@@ -129,11 +128,7 @@ class Wrapper(Compressor, _Around):
     def __post_init__(self) -> None:
         super().__post_init__()
         inner = self.inner
-        if isinstance(inner, Compressor):
-            free = inner.is_free()
-        else:
-            free = inner.keep == 1.0 and inner.budget is None
-        if not free:
+        if not inner.is_free():
             raise InputError(
                 f"{type(self).name} decides how many tokens {inner.name} keeps: give the keep or "
                 f"budget to {type(self).name}, and {inner.name} no window of its own"

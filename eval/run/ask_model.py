@@ -29,7 +29,7 @@ from .run_settings import Setting
 if TYPE_CHECKING:
     from vidllm.ask.answer import Answer
     from vidllm.ask.video_llm import VideoLLM
-    from vidllm.compressors import Chain, Compressor
+    from vidllm.compressors import Compressor
     from vidllm.video import VideoClip
 
 #: Families whose prompts ask for times: models that are told none otherwise get them in words.
@@ -169,9 +169,7 @@ class ModelAsker:
                 **self.options,
             )
 
-    def _remember(
-        self, clip: VideoClip, method: Compressor | Chain | None, answer: Answer
-    ) -> float | None:
+    def _remember(self, clip: VideoClip, method: Compressor | None, answer: Answer) -> float | None:
         """Seconds that encoding took where this call took what an earlier one left; else None."""
         asked = self._ear.asked
         if new := self._clip() is not clip:
@@ -254,7 +252,7 @@ def reason_of(error: BaseException) -> str:
     return text if len(text) <= REASON else f"{text[: REASON - 1]}…"
 
 
-def check_serves(llm: VideoLLM, method: Compressor | Chain | None) -> None:
+def check_serves(llm: VideoLLM, method: Compressor | None) -> None:
     """Refuse a method that a model cannot serve. Raises InputError with the reason."""
     if method is None:
         return

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidllm.compressors import Chain, Compressor
+from vidllm.compressors import Compressor
 from vidllm.compressors.shared.in_tower import InTower, tower_part
 from vidllm.cost.receipt import Receipt, Stopwatch
 from vidllm.encoders.vision import HubTower
@@ -137,9 +137,7 @@ class Embedder:
         return _unit(getattr(found, "pooler_output", found)[0])
 
     @torch.inference_mode()
-    def embed_video(
-        self, clip: VideoClip, compressor: Compressor | Chain | None = None
-    ) -> Embedding:
+    def embed_video(self, clip: VideoClip, compressor: Compressor | None = None) -> Embedding:
         """A clip as the mean of its frames, each of length 1.
 
         Args:
@@ -222,8 +220,8 @@ class Embedder:
 
 
 def check_inside(
-    compressor: Compressor | Chain | None, clip: VideoTokens | None = None
-) -> tuple[tuple[InTower, int | None] | None, Compressor | Chain | None]:
+    compressor: Compressor | None, clip: VideoTokens | None = None
+) -> tuple[tuple[InTower, int | None] | None, Compressor | None]:
     """What merges inside the tower of a dual encoder, as `tower_part`; None for nothing.
 
     Raises:
@@ -231,9 +229,8 @@ def check_inside(
     """
     if compressor is None or compressor.name == "none":
         return None, None
-    first = compressor.items[0] if isinstance(compressor, Chain) else compressor
-    alone = not isinstance(compressor, Chain) or len(compressor.items) == 1
-    if not isinstance(first, InTower) or not first.tower or not alone:
+    first, *more = compressor.methods
+    if not isinstance(first, InTower) or not first.tower or more:
         raise InputError(
             f"{compressor.name} acts on tokens behind the vision tower, and a dual encoder has "
             "none: use one method that merges inside, such as tempme or tome"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vidllm.errors import InputError
 
 if TYPE_CHECKING:
-    from vidllm.compressors import Chain, Compressor
+    from vidllm.compressors import Compressor
 
 FULL = "none@1"
 
@@ -33,7 +33,7 @@ class Setting:
 
     compressor: str
     keep: float = 1.0
-    method: Compressor | Chain | None = None
+    method: Compressor | None = None
     tokens: int | None = None
 
     @property

@@ -120,7 +120,7 @@ def test_the_tokens_are_the_towers_with_the_books_of_the_grid(name: str, downsam
         assert tokens.grid == (6, side, side) and int(tokens.source.min()) == 0
 
 
-def split(spec: str | Compressor | Chain, **options: Any) -> tuple[Any, Any]:
+def split(spec: str | Compressor, **options: Any) -> tuple[Any, Any]:
     method = build(spec, **options) if isinstance(spec, str) else spec
     return tower_part(method, VideoTokens.blank((8, 4, 4), list(range(8)), 8.0))
 

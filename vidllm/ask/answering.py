@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vidllm.compressors import Chain, Compressor
+from vidllm.compressors import Compressor
 from vidllm.cost.receipt import Stopwatch
 from vidllm.cost.spending import Counts
 from vidllm.errors import InputError
@@ -46,7 +46,7 @@ class Record(Trace):
     apart: list[int] = field(default_factory=list)
 
 
-def check_serves(model: NativeVideoLLM, method: Compressor | Chain) -> None:
+def check_serves(model: NativeVideoLLM, method: Compressor) -> None:
     """Refuse a method that needs what a model cannot tell.
 
     Raises:
@@ -58,15 +58,14 @@ def check_serves(model: NativeVideoLLM, method: Compressor | Chain) -> None:
             f"{method.name} needs {' and '.join(missing)}, which this model's vision tower does "
             "not give: choose a method without that need (vidllm list compressors)"
         )
-    late = method.late if isinstance(method, Chain) else [method]
-    if late and late[0].follows:
+    if method.late and method.late[0].follows:
         raise InputError(
             f"{method.name} keeps what a method between the decoder's layers kept: write for "
-            f"example mustdrop-filter,{late[0].name}"
+            f"example mustdrop-filter,{method.late[0].name}"
         )
 
 
-def check_early(method: Compressor | Chain) -> None:
+def check_early(method: Compressor) -> None:
     """Refuse a method whose choice is not known before the LLM runs.
 
     Raises:
@@ -79,10 +78,10 @@ def check_early(method: Compressor | Chain) -> None:
         )
 
 
-def by_question(method: Compressor | Chain) -> bool:
+def by_question(method: Compressor) -> bool:
     """Whether what is left of the video depends on the question that comes after it."""
-    late = method.late if isinstance(method, Chain) else [method][: method.inside_decoder()]
-    return method.query_aware or not all(getattr(m, "shares_prefix", False) for m in late)
+    shared = all(getattr(m, "shares_prefix", False) for m in method.late)
+    return method.query_aware or (method.inside_decoder() and not (method.late and shared))
 
 
 def question_rows(model: NativeVideoLLM, tail: Sequence[int]) -> Tensor:
@@ -92,7 +91,7 @@ def question_rows(model: NativeVideoLLM, tail: Sequence[int]) -> Tensor:
 
 @torch.inference_mode()
 def before_prefill(
-    model: NativeVideoLLM, tokens: VideoTokens, method: Compressor | Chain, tail: Sequence[int]
+    model: NativeVideoLLM, tokens: VideoTokens, method: Compressor, tail: Sequence[int]
 ) -> VideoTokens:
     """What a method leaves of a video before the decoder.
 
@@ -108,7 +107,7 @@ def before_prefill(
 def reply(
     model: NativeVideoLLM,
     prompt: Prompt,
-    method: Compressor | Chain,
+    method: Compressor,
     watch: Stopwatch,
     *,
     max_new_tokens: int,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypedDict
 
-from vidllm.compressors import Chain, Compressor, build
+from vidllm.compressors import Compressor, build
 from vidllm.cost.receipt import Receipt, Stopwatch
 from vidllm.errors import InputError
 from vidllm.errors.bounds import check as check_number
@@ -24,7 +24,7 @@ from .prompt import PROMPTS, wrap
 Video = str | os.PathLike[str] | VideoClip
 Frames = int | Literal["auto"] | None
 #: A method, or its spec with a share of its own: "aim:keep=0.25". None for the model's own.
-Method = Compressor | Chain | str | None
+Method = Compressor | str | None
 #: For every question its letters, or None; for a lone question also its letters alone.
 Choices = Sequence[str | Sequence[str] | None] | None
 #: Share of the tokens that frames="auto" counts on where a method has none of its own.
@@ -57,7 +57,7 @@ def sampling_of(options: Mapping[str, Any]) -> dict[str, Any]:
 class Asked:
     """Base of the models: everything that goes through their `ask`."""
 
-    compressor: Compressor | Chain
+    compressor: Compressor
     frames: Frames
     fps: float | None
     tokens: int | None
@@ -167,7 +167,7 @@ class Asked:
         """Video tokens without compression of so many frames of so many pixels, at most."""
         raise InputError(f"{type(self).__name__} does not count tokens")
 
-    def chosen(self, compressor: Method, tokens: int | None = None) -> Compressor | Chain:
+    def chosen(self, compressor: Method, tokens: int | None = None) -> Compressor:
         """The compressors of a call: None for the model's own.
 
         Raises:
@@ -178,14 +178,13 @@ class Asked:
         if not isinstance(compressor, str):
             return compressor
         made = build(compressor)
-        last = made.items[-1] if isinstance(made, Chain) else made
-        if tokens is None and last.is_free() and made.name != "none":
+        if tokens is None and made.lacks_share():
             raise InputError(
                 f"how much should '{compressor}' keep? Say it with its name, such as aim:keep=0.25"
             )
         return made
 
-    def within(self, method: Compressor | Chain, tokens: int | None) -> Compressor | Chain:
+    def within(self, method: Compressor, tokens: int | None) -> Compressor:
         """A method with an exact budget where one is given.
 
         Raises:
@@ -202,9 +201,7 @@ class Asked:
             check_number("tokens", tokens)
         return tokens
 
-    def check_fits(
-        self, method: Compressor | Chain, frames: int, total: int, tokens: int | None
-    ) -> None:
+    def check_fits(self, method: Compressor, frames: int, total: int, tokens: int | None) -> None:
         """See that a method can meet so many tokens.
 
         Raises:
@@ -217,13 +214,13 @@ class Asked:
             )
 
     def method_notes(
-        self, method: Compressor | Chain, receipt: Receipt, tokens: int | None
+        self, method: Compressor, receipt: Receipt, tokens: int | None
     ) -> tuple[str, ...]:
         """What there is to know of a method: random weights, what was chosen to fit."""
         return (*method.notes(), *self.fit_notes(method, receipt, tokens))
 
     def fit_notes(
-        self, method: Compressor | Chain, receipt: Receipt, tokens: int | None
+        self, method: Compressor, receipt: Receipt, tokens: int | None
     ) -> tuple[str, ...]:
         """What was chosen to stay within a number of tokens."""
         if tokens is None:
@@ -242,7 +239,7 @@ class Asked:
         start: float | None,
         end: float | None,
         limits: Limits | None,
-        method: Compressor | Chain,
+        method: Compressor,
     ) -> int:
         limits = limits or Limits()
         peek = load_video(video, frames=1, start=start, end=end, reader=self.reader, limits=limits)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vidllm.errors import InputError
 
 if TYPE_CHECKING:
-    from vidllm.compressors import Chain, Compressor
+    from vidllm.compressors import Compressor
     from vidllm.progress import Listener
     from vidllm.video import VideoClip
 
@@ -54,7 +54,7 @@ class Call:
         if self.task not in TASKS:
             raise InputError(f"task must be one of {', '.join(TASKS)}, not {self.task!r}")
 
-    def method(self) -> Compressor | Chain | None:
+    def method(self) -> Compressor | None:
         """The compressors; None for the model's own.
 
         Raises:

@@ -67,7 +67,7 @@ class Compression:
         self._session = session
 
     @property
-    def method(self) -> Compressor | Chain:
+    def method(self) -> Compressor:
         """The compressors at work."""
         return self._session.method
 
@@ -156,7 +156,7 @@ class Compression:
 @contextmanager
 def compress(
     model: nn.Module,
-    compressors: str | Compressor | Chain | Sequence[str | Compressor],
+    compressors: str | Compressor | Sequence[str | Compressor],
     *,
     keep: float | None = None,
     budget: int | None = None,
@@ -218,11 +218,11 @@ def compress(
 
 
 def _method(
-    compressors: str | Compressor | Chain | Sequence[str | Compressor],
+    compressors: str | Compressor | Sequence[str | Compressor],
     keep: float | None,
     budget: int | None,
-) -> Compressor | Chain:
-    if isinstance(compressors, Compressor | Chain):
+) -> Compressor:
+    if isinstance(compressors, Compressor):
         if keep is not None or budget is not None:
             raise InputError("keep goes with a compressor's name; an instance has its own")
         return compressors
@@ -233,10 +233,9 @@ def _method(
         items: list[Compressor] = []
         for item in compressors:
             one = build(item) if isinstance(item, str) else item
-            items += one.items if isinstance(one, Chain) else [one]
+            items += one.methods
         made = Chain(items, keep=share, budget=budget)
-    last = made.items[-1] if isinstance(made, Chain) else made
-    if keep is None and budget is None and last.is_free() and last.name != "none":
+    if keep is None and budget is None and made.lacks_share():
         raise InputError(f"how much should '{made.name}' keep? Give keep, for example keep=0.25")
     return made
 

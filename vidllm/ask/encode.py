@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from vidllm.compressors import Chain, Compressor
+from vidllm.compressors import Compressor
 from vidllm.cost.spending import weighed
 from vidllm.encoders.vision import to_pixels
 from vidllm.models.native.config import NativeConfig
@@ -39,7 +39,7 @@ def slot_seconds(tokens: VideoTokens) -> np.ndarray:
     return middle.numpy()
 
 
-def wanted_by(methods: Sequence[Compressor | Chain]) -> tuple[str, ...]:
+def wanted_by(methods: Sequence[Compressor]) -> tuple[str, ...]:
     """The signals that methods read."""
     return tuple({want for method in methods for want in (*method.needs, *method.uses)})
 
@@ -78,9 +78,9 @@ class Memory:
     def see(
         self,
         clip: VideoClip,
-        methods: Sequence[Compressor | Chain],
-        inside: Compressor | Chain | None = None,
-    ) -> tuple[VideoTokens, Compressor | Chain | None]:
+        methods: Sequence[Compressor],
+        inside: Compressor | None = None,
+    ) -> tuple[VideoTokens, Compressor | None]:
         """Video tokens of a clip, with the signals that `methods` read as far as the tower has
         them.
 

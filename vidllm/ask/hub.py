@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from vidllm.compressors import Chain, Compressor
+from vidllm.compressors import Compressor
 from vidllm.cost.receipt import Receipt, Stopwatch, peak_memory, pooled
 from vidllm.cost.spending import Spending
 from vidllm.errors import InputError
@@ -60,7 +60,7 @@ class HubVideoLLM(VideoLLM):
         *,
         template: str | None,
         pixels: Mapping[str, Any],
-        compressors: str | Compressor | Chain | None = None,
+        compressors: str | Compressor | None = None,
         keep: float | None = None,
         frames: Frames = None,
         fps: float | None = None,

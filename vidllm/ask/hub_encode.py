@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidllm.compressors import Chain, Compressor
+from vidllm.compressors import Compressor
 from vidllm.compressors.shared.in_tower import tower_part
 from vidllm.cost.spending import weighed
 from vidllm.models.families import Adapter
@@ -153,7 +153,7 @@ class Eyes:
         self._seen = [seen for seen in self._seen if seen.clip() is not None]
 
 
-def _merging(method: Compressor | Chain, grid: tuple[int, int, int]) -> str:
+def _merging(method: Compressor, grid: tuple[int, int, int]) -> str:
     """A method by all its options where it merges inside the tower of such a clip, else ""."""
     slots = [float(t) for t in range(grid[0])]
     part, _ = tower_part(method, VideoTokens.blank(grid, slots, float(grid[0])))

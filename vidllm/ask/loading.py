@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
-from vidllm.compressors import Chain, Compressor, build
+from vidllm.compressors import Compressor, build
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.bounds import check, lacks_memory
 from vidllm.errors.paths import is_folder
@@ -31,10 +31,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def choose_compressor(
     config: NativeConfig,
-    compressors: str | Compressor | Chain | None,
+    compressors: str | Compressor | None,
     keep: float | None,
     tokens: int | None = None,
-) -> Compressor | Chain:
+) -> Compressor:
     """The compressors of a call; what is not said comes from the model's own training.
 
     With a number of `tokens` a method needs no share of its own.
@@ -55,8 +55,7 @@ def choose_compressor(
     if keep is not None:
         return build(compressors, keep=keep)
     made = build(compressors)
-    free = made.items[-1].is_free() if isinstance(made, Chain) else made.is_free()
-    if free and made.name != "none" and tokens is None:
+    if made.lacks_share() and tokens is None:
         raise InputError(f"how much should '{compressors}' keep? Give keep, for example keep=0.25")
     return made
 

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from vidllm.compressors import Chain, Compressor
+from vidllm.compressors import Compressor
 from vidllm.cost.receipt import Receipt, Stopwatch, kv_bytes_per_token
 from vidllm.cost.spending import Spending
 from vidllm.errors import WorkError
@@ -57,7 +57,7 @@ class Replying(Asked):
         duration: float,
         questions: Sequence[str],
         *,
-        compressor: Compressor | Chain | None = None,
+        compressor: Compressor | None = None,
         watch: Stopwatch | None = None,
         max_new_tokens: int | None = None,
         choices: Choices = None,
@@ -142,7 +142,7 @@ class Replying(Asked):
         prompt: Prompt,
         questions: Sequence[str],
         letters: Sequence[Letters],
-        method: Compressor | Chain,
+        method: Compressor,
         watch: Stopwatch,
         most: int,
         shared_by: Mapping[str, int],
@@ -223,7 +223,7 @@ class Replying(Asked):
         self,
         clip: VideoClip,
         watch: Stopwatch | None = None,
-        compressors: Sequence[Compressor | Chain] = (),
+        compressors: Sequence[Compressor] = (),
     ) -> tuple[VideoTokens, float]:
         """Video tokens of a clip before compression, and the seconds that they are relative to.
 
@@ -240,7 +240,7 @@ class Replying(Asked):
         self,
         tokens: VideoTokens,
         watch: Stopwatch | None = None,
-        compressor: Compressor | Chain | None = None,
+        compressor: Compressor | None = None,
     ) -> VideoTokens:
         """What the model's compressors, or another one, leave of the tokens before the decoder."""
         with (watch or Stopwatch()).stage("compress"):

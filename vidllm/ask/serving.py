@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vidllm.compressors import Chain, Compressor, build, describe
+from vidllm.compressors import Compressor, build, describe
 from vidllm.errors import InputError
 
 from .answering import check_serves
@@ -78,7 +78,7 @@ def _lacking(llm: VideoLLM, kind: str, name: str) -> str:
     return ""
 
 
-def refusal(llm: VideoLLM, method: Compressor | Chain) -> str:
+def refusal(llm: VideoLLM, method: Compressor) -> str:
     """Why a model cannot serve a method, in one line; "" where it can."""
     from vidllm.models.hooks.session import Session
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from vidllm.compressors import Chain, Compressor
+from vidllm.compressors import Compressor
 from vidllm.cost.receipt import Stopwatch, peak_memory
 from vidllm.cost.spending import Spending
 from vidllm.encoders.vision import VisionEncoder
@@ -73,7 +73,7 @@ class VideoLLM(Replying):
         model: NativeVideoLLM,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        compressors: str | Compressor | Chain | None = None,
+        compressors: str | Compressor | None = None,
         keep: float | None = None,
         frames: Frames = None,
         fps: float | None = None,
@@ -102,7 +102,7 @@ class VideoLLM(Replying):
         name: str | os.PathLike[str] | None = None,
         *,
         recipe: str | None = None,
-        compressors: str | Compressor | Chain | None = None,
+        compressors: str | Compressor | None = None,
         keep: float | None = None,
         device: str | None = None,
         dtype: str | None = None,

@@ -15,7 +15,7 @@ from .options import DTYPES, AsJson, Debug, clean_output, emit, hide_bars, one_o
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vidllm.compressors import Chain, Compressor
+    from vidllm.compressors import Compressor
     from vidllm.cost.papers import Paper
     from vidllm.cost.prediction import Cost
     from vidllm.cost.shapes import Shape
@@ -181,7 +181,7 @@ def _seconds(text: str) -> dict[str, float]:
 
 def _method(
     shape: Shape, recipe: str | None, compressor: str | None, keep: float | None
-) -> Compressor | Chain:
+) -> Compressor:
     from vidllm.ask.loading import choose_compressor
     from vidllm.ask.recipes import get_recipe
     from vidllm.models.native.config import NativeConfig

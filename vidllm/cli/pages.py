@@ -245,14 +245,13 @@ def _models() -> list[str]:
 
 def _stages(matrix: dict[str, Any]) -> dict[str, list[str]]:
     """Every tested spec with the stages in which it acts, in the order of the stages."""
-    from vidllm.compressors import STAGES, Chain, build
+    from vidllm.compressors import STAGES, build
 
     specs = sorted({spec for ways in matrix.values() for own in ways.values() for spec in own})
     found: dict[str, list[str]] = {}
     for spec in specs:
         made = build(spec, keep=0.5)
-        items = made.items if isinstance(made, Chain) else [made]
-        found[spec] = list(dict.fromkeys(item.stage for item in items))
+        found[spec] = list(dict.fromkeys(item.stage for item in made.methods))
     return dict(sorted(found.items(), key=lambda pair: [STAGES.index(s) for s in pair[1]]))
 
 

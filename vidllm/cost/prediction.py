@@ -86,7 +86,7 @@ def even_plan(total: int, depth: int) -> Plan:
     return Plan(total, total, (total,) * depth, (total,) * depth)
 
 
-def plan_of(method: Compressor | Chain, grid: tuple[int, int, int], depth: int) -> Plan:
+def plan_of(method: Compressor, grid: tuple[int, int, int], depth: int) -> Plan:
     """Where a method leaves how many tokens; its counts are exact, whatever the video shows.
 
     Args:
@@ -98,20 +98,19 @@ def plan_of(method: Compressor | Chain, grid: tuple[int, int, int], depth: int) 
     tokens = VideoTokens.blank(grid, [float(t) for t in range(grid[0])], float(grid[0]))
     total = len(tokens)
     late: list[tuple[Compressor, int]] = []
-    items = method.items if isinstance(method, Chain) else [method]
-    for item in items:
+    for item in method.methods:
         if item.uses_features and item.fixed_budget(tokens) is not None:
             raise InputError(
                 f"{item.name}: what its options leave depends on the video: give keep instead"
             )
-    if isinstance(method, Chain):
-        goal = method.goal(tokens)
+    if method.methods != (method,):
+        goal = method.whole_goal(tokens)
         if goal is not None:
-            method._check_last()
-        for place, item in enumerate(items):
+            cast(Chain, method).check_last()
+        for place, item in enumerate(method.methods):
             if item.stage in LATE or goal == len(tokens):
                 break
-            tokens = _left(item, tokens, None if goal is None else method._aim(tokens, place, goal))
+            tokens = _left(item, tokens, None if goal is None else method.aim(tokens, place, goal))
             if goal is not None and len(tokens) < goal:
                 raise InputError(
                     f"{item.name} leaves {len(tokens)} tokens, fewer than the {goal} that the "

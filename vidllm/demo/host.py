@@ -14,7 +14,7 @@ from gradio.utils import get_upload_folder
 from vidllm.ask.loading import choose_compressor
 from vidllm.ask.serving import Offer, offers, refusal
 from vidllm.ask.sharing import twin
-from vidllm.compressors import Chain, Compressor, build
+from vidllm.compressors import Compressor, build
 from vidllm.errors import InputError
 from vidllm.longvideo.build import check_method
 from vidllm.models.native.model import NativeConfig
@@ -67,7 +67,7 @@ class Host:
 
     def first(self) -> tuple[str, float]:
         """The compressor and the share that the page begins with."""
-        method: Compressor | Chain = self.llm.compressor
+        method: Compressor = self.llm.compressor
         if method.name != "none":
             spec = self.settings.compressor or method.name
             return spec, float(method.keep)
@@ -125,7 +125,7 @@ class Host:
                 self.sessions.room(session)
             return session.clip
 
-    def method(self, spec: str, keep: float) -> Compressor | Chain:
+    def method(self, spec: str, keep: float) -> Compressor:
         """The compressors of the menus.
 
         Raises:
@@ -138,9 +138,7 @@ class Host:
 
     def share(self, spec: str, keep: float) -> float | None:
         """The share of the slider, or None where the compressors say their own."""
-        made = build(spec)
-        last = made.items[-1] if isinstance(made, Chain) else made
-        return float(keep) if last.is_free() and made.name != "none" else None
+        return float(keep) if build(spec).lacks_share() else None
 
     def close(self) -> None:
         """End all sessions."""

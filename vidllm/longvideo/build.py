@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vidllm.compressors import Chain, Compressor
+from vidllm.compressors import Compressor
 from vidllm.compressors import build as build_method
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.bounds import INDEX_FPS, check, within
@@ -172,7 +172,7 @@ def _keep(
     number: int,
     block: Block,
     plan: Plan,
-    tower: Compressor | Chain | None,
+    tower: Compressor | None,
     spent: dict[str, float],
 ) -> None:
     """Encode a block and keep it. Raises _Halt where it cannot be written."""

@@ -21,7 +21,7 @@ from .windows import Level, levels_for, on_screen
 
 if TYPE_CHECKING:
     from vidllm.ask.video_llm import VideoLLM
-    from vidllm.compressors import Chain, Compressor
+    from vidllm.compressors import Compressor
 
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
 _CARRIED = 10**5  # blocks behind streaming temporal encoders have these numbers
@@ -154,7 +154,7 @@ def _size(llm: VideoLLM, level: Level, length: float) -> int:
 @torch.inference_mode()
 def compressed(
     llm: VideoLLM,
-    method: Compressor | Chain,
+    method: Compressor,
     tokens: Tensor,
     seconds: np.ndarray,
     length: float,

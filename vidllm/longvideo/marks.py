@@ -19,7 +19,7 @@ from vidllm.errors.paths import input_file, is_file
 
 if TYPE_CHECKING:
     from vidllm.ask.video_llm import VideoLLM
-    from vidllm.compressors import Chain, Compressor
+    from vidllm.compressors import Compressor
 
 #: What the header of an index begins with.
 KIND = "vidllm index"
@@ -79,18 +79,17 @@ def source_mark(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {"name": file.name, "path": str(file), "bytes": size, "sha256": digest.hexdigest()}
 
 
-def method_facts(method: Compressor | Chain) -> dict[str, Any]:
+def method_facts(method: Compressor) -> dict[str, Any]:
     """A compressor as JSON: `spec`, `keep`, `budget` for `build`, and `repr`, all it is.
 
     `spec` is None for one that `build` cannot make again, such as an instance of a class of one's
     own.
     """
-    from vidllm.compressors import Chain, build
+    from vidllm.compressors import build
 
-    chained = isinstance(method, Chain)
-    items = method.items if isinstance(method, Chain) else [method]
+    chained = method.methods != (method,)
     facts: dict[str, Any] = {
-        "spec": ",".join(map(_spec, items)),
+        "spec": ",".join(map(_spec, method.methods)),
         "keep": method.keep if chained else 1.0,
         "budget": method.budget if chained else None,
     }
@@ -107,7 +106,7 @@ def _spec(method: Compressor) -> str:
     return ":".join((method.name, *told))
 
 
-def method_of(facts: dict[str, Any], llm: VideoLLM) -> Compressor | Chain:
+def method_of(facts: dict[str, Any], llm: VideoLLM) -> Compressor:
     """The compressor that an index was made with.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidllm.compressors import Chain, Compressor
+from vidllm.compressors import Compressor
 from vidllm.encoders.temporal import TemporalEncoder
 from vidllm.errors import InputError
 from vidllm.models.native.model import NativeVideoLLM
@@ -33,7 +33,7 @@ class Encoded:
 
 @torch.inference_mode()
 def encode_block(
-    model: NativeVideoLLM, pixels: Tensor, near: float, tower: Compressor | Chain | None = None
+    model: NativeVideoLLM, pixels: Tensor, near: float, tower: Compressor | None = None
 ) -> Encoded:
     """Tokens of frames, those that look like the last encoded one left out.
 
@@ -62,7 +62,7 @@ def encode_block(
     return Encoded(tokens, row, error)
 
 
-def _tokens(model: NativeVideoLLM, pixels: Tensor, tower: Compressor | Chain | None) -> Tensor:
+def _tokens(model: NativeVideoLLM, pixels: Tensor, tower: Compressor | None) -> Tensor:
     made = []
     for part in pixels.to(model.device).split(_AT_ONCE):
         inside = None if tower is None else model.tower_part(tower, len(part))[0]
@@ -71,14 +71,14 @@ def _tokens(model: NativeVideoLLM, pixels: Tensor, tower: Compressor | Chain | N
 
 
 @torch.inference_mode()
-def check_tower(model: NativeVideoLLM, method: Compressor | Chain) -> None:
+def check_tower(model: NativeVideoLLM, method: Compressor) -> None:
     """See that a method merges inside the model's tower, on an empty picture.
 
     Raises:
         InputError: it does not, and why.
     """
     inside = model.tower_part(method, _AT_ONCE)[0]
-    if inside is None or isinstance(method, Chain):
+    if inside is None or len(method.methods) > 1:
         raise InputError(
             f"{method.name} does not merge inside this vision tower: give one of tome, pyra, "
             "tempme, mustdrop with a share below 1, such as tome:keep=0.5"

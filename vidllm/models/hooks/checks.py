@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from vidllm.compressors import Chain, Compressor
+from vidllm.compressors import Compressor
 from vidllm.errors import InputError
 
 from ..families.family import Adapter
@@ -20,7 +20,7 @@ _GROWING = (None, "dynamic", "offloaded", "quantized")
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 
 
-def check(adapter: Adapter, method: Compressor | Chain, late: list[Compressor]) -> None:
+def check(adapter: Adapter, method: Compressor, late: list[Compressor]) -> None:
     """Refuse what a model cannot serve.
 
     Raises:
@@ -74,7 +74,7 @@ def check(adapter: Adapter, method: Compressor | Chain, late: list[Compressor]) 
         )
 
 
-def check_generate(adapter: Adapter, method: Compressor | Chain, told: Mapping[str, Any]) -> None:
+def check_generate(adapter: Adapter, method: Compressor, told: Mapping[str, Any]) -> None:
     """Refuse ways to generate that count on the full prompt.
 
     Args:
@@ -112,7 +112,7 @@ def check_generate(adapter: Adapter, method: Compressor | Chain, told: Mapping[s
         raise InputError("compress reads the prompt: pass input_ids, not inputs_embeds")
 
 
-def check_cache(adapter: Adapter, method: Compressor | Chain, cache: Any) -> None:
+def check_cache(adapter: Adapter, method: Compressor, cache: Any) -> None:
     """Refuse a cache of fixed length.
 
     Raises:

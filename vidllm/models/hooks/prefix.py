@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidllm.compressors import Chain, Compressor
+from vidllm.compressors import Compressor
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
@@ -56,7 +56,7 @@ class Prefix:
         """Of the keys and values."""
         return sum(x.numel() * x.element_size() for x in (*self.keys, *self.values))
 
-    def open(self, core: Any, method: Compressor | Chain) -> None:
+    def open(self, core: Any, method: Compressor) -> None:
         """Before the prompts: whether it can serve this model and method.
 
         Raises:
@@ -149,7 +149,7 @@ class Prefix:
         self._sums = self._sum(call, embeds, 0, end).cpu()
         self._position = self._place(call, position, 0, end)
 
-    def fill(self, call: Call, cache: Any, core: Any, method: Compressor | Chain) -> None:
+    def fill(self, call: Call, cache: Any, core: Any, method: Compressor) -> None:
         """The first prompt, behind the text model."""
         _check_kind({type(layer).__name__ for layer in getattr(cache, "layers", ())})
         columns = torch.nonzero(call.real[0]).flatten()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vidllm.compressors import Chain, Compressor
+from vidllm.compressors import Compressor
 from vidllm.compressors.shared.in_tower import tower_part
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
@@ -20,7 +20,7 @@ from .tower_signals import Sight
 
 def select(
     adapter: Adapter,
-    method: Compressor | Chain,
+    method: Compressor,
     wants: Sequence[str],
     call: Call,
     planes: Sequence[Tensor],
@@ -81,12 +81,12 @@ _ELSEWHERE = (
 )
 
 
-def _merging(method: Compressor | Chain, clip: VideoTokens) -> bool:
+def _merging(method: Compressor, clip: VideoTokens) -> bool:
     return merges_inside(method) is not None and tower_part(method, clip)[0] is not None
 
 
 def _signals(
-    adapter: Adapter, method: Compressor | Chain, wants: Sequence[str], sight: Sight | None
+    adapter: Adapter, method: Compressor, wants: Sequence[str], sight: Sight | None
 ) -> dict[str, Tensor]:
     if sight is not None and sight.method not in ("", repr(method)):
         raise InputError(

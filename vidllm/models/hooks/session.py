@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vidllm.compressors import LATE, Chain, Compressor
+from vidllm.compressors import LATE, Compressor
 from vidllm.errors import InputError
 
 from ..families.family import Adapter, Clip
@@ -51,11 +51,11 @@ class Session:
         InputError: what this model cannot serve, by name and reason.
     """
 
-    def __init__(self, adapter: Adapter, method: Compressor | Chain) -> None:
+    def __init__(self, adapter: Adapter, method: Compressor) -> None:
         self.adapter, self.method = adapter, method
         self.decoder: Any = adapter.decoder
         self.layers = cast(nn.ModuleList, self.decoder.layers)
-        items = method.items if isinstance(method, Chain) else [method]
+        items = method.methods
         self.late = [item for item in items if item.stage in LATE]
         inside = merges_inside(method)
         behind = items if inside is None else items[1:]

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vidllm.compressors import Chain, Compressor
+from vidllm.compressors import Compressor
 from vidllm.compressors.shared.in_tower import InTower, tower_part
 from vidllm.encoders.vision.merging import MergingRun, tower_layers
 from vidllm.errors import InputError
@@ -38,7 +38,7 @@ class Inside:
     """
 
     tokens: VideoTokens
-    rest: Compressor | Chain
+    rest: Compressor
 
     def join(self, view: VideoTokens) -> VideoTokens:
         """A video's projected tokens, copies among them, as those that are left."""
@@ -49,9 +49,9 @@ class Inside:
         return after.with_features(rows).with_signals(**deep)
 
 
-def merges_inside(method: Compressor | Chain) -> InTower | None:
+def merges_inside(method: Compressor) -> InTower | None:
     """The method that merges inside a vision tower: of a chain only the first does."""
-    first = method.items[0] if isinstance(method, Chain) else method
+    first = method.methods[0]
     return first if isinstance(first, InTower) and first.tower else None
 
 
@@ -63,14 +63,13 @@ class TowerMerger:
             is unknown, and all pictures are the frames of one.
     """
 
-    def __init__(self, adapter: Any, method: Compressor | Chain) -> None:
+    def __init__(self, adapter: Any, method: Compressor) -> None:
         self.adapter, self.method = adapter, method
         self.tower: Any = adapter.tower
         self.plain = tower_layers(self.tower)
         self.layers = [adapter.merging_layer(layer) for layer in self.plain]
         self.videos: list[Tensor] | None = None
-        later = method.items[1:] if isinstance(method, Chain) else []
-        wants = {want for item in later for want in (*item.needs, *item.uses)}
+        wants = {want for item in method.methods[1:] for want in (*item.needs, *item.uses)}
         self.watched = bool(wants & {"cls-attention", "vision-keys"})
 
     def expect(self, clips: Sequence[Any]) -> None:
@@ -125,9 +124,7 @@ class TowerMerger:
         sights[-1].inside, sights[-1].method = inside, repr(self.method)
         return out
 
-    def _plan(
-        self, frames: int
-    ) -> tuple[InTower | None, Compressor | Chain, Sequence[Any], int | None]:
+    def _plan(self, frames: int) -> tuple[InTower | None, Compressor, Sequence[Any], int | None]:
         """What merges in the tower at which layers, and what is to do behind it."""
         cells = self.adapter.cells
         clip = VideoTokens.blank((frames, cells, cells), [float(t) for t in range(frames)], frames)

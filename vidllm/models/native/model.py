@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from vidllm.compressors import Chain, Compressor
+from vidllm.compressors import Compressor
 from vidllm.compressors.shared.in_tower import InTower, tower_part
 from vidllm.encoders.temporal import get_temporal
 from vidllm.encoders.vision import HubTower, VisionEncoder, build_vision, load_vision
@@ -182,8 +182,8 @@ class NativeVideoLLM(PreTrainedModel):
         return self.fold(torch.cat([cells for cells, _ in parts])), planes
 
     def tower_part(
-        self, method: Compressor | Chain, frames: int
-    ) -> tuple[tuple[InTower, int | None] | None, Compressor | Chain]:
+        self, method: Compressor, frames: int
+    ) -> tuple[tuple[InTower, int | None] | None, Compressor]:
         """What of a method merges inside the tower, with its budget, and the rest of it."""
         if not isinstance(self.vision, HubTower):
             return None, method

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from vidllm.compressors import Chain, Compressor, build
+from vidllm.compressors import Compressor, build
 from vidllm.encoders.vision import to_pixels
 from vidllm.errors import InputError
 from vidllm.models.native.model import NativeVideoLLM
@@ -63,7 +63,7 @@ def frame_edges(seconds: Tensor, duration: Tensor) -> Tensor:
     return torch.stack([edges[:, :-1], edges[:, 1:]], dim=-1)
 
 
-def blind_method(spec: str) -> Compressor | Chain:
+def blind_method(spec: str) -> Compressor:
     """A compressor whose plan is the same for every clip of a grid.
 
     Raises:
