@@ -1,6 +1,6 @@
 """TempMe (arXiv 2409.01156): merge inside frames, then join neighbouring clips and merge across.
 
-`merge` and `schedule` are the authors' functions (they live in `vidllm.tokens.matching`, because the
+`merge` and `schedule` are the authors' functions (they live in `vidllm.tokens.matching`, as the
 tower `vidllm.encoders.vision.tempme` needs them too); `Tempme` is the method on `VideoTokens`.
 """
 

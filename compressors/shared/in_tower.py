@@ -39,12 +39,12 @@ class InTower(Compressor):
     """Whether a tower's attention counts a merged token as the tokens behind it."""
 
     def tower_budget(self, clip: VideoTokens) -> int | None:
-        """How many tokens of a clip its options leave (see `vidllm.tokens.tower_plan.TowerMethod`)."""
+        """How many tokens of a clip its options leave (see `tower_plan.TowerMethod`)."""
         return self.goal(clip)
 
     @abstractmethod
     def tower_steps(self, shape: TowerShape, budget: int | None) -> Sequence[TowerStep]:
-        """Where it merges, and how (see `vidllm.tokens.tower_plan.TowerMethod`)."""
+        """Where it merges, and how (see `tower_plan.TowerMethod`)."""
 
 
 def tower_part(

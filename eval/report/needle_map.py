@@ -267,7 +267,7 @@ def _json(file: Path, text: str) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m vidllm.eval.report.needle_map DIR…``: 0, or 2 with one line that says what is wrong."""
+    """``python -m vidllm.eval.report.needle_map DIR…``: 0, or 2 and a line that says why."""
     folders = list(sys.argv[1:] if arguments is None else arguments)
     if not folders or any(name.startswith("-") for name in folders):
         print("usage: python -m vidllm.eval.report.needle_map DIR [DIR …]", file=sys.stderr)

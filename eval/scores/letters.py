@@ -36,7 +36,7 @@ def read_letter(
     "B because …"); a statement ("the answer is B", "Best option: (B", "I choose B"; the last of
     several); the one letter in brackets; the one line that is a letter alone; the text of one
     option within the answer. All of this in the answer of a reply in plain form, see
-    `vidllm.timecode.reply`: what the model thought, tags, dress and other Unicode forms are left aside.
+    `timecode.reply`: what the model thought, tags, dress and other Unicode forms are left aside.
 
     Args:
         letters: of the options, in order.

@@ -284,7 +284,7 @@ class Needle(Task):
         return found
 
     def finish(self, folder: Path) -> list[Path]:
-        """Write the heat maps of a finished run into its folder (see `vidllm.eval.report.needle_map`)."""
+        """Write the heat maps of a finished run into its folder (see `report.needle_map`)."""
         from ..report.needle_map import write_heatmaps
 
         return write_heatmaps(folder)

@@ -174,7 +174,7 @@ def compress(
     again).
 
     Args:
-        model: a model of `vidllm.models.families.FAMILIES`, from `from_pretrained`, in any dtype and
+        model: a model of `models.families.FAMILIES`, from `from_pretrained`, in any dtype and
             on any device, with any attention that the library has a mask function for: sdpa,
             eager, flash_attention_2 and its like, flex_attention where the family takes it.
         compressors: a spec such as "aim", "dycoke,uniform" or "per-scene(evs)", an instance, a

@@ -47,7 +47,7 @@ __all__ = ["HubVideoLLM"]
 
 
 class HubVideoLLM(VideoLLM):
-    """A model of one of `vidllm.models.families.FAMILIES`; make one with `VideoLLM.from_pretrained`.
+    """A model of one of `models.families.FAMILIES`; make one with `VideoLLM.from_pretrained`.
 
     The vision tower's output of the last clip is kept: later questions about the same
     `VideoClip` do not encode it again.

@@ -117,7 +117,7 @@ class VideoLLM(Replying):
 
         Args:
             name: a shipped model, a folder or a name on the hub; None for the shipped default.
-                Models of `vidllm.models.families.FAMILIES` come back as a `vidllm.ask.hub.HubVideoLLM`.
+                Models of `models.families.FAMILIES` come back as a `hub.HubVideoLLM`.
             recipe: a named system; `compressors` and `keep` override its own. One that reduces
                 behind a temporal encoder is refused for a model without.
             compressors: a spec such as "temporal-pool" or "aim,uniform", or an instance; None

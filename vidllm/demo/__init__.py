@@ -1,8 +1,8 @@
 """The web page: drop a video, ask, click the time in the answer, see which tokens were kept.
 
 `vidllm demo` and `app.py` show the same page. It calls the Python API and adds nothing to it:
-drawing stands here, everything that computes stands beside the API (`vidllm.ask.calls`, `comparing`,
-`moments`, `serving`, `sharing`). Gradio is imported when the page is built.
+drawing stands here, everything that computes stands beside the API in `vidllm.ask`
+(`calls`, `comparing`, `moments`, `serving`, `sharing`). Gradio is imported when the page is built.
 """
 
 from __future__ import annotations
