@@ -16,11 +16,10 @@ from vidllm.stage.questions import QA_KINDS, Question
 from vidllm.stage.scenes import SPLITS
 from vidllm.timecode import AbsoluteTime, RelativeTime, TextTime, TimeCode, answer_text
 
-from ..scores.common import Scores, average
+from ..scores.common import Interval, Scores, average
 from ..scores.metrics import (
     LENGTHS,
     THRESHOLDS,
-    Interval,
     Reply,
     event_f1,
     normal,
