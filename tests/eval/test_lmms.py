@@ -25,7 +25,7 @@ from vidllm.eval.lmms.lmms_requests import Wanted, clip_of, one_video, wanted
 from vidllm.models.shipped import sample_videos
 from vidllm.video import load_video
 
-ENTRY = EntryPoint("vidllm", "vidllm.eval.lmms:manifest", "lmms_eval.models")
+ENTRY = EntryPoint("vidllm", "vidllm.eval.lmms.lmms_model:manifest", "lmms_eval.models")
 GREEDY = {"max_new_tokens": 16, "temperature": 0, "do_sample": False, "top_p": None, "until": None}
 VIDEOS = [str(path) for path in sample_videos()]
 
