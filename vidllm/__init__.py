@@ -13,11 +13,11 @@ __version__ = "0.1.0"
 
 # Public name -> the module that holds it.
 _EXPORTS = {
-    "Answer": "vidllm.ask.answer",
+    "Answer": "vidllm.models.answer",
     "Compressor": "vidllm.compressors",
     "InputError": "vidllm.errors",
-    "Limits": "vidllm.tokens",
-    "Receipt": "vidllm.cost.receipt",
+    "Limits": "vidllm.video",
+    "Receipt": "vidllm.models.answer",
     "Span": "vidllm.timecode",
     "Listener": "vidllm.progress",
     "StopSignal": "vidllm.progress",
@@ -61,14 +61,14 @@ if TYPE_CHECKING:
     from vidllm.ask.compression import compress
     from vidllm.ask.video_llm import Answer, VideoLLM
     from vidllm.compressors import Compressor
-    from vidllm.cost.receipt import Receipt
     from vidllm.errors import InputError, VidllmError, WorkError
     from vidllm.longvideo.index import VideoIndex
     from vidllm.longvideo.library import VideoLibrary
+    from vidllm.models.answer import Receipt
     from vidllm.progress import Listener, Stopped, StopSignal
     from vidllm.timecode import Span
-    from vidllm.tokens import Limits, TokenMap, VideoTokens
-    from vidllm.video import VideoClip, load_video
+    from vidllm.tokens import TokenMap, VideoTokens
+    from vidllm.video import Limits, VideoClip, load_video
 
 
 def __getattr__(name: str) -> Any:

@@ -24,8 +24,8 @@ from vidllm.errors import InputError, WorkError
 from .lmms_requests import Wanted, clip_of, one_video, wanted
 
 if TYPE_CHECKING:
-    from vidllm.ask.answer import Answer
     from vidllm.ask.video_llm import VideoLLM
+    from vidllm.models.answer import Answer
     from vidllm.video import VideoClip
 
 _LOG = logging.getLogger("vidllm")

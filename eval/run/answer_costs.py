@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from vidllm.cost.receipt import Receipt
+    from vidllm.models.answer import Receipt
 
 #: What a mean is taken of, as it stands in a receipt.
 COUNTS: tuple[str, ...] = ("frames", "tokens_full", "tokens_kept", "kv_full_mb", "kv_kept_mb")

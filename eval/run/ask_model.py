@@ -27,9 +27,9 @@ from .journal import Said
 from .run_settings import Setting
 
 if TYPE_CHECKING:
-    from vidllm.ask.answer import Answer
     from vidllm.ask.video_llm import VideoLLM
     from vidllm.compressors import Compressor
+    from vidllm.models.answer import Answer
     from vidllm.video import VideoClip
 
 #: Families whose prompts ask for times: models that are told none otherwise get them in words.

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from vidllm.compressors import Compressor
 from vidllm.compressors.shared.in_tower import InTower, tower_part
-from vidllm.cost.receipt import Receipt, Stopwatch
 from vidllm.encoders.vision import HubTower
 from vidllm.encoders.vision.merging import MergingRun, merging, tower_layers
 from vidllm.errors import InputError, WorkError
+from vidllm.models.answer import Receipt
+from vidllm.progress.stopwatch import Stopwatch
 from vidllm.tokens import TokenMap, VideoTokens
 from vidllm.tokens.tower_plan import TowerShape
 

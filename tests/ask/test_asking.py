@@ -18,11 +18,11 @@ from tiny import hub_model, write_video
 from torch import nn
 
 from vidllm import InputError, VideoLLM, compress, load_video
-from vidllm.ask.answer import Answer
 from vidllm.ask.hub import HubVideoLLM
 from vidllm.ask.prompt import prompt_ids
 from vidllm.ask.wording import letters_of
 from vidllm.compressors import build
+from vidllm.models.answer import Answer
 from vidllm.models.families.prompting import write
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.stage.training.tokenizer import build_tokenizer

@@ -20,8 +20,8 @@ from vidllm.ask.prompt import prompt_ids
 from vidllm.ask.wording import scored_spans, whole_times
 from vidllm.compressors import build
 from vidllm.cost.flops import counted
-from vidllm.cost.receipt import Receipt
 from vidllm.cost.spending import Spending
+from vidllm.models.answer import Receipt
 from vidllm.models.hooks.decoding import Trace, generate_from
 from vidllm.progress import Listener, Stopped, StopSignal
 from vidllm.timecode import AbsoluteTime, TextTime

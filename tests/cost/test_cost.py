@@ -19,16 +19,16 @@ from vidllm.cli.main import main
 from vidllm.compressors import build
 from vidllm.compressors.base import Scorer
 from vidllm.cost.family_shapes import transformer
-from vidllm.cost.flops import QWEN2_7B, Decoder, counted
+from vidllm.cost.flops import QWEN2_7B, Decoder, counted, kv_bytes_per_token
 from vidllm.cost.papers import aim, storm
 from vidllm.cost.prediction import Plan, cost_of, even_plan, limit, plan_of, timed
 from vidllm.cost.presets import PRESETS, STORM_MS
-from vidllm.cost.receipt import Stopwatch, kv_bytes_per_token
 from vidllm.cost.shapes import from_config, shape_of, temporal_flops
 from vidllm.encoders.temporal import get_temporal
 from vidllm.encoders.vision import build_vision
 from vidllm.errors import InputError
 from vidllm.models.native.model import NativeVideoLLM
+from vidllm.progress.stopwatch import Stopwatch
 from vidllm.tokens import VideoTokens
 
 

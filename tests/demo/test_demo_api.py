@@ -14,7 +14,6 @@ from hub_tiny import save_hub
 from tiny import hub_model, write_video
 
 from vidllm import InputError, Span, Stopped, StopSignal, VideoLLM, load_video
-from vidllm.ask.answer import Answer
 from vidllm.ask.calls import TASKS, Call
 from vidllm.ask.comparing import Comparison, compare, first_token, measured, overlap
 from vidllm.ask.moments import captioned, curve, pieces
@@ -22,7 +21,7 @@ from vidllm.ask.recipes import list_recipes
 from vidllm.ask.serving import offers
 from vidllm.ask.sharing import twin
 from vidllm.compressors import build, names
-from vidllm.cost.receipt import Receipt
+from vidllm.models.answer import Answer, Receipt
 from vidllm.progress import Listener
 from vidllm.stage.training.tokenizer import build_tokenizer
 from vidllm.timecode import get_timecode

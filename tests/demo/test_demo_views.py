@@ -16,15 +16,14 @@ from PIL import Image
 pytest.importorskip("gradio", reason="the page needs gradio")
 
 from vidllm import Span, TokenMap, VideoClip
-from vidllm.ask.answer import Answer
 from vidllm.ask.comparing import Comparison
 from vidllm.ask.serving import Offer
-from vidllm.cost.receipt import Receipt
 from vidllm.demo import views
 from vidllm.demo.drawing import clock, lanes, scores, timeline
 from vidllm.demo.jobs import Heard
 from vidllm.demo.sessions import Row
 from vidllm.demo.strip import DROPPED, KEPT, MERGED, cover, fates, sprite, strip
+from vidllm.models.answer import Answer, Receipt
 
 WICKED = '<script>alert("x")</script>&'
 RECEIPT = Receipt(8, 32, 8, 2.0, 0.5, {"decode": 0.2, "prefill": 0.05, "generate": 1.0}, 12.0)

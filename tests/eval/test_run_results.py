@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from vidllm.cli.main import main
-from vidllm.cost.receipt import Receipt
 from vidllm.errors import InputError
 from vidllm.eval.report.sweep import is_sweep, markdown
 from vidllm.eval.run.answer_costs import costs_of, mean_costs, seconds_spent, sum_costs
@@ -25,6 +24,7 @@ from vidllm.eval.run.results import finish, outcome_of, rescore, summarise, tabl
 from vidllm.eval.run.runner import scored
 from vidllm.eval.scores.statistics import bootstrap
 from vidllm.eval.tasks import Item, Response, get_task
+from vidllm.models.answer import Receipt
 
 LABELS = ("none@1", "aim@0.5", "aim@0.25", "aim+uniform@0.25")
 

@@ -16,11 +16,11 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 from vidllm import InputError
 from vidllm.ask.answering import Prompt, by_question, reply
 from vidllm.compressors import DyCokeCache, build, get
-from vidllm.cost.receipt import Stopwatch
 from vidllm.models.hooks.cache_choice import CacheChoice
 from vidllm.models.hooks.decoding import Prefix, decoder_layers, generate_from
 from vidllm.models.hooks.eviction import evict
 from vidllm.models.native.model import NativeVideoLLM
+from vidllm.progress.stopwatch import Stopwatch
 
 PROMPTS = [[10, 11, 12, 4], [20, 4], [30, 31, 32, 33, 34, 35, 4]]
 

@@ -13,8 +13,8 @@ import videos
 from videos import damage_file, is_upright, numbers_in, overwrite, remux, write_video
 
 from vidllm.errors import InputError
-from vidllm.tokens import Limits, budget_of, split_budget
-from vidllm.video import VideoClip, load_video
+from vidllm.tokens import budget_of, split_budget
+from vidllm.video import Limits, VideoClip, load_video
 
 HEVC = {"x265-params": "log-level=none:keyint=12:open-gop=1:bframes=4:scenecut=0"}
 OPEN_GOP = {"x264-params": "open-gop=1:bframes=3:keyint=12:min-keyint=12:scenecut=0"}

@@ -17,8 +17,7 @@ from videos import is_upright, numbers_in, overwrite, picture, write_video
 
 from vidllm.errors import InputError
 from vidllm.longvideo.reading import Frames
-from vidllm.tokens import Limits
-from vidllm.video import load_video
+from vidllm.video import Limits, load_video
 
 B_FRAMES = {"x264-params": "bframes=3:keyint=30:scenecut=0"}
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from vidllm.compressors import Compressor
-from vidllm.cost.receipt import Stopwatch
 from vidllm.cost.spending import Counts
 from vidllm.errors import InputError
 from vidllm.models.hooks.cache_choice import CacheChoice
 from vidllm.models.hooks.decoding import Trace, decoder_layers, generate_from
 from vidllm.models.hooks.eviction import evict
 from vidllm.models.native.model import NativeVideoLLM
+from vidllm.progress.stopwatch import Stopwatch
 from vidllm.tokens import VideoTokens
 
 

@@ -9,15 +9,14 @@ from dataclasses import replace
 from typing import Any, Literal, TypedDict
 
 from vidllm.compressors import Compressor, build
-from vidllm.cost.receipt import Receipt, Stopwatch
 from vidllm.errors import InputError
 from vidllm.errors.bounds import check as check_number
+from vidllm.models.answer import Answer, Receipt
 from vidllm.progress import Listener
+from vidllm.progress.stopwatch import Stopwatch
 from vidllm.timecode import Span
-from vidllm.tokens import Limits
-from vidllm.video import VideoClip, load_video
+from vidllm.video import Limits, VideoClip, load_video
 
-from .answer import Answer
 from .prompt import PROMPTS, wrap
 
 #: A file, or a clip that was read before.

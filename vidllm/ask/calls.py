@@ -10,10 +10,10 @@ from vidllm.errors import InputError
 
 if TYPE_CHECKING:
     from vidllm.compressors import Compressor
+    from vidllm.models.answer import Answer
     from vidllm.progress import Listener
     from vidllm.video import VideoClip
 
-    from .answer import Answer
     from .video_llm import VideoLLM
 
 TASKS = ("ask", "ground", "highlights", "caption", "index")

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vidllm.cost.receipt import Receipt, Stopwatch
+from vidllm.models.answer import Answer, Receipt
 from vidllm.progress import Listener
+from vidllm.progress.stopwatch import Stopwatch
 from vidllm.timecode import Span
 from vidllm.video import VideoClip
 
-from .answer import Answer
 from .asking import Method
 from .sharing import twin
 from .video_llm import VideoLLM

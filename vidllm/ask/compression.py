@@ -12,8 +12,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from vidllm.compressors import Chain, Compressor, build
-from vidllm.cost.flops import Decoder
-from vidllm.cost.receipt import kv_bytes_per_token
+from vidllm.cost.flops import Decoder, kv_bytes_per_token
 from vidllm.errors import InputError
 from vidllm.models.families import adapter_for
 from vidllm.models.hooks.prefix import Prefix

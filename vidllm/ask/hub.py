@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from vidllm.compressors import Compressor
-from vidllm.cost.receipt import Receipt, Stopwatch, peak_memory, pooled
+from vidllm.cost.memory import peak_memory
 from vidllm.cost.spending import Spending
 from vidllm.errors import InputError
 from vidllm.errors.bounds import memory_answered
+from vidllm.models.answer import Answer, Receipt, pooled
 from vidllm.models.families import FAMILIES, adapter_for
 from vidllm.models.families.pixels import tokens_per_frame
 from vidllm.models.families.prompting import chat, marks_of, shorten, write
@@ -28,11 +29,11 @@ from vidllm.models.hooks.session import Session
 from vidllm.models.locks import one_at_a_time
 from vidllm.models.native.model import NativeConfig
 from vidllm.progress import Listener, attentive
+from vidllm.progress.stopwatch import Stopwatch
 from vidllm.timecode import Span, TextTime, answer_text, unfinished
 from vidllm.tokens import TokenMap, VideoTokens
 from vidllm.video import VideoClip
 
-from .answer import Answer
 from .answering import by_question, check_early
 from .asking import Choices, Frames, Method, Video, sampling_of
 from .compression import Compression, compress

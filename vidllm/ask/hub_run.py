@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from vidllm.cost.receipt import Stopwatch
 from vidllm.cost.spending import Counts
 from vidllm.models.hooks.state import Report, bare
 from vidllm.progress import check
+from vidllm.progress.stopwatch import Stopwatch
 from vidllm.tokens import Keep, VideoTokens
 
 from .compression import Compression

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vidllm.models.answer import Answer
 from vidllm.timecode import Span, TextTime, find_ranges, find_times
-
-from .answer import Answer
 
 
 class Piece(NamedTuple):

@@ -11,18 +11,19 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from vidllm.compressors import Compressor
-from vidllm.cost.receipt import Receipt, Stopwatch, kv_bytes_per_token
+from vidllm.cost.flops import kv_bytes_per_token
 from vidllm.cost.spending import Spending
 from vidllm.errors import WorkError
 from vidllm.errors.bounds import check as check_number
+from vidllm.models.answer import Answer, Receipt, shift_seconds
 from vidllm.models.locks import one_at_a_time
 from vidllm.models.native.model import NativeConfig, NativeVideoLLM
 from vidllm.progress import check
+from vidllm.progress.stopwatch import Stopwatch
 from vidllm.timecode import Span, TimeCode, unfinished
 from vidllm.tokens import TokenMap, VideoTokens
 from vidllm.video import VideoClip
 
-from .answer import Answer, shift_seconds
 from .answering import Prompt, Record, by_question, check_serves, reply
 from .asking import Asked, Choices
 from .encode import Memory, slot_seconds, window

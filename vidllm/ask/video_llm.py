@@ -12,11 +12,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from vidllm.compressors import Compressor
-from vidllm.cost.receipt import Stopwatch, peak_memory
+from vidllm.cost.memory import peak_memory
 from vidllm.cost.spending import Spending
 from vidllm.encoders.vision import VisionEncoder
 from vidllm.errors.bounds import check as check_number
 from vidllm.errors.bounds import memory_answered
+from vidllm.models.answer import Answer
 from vidllm.models.locks import one_at_a_time
 from vidllm.models.native.footage import (
     KnownFootage,
@@ -28,11 +29,11 @@ from vidllm.models.native.footage import (
 from vidllm.models.native.model import NativeConfig, NativeVideoLLM
 from vidllm.models.shipped import default_model, find_model
 from vidllm.progress import Listener, attentive
+from vidllm.progress.stopwatch import Stopwatch
 from vidllm.timecode import get_timecode
 from vidllm.tokens import TokenMap
 from vidllm.video import VideoClip
 
-from .answer import Answer
 from .answering import before_prefill, check_early, check_serves
 from .asking import AskOptions, Choices, Frames, Method, Video, sampling_of
 from .encode import Memory, window

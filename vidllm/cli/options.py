@@ -27,8 +27,7 @@ from vidllm.errors.printable import printable, printable_json
 
 if TYPE_CHECKING:
     from vidllm.ask.video_llm import VideoLLM
-    from vidllm.tokens import Limits
-    from vidllm.video import VideoClip
+    from vidllm.video import Limits, VideoClip
 
 READERS = ("pyav", "decord")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -199,7 +198,7 @@ class CommonOptions:
 
     def limits(self) -> Limits:
         """The limits on reading, with those that were given. Raises ``InputError`` below 1."""
-        from vidllm.tokens import Limits
+        from vidllm.video import Limits
 
         given = {
             "max_pixels": self.max_pixels,

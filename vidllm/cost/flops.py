@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vidllm.errors import InputError
+
+if TYPE_CHECKING:
+    pass
 
 #: One product a row: (rows, width in, width out).
 Linear = tuple[int, int, int]
@@ -221,3 +224,10 @@ def counted(call: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         call()
     return float(counter.get_total_flops())
+
+
+def kv_bytes_per_token(config: Any, element_size: int) -> int:
+    """Bytes that one token takes in the KV cache of a decoder with this transformers config."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width * element_size)

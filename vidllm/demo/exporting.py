@@ -12,8 +12,8 @@ from vidllm.errors.plain import plain
 from .sessions import Session
 
 if TYPE_CHECKING:
-    from vidllm.ask.answer import Answer
     from vidllm.ask.comparing import Comparison
+    from vidllm.models.answer import Answer
 
 
 def as_json(

@@ -9,11 +9,11 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from vidllm.ask.answer import Answer
 from vidllm.ask.calls import Call
 from vidllm.ask.comparing import Comparison, compare
 from vidllm.ask.moments import captioned, curve
 from vidllm.errors import VidllmError
+from vidllm.models.answer import Answer
 from vidllm.models.native.footage import warnings_in
 from vidllm.timecode import read_time
 

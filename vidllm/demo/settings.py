@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vidllm.errors import InputError
 from vidllm.errors.bounds import check
-from vidllm.tokens import Limits
+from vidllm.video import Limits
 
 if TYPE_CHECKING:
     from vidllm.ask.video_llm import VideoLLM

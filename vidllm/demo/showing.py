@@ -27,8 +27,8 @@ from .sessions import Row, Session
 from .strip import strip
 
 if TYPE_CHECKING:
-    from vidllm.ask.answer import Answer
     from vidllm.longvideo.index import VideoIndex
+    from vidllm.models.answer import Answer
     from vidllm.tokens import TokenMap
 
 Update = dict[Any, Any]

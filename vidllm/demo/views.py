@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from vidllm.ask.answer import Answer
 from vidllm.ask.comparing import Comparison, first_token
 from vidllm.ask.serving import Offer
-from vidllm.cost.receipt import Receipt
+from vidllm.models.answer import Answer, Receipt
 
 from .drawing import clock
 from .jobs import Heard

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vidllm.ask.video_llm import VideoLLM
-    from vidllm.tokens import Limits
+    from vidllm.video import Limits
 
     from .build import Progress
     from .index import VideoIndex

@@ -29,7 +29,7 @@ from .windows import clock
 
 if TYPE_CHECKING:
     from vidllm.ask.video_llm import VideoLLM
-    from vidllm.tokens import Limits
+    from vidllm.video import Limits
 
 #: Called with (seconds of video done, seconds of video).
 Progress = Callable[[float, float], None]

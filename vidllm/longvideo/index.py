@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vidllm.ask.answer import Answer
 from vidllm.errors import InputError
 from vidllm.errors.paths import is_file, output_file
+from vidllm.models.answer import Answer
 from vidllm.timecode import Span
 
 from .disk import unwritten

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from vidllm.ask.prompt import prompt_ids
-from vidllm.cost.receipt import kv_bytes_per_token
+from vidllm.cost.flops import kv_bytes_per_token
 from vidllm.models.locks import one_at_a_time
 from vidllm.timecode import Span
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from vidllm.encoders.vision import to_pixels
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.paths import input_file
-from vidllm.tokens import Limits
-from vidllm.video import Reader, T, Take, open_reader, shown_at
+from vidllm.video import Limits, Reader, T, Take, open_reader, shown_at
 
 #: Moments in a block: what one call of the vision tower sees, whatever is read at once.
 BLOCK = 64

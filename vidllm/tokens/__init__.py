@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from .budget import Limits, budget_of, cut_counts, split_budget
+from .budget import budget_of, cut_counts, split_budget
 from .token_map import TokenMap
 from .video_tokens import Keep, Merge, Mix, Selection, VideoTokens, apply_all, apply_rows
 
 __all__ = [
     "Keep",
-    "Limits",
     "Merge",
     "Mix",
     "Selection",

@@ -20,8 +20,8 @@ from vidllm.errors import InputError
 from vidllm.errors.bounds import check, memory_answered
 from vidllm.errors.paths import input_file
 from vidllm.progress import Listener
-from vidllm.tokens import Limits
 
+from .limits import Limits
 from .readers import Reader, open_reader
 from .stamps import usual_step
 from .timeline import Timeline, missing_notes

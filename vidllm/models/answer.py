@@ -1,51 +1,17 @@
-"""What a run costs: the receipt that every answer carries."""
+"""What a model said about a video, and the receipt of what it cost."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from vidllm.progress import Listener, check
+from vidllm.timecode import Span
+from vidllm.tokens import TokenMap
 
 if TYPE_CHECKING:
-    import torch
-
-
-@dataclass
-class Stopwatch:
-    """Wall seconds by stage, in the order in which the stages first ran, told to a listener."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    listener: Listener | None = None
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count what runs inside towards `name`. Raises `Stopped` where the listener says so."""
-        self.begin(name)
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(name, time.perf_counter() - began)
-
-    def begin(self, name: str) -> None:
-        """Tell the listener of a stage, unless it wants the work to end."""
-        check(self.listener)
-        if self.listener is not None:
-            self.listener.stage(name)
-            check(self.listener)
-
-    def add(self, name: str, seconds: float) -> None:
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        if self.listener is not None:
-            self.listener.seconds(name, self.seconds[name])
-
-    def copy(self) -> Stopwatch:
-        """Another one that goes on from here, for the same listener."""
-        return Stopwatch(dict(self.seconds), self.listener)
+    pass
 
 
 @dataclass(frozen=True)
@@ -140,33 +106,55 @@ def pooled(receipts: Sequence[Receipt], stages: Sequence[str]) -> list[Receipt]:
     ]
 
 
-@dataclass
-class Peak:
-    """The most memory that a call held, in MB; None where nothing measures it."""
-
-    megabytes: float | None = None
-
-
-@contextmanager
-def peak_memory(device: torch.device, tensors: bool = False) -> Iterator[Peak]:
-    """Measure a call: CUDA's allocator says it for nothing; on a CPU tensors must be counted.
+@dataclass(frozen=True)
+class Answer:
+    """What the model said.
 
     Args:
-        device: of the model. tensors: count them on a CPU, which takes time at every operation.
+        text: the answer with its times as seconds.
+        spans: the times it names, in seconds of the video; the score of each is the mean
+            (geometric) probability that the model gave the tokens that spell it.
+        receipt: what it cost. Questions asked together share stages; their receipts show the
+            seconds of the whole call, and by how many answers each stage is shared.
+        raw: the model's own words, time tokens and all.
+        failed: a time was asked for and none was found (`spans` then holds what the time code
+            does in this case: the whole video, or nothing).
+        notes: what the user should know, one line each.
+        letters: for every letter of `choices` the natural log-probability that the answer begins
+            with it, over all tokens of the model; from the same prefill as the answer. None
+            without choices, or where the tokenizer has no single token for a letter.
+        kept: what became of every video token on the way to the LLM's last layers.
     """
-    peak = Peak()
-    if device.type != "cuda" and not tensors:
-        yield peak
-        return
-    from .memory import tensor_peak
 
-    with tensor_peak(device) as seen:
-        yield peak
-    peak.megabytes = seen.megabytes
+    text: str
+    spans: tuple[Span, ...]
+    receipt: Receipt
+    raw: str = ""
+    failed: bool = False
+    notes: tuple[str, ...] = ()
+    letters: dict[str, float] | None = None
+    kept: TokenMap | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: spans as [start, end], their scores beside; `letters` where there are some.
+
+        Without `kept`, which has an `as_dict` of its own.
+        """
+        told: dict[str, Any] = {} if self.letters is None else {"letters": self.letters}
+        return {
+            "text": self.text,
+            "spans": [[round(s.start, 3), round(s.end, 3)] for s in self.spans],
+            "scores": [round(s.score, 4) for s in self.spans],
+            "failed": self.failed,
+            "raw": self.raw,
+            "receipt": self.receipt.as_dict(),
+            "notes": list(self.notes),
+            **told,
+        }
 
 
-def kv_bytes_per_token(config: Any, element_size: int) -> int:
-    """Bytes that one token takes in the KV cache of a decoder with this transformers config."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * width * element_size)
+def shift_seconds(text: str, origin: float) -> str:
+    """Move every "12.3 s" of a text by `origin` seconds."""
+    if not origin:
+        return text
+    return re.sub(r"(\d+\.\d) s\b", lambda m: f"{float(m[1]) + origin:.1f} s", text)
