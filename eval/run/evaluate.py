@@ -163,7 +163,7 @@ def load_asker(
         asker = RetrievalAsker(embedder, order.wanted.settings(no_own), name=options.model)
     else:
         if options.recipe is not None and (system := get_recipe(options.recipe)).temporal:
-            from vidllm.ask.loading import has_temporal
+            from vidllm.models.loading import has_temporal
 
             folder = str(options.model_name() or default_model())
             system.check_model(model_name(options.model), has_temporal(folder))

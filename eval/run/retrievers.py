@@ -96,7 +96,7 @@ class Embedder:
         """
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-        from vidllm.ask.loading import choose_device, choose_dtype
+        from vidllm.models.loading import choose_device, choose_dtype
 
         place = choose_device(device)
         try:

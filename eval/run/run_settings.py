@@ -147,7 +147,7 @@ def own_setting(llm: Any) -> Callable[[float | None], Setting]:
     """The compressor that a model was loaded with, at a share."""
 
     def setting(keep: float | None) -> Setting:
-        from vidllm.ask.loading import choose_compressor
+        from vidllm.models.loading import choose_compressor
         from vidllm.models.native.model import NativeConfig
 
         config = llm.config if isinstance(llm.config, NativeConfig) else NativeConfig()
@@ -173,7 +173,7 @@ def _full() -> Setting:
 
 def _named(spec: str, keep: float | None, tokens: int | None) -> Setting:
     """A compressor at a share; at the share that its own options give for None."""
-    from vidllm.ask.loading import choose_compressor
+    from vidllm.models.loading import choose_compressor
     from vidllm.models.native.model import NativeConfig
 
     written = spec.replace("+", ",")

@@ -19,12 +19,12 @@ from torch import nn
 
 from vidllm import InputError, VideoLLM, compress, load_video
 from vidllm.ask.hub import HubVideoLLM
-from vidllm.ask.prompt import prompt_ids
 from vidllm.ask.wording import letters_of
 from vidllm.compressors import build
 from vidllm.models.answer import Answer
 from vidllm.models.families.prompting import write
 from vidllm.models.native.model import NativeVideoLLM
+from vidllm.models.native.prompt import prompt_ids
 from vidllm.stage.training.tokenizer import build_tokenizer
 from vidllm.timecode import get_timecode
 from vidllm.tokens import budget_of

@@ -16,13 +16,13 @@ from tiny import hub_model, tiny_model, write_video
 
 from vidllm import Span, VideoLLM, WorkError, load_video
 from vidllm.ask.hub import HubVideoLLM
-from vidllm.ask.prompt import prompt_ids
 from vidllm.ask.wording import scored_spans, whole_times
 from vidllm.compressors import build
 from vidllm.cost.flops import counted
 from vidllm.cost.spending import Spending
 from vidllm.models.answer import Receipt
 from vidllm.models.hooks.decoding import Trace, generate_from
+from vidllm.models.native.prompt import prompt_ids
 from vidllm.progress import Listener, Stopped, StopSignal
 from vidllm.timecode import AbsoluteTime, TextTime
 from vidllm.video import VideoClip

@@ -15,11 +15,11 @@ from tiny import save_tiny
 from videos import write_video
 
 from vidllm import InputError, VideoIndex, VideoLLM
-from vidllm.ask.question import QUESTION_BYTES, check_room
 from vidllm.compressors import Chain, build
 from vidllm.errors import VidllmError, WorkError
 from vidllm.longvideo.store import IndexFile, write_file
 from vidllm.models.folder import check_folder, read_config
+from vidllm.models.question import QUESTION_BYTES, check_room
 from vidllm.models.shipped import default_model
 
 

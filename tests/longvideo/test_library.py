@@ -14,7 +14,6 @@ from long_tiny import in_child, indexed, loud
 from videos import write_video
 
 from vidllm import InputError, VideoIndex, VideoLibrary, VideoLLM, WorkError
-from vidllm.ask.prompt import PROMPTS, prompt_ids
 from vidllm.longvideo import many
 from vidllm.longvideo.answering import Reader
 from vidllm.longvideo.catalogue import SCHEMA
@@ -22,6 +21,7 @@ from vidllm.longvideo.choosing import Vote
 from vidllm.longvideo.fitting import Fitting, statement
 from vidllm.longvideo.many import Many, _Heard
 from vidllm.longvideo.marks import model_mark
+from vidllm.models.native.prompt import PROMPTS, prompt_ids
 
 QUERY = "the red star spins"
 PLAN = {"fps": 1.0, "precision": "float32"}

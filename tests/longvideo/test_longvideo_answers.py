@@ -15,13 +15,13 @@ from tower_watch import lengths
 from videos import write_video
 
 from vidllm import Answer, InputError, Limits, VideoIndex, VideoLLM
-from vidllm.ask.prompt import prompt_ids
 from vidllm.encoders.vision import HubTower
 from vidllm.longvideo import answering, scan
 from vidllm.longvideo.answering import Reader
 from vidllm.longvideo.choosing import Vote, elected, grouped, middle, tiou
 from vidllm.longvideo.scan import expected_iou
 from vidllm.longvideo.windows import Cuts, Level, clock, nearest
+from vidllm.models.native.prompt import prompt_ids
 
 QUERY = "the red star spins"
 

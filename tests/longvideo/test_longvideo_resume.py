@@ -17,8 +17,8 @@ from long_tiny import FPS, in_child, indexed, loud
 from videos import write_video
 
 from vidllm import InputError, VideoIndex, VideoLLM, WorkError
+from vidllm.errors.disk import unwritten
 from vidllm.longvideo import reading
-from vidllm.longvideo.disk import unwritten
 from vidllm.longvideo.parts import Parts, folder_of
 
 MODES = ("windows", "carried")

@@ -12,12 +12,11 @@ from vidllm.compressors import Compressor, build
 from vidllm.errors import InputError
 from vidllm.errors.bounds import check as check_number
 from vidllm.models.answer import Answer, Receipt
+from vidllm.models.native.prompt import PROMPTS, wrap
 from vidllm.progress import Listener
 from vidllm.progress.stopwatch import Stopwatch
 from vidllm.timecode import Span
 from vidllm.video import Limits, VideoClip, load_video
-
-from .prompt import PROMPTS, wrap
 
 #: A file, or a clip that was read before.
 Video = str | os.PathLike[str] | VideoClip

@@ -60,9 +60,8 @@ class Call:
         Raises:
             InputError: a name or option that is wrong, or one that leaves the share open.
         """
+        from vidllm.models.loading import choose_compressor
         from vidllm.models.native.model import NativeConfig
-
-        from .loading import choose_compressor
 
         if self.compressors is None:
             return None

@@ -26,8 +26,10 @@ from vidllm.models.families.pixels import tokens_per_frame
 from vidllm.models.families.prompting import chat, marks_of, shorten, write
 from vidllm.models.families.scripts import SCRIPTS, TASKS, Placed, Script
 from vidllm.models.hooks.session import Session
+from vidllm.models.loading import choose_compressor, load_hub
 from vidllm.models.locks import one_at_a_time
 from vidllm.models.native.model import NativeConfig
+from vidllm.models.question import check_room, check_text, positions_of, questions_of
 from vidllm.progress import Listener, attentive
 from vidllm.progress.stopwatch import Stopwatch
 from vidllm.timecode import Span, TextTime, answer_text, unfinished
@@ -39,8 +41,6 @@ from .asking import Choices, Frames, Method, Video, sampling_of
 from .compression import Compression, compress
 from .hub_encode import Eyes, Seen
 from .hub_run import Said, generate, survey
-from .loading import choose_compressor, load_hub
-from .question import check_room, check_text, positions_of, questions_of
 from .video_llm import VideoLLM
 from .wording import Letters, letter_scores, letters_of, scored_spans
 

@@ -18,6 +18,8 @@ from vidllm.errors.bounds import check as check_number
 from vidllm.models.answer import Answer, Receipt, shift_seconds
 from vidllm.models.locks import one_at_a_time
 from vidllm.models.native.model import NativeConfig, NativeVideoLLM
+from vidllm.models.native.prompt import prompt_ids, unknown_words
+from vidllm.models.question import check_room, longest, positions_of
 from vidllm.progress import check
 from vidllm.progress.stopwatch import Stopwatch
 from vidllm.timecode import Span, TimeCode, unfinished
@@ -27,8 +29,6 @@ from vidllm.video import VideoClip
 from .answering import Prompt, Record, by_question, check_serves, reply
 from .asking import Asked, Choices
 from .encode import Memory, slot_seconds, window
-from .prompt import prompt_ids, unknown_words
-from .question import check_room, longest, positions_of
 from .wording import Letters, letter_scores, letters_of, scored_spans, whole_times
 
 #: Tokens of an answer at most, if nobody says.

@@ -18,6 +18,14 @@ from vidllm.encoders.vision import VisionEncoder
 from vidllm.errors.bounds import check as check_number
 from vidllm.errors.bounds import memory_answered
 from vidllm.models.answer import Answer
+from vidllm.models.loading import (
+    choose_compressor,
+    choose_device,
+    choose_dtype,
+    has_temporal,
+    load_native,
+    model_kind,
+)
 from vidllm.models.locks import one_at_a_time
 from vidllm.models.native.footage import (
     KnownFootage,
@@ -27,6 +35,8 @@ from vidllm.models.native.footage import (
     warning,
 )
 from vidllm.models.native.model import NativeConfig, NativeVideoLLM
+from vidllm.models.native.prompt import prompt_ids
+from vidllm.models.question import questions_of
 from vidllm.models.shipped import default_model, find_model
 from vidllm.progress import Listener, attentive
 from vidllm.progress.stopwatch import Stopwatch
@@ -37,16 +47,6 @@ from vidllm.video import VideoClip
 from .answering import before_prefill, check_early, check_serves
 from .asking import AskOptions, Choices, Frames, Method, Video, sampling_of
 from .encode import Memory, window
-from .loading import (
-    choose_compressor,
-    choose_device,
-    choose_dtype,
-    has_temporal,
-    load_native,
-    model_kind,
-)
-from .prompt import prompt_ids
-from .question import questions_of
 from .recipes import get_recipe
 from .replying import Replying
 from .wording import letters_of

@@ -182,8 +182,8 @@ def _seconds(text: str) -> dict[str, float]:
 def _method(
     shape: Shape, recipe: str | None, compressor: str | None, keep: float | None
 ) -> Compressor:
-    from vidllm.ask.loading import choose_compressor
     from vidllm.ask.recipes import get_recipe
+    from vidllm.models.loading import choose_compressor
     from vidllm.models.native.config import NativeConfig
 
     if recipe is not None:

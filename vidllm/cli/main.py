@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vidllm.ask.question import check_text
 from vidllm.errors import InputError, VidllmError, WorkError
 from vidllm.errors.bounds import lacks_memory
 from vidllm.errors.paths import reason, shown
 from vidllm.errors.printable import printable
 from vidllm.longvideo.marks import is_index
+from vidllm.models.question import check_text
 
 from .index_command import open_index
 from .options import (

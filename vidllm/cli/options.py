@@ -221,7 +221,7 @@ class CommonOptions:
             with contextlib.suppress(WorkError):  # no model: said when it is to be loaded
                 frames = trained_frames(self.model_name())
             if frames is None and self.model is not None:
-                from vidllm.ask.loading import usual_frames
+                from vidllm.models.loading import usual_frames
 
                 frames = usual_frames(str(self.model_name()))
         if frames == "auto":

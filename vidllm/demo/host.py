@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from gradio.utils import get_upload_folder
 
-from vidllm.ask.loading import choose_compressor
 from vidllm.ask.serving import Offer, offers, refusal
 from vidllm.ask.sharing import twin
 from vidllm.compressors import Compressor, build
 from vidllm.errors import InputError
 from vidllm.longvideo.build import check_method
+from vidllm.models.loading import choose_compressor
 from vidllm.models.native.model import NativeConfig
 from vidllm.models.shipped import sample_videos
 from vidllm.progress import StopSignal, attentive

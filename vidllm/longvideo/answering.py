@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vidllm.ask.prompt import PROMPTS, prompt_ids, unknown_words
 from vidllm.cost.flops import kv_bytes_per_token
 from vidllm.errors import InputError
 from vidllm.models.answer import Answer, Receipt
 from vidllm.models.locks import one_at_a_time
+from vidllm.models.native.prompt import PROMPTS, prompt_ids, unknown_words
 from vidllm.progress.stopwatch import Stopwatch
 from vidllm.timecode import Span
 

@@ -15,10 +15,10 @@ from vidllm.compressors import Compressor
 from vidllm.compressors import build as build_method
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.bounds import INDEX_FPS, check, within
+from vidllm.errors.disk import UnwrittenError
 from vidllm.models.locks import alone
 from vidllm.models.native.footage import FRAMES, UnknownFootage, warning
 
-from .disk import UnwrittenError
 from .finishing import PRECISIONS, NoFramesError, finish
 from .marks import method_facts, method_words, model_mark, source_mark
 from .parts import Parts, folder_of, pack_thumbs

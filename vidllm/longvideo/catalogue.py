@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from vidllm.errors import InputError, WorkError
+from vidllm.errors.disk import unwritten
 from vidllm.errors.paths import is_file, output_file, output_folder, shown
-
-from .disk import unwritten
 
 #: Grows when a library of before can no longer be read; kept as SQLite's `user_version`.
 SCHEMA = 1

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from vidllm.ask.prompt import PROMPTS, prompt_ids
 from vidllm.models.native.model import NativeVideoLLM
+from vidllm.models.native.prompt import PROMPTS, prompt_ids
 
 from .scan import Batch, Said, video_cache
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vidllm.errors import InputError
+from vidllm.errors.disk import unwritten
 from vidllm.errors.paths import is_file, output_file
 from vidllm.models.answer import Answer
 from vidllm.timecode import Span
 
-from .disk import unwritten
 from .marks import model_mark, source_mark
 from .store import IndexFile
 from .windows import clock, levels_for

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from vidllm.ask.prompt import prompt_ids
 from vidllm.cost.flops import kv_bytes_per_token
 from vidllm.models.locks import one_at_a_time
+from vidllm.models.native.prompt import prompt_ids
 from vidllm.timecode import Span
 
 from .answering import KEPT_BYTES, Reader

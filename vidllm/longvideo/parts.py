@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vidllm.errors import InputError
-
-from .disk import unwritten
+from vidllm.errors.disk import unwritten
 
 fcntl: Any
 try:

@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vidllm.errors import InputError, WorkError
+from vidllm.errors.disk import unwritten
 from vidllm.errors.paths import input_file
 
-from .disk import unwritten
 from .facts import check_facts, check_numbers, check_tensors
 from .marks import KIND, is_index
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vidllm.progress import Listener, check
+from . import Listener, check
 
 if TYPE_CHECKING:
     pass

@@ -101,7 +101,7 @@ def calibrate_folder(folder: Path, **options: object) -> KnownFootage:
     Raises:
         InputError: no model of this project there. WorkError: it cannot be read or written.
     """
-    from vidllm.ask.loading import load_native, model_kind
+    from vidllm.models.loading import load_native, model_kind
     from vidllm.models.native.config import NativeConfig
 
     if not (folder / "config.json").is_file():

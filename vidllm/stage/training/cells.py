@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vidllm.errors import InputError
+from vidllm.errors.disk import unwritten
 from vidllm.errors.schema import Integer, Object, String, parse, validate
 from vidllm.errors.writing import whole_file
-from vidllm.longvideo.disk import unwritten
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.progress.interruption import Halt, leave_to_parent
 

@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vidllm.errors import InputError
+from vidllm.errors.disk import unwritten
 from vidllm.errors.schema import (
     Anything,
     Array,
@@ -35,7 +36,6 @@ from vidllm.errors.schema import (
     validate,
 )
 from vidllm.errors.writing import whole_file
-from vidllm.longvideo.disk import unwritten
 
 CHECKPOINT = "checkpoint.safetensors"
 #: Where versions before kept theirs, as pickles.

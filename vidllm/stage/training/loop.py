@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vidllm.errors import InputError, WorkError
-from vidllm.longvideo.disk import unwritten
+from vidllm.errors.disk import unwritten
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.progress import Stopped
 from vidllm.progress.interruption import Halt, Interrupted, leave_to_parent

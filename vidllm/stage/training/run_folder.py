@@ -25,8 +25,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from vidllm.errors import InputError, VidllmError
+from vidllm.errors.disk import unwritten
 from vidllm.errors.writing import remove_parts, sync, whole_file
-from vidllm.longvideo.disk import unwritten
 from vidllm.models.native.model import NativeVideoLLM
 
 from .checkpoint import CHECKPOINT, OLD, Checkpoint, read_checkpoint

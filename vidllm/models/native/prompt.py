@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vidllm.errors import InputError, WorkError
 
-from .question import check_text
+from ..question import check_text
 
 VIDEO_MARK = "<|video|>"
 #: Words that `ground`, `caption` and `highlights` put around what the user says.

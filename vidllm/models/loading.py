@@ -19,12 +19,13 @@ from vidllm.compressors import Compressor, build
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.bounds import check, lacks_memory
 from vidllm.errors.paths import is_folder
-from vidllm.models.families import FAMILIES
-from vidllm.models.families.pixels import pixel_options
-from vidllm.models.families.scripts import SCRIPTS
-from vidllm.models.folder import check_folder
-from vidllm.models.native.model import NativeConfig, NativeVideoLLM
 from vidllm.timecode import get_timecode
+
+from .families import FAMILIES
+from .families.pixels import pixel_options
+from .families.scripts import SCRIPTS
+from .folder import check_folder
+from .native.model import NativeConfig, NativeVideoLLM
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

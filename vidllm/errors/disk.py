@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 
-from vidllm.errors import WorkError
+from . import WorkError
 
 _FULL = {
     errno.ENOSPC: "the disk is full",
