@@ -26,8 +26,7 @@ from vidllm.errors.schema import (
     parse,
     validate,
 )
-
-from .shipped import sha256
+from vidllm.errors.writing import sha256
 
 _NATIVE = "vidllm-native"
 _BYTES = 2**26  # of a config.json

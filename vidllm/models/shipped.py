@@ -10,7 +10,6 @@ of every file::
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
 import re
@@ -21,6 +20,9 @@ from typing import Any
 
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.paths import input_file, input_folder, is_file, is_folder, look, shown
+from vidllm.errors.writing import sha256
+
+from .folder import read_config
 
 # A hub name as the hub itself allows it; one that is no folder here is left to the hub.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -117,8 +119,6 @@ def trained_frames(name: str | None) -> int | None:
     file = (default_model() if name is None else Path(name)) / "config.json"
     if not is_file(file):  # a name on the hub
         return None
-    from .folder import read_config  # which needs this file
-
     frames = read_config(file.parent).get("frames")
     return frames if isinstance(frames, int) else None
 
@@ -166,12 +166,3 @@ def weight_files() -> list[str]:
         for name in names
         if name.as_posix() not in own and "__pycache__" not in name.parts
     )
-
-
-def sha256(file: Path) -> str:
-    """The sha256 of a file as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .clip import VideoClip, load_video, shown_at
 from .limits import Limits
-from .readers import Reader, T, Take, open_reader
+from .reader import Reader, T, Take
+from .readers import open_reader
 
 __all__ = ["Limits", "Reader", "T", "Take", "VideoClip", "load_video", "open_reader", "shown_at"]

@@ -22,7 +22,8 @@ from vidllm.errors.paths import input_file
 from vidllm.progress import Listener
 
 from .limits import Limits
-from .readers import Reader, open_reader
+from .reader import Reader
+from .readers import open_reader
 from .stamps import usual_step
 from .timeline import Timeline, missing_notes
 

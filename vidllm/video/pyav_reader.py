@@ -27,7 +27,7 @@ from .demuxer import Source
 from .display import display_matrix, frame_notes, upright
 from .integrity import cut_off, gif_images
 from .packets import PacketIndex, index_from_table, list_packets
-from .readers import T, Take
+from .reader import T, Take
 from .timeline import timeline_of
 
 Run = tuple[int, list[int]]  # packets: the key frame to start at, and those wanted
