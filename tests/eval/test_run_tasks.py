@@ -55,7 +55,7 @@ def test_a_benchmark_runs_from_end_to_end(
     if name in made_tasks():
         make(name, data)
     elif not hasattr(task, "prepare"):
-        pytest.fail(f"{name} has no miniature data: write a maker in tests/eval_data.py")
+        pytest.fail(f"{name} has no miniature data: write a maker in tests/kit/eval_data.py")
     retrieves = task.family == "retrieval"
     options = tiny_options(request.getfixturevalue("dual" if retrieves else "model"))
     asked = order(

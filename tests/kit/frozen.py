@@ -1,6 +1,6 @@
 """Prompts that must not change unnoticed: tests/prompts/TASK.json holds them.
 
-`VIDLLM_UPDATE_PROMPTS=1 pytest tests/test_tasks_prompts.py` writes the files anew; a change of a
+`VIDLLM_UPDATE_PROMPTS=1 pytest tests/eval/test_tasks_prompts.py` writes the files anew; a change of a
 prompt is a change of the benchmark, and belongs into CHANGELOG.md.
 """
 
@@ -42,6 +42,6 @@ def check_prompts(task: str, split: str, items: Sequence[Item]) -> None:
     lines = difflib.unified_diff(*two, "frozen", "now", lineterm="")
     pytest.fail(
         f"the prompts of {task} ({split}) have changed; if that is meant, run\n"
-        "VIDLLM_UPDATE_PROMPTS=1 pytest tests/test_tasks_prompts.py\n" + "\n".join(lines),
+        "VIDLLM_UPDATE_PROMPTS=1 pytest tests/eval/test_tasks_prompts.py\n" + "\n".join(lines),
         pytrace=False,
     )

@@ -1,6 +1,6 @@
 """What transformers' own video processors make of made-up clips, as a program of its own.
 
-    python tests/hf_pixels_library.py FOLDER
+    python tests/kit/hf_pixels_library.py FOLDER
 
 writes FOLDER/pixels_FAMILY.npz. It needs torchvision, in a process where nothing else depends on
 it. A torchvision that was built for another torch than the one here cannot be imported, for the
