@@ -31,6 +31,7 @@ COST = Object(
         "seconds": _NUMBERS,
         "shared_by": Integer(1),
         "own": Array(String()),
+        "spent": _NUMBERS,
     }
 )
 #: A map of kept tokens, see `TokenMap.as_dict`.

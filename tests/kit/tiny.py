@@ -60,6 +60,7 @@ def hub_model(vision: str | dict[str, Any], text: str = "qwen2", **options: Any)
             "num_key_value_heads": 1,
         },
         temporal=[{"name": "ssd", "head_dim": 16}],
+        time_token_start=tokenizer.convert_tokens_to_ids("<t0>"),
         **options,
     )
     return NativeVideoLLM(config).eval()
