@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable
 from dataclasses import fields
-from fnmatch import fnmatch
-from typing import Any, TypeVar
+from typing import Any
 
 from vidllm.errors import InputError
+from vidllm.errors.registry import Registry, did_you_mean
 
 from .base import Compressor
 
 #: What `describe` says of the parameters of a method that has some.
 UNTRAINED = "no: it has parameters, and no trained ones are shipped"
-_REGISTRY: dict[str, type[Compressor]] = {}
-_C = TypeVar("_C", bound=type[Compressor])
-
-
-def register(name: str) -> Callable[[_C], _C]:
-    """Class decorator, above `@dataclass`: make a method available under `name`."""
-
-    def add(cls: _C) -> _C:
-        cls.name = name
-        _REGISTRY[name] = cls
-        return cls
-
-    return add
-
-
-def names(pattern: str = "*") -> list[str]:
-    """Registered names that match a wildcard pattern such as "*pool*", sorted."""
-    return sorted(name for name in _REGISTRY if fnmatch(name, pattern))
+_REGISTRY: Registry[Compressor] = Registry("compressor")
+register, names = _REGISTRY.register, _REGISTRY.names
 
 
 def find(name: str) -> type[Compressor]:
@@ -41,9 +23,9 @@ def find(name: str) -> type[Compressor]:
         InputError: no such method; the message names close matches.
     """
     key = name.strip().lower().replace("_", "-")
-    if key not in _REGISTRY:
+    if key not in names():
         raise InputError(f"no compressor {name!r}: {_suggest(key, names())}")
-    return _REGISTRY[key]
+    return _REGISTRY.find(key)
 
 
 def get(name: str, **options: Any) -> Compressor:
@@ -70,7 +52,7 @@ def describe(pattern: str = "*") -> list[dict[str, Any]]:
     """
     entries = []
     for name in names(pattern):
-        cls = _REGISTRY[name]
+        cls = find(name)
         options = {
             f.name: {"default": f.default, "help": f.metadata.get("help", "")} for f in fields(cls)
         }
@@ -90,9 +72,6 @@ def describe(pattern: str = "*") -> list[dict[str, Any]]:
     return entries
 
 
-def _suggest(word: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"choose from {', '.join(known)}"
+def _suggest(word: str, known: list[str]) -> str:
+    every = f"choose from {', '.join(known)}"
+    return did_you_mean(word, known, n=3, cutoff=0.5, otherwise=every)

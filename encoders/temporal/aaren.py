@@ -21,7 +21,7 @@ from vidllm.errors import InputError
 
 from .attention import heads_of, with_feed_forward
 from .base import register_temporal
-from .stack import BothWays, Mixer, Scan, StackEncoder, State, Time
+from .stack import BothWays, Mixer, Scan, StackEncoder, StackOptions, State, Time
 
 #: Maximum (...), denominator (...) and numerator (..., d) of one or many stretches of tokens.
 Summary = tuple[Tensor, Tensor, Tensor]
@@ -219,11 +219,6 @@ class AarenEncoder(StackEncoder):
         super().__init__(
             dim,
             make,
-            layers=count,
-            scan=scan,
-            bidirectional=bidirectional,
-            time=time,
-            gap=gap,
-            zero_init=zero_init,
+            StackOptions(count, scan, bidirectional, time, gap, zero_init),
             own_ways=True,
         )

@@ -21,7 +21,7 @@ from vidllm.errors import InputError
 
 from .band import band_attention, full_attention, rotate
 from .base import register_temporal
-from .stack import Mixer, Scan, StackEncoder, StackState, State, Time
+from .stack import Mixer, Scan, StackEncoder, StackOptions, StackState, State, Time
 
 Position = Literal["rotary", "none"]
 
@@ -29,11 +29,10 @@ Position = Literal["rotary", "none"]
 class FeedForward(Mixer):
     """Two linear layers with a GELU between them; looks at every token alone."""
 
-    def __init__(self, dim: int, hidden: int, zero_init: bool) -> None:
+    def __init__(self, dim: int, hidden: int, zero_init: bool, dropout: float = 0.0) -> None:
         super().__init__()
-        self.zero_init = zero_init
-        self.up = nn.Linear(dim, hidden)
-        self.down = nn.Linear(hidden, dim)
+        self.up, self.down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.dropout, self.zero_init = nn.Dropout(dropout), zero_init
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -51,7 +50,7 @@ class FeedForward(Mixer):
         state: State = None,
     ) -> tuple[Tensor, State]:
         """See `Mixer`; nothing is carried."""
-        out: Tensor = self.down(F.gelu(self.up(x)))
+        out: Tensor = self.dropout(self.down(self.dropout(F.gelu(self.up(x)))))
         return out, None
 
 
@@ -215,12 +214,7 @@ class AttentionEncoder(StackEncoder):
         super().__init__(
             dim,
             make,
-            layers=count,
-            scan=scan,
-            bidirectional=bidirectional,
-            time=time,
-            gap=gap,
-            zero_init=zero_init,
+            StackOptions(count, scan, bidirectional, time, gap, zero_init),
             own_ways=True,
             steps=rotary,
         )

@@ -18,7 +18,7 @@ from vidllm.errors import InputError
 from .base import register_temporal
 from .diagonal import DiagonalSystem, convolve_steps
 from .longconv import check_block, check_steps, convolve, fir, silenced
-from .stack import Mixer, Scan, StackEncoder, State, Time
+from .stack import Mixer, Scan, StackEncoder, StackOptions, State, Time
 
 
 class H3Mixer(Mixer):
@@ -161,10 +161,5 @@ class H3Encoder(StackEncoder):
         super().__init__(
             dim,
             lambda: H3Mixer(dim, state, head_dim, dt_min, dt_max, block, zero_init),
-            layers=layers,
-            scan=scan,
-            bidirectional=bidirectional,
-            time=time,
-            gap=gap,
-            zero_init=zero_init,
+            StackOptions(layers, scan, bidirectional, time, gap, zero_init),
         )

@@ -20,7 +20,7 @@ from vidllm.errors import InputError
 
 from .base import register_temporal
 from .longconv import DenseBlock, DenseSystem, check_block, convolve, silenced
-from .stack import Mixer, Scan, StackEncoder, State, Time
+from .stack import Mixer, Scan, StackEncoder, StackOptions, State, Time
 
 
 def legendre_memory(order: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -147,11 +147,6 @@ class LMUEncoder(StackEncoder):
         super().__init__(
             dim,
             lambda: LMUMixer(dim, memory, theta, heads, block, zero_init),
-            layers=layers,
-            scan=scan,
-            bidirectional=bidirectional,
-            time=time,
-            gap=gap,
-            zero_init=zero_init,
+            StackOptions(layers, scan, bidirectional, time, gap, zero_init),
             steps=False,
         )

@@ -22,7 +22,7 @@ from vidllm.errors import InputError
 
 from .base import register_temporal
 from .longconv import DenseSystem, check_block, check_steps, convolve, silenced
-from .stack import Mixer, Scan, StackEncoder, State, Time
+from .stack import Mixer, Scan, StackEncoder, StackOptions, State, Time
 
 
 def hippo_legs(size: int) -> tuple[Tensor, Tensor]:
@@ -191,11 +191,6 @@ class LSSLEncoder(StackEncoder):
         super().__init__(
             dim,
             lambda: LSSLMixer(dim, state, channels, alpha, fixed, dt_min, dt_max, block, zero_init),
-            layers=layers,
-            scan=scan,
-            bidirectional=bidirectional,
-            time=time,
-            gap=gap,
-            zero_init=zero_init,
+            StackOptions(layers, scan, bidirectional, time, gap, zero_init),
             steps=False,
         )

@@ -21,7 +21,7 @@ from vidllm.errors import InputError
 
 from .base import register_temporal
 from .selective import causal_conv, selective_scan
-from .stack import Mixer, Scan, StackEncoder, State, Time
+from .stack import Mixer, Scan, StackEncoder, StackOptions, State, Time
 
 Directions = Literal["shared", "separate"]
 _STEPS = (1e-3, 1e-1, 1e-4)  # the first steps: from, to, and never below
@@ -264,11 +264,6 @@ class MambaEncoder(StackEncoder):
         super().__init__(
             dim,
             lambda: Mamba1Mixer(dim, **options),
-            layers=layers,
-            scan=scan,
-            bidirectional=bidirectional,
-            time=time,
-            gap=gap,
-            zero_init=zero_init,
+            StackOptions(layers, scan, bidirectional, time, gap, zero_init),
             own_ways=joined,
         )

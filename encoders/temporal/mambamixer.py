@@ -31,7 +31,7 @@ from vidllm.errors import InputError
 from .base import register_temporal
 from .mamba import Mamba1Mixer
 from .mambamixer_across import mix_across, tiles
-from .stack import Scan, StackEncoder, State, Time
+from .stack import Scan, StackEncoder, StackOptions, State, Time
 
 
 class ChannelMixer(nn.Module):
@@ -123,12 +123,7 @@ class MambaMixerEncoder(StackEncoder):
             lambda: Mamba1Mixer(
                 dim, state, expand, conv, bidirectional=bidirectional, zero_init=zero_init
             ),
-            layers=layers,
-            scan=scan,
-            bidirectional=bidirectional,
-            time=time,
-            gap=gap,
-            zero_init=zero_init,
+            StackOptions(layers, scan, bidirectional, time, gap, zero_init),
             own_ways=True,
         )
         self.channel_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))

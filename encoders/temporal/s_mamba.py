@@ -11,45 +11,14 @@ the paper's order.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vidllm.errors import InputError
 
+from .attention import FeedForward
 from .base import register_temporal
 from .mamba import Mamba1Mixer
-from .stack import BothWays, Mixer, Scan, StackEncoder, State, Time
-
-
-class FeedForward(Mixer):
-    """Linear, GELU, Linear on every token alone (the paper's two convolutions of one tap)."""
-
-    def __init__(self, dim: int, hidden: int, dropout: float, zero_init: bool) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.dropout, self.zero_init = nn.Dropout(dropout), zero_init
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """torch's own; with `zero_init` the second layer is zeros."""
-        self.up.reset_parameters()
-        self.down.reset_parameters()
-        if self.zero_init:
-            self.down.weight.zero_()
-            self.down.bias.zero_()
-
-    def forward(
-        self,
-        x: Tensor,
-        valid: Tensor | None = None,
-        scale: Tensor | None = None,
-        state: State = None,
-    ) -> tuple[Tensor, State]:
-        """(B, L, D) to (B, L, D); tokens do not see each other, and there is no state."""
-        change: Tensor = self.dropout(self.down(self.dropout(F.gelu(self.up(x)))))
-        return change, None
+from .stack import BothWays, Mixer, Scan, StackEncoder, StackOptions, State, Time
 
 
 class Dropped(Mixer):
@@ -156,7 +125,7 @@ class SMambaEncoder(StackEncoder):
             count += 1
             part: Mixer
             if count % 2 == 0:
-                part = FeedForward(dim, width, dropout, zero_init)
+                part = FeedForward(dim, width, zero_init, dropout)
             else:
                 part = Dropped(BothWays(mamba) if bidirectional else mamba(), dropout)
             return PostNorm(part, dim) if post_norm else part
@@ -164,12 +133,7 @@ class SMambaEncoder(StackEncoder):
         super().__init__(
             dim,
             make,
-            layers=2 * layers,
-            scan=scan,
-            bidirectional=bidirectional,
-            time=time,
-            gap=gap,
-            zero_init=zero_init,
+            StackOptions(2 * layers, scan, bidirectional, time, gap, zero_init),
             own_ways=True,
         )
         if post_norm:

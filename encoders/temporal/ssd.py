@@ -23,7 +23,7 @@ from .base import register_temporal
 from .mamba import load_renamed
 from .scan import ssd_chunked
 from .selective import causal_conv
-from .stack import Mixer, Scan, StackEncoder, State, Time
+from .stack import Mixer, Scan, StackEncoder, StackOptions, State, Time
 
 _BLOCK = 2048  # tokens that a causal mixer has in work at once
 
@@ -219,11 +219,6 @@ class SSDEncoder(StackEncoder):
         super().__init__(
             dim,
             lambda: SSDMixer(dim, *sizes, bidirectional, zero_init, groups, eps),
-            layers=layers,
-            scan=scan,
-            bidirectional=bidirectional,
-            time=time,
-            gap=gap,
-            zero_init=zero_init,
+            StackOptions(layers, scan, bidirectional, time, gap, zero_init),
             own_ways=True,
         )

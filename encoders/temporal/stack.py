@@ -124,6 +124,18 @@ class StackState:
     layers: list[State]
 
 
+@dataclass(frozen=True)
+class StackOptions:
+    """What every stacked encoder is asked for; see `StackEncoder`."""
+
+    layers: int
+    scan: Scan
+    bidirectional: bool
+    time: Time
+    gap: float | None
+    zero_init: bool
+
+
 class StackEncoder(TemporalEncoder):
     """Residual layers x + Mixer(LayerNorm(x)) over a clip read as sequences.
 
@@ -150,17 +162,14 @@ class StackEncoder(TemporalEncoder):
         self,
         dim: int,
         make: Callable[[], Mixer],
+        options: StackOptions,
         *,
-        layers: int,
-        scan: Scan,
-        bidirectional: bool,
-        time: Time = "none",
-        gap: float | None = None,
-        zero_init: bool = True,
         own_ways: bool = False,
         steps: bool = True,
     ) -> None:
         super().__init__()
+        layers, bidirectional = options.layers, options.bidirectional
+        scan, time, gap = options.scan, options.time, options.gap
         if scan not in ("raster", "slot"):
             raise InputError(f"scan must be 'raster' or 'slot', not {scan!r}")
         if time not in ("none", "step", "embedding"):
@@ -176,7 +185,7 @@ class StackEncoder(TemporalEncoder):
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
         two = bidirectional and not own_ways
         self.mixers = nn.ModuleList(BothWays(make) if two else make() for _ in range(layers))
-        self.times = TimeEmbedding(dim, zero_init) if time == "embedding" else None
+        self.times = TimeEmbedding(dim, options.zero_init) if time == "embedding" else None
 
     @property
     def causal(self) -> bool:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vidllm.errors import InputError
 
 from .base import register_temporal
-from .stack import Mixer, StackEncoder, State, Time
+from .stack import Mixer, StackEncoder, StackOptions, State, Time
 
 
 class TemporalConvMixer(Mixer):
@@ -94,12 +94,7 @@ class TemporalConvEncoder(StackEncoder):
         super().__init__(
             dim,
             lambda: TemporalConvMixer(dim, taps, not bidirectional, zero_init),
-            layers=layers,
-            scan="slot",
-            bidirectional=bidirectional,
-            time=time,
-            gap=gap,
-            zero_init=zero_init,
+            StackOptions(layers, "slot", bidirectional, time, gap, zero_init),
             own_ways=True,
             steps=False,
         )

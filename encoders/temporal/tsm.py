@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vidllm.errors import InputError
 
 from .base import register_temporal
-from .stack import Mixer, StackEncoder, State, Time
+from .stack import Mixer, StackEncoder, StackOptions, State, Time
 
 
 def shift_channels(x: Tensor, count: int, *, back: bool = True) -> Tensor:
@@ -104,12 +104,7 @@ class ShiftEncoder(StackEncoder):
         super().__init__(
             dim,
             lambda: ShiftMixer(dim, fold, not bidirectional, zero_init),
-            layers=layers,
-            scan="slot",
-            bidirectional=bidirectional,
-            time=time,
-            gap=gap,
-            zero_init=zero_init,
+            StackOptions(layers, "slot", bidirectional, time, gap, zero_init),
             own_ways=True,
             steps=False,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -13,9 +13,14 @@ from vidllm.cli.options import AsJson, Debug, clean_output, emit, one_of, say
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.bounds import check, short
 from vidllm.errors.paths import output_file
+from vidllm.errors.writing import csv_text
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+Rows: TypeAlias = list[dict[str, Any]]
+Out: TypeAlias = Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)]
+Runs: TypeAlias = Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")]
 
 app = typer.Typer(help="Measure on files that it makes.", no_args_is_help=True)
 
@@ -33,7 +38,7 @@ def video(
     seconds_short: Annotated[int, typer.Option(min=1, help="Length of the short file.")] = 60,
     seconds_long: Annotated[int, typer.Option(min=1, help="Length of the long file.")] = 3600,
     frames: Annotated[int, typer.Option(min=1, help="Frames read from each file.")] = 32,
-    runs: Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")] = 5,
+    runs: Runs = 5,
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -64,10 +69,8 @@ def compressors(
     frames: Annotated[str, typer.Option(help="Lengths of the clips.")] = "32,128",
     side: Annotated[int, typer.Option(min=1, help="Tokens along one side of a frame.")] = 14,
     width: Annotated[int, typer.Option(min=1, help="Width of a token.")] = 3584,
-    runs: Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")] = 3,
-    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
-        "eval/results/compressors-cost.csv"
-    ),
+    runs: Runs = 3,
+    out: Out = Path("eval/results/compressors-cost.csv"),
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -95,12 +98,10 @@ def encoders(
         str, typer.Option(help="Lengths of the sequences in tokens.")
     ] = "512,1024,2048,4096,8192,16384,32768",
     dims: Annotated[str, typer.Option(help="Widths of a token.")] = "256,1024",
-    runs: Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")] = 3,
+    runs: Runs = 3,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
-        "eval/results/encoders-cost.csv"
-    ),
+    out: Out = Path("eval/results/encoders-cost.csv"),
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -132,9 +133,7 @@ def learning(
     ] = "",
     steps: Annotated[int, typer.Option(min=1, help="Steps of every training.")] = 400,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of every encoder.")] = 3,
-    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
-        "eval/results/encoders-learning.csv"
-    ),
+    out: Out = Path("eval/results/encoders-learning.csv"),
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -158,9 +157,7 @@ def recognition(
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of every encoder.")] = 3,
     tested: Annotated[int, typer.Option(min=1, help="Clips of the test, tens.")] = 400,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "cpu",
-    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
-        "eval/results/encoders-recognition.csv"
-    ),
+    out: Out = Path("eval/results/encoders-recognition.csv"),
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -195,7 +192,7 @@ def models(
         float | None,
         typer.Option(help="Of width, depth, vocabulary and frames; 1 on a GPU, else 0.1."),
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")] = 3,
+    runs: Runs = 3,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     dtype: Annotated[
@@ -245,9 +242,7 @@ def long(
         Path | None, typer.Option(help="Where files are made and kept.", file_okay=False)
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of stage.")] = 1,
-    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
-        "eval/results/long.csv"
-    ),
+    out: Out = Path("eval/results/long.csv"),
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -258,7 +253,7 @@ def long(
 
     with clean_output(json):
         where = folder or Path(tempfile.gettempdir()) / "vidllm-bench"
-        rows: list[dict[str, Any]] = []
+        rows: Rows = []
         save = _saver(out)
 
         def keep(row: dict[str, Any]) -> None:
@@ -283,9 +278,7 @@ def kills(
         typer.Option(help="Where runs are made; those that fail stay.", file_okay=False),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the moments and signals.")] = 0,
-    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
-        "docs/results/kills.csv"
-    ),
+    out: Out = Path("docs/results/kills.csv"),
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -296,7 +289,7 @@ def kills(
 
     with clean_output(json):
         where = folder or Path(tempfile.gettempdir()) / "vidllm-bench-kills"
-        rows: list[dict[str, Any]] = []
+        rows: Rows = []
         save = _saver(out)
 
         def keep(row: dict[str, Any]) -> None:
@@ -326,9 +319,7 @@ def footage(
         Path | None,
         typer.Option(help="More footage, a sub-folder a kind.", file_okay=False),
     ] = None,
-    out: Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)] = Path(
-        "eval/results/footage.csv"
-    ),
+    out: Out = Path("eval/results/footage.csv"),
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -376,18 +367,27 @@ def _counts(option: str, text: str) -> list[int]:
     return counts
 
 
-def _saver(out: Path) -> Callable[[list[dict[str, Any]]], None]:
+def _saver(out: Path) -> Callable[[Rows], None]:
     """Writes the rows so far: what was measured stays, whatever comes after."""
     output_file(out)
-    import pandas
-
     out.parent.mkdir(parents=True, exist_ok=True)
-    return lambda rows: pandas.DataFrame(rows).to_csv(out, index=False)
+
+    def save(rows: Rows) -> None:
+        out.write_text(csv_text(_alike(rows)), encoding="utf-8", newline="\n")
+
+    return save
+
+
+def _alike(rows: Rows) -> Rows:
+    """Whole numbers as floats in columns with floats or gaps, as readers of tables have them."""
+    kinds = {name: {type(row.get(name)) for row in rows} for row in rows for name in row}
+    mixed = [name for name, some in kinds.items() if {int} < some <= {int, float, type(None)}]
+    return [row | {n: float(row[n]) for n in mixed if row.get(n) is not None} for row in rows]
 
 
 def _show(
-    rows: list[dict[str, Any]],
-    table: Callable[[list[dict[str, Any]]], Table],
+    rows: Rows,
+    table: Callable[[Rows], Table],
     out: Path,
     json: bool,
 ) -> None:

@@ -7,7 +7,6 @@ lmms-eval nor torch. Needs the extra ``vidllm[lmms-eval]``; written for its API 
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import itertools
 import json
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidllm.errors import InputError, WorkError
+from vidllm.errors.registry import closest
 
 from .lmms_requests import Wanted, clip_of, one_video, wanted
 
@@ -139,8 +139,8 @@ class Answers:
     ) -> None:
         for name in unknown:
             known = list(inspect.signature(Answers.__init__).parameters)[1:-1]
-            close = difflib.get_close_matches(name, known, n=2, cutoff=0.4) or known
-            raise InputError(f"--model_args has no {name!r} for vidllm: use {' or '.join(close)}")
+            hint = " or ".join(closest(name, known))
+            raise InputError(f"--model_args has no {name!r} for vidllm: use {hint}")
         if broken not in ("raise", "empty"):
             raise InputError(f"broken must be raise or empty, got {broken!r}")
         if image_fps is not None and not (isinstance(image_fps, int | float) and image_fps > 0):

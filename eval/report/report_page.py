@@ -122,7 +122,7 @@ def _part(task: str, part: Part, worst: int, find: Finder, drawn: list[Picture])
     costs, groups = cost_pictures(part), group_pictures(part)
     drawn += [*costs, *spans, *letters, *needle, *groups]
     cases = [
-        _case(run, case, pictures(case, partial(find, run), str(run.config.get("reader", "pyav"))))
+        _case(case, pictures(case, partial(find, run), str(run.config.get("reader", "pyav"))))
         for run, case in _worst(part, worst)
     ]
     against = any(case["loss"] for case in cases)
@@ -197,7 +197,7 @@ def _worst(part: Part, worst: int) -> list[tuple[Run, Case]]:
     return list(found.values())[:worst]
 
 
-def _case(run: Run, case: Case, seen: Pictures) -> dict[str, Any]:
+def _case(case: Case, seen: Pictures) -> dict[str, Any]:
     item, row = case.item, case.row
     answers = [(name_of_label(row.setting), row)]
     if case.full is not None:

@@ -75,7 +75,6 @@ DARK = Theme(
         "#ff8080",
     ),
 )
-THEMES = (LIGHT, DARK)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from vidllm.errors.writing import csv_text
 
 from .outcome import Outcome, best_of, flop_unit, name_of
 from .study import Part, Section, shown
@@ -168,18 +168,14 @@ def facts(part: Part) -> list[tuple[str, str]]:
 
 def write_csv(found: Sequence[Section]) -> str:
     """A row a setting with all its numbers as they are in the results."""
-    rows = [
-        _row(section.task, part, outcome)
-        for section in found
-        for part in section.parts
-        for outcome in part.outcomes
-    ]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(
+        [
+            _row(section.task, part, outcome)
+            for section in found
+            for part in section.parts
+            for outcome in part.outcomes
+        ]
+    )
 
 
 def _row(task: str, part: Part, o: Outcome) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from vidllm.cli.options import (
     common_options,
     emit,
     one_of,
+    option,
     tell,
 )
 from vidllm.errors import InputError
@@ -55,15 +56,11 @@ def _group() -> None:
     """Score a model on a benchmark."""
 
 
-def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
-
-
 def _options(
     options: CommonOptions,
     compressor: Annotated[
         str | None,
-        _option(
+        option(
             _TOKENS,
             "--compressor",
             metavar="NAME[,NAME]",
@@ -72,7 +69,7 @@ def _options(
     ] = None,
     keep: Annotated[
         str | None,
-        _option(
+        option(
             _TOKENS,
             "--keep",
             metavar="SHARE[,SHARE]",
@@ -81,42 +78,42 @@ def _options(
     ] = None,
     full: Annotated[
         bool,
-        _option(
+        option(
             _TOKENS, "--full/--no-full", help="Always make the uncompressed run beside the others."
         ),
     ] = True,
     data: Annotated[
         Path | None,
-        _option(_FILES, "--data", help="Folder with the official annotation files, or hub."),
+        option(_FILES, "--data", help="Folder with the official annotation files, or hub."),
     ] = None,
     videos: Annotated[
         Path | None,
-        _option(_FILES, "--videos", help="Folder of the videos.", show_default="DATA/videos, DATA"),
+        option(_FILES, "--videos", help="Folder of the videos.", show_default="DATA/videos, DATA"),
     ] = None,
-    split: Annotated[str | None, _option(_FILES, "--split", help="Part of the benchmark.")] = None,
+    split: Annotated[str | None, option(_FILES, "--split", help="Part of the benchmark.")] = None,
     limit: Annotated[
-        int | None, _option(_FILES, "--limit", min=1, help="Only the first videos.")
+        int | None, option(_FILES, "--limit", min=1, help="Only the first videos.")
     ] = None,
     out: Annotated[
         Path | None,
-        _option(_RUN, "--out", help="Folder that keeps every answer; goes on where it stopped."),
+        option(_RUN, "--out", help="Folder that keeps every answer; goes on where it stopped."),
     ] = None,
     max_new_tokens: Annotated[
         int | None,
-        _option(_RUN, "--max-new-tokens", min=1, help="Longest answer; the benchmark's if absent."),
+        option(_RUN, "--max-new-tokens", min=1, help="Longest answer; the benchmark's if absent."),
     ] = None,
     retry_failed: Annotated[
-        bool, _option(_RUN, "--retry-failed", help="Ask again what failed before.")
+        bool, option(_RUN, "--retry-failed", help="Ask again what failed before.")
     ] = False,
     official: Annotated[
-        bool, _option(_RUN, "--official", help="Show the scores of the official script as such.")
+        bool, option(_RUN, "--official", help="Show the scores of the official script as such.")
     ] = False,
     memory: Annotated[
-        bool, _option(_RUN, "--memory", help="Measure memory on a CPU too (slower).")
+        bool, option(_RUN, "--memory", help="Measure memory on a CPU too (slower).")
     ] = False,
     anyway: Annotated[
         bool,
-        _option(_RUN, "--anyway", help="Score the shipped model also on real footage."),
+        option(_RUN, "--anyway", help="Score the shipped model also on real footage."),
     ] = False,
 ) -> None:
     """What every benchmark takes; a pattern for `_command`."""
@@ -125,13 +122,11 @@ def _options(
 def _made(
     jobs: Annotated[
         int,
-        _option(
+        option(
             _FILES, "--jobs", min=1, help="Processes that write videos.", show_default="one a core"
         ),
     ] = min(8, os.cpu_count() or 1),
-    make_only: Annotated[
-        bool, _option(_FILES, "--make-only", help="Only write the files.")
-    ] = False,
+    make_only: Annotated[bool, option(_FILES, "--make-only", help="Only write the files.")] = False,
 ) -> None:
     """What a benchmark takes beside that makes its own videos."""
 
@@ -139,7 +134,7 @@ def _made(
 def _scored(
     baselines: Annotated[
         bool,
-        _option(_FILES, "--baselines/--no-baselines", help="Also score answers without a video."),
+        option(_FILES, "--baselines/--no-baselines", help="Also score answers without a video."),
     ] = True,
 ) -> None:
     """What a benchmark with baselines takes beside."""
@@ -159,7 +154,7 @@ def _command(kind: type[Task]) -> Callable[..., None]:
     for entry in own:
         hints[entry.name] = Annotated[
             str | None,
-            _option(
+            option(
                 _FILES, f"--{entry.name.replace('_', '-')}", help=entry.metadata.get("help", "")
             ),
         ]

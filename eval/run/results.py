@@ -6,8 +6,6 @@ test over the same questions.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +14,7 @@ from typing import Any
 
 from vidllm.errors import InputError
 from vidllm.errors.plain import plain
+from vidllm.errors.writing import csv_text
 
 from ..scores.common import Scores
 from ..tasks import get_task
@@ -263,13 +262,7 @@ def _write_more(
 
 def table(results: Mapping[str, Any]) -> str:
     """results.csv: a row a setting, a column a number."""
-    rows = [_flat(results, one) for one in results["results"].values()]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    return csv_text([_flat(results, one) for one in results["results"].values()])
 
 
 def _flat(results: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from typing import ClassVar
 
 from vidllm.errors import InputError
 
-from ..scores.common import Scores, same_length
-from ..scores.spans import by_video, ious, rtl_scores, tiou
+from ..scores.common import Interval, Scores, same_length
+from ..scores.spans import by_video, ious, rtl_scores
 from .base import TASKS, Item, Response
 from .files import annotation_files, field, read_records
 from .spans_text import first_span, lita_span
-from .timed import TimedTask, seconds_of
+from .timed import SpanTask, seconds_of
 
 #: LITA is asked the bare question; other models must be told what the answer starts with.
 PROMPT = (
@@ -28,11 +28,9 @@ PROMPT = (
 
 
 @TASKS.register("activitynet-rtl")
-class ActivityNetRTL(TimedTask):
+class ActivityNetRTL(SpanTask):
     """Means by video, then over videos. Official: an answer without a time is the whole video."""
 
-    family = "grounding"
-    headline = "mIoU"
     summary = "when-questions that need reasoning; mIoU and P@0.5 by video"
     splits = ("val",)
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -67,15 +65,9 @@ class ActivityNetRTL(TimedTask):
             )
         return found
 
-    def read(self, item: Item, response: Response) -> list[float] | None:
-        """[start, end] in seconds."""
-        found = first_span(item, response)
-        return None if found is None else list(found)
-
-    def value(self, item: Item, response: Response) -> float:
-        """IoU of the answer."""
-        found = first_span(item, response)
-        return 0.0 if found is None else tiou(found, item.truth)
+    def official_span(self, item: Item, response: Response) -> Interval | None:
+        """As LITA's script."""
+        return lita_span(response, seconds_of(item, response))
 
     def scores(
         self, items: Sequence[Item], responses: Sequence[Response], *, official: bool = False
@@ -83,12 +75,8 @@ class ActivityNetRTL(TimedTask):
         """See `scores.spans.rtl_scores`."""
         same_length(items=items, responses=responses)
         pairs = list(zip(items, responses, strict=True))
-        said = [
-            (lita_span(r, seconds_of(i, r)) if official else first_span(i, r))
-            if r.error is None
-            else None
-            for i, r in pairs
-        ]
+        read = self.official_span if official else first_span
+        said = [None if r.error is not None else read(i, r) for i, r in pairs]
         truth, videos = [i.truth for i in items], [i.vid for i in items]
         durations = [seconds_of(i, r) or 0.0 for i, r in pairs]
         return rtl_scores(said, truth, videos, durations, official=official)

@@ -21,7 +21,6 @@ from ..scores.choices import (
     accuracy,
     accuracy_by,
     choice_scores,
-    choose,
     mark,
     mark_log_probabilities,
     task_mean,
@@ -63,12 +62,6 @@ class MultipleChoice(Task):
         if response.error is not None:
             return None
         return read_letter(response.text, "".join(item.letters), item.choices)
-
-    def likeliest(self, item: Item, response: Response) -> str | None:
-        """The letter with the highest log-probability; None for a tie or where it is unknown."""
-        row = _row(item, response)
-        best = None if row is None else choose(row)
-        return None if best is None else item.letters[best]
 
     def value(self, item: Item, response: Response) -> float | None:
         """1 where the generated letter is right, else 0; None where the truth is not public."""

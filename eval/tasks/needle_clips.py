@@ -7,15 +7,13 @@ that leaves no trace: nothing before or behind it tells that it happened, or whe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from vidllm.errors import InputError, WorkError
+from vidllm.errors import InputError
 from vidllm.stage.annotations import tidy
 from vidllm.stage.questions import Asker
 from vidllm.stage.scenes import Actor, Event, Scene, make_scene, rng_for
@@ -162,37 +160,7 @@ def runs(scene: Scene) -> Iterator[tuple[np.ndarray, int]]:
 
 
 def write_needle(path: Path, scene: Scene) -> None:
-    """Write a clip as an mp4 file (H.264, yuv420p, constant frame rate) in one piece.
+    """Write a clip as an mp4 file; see `vidllm.stage.files.write_pictures`."""
+    from vidllm.stage.files import write_pictures
 
-    Raises:
-        WorkError: PyAV has no H.264 encoder.
-    """
-    import av
-
-    from vidllm.stage.render import VIDEO_SIZE
-
-    rate = Fraction(scene.fps).limit_denominator(1001)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as out:
-            stream = out.add_stream("libx264", rate=rate)
-            stream.width = stream.height = VIDEO_SIZE
-            stream.pix_fmt = "yuv420p"
-            stream.gop_size = round(KEY_SECONDS * scene.fps)
-            # One thread: how x264 divides a picture among threads shows in the bytes.
-            stream.options = {"crf": "20", "preset": "veryfast", "threads": "1"}
-            number = 0
-            for picture, times in runs(scene):
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-                    format="yuv420p"
-                )
-                for _ in range(times):
-                    frame.pts, frame.time_base = number, 1 / rate
-                    out.mux(stream.encode(frame))
-                    number += 1
-            out.mux(stream.encode(None))
-        part.replace(path)
-    except av.codec.codec.UnknownCodecError as error:
-        raise WorkError("PyAV has no H.264 encoder (libx264): install av from PyPI") from error
-    finally:
-        part.unlink(missing_ok=True)
+    write_pictures(path, runs(scene), scene.fps, round(KEY_SECONDS * scene.fps))

@@ -12,7 +12,7 @@ from vidllm.demo.settings import Settings
 from vidllm.errors import VidllmError
 from vidllm.errors.bounds import guard_command
 
-from .options import Debug, debugging, hide_bars, say
+from .options import Debug, debugging, hide_bars, option, say
 
 app = typer.Typer(add_completion=False)
 
@@ -21,100 +21,66 @@ _MODEL, _LIMITS, _SERVER = "The model", "What visitors may do", "The server"
 
 @app.command()
 def demo(
-    model: Annotated[
-        str | None,
-        typer.Option(help="Shipped name, folder or hub name.", rich_help_panel=_MODEL),
-    ] = None,
+    model: Annotated[str | None, option(_MODEL, help="Shipped name, folder or hub name.")] = None,
     compressor: Annotated[
-        str | None,
-        typer.Option(help="Token reducers that the page begins with.", rich_help_panel=_MODEL),
+        str | None, option(_MODEL, help="Token reducers that the page begins with.")
     ] = None,
     keep: Annotated[
-        float | None,
-        typer.Option(help="Share of the video tokens that it begins with.", rich_help_panel=_MODEL),
+        float | None, option(_MODEL, help="Share of the video tokens that it begins with.")
     ] = None,
-    frames: Annotated[
-        int | None,
-        typer.Option(help="Frames that it begins with.", rich_help_panel=_MODEL),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, …; the best if absent.", rich_help_panel=_MODEL)
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Number type: auto, float32, …", rich_help_panel=_MODEL)
-    ] = None,
-    attn: Annotated[
-        str | None, typer.Option(help="Attention: sdpa, eager, …", rich_help_panel=_MODEL)
-    ] = None,
+    frames: Annotated[int | None, option(_MODEL, help="Frames that it begins with.")] = None,
+    device: Annotated[str | None, option(_MODEL, help="cpu, cuda, …; the best if absent.")] = None,
+    dtype: Annotated[str | None, option(_MODEL, help="Number type: auto, float32, …")] = None,
+    attn: Annotated[str | None, option(_MODEL, help="Attention: sdpa, eager, …")] = None,
     max_upload_mb: Annotated[
-        float, typer.Option(help="Largest file, in MB.", rich_help_panel=_LIMITS)
+        float, option(_LIMITS, help="Largest file, in MB.")
     ] = Settings.max_upload_mb,
-    max_seconds: Annotated[
-        float, typer.Option(help="Longest video.", rich_help_panel=_LIMITS)
-    ] = Settings.max_seconds,
+    max_seconds: Annotated[float, option(_LIMITS, help="Longest video.")] = Settings.max_seconds,
     max_pixels: Annotated[
-        int, typer.Option(help="Pixels of a frame at most.", rich_help_panel=_LIMITS)
+        int, option(_LIMITS, help="Pixels of a frame at most.")
     ] = Settings.max_pixels,
     max_frames: Annotated[
-        int, typer.Option(help="Frames sampled at most.", rich_help_panel=_LIMITS)
+        int, option(_LIMITS, help="Frames sampled at most.")
     ] = Settings.max_frames,
     max_memory_mb: Annotated[
-        float,
-        typer.Option(help="Frames of all visitors held at once, in MB.", rich_help_panel=_LIMITS),
+        float, option(_LIMITS, help="Frames of all visitors held at once, in MB.")
     ] = Settings.max_memory_mb,
     waiting: Annotated[
-        int, typer.Option(help="Runs that may wait for the model.", rich_help_panel=_LIMITS)
+        int, option(_LIMITS, help="Runs that may wait for the model.")
     ] = Settings.waiting,
     max_question: Annotated[
-        int, typer.Option(help="Characters of a question at most.", rich_help_panel=_LIMITS)
+        int, option(_LIMITS, help="Characters of a question at most.")
     ] = Settings.max_question,
     max_uploads_mb: Annotated[
-        float,
-        typer.Option(help="Files of all visitors together, in MB.", rich_help_panel=_LIMITS),
+        float, option(_LIMITS, help="Files of all visitors together, in MB.")
     ] = Settings.max_uploads_mb,
     max_idle_minutes: Annotated[
-        float,
-        typer.Option(
-            help="How long what a visitor left stays who has no page open.",
-            rich_help_panel=_LIMITS,
-        ),
+        float, option(_LIMITS, help="How long what a visitor left stays who has no page open.")
     ] = Settings.max_idle_minutes,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            _SERVER,
             help="Name under which the page is reached, such as that of a proxy; may come often.",
-            rich_help_panel=_SERVER,
         ),
     ] = None,
     host: Annotated[
         str,
-        typer.Option(
-            help="Address to listen on; 0.0.0.0 for all.",
-            envvar="GRADIO_SERVER_NAME",
-            rich_help_panel=_SERVER,
-        ),
+        option(_SERVER, help="Address to listen on; 0.0.0.0 for all.", envvar="GRADIO_SERVER_NAME"),
     ] = "127.0.0.1",
     port: Annotated[
         int,
-        typer.Option(
-            min=1,
-            max=65535,
-            help="Port to listen on.",
-            envvar="GRADIO_SERVER_PORT",
-            rich_help_panel=_SERVER,
-        ),
+        option(_SERVER, min=1, max=65535, help="Port to listen on.", envvar="GRADIO_SERVER_PORT"),
     ] = 7860,
     root_path: Annotated[
         str | None,
-        typer.Option(
+        option(
+            _SERVER,
             help="Path prefix under which a proxy shows the page, such as /vidllm.",
             envvar="GRADIO_ROOT_PATH",
-            rich_help_panel=_SERVER,
         ),
     ] = None,
-    share: Annotated[
-        bool, typer.Option("--share", help="Also open a public link.", rich_help_panel=_SERVER)
-    ] = False,
+    share: Annotated[bool, option(_SERVER, "--share", help="Also open a public link.")] = False,
     debug: Debug = False,
 ) -> None:
     """Open the web page: a video, a question, the answer with its times."""

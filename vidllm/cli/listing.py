@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import asdict
 from fnmatch import fnmatch
@@ -10,6 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from vidllm.errors import InputError
+from vidllm.errors.registry import did_you_mean
 
 
 def entries(kind: str, pattern: str = "*") -> list[dict[str, Any]]:
@@ -19,8 +19,8 @@ def entries(kind: str, pattern: str = "*") -> list[dict[str, Any]]:
         InputError: an unknown kind, or a pattern that nothing matches.
     """
     if kind not in KINDS:
-        close = difflib.get_close_matches(kind, KINDS, n=1) or list(KINDS)
-        raise InputError(f"nothing to list called {kind!r}: did you mean {' or '.join(close)}?")
+        hint = did_you_mean(kind, KINDS, n=1, cutoff=0.6)
+        raise InputError(f"nothing to list called {kind!r}: {hint}")
     everything = KINDS[kind]()
     found = [entry for entry in everything if fnmatch(str(entry["name"]), pattern)]
     if not found and everything:

@@ -57,7 +57,8 @@ def debugging() -> bool:
     return _State.debug
 
 
-def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
+def option(panel: str, *names: str, help: str, **settings: Any) -> Any:
+    """A typer option under a heading of the help."""
     return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
 
 
@@ -93,25 +94,25 @@ class CommonOptions:
 
     model: Annotated[
         str | None,
-        _option(
+        option(
             _MODEL, "--model", help="Shipped name, folder or hub name; the shipped model if absent."
         ),
     ] = None
     recipe: Annotated[
-        str | None, _option(_MODEL, "--recipe", help="A named system: vidllm list recipes.")
+        str | None, option(_MODEL, "--recipe", help="A named system: vidllm list recipes.")
     ] = None
     device: Annotated[
-        str | None, _option(_MODEL, "--device", help="cpu, cuda, cuda:1, mps; the best if absent.")
+        str | None, option(_MODEL, "--device", help="cpu, cuda, cuda:1, mps; the best if absent.")
     ] = None
     dtype: Annotated[
-        str | None, _option(_MODEL, "--dtype", help=f"Number type: {', '.join(DTYPES)}.")
+        str | None, option(_MODEL, "--dtype", help=f"Number type: {', '.join(DTYPES)}.")
     ] = None
     attn: Annotated[
-        str | None, _option(_MODEL, "--attn", help=f"Attention: {', '.join(ATTENTION)}.")
+        str | None, option(_MODEL, "--attn", help=f"Attention: {', '.join(ATTENTION)}.")
     ] = None
     compressor: Annotated[
         str | None,
-        _option(
+        option(
             _TOKENS,
             "--compressor",
             metavar="NAME[,NAME]",
@@ -120,13 +121,13 @@ class CommonOptions:
     ] = None
     keep: Annotated[
         float | None,
-        _option(
+        option(
             _TOKENS, "--keep", help="Share of the video tokens kept, above 0, at most 1 (1: all)."
         ),
     ] = None
     frames: Annotated[
         Any,  # int | "auto" | None
-        _option(
+        option(
             _VIDEO,
             "--frames",
             metavar="N|auto",
@@ -136,32 +137,32 @@ class CommonOptions:
     ] = None
     tokens: Annotated[
         int | None,
-        _option(_TOKENS, "--tokens", help="Video tokens that the LLM sees at most; sets --keep."),
+        option(_TOKENS, "--tokens", help="Video tokens that the LLM sees at most; sets --keep."),
     ] = None
     fps: Annotated[
-        float | None, _option(_VIDEO, "--fps", help="Sample at this rate instead of --frames.")
+        float | None, option(_VIDEO, "--fps", help="Sample at this rate instead of --frames.")
     ] = None
-    start: Annotated[float | None, _option(_VIDEO, "--start", help="Look from this second on.")] = (
+    start: Annotated[float | None, option(_VIDEO, "--start", help="Look from this second on.")] = (
         None
     )
-    end: Annotated[float | None, _option(_VIDEO, "--end", help="Look up to this second.")] = None
+    end: Annotated[float | None, option(_VIDEO, "--end", help="Look up to this second.")] = None
     reader: Annotated[
-        str, _option(_VIDEO, "--reader", help=f"Video reader: {' or '.join(READERS)}.")
+        str, option(_VIDEO, "--reader", help=f"Video reader: {' or '.join(READERS)}.")
     ] = "pyav"
     max_pixels: Annotated[
-        int | None, _option(_VIDEO, "--max-pixels", help="Refuse frames of more pixels.")
+        int | None, option(_VIDEO, "--max-pixels", help="Refuse frames of more pixels.")
     ] = None
     max_seconds: Annotated[
-        float | None, _option(_VIDEO, "--max-seconds", help="Refuse longer videos.")
+        float | None, option(_VIDEO, "--max-seconds", help="Refuse longer videos.")
     ] = None
     max_frames: Annotated[
-        int | None, _option(_VIDEO, "--max-frames", help="Refuse to sample more frames.")
+        int | None, option(_VIDEO, "--max-frames", help="Refuse to sample more frames.")
     ] = None
     anyway: Annotated[
         bool,
-        _option(_RUN, "--anyway", help="Answer also about footage that the model does not know."),
+        option(_RUN, "--anyway", help="Answer also about footage that the model does not know."),
     ] = False
-    seed: Annotated[int, _option(_RUN, "--seed", help="Seed of everything random.")] = 0
+    seed: Annotated[int, option(_RUN, "--seed", help="Seed of everything random.")] = 0
     json: AsJson = False
     debug: Debug = False
 

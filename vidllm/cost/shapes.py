@@ -6,13 +6,13 @@ are run as torch's fake tensors, with shapes and no numbers, and counted so.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from vidllm.errors import InputError, VidllmError
 from vidllm.errors.paths import is_folder
+from vidllm.errors.registry import did_you_mean
 from vidllm.models.folder import check_folder
 from vidllm.models.shipped import default_model, find_model, shipped_models
 
@@ -110,8 +110,7 @@ def _find(name: str) -> str:
         if "/" in name:
             raise
         known = [*PRESETS, *shipped_models()]
-        close = difflib.get_close_matches(name, known, n=2, cutoff=0.4) or known
-        raise InputError(f"no model {name!r}: did you mean {' or '.join(close)}?") from None
+        raise InputError(f"no model {name!r}: {did_you_mean(name, known)}") from None
 
 
 def from_config(

@@ -1,14 +1,13 @@
 """Bounds of every number that comes from outside: options, specs, configs, headers of files.
 
-`BOUNDS` is the one table. A number is compared with its bound, and what it would take with what
-there is, before anything of its size is made. Imports the errors only.
+`BOUNDS` is the one table. A number is compared with its bound before anything of its size is
+made. Imports the errors only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,31 +180,6 @@ def _number(value: float) -> str:
     if value == math.inf:
         return "infinity"
     return str(int(value)) if float(value).is_integer() else f"{value:g}"
-
-
-def machine_bytes() -> int:
-    """Bytes of memory of this machine; a large number where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 2**48
-
-
-def check_memory(needed: float, what: str, remedy: str) -> None:
-    """Refuse what the machine cannot hold, before it is made.
-
-    Args:
-        needed: bytes. what: needs them, as the begin of the sentence. remedy: what to do.
-
-    Raises:
-        InputError: it needs more memory than there is.
-    """
-    there = machine_bytes()
-    if needed > there:
-        raise InputError(
-            f"{what} needs {needed / 2**30:.4g} GiB of memory, and this machine has "
-            f"{there / 2**30:.4g}: {remedy}"
-        )
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -9,7 +9,6 @@ of every file::
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from typing import Any
 
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.paths import input_file, input_folder, is_file, is_folder, look, shown
+from vidllm.errors.registry import did_you_mean
 from vidllm.errors.writing import sha256
 
 from .folder import read_config
@@ -105,8 +105,7 @@ def find_model(name: str) -> str:
     if "/" in name:
         raise InputError(f"{shown(name)}: no such model folder")
     known = shipped_models()
-    close = difflib.get_close_matches(name, known, n=2, cutoff=0.4) or known
-    hint = f"did you mean {' or '.join(close)}?" if close else "give a folder or OWNER/NAME"
+    hint = did_you_mean(name, known) if known else "give a folder or OWNER/NAME"
     raise InputError(f"no model '{shown(name)}': {hint}")
 
 

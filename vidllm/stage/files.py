@@ -13,7 +13,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -132,29 +132,41 @@ def write_stage(
 
 
 def write_video(path: Path, scene: Scene) -> None:
-    """Write one scene as an mp4 file (H.264, yuv420p, B-frames, a key frame every 2 s).
+    """Write one scene as an mp4 file with a key frame every 2 s; raises as `write_pictures`."""
+    pictures = ((picture, 1) for frames in scene_frames(scene) for picture in frames)
+    write_pictures(path, pictures, scene.fps, max(1, round(GOP_SECONDS * scene.fps)))
+
+
+def write_pictures(
+    path: Path, pictures: Iterable[tuple[np.ndarray, int]], fps: float, gop: int
+) -> None:
+    """Write an mp4 file (H.264, yuv420p, B-frames, constant frame rate) in one piece.
 
     The same software writes the same bytes every time.
+
+    Args:
+        pictures: (128, 128, 3) uint8, and how many frames show each. gop: frames to a key frame.
 
     Raises:
         WorkError: PyAV has no H.264 encoder.
     """
     import av
 
-    rate = Fraction(scene.fps).limit_denominator(1001)
+    rate = Fraction(fps).limit_denominator(1001)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as out:
             stream = out.add_stream("libx264", rate=rate)
             stream.width = stream.height = VIDEO_SIZE
             stream.pix_fmt = "yuv420p"
-            stream.gop_size = max(1, round(GOP_SECONDS * scene.fps))
+            stream.gop_size = gop
             # One thread: how x264 divides a picture among threads shows in the bytes.
             stream.options = {"crf": "20", "preset": "veryfast", "threads": "1"}
             number = 0
-            for frames in scene_frames(scene):
-                for picture in frames:
-                    frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            for picture, times in pictures:
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame = frame.reformat(format="yuv420p")
+                for _ in range(times):
                     frame.pts, frame.time_base = number, 1 / rate
                     out.mux(stream.encode(frame))
                     number += 1

@@ -121,7 +121,7 @@ def _draw(rng: np.random.Generator, split: str, seed: int) -> Scene:
     duration = max(1, round(duration * fps)) / fps
     actors = _draw_actors(rng)
     slots = _draw_slots(rng, len(actors), duration, long)
-    actors, events = _fill_slots(rng, actors, slots, duration, split)
+    actors, events = _fill_slots(rng, actors, slots, split)
     return Scene(seed, split, duration, fps, tuple(actors), tuple(events))
 
 
@@ -215,7 +215,6 @@ def _fill_slots(
     rng: np.random.Generator,
     actors: list[Actor],
     slots: list[_Slot],
-    duration: float,
     split: str,
 ) -> tuple[list[Actor], list[Event]]:
     """Decide what happens in each slot, so that nobody acts while off stage."""

@@ -6,7 +6,6 @@ answer without a span means. `get_timecode("relative" | "absolute" | "text")` fi
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vidllm.errors import InputError
+from vidllm.errors.registry import did_you_mean
 
 from .base import Found, Parsed, Span, TimeCode, check_duration, clamped_span
 from .captions import listed_captions, sentences
@@ -330,8 +330,7 @@ def get_timecode(name: str, **options: Any) -> TimeCode:
         InputError: no code or no option of that name.
     """
     if name not in _CODES:
-        close = difflib.get_close_matches(name, _CODES, n=1, cutoff=0.4) or list(_CODES)
-        raise InputError(f"no time code {name!r}: did you mean {' or '.join(close)}?")
+        raise InputError(f"no time code {name!r}: {did_you_mean(name, _CODES, n=1)}")
     code = _CODES[name]
     known = list(getattr(code, "__dataclass_fields__", {}))
     for option in options:
