@@ -12,16 +12,36 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .tower_merging import Inside
+from vidllm.compressors import Compressor
+from vidllm.tokens import Merge, VideoTokens
 
 _LEAST = 2**16  # logits of attention that may be held at once
 _CALLS = 4  # of a tower that are remembered: images and videos of one prompt are two
+
+
+@dataclass
+class Inside:
+    """What merged inside the tower of one video.
+
+    Attributes:
+        tokens: of the video behind the tower, without features. rest: what is left to do.
+    """
+
+    tokens: VideoTokens
+    rest: Compressor
+
+    def join(self, view: VideoTokens) -> VideoTokens:
+        """A video's projected tokens, copies among them, as those that are left."""
+        found = self.tokens
+        after = view.apply(Merge(found.source, found.position, "size"))
+        rows = view.features[found.position.to(view.features.device)]
+        deep = {n.replace("-", "_"): plane for n, plane in found.signals.items()}
+        return after.with_features(rows).with_signals(**deep)
 
 
 @dataclass
