@@ -1,8 +1,11 @@
-"""What a hub model cannot be served with, said before any work."""
+"""What a hub model cannot be served with, refused before any work; and the way into `generate`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
 from typing import Any, cast
 
 from torch import Tensor
@@ -11,7 +14,7 @@ from vidllm.compressors import Compressor
 from vidllm.errors import InputError
 
 from ..families.family import Adapter
-from .masks import makes_masks
+from .batches import makes_masks
 from .tower_merging import merges_inside
 
 #: Values of `cache_implementation` whose caches grow with what is put into them.
@@ -149,3 +152,39 @@ def check_call(kwargs: Mapping[str, Any], real: Tensor) -> None:
         raise InputError(
             "compress takes one prompt a row, not several packed in one: pass a padded batch"
         )
+
+
+@contextmanager
+def around_generate(
+    model: Any, around: Callable[[Mapping[str, Any]], AbstractContextManager[None]]
+) -> Iterator[None]:
+    """Run every `generate` inside `around`, which sees its arguments by name.
+
+    A model without `generate` is left as it is, and every model behind the block.
+    """
+    plain = getattr(model, "generate", None)
+    if plain is None:
+        yield
+        return
+    own = vars(model).get("generate")
+    signature = inspect.signature(plain)
+    rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+
+    @wraps(plain)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        told = dict(signature.bind_partial(*args, **kwargs).arguments)
+        for name in rest:
+            told |= told.pop(name, {})
+        if told.get("input_ids") is None and told.get("inputs") is not None:
+            told["input_ids"] = told["inputs"]
+        with around(told):
+            return plain(*args, **kwargs)
+
+    model.generate = generate
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.generate
+        else:
+            model.generate = own

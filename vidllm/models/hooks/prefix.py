@@ -18,7 +18,8 @@ from vidllm.compressors import Compressor
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
-from .reducing import take
+from .kv_cache import check_entries
+from .prefill import take
 from .state import Call
 
 _ALIKE = 0.05  # of the mean size: how far the sums of equal embeddings may be apart
@@ -101,8 +102,7 @@ class Prefix:
         if self.ids is None:
             return False
         if kwargs.get("past_key_values") is not None and kwargs["past_key_values"].layers:
-            kinds = {type(layer).__name__ for layer in kwargs["past_key_values"].layers}
-            _check_kind(kinds)
+            check_entries(kwargs["past_key_values"], "a prefix")
         return True
 
     def enter(
@@ -151,7 +151,7 @@ class Prefix:
 
     def fill(self, call: Call, cache: Any, core: Any, method: Compressor) -> None:
         """The first prompt, behind the text model."""
-        _check_kind({type(layer).__name__ for layer in getattr(cache, "layers", ())})
+        check_entries(cache, "a prefix")
         columns = torch.nonzero(call.real[0]).flatten()
         end = self._end(call)
         kept = torch.isin(columns, call.rows[0])
@@ -213,8 +213,3 @@ class Prefix:
                 raise InputError(
                     "the prompt's video is not the one that is reused: open another prefix for it"
                 )
-
-
-def _check_kind(kinds: set[str]) -> None:
-    if kinds != {"DynamicLayer"}:
-        raise InputError("a prefix needs the default dynamic cache")
