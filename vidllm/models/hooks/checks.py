@@ -77,19 +77,19 @@ def check(adapter: Adapter, method: Compressor, late: list[Compressor]) -> None:
         )
 
 
-def check_generate(adapter: Adapter, method: Compressor, told: Mapping[str, Any]) -> None:
+def check_generate(adapter: Adapter, method: Compressor, arguments: Mapping[str, Any]) -> None:
     """Refuse ways to generate that count on the full prompt.
 
     Args:
-        told: the arguments of `generate` by name.
+        arguments: of `generate`, by name.
 
     Raises:
         InputError: names the method, the model and the reason.
     """
-    config = told.get("generation_config") or getattr(adapter.model, "generation_config", None)
+    config = arguments.get("generation_config") or getattr(adapter.model, "generation_config", None)
 
     def option(name: str) -> Any:
-        value = told.get(name)
+        value = arguments.get(name)
         return getattr(config, name, None) if value is None else value
 
     who = f"{method.name} on {adapter.family}"
@@ -99,7 +99,7 @@ def check_generate(adapter: Adapter, method: Compressor, told: Mapping[str, Any]
             f"{who}: a {kind} cache is laid out for the full prompt: leave out "
             f"cache_implementation='{kind}', so that the default dynamic cache is used"
         )
-    check_cache(adapter, method, told.get("past_key_values"))
+    check_cache(adapter, method, arguments.get("past_key_values"))
     for name in _ASSISTED:
         if option(name):
             raise InputError(
@@ -111,7 +111,7 @@ def check_generate(adapter: Adapter, method: Compressor, told: Mapping[str, Any]
             f"{who}: a video is compressed as a whole, and prefill_chunk_size reads the prompt in "
             "parts: leave it out"
         )
-    if option("input_ids") is None and told.get("inputs_embeds") is not None:
+    if option("input_ids") is None and arguments.get("inputs_embeds") is not None:
         raise InputError("compress reads the prompt: pass input_ids, not inputs_embeds")
 
 
@@ -172,12 +172,12 @@ def around_generate(
 
     @wraps(plain)
     def generate(*args: Any, **kwargs: Any) -> Any:
-        told = dict(signature.bind_partial(*args, **kwargs).arguments)
+        arguments = dict(signature.bind_partial(*args, **kwargs).arguments)
         for name in rest:
-            told |= told.pop(name, {})
-        if told.get("input_ids") is None and told.get("inputs") is not None:
-            told["input_ids"] = told["inputs"]
-        with around(told):
+            arguments |= arguments.pop(name, {})
+        if arguments.get("input_ids") is None and arguments.get("inputs") is not None:
+            arguments["input_ids"] = arguments["inputs"]
+        with around(arguments):
             return plain(*args, **kwargs)
 
     model.generate = generate

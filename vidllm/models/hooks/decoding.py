@@ -119,8 +119,8 @@ def generate_from(
                 break
             positions, fresh = positions[:, -1:] + 1, torch.ones(rows, 1, dtype=torch.bool)
     if trace is not None:
-        told = torch.cat(scores, dim=1).tolist()
-        trace.scores = [row[: len(new)] for row, new in zip(told, answers, strict=True)]
+        chances = torch.cat(scores, dim=1).tolist()
+        trace.scores = [row[: len(new)] for row, new in zip(chances, answers, strict=True)]
     return answers
 
 

@@ -48,11 +48,11 @@ def select(
     places, budgets = [], []
     for clip in call.clips:
         rows = [plane[clip.row, clip.where.to(plane.device)] for plane in planes]
-        told = {
+        tower = {
             n.replace("-", "_"): plane[clip.slots.to(plane.device)] for n, plane in signals.items()
         }
         deep = {f"deepstack_{n}": row for n, row in enumerate(rows[1:])}
-        view = clip.tokens.with_features(rows[0]).with_signals(**told, **deep)
+        view = clip.tokens.with_features(rows[0]).with_signals(**tower, **deep)
         words = torch.nonzero(call.text[clip.row]).flatten()
         behind = words[words > clip.where[-1]]
         query = planes[0][clip.row, (behind if len(behind) else words).to(planes[0].device)]

@@ -3,7 +3,8 @@
 What the decoder computes for a token depends on the tokens before it only. So prompts that begin
 alike, up to the end of the same video, share what their layers' caches hold of it, if the method
 leaves the same of the video for every question. The first prompt fills the prefix; later ones read
-only what stands behind the video.
+only what stands behind the video. A prefix outlives the caches that it fills; what one pass over a
+prompt left in its own cache is a `Prefill`.
 """
 
 from __future__ import annotations

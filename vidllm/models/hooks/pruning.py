@@ -292,10 +292,10 @@ class Pruner:
 
 
 def bare(tokens: VideoTokens, signals: bool = False) -> VideoTokens:
-    """The books: features, DeepStack's planes and, but for `signals`, what the tower told would
+    """The books: features, DeepStack's planes and, but for `signals`, the tower's signals would
     be held for the whole of the decoder."""
-    told = {n: p for n, p in tokens.signals.items() if signals and not n.startswith("deepstack-")}
-    return replace(tokens, features=tokens.features[:, :0].clone(), signals=told)
+    tower = {n: p for n, p in tokens.signals.items() if signals and not n.startswith("deepstack-")}
+    return replace(tokens, features=tokens.features[:, :0].clone(), signals=tower)
 
 
 def _survivors(rounds: Sequence[Selection], count: int) -> Tensor:

@@ -184,13 +184,13 @@ class Session:
         self.decoding.close()
 
     @contextmanager
-    def _generating(self, told: Mapping[str, Any]) -> Iterator[None]:
+    def _generating(self, arguments: Mapping[str, Any]) -> Iterator[None]:
         """Around `generate`: from the prompt to the last token it is one thread's turn."""
         with self.turn:
             if self.closed:  # while it waited
                 yield
                 return
-            self._ahead(told)
+            self._before_generate(arguments)
             self.mine.reached = False
             try:
                 yield
@@ -199,13 +199,13 @@ class Session:
                 self.net.leave()
             self.net.missed |= not self.mine.reached
 
-    def _ahead(self, told: Mapping[str, Any]) -> None:
+    def _before_generate(self, arguments: Mapping[str, Any]) -> None:
         """Before `generate`, which encodes videos before it calls the model."""
-        check_generate(self.adapter, self.method, told)
-        ids, cache = told.get("input_ids"), told.get("past_key_values")
+        check_generate(self.adapter, self.method, arguments)
+        ids, cache = arguments.get("input_ids"), arguments.get("past_key_values")
         fresh = cache is None or not int(cache.get_seq_length())
-        if isinstance(ids, Tensor) and fresh and not told.get("mm_encoder_outputs"):
-            self._expect(self.adapter.clips(ids.cpu(), told, None))
+        if isinstance(ids, Tensor) and fresh and not arguments.get("mm_encoder_outputs"):
+            self._expect(self.adapter.clips(ids.cpu(), arguments, None))
 
     def _expect(self, clips: list[Clip]) -> None:
         if self.merger is not None:
