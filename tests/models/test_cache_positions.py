@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -18,8 +19,11 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 from vidllm import InputError
 from vidllm.compressors import get
 from vidllm.compressors.shared import positions as pos
-from vidllm.models.hooks.decoding import Prefix, Views, decoder_layers
-from vidllm.models.hooks.eviction import close_gaps, evict
+from vidllm.models.hooks.decode_steps import DecodeSteps
+from vidllm.models.hooks.decoding import past_of
+from vidllm.models.hooks.eviction import evict
+from vidllm.models.hooks.kv_cache import Prefill, decoder_layers
+from vidllm.models.hooks.positions import close_gaps
 
 
 def rope_models() -> dict[str, Any]:
@@ -72,7 +76,7 @@ def test_contiguous_positions_are_a_fresh_forward_in_one_layer(name: str) -> Non
     layer: Any = cache.layers[0]
     layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
     video = torch.nonzero(is_video).flatten()
-    prefix = Prefix(cache, 17, following, [kept], video, places=places)
+    prefix = Prefill(cache, 17, following, [kept], video, places=places)
     closed = close_gaps(prefix, model)
     new = pos.contiguous(places, kept, is_video)
     expected = run(fresh, x[:, kept], new)
@@ -86,9 +90,11 @@ def test_contiguous_positions_are_a_fresh_forward_in_one_layer(name: str) -> Non
     turned = pos.rotate(raw, pos.angles(new, pos.inverse_frequencies(16), axes))
     assert torch.allclose(layer.keys, turned, atol=1e-5)
     # And the next token, which the driver puts right behind.
-    views, at = Views(model, closed, 1), torch.tensor([[following]])
-    with views.attached():
-        mask = views.tell(at, torch.ones(1, 18, dtype=torch.long))
+    steps, at = DecodeSteps(model), torch.tensor([[following]])
+    steps.past = past_of(closed, 1, 1)
+    with ExitStack() as stack:
+        steps.attach(stack, choosing=False)
+        mask = steps.grow(at, torch.ones(1, 1, dtype=torch.bool)).long()
         got = run(cache, x[:, 17:], at[0] if not mrope else at.expand(3, 1), mask)
     end = new.max() + 1
     want = run(fresh, x[:, 17:], end[None] if not mrope else end.expand(3, 1))
@@ -135,7 +141,7 @@ def test_an_evicted_cache_serves_several_prompts(
     model.language_model.set_attn_implementation(attention)
     tokens, duration = clip_tokens(model)
 
-    def answers(prompts: list[list[int]]) -> tuple[list[list[int]], Prefix]:
+    def answers(prompts: list[list[int]]) -> tuple[list[list[int]], Prefill]:
         prefix = model.prefill(HEAD, tokens, duration, tail=TAIL, method=ByAttention(keep=0.25))
         method = get("mustdrop-cache", untouched=untouched, positions=positions)
         prefix = evict(prefix, method, tokens, model.language_model)

@@ -17,8 +17,9 @@ from vidllm import InputError
 from vidllm.ask.answering import Prompt, by_question, reply
 from vidllm.compressors import DyCokeCache, build, get
 from vidllm.models.hooks.cache_choice import CacheChoice
-from vidllm.models.hooks.decoding import Prefix, decoder_layers, generate_from
+from vidllm.models.hooks.decoding import generate_from
 from vidllm.models.hooks.eviction import evict
+from vidllm.models.hooks.kv_cache import Prefill, decoder_layers
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.progress.stopwatch import Stopwatch
 
@@ -55,7 +56,7 @@ def answer(
     prompts: list[list[int]] = [TAIL],  # noqa: B006
     stamps: list[list[int]] | None = None,
     count: int = 8,
-) -> tuple[list[list[int]], Tensor, Prefix, CacheChoice | None]:
+) -> tuple[list[list[int]], Tensor, Prefill, CacheChoice | None]:
     """Ids, the logits of all passes (count, rows, V), and the cache as it is in the end."""
     tokens, duration = clip_tokens(model)
     prefix = model.prefill(HEAD, tokens, duration, stamps)
@@ -246,7 +247,7 @@ def test_what_cannot_serve_is_refused_and_leaves_no_hook() -> None:
         max_window_layers=0,
     )  # fmt: skip
     llm = Qwen2ForCausalLM(sliding).eval()
-    prefix = Prefix(DynamicCache(config=sliding), 9, 9, video=torch.arange(1, 9))
+    prefix = Prefill(DynamicCache(config=sliding), 9, 9, video=torch.arange(1, 9))
     with pytest.raises(InputError, match="sliding windows"):
         generate_from(llm, prefix, [[5]], max_new_tokens=2, eos=-1, choice=choice)
     assert hooks(model) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from transformers import (
 )
 
 from vidllm.compressors import aim, aim_prune, mustdrop
-from vidllm.models.hooks.decoding import Prefix, Views, generate_from
+from vidllm.models.hooks.decode_steps import DecodeSteps
+from vidllm.models.hooks.decoding import generate_from, past_of
+from vidllm.models.hooks.kv_cache import Prefill
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 
@@ -74,7 +77,7 @@ def see(seen: Tensor, length: int) -> Tensor:
 
 
 @torch.inference_mode()
-def aim_prefix(model: Any, data: dict[str, Tensor], seen: list[Tensor]) -> Prefix:
+def aim_prefix(model: Any, data: dict[str, Tensor], seen: list[Tensor]) -> Prefill:
     """The golden prompt in a cache out of which every layer's pruned tokens have gone."""
     causal = torch.ones(40, 40, dtype=torch.bool).tril()
     cache = DynamicCache()
@@ -85,10 +88,10 @@ def aim_prefix(model: Any, data: dict[str, Tensor], seen: list[Tensor]) -> Prefi
     assert torch.allclose(out.last_hidden_state, data["last_hidden"], atol=1e-3)
     for layer, mask in zip(cache.layers, seen, strict=True):
         layer.keys, layer.values = layer.keys[:, :, mask], layer.values[:, :, mask]
-    return Prefix(cache, 40, 40, [torch.nonzero(mask).flatten() for mask in seen])
+    return Prefill(cache, 40, 40, [torch.nonzero(mask).flatten() for mask in seen])
 
 
-def steps(model: Any, prefix: Prefix, token: int, count: int) -> tuple[list[int], Tensor]:
+def steps(model: Any, prefix: Prefill, token: int, count: int) -> tuple[list[int], Tensor]:
     """Greedy ids and the logits (count, 50) that they come from, from the driver."""
     caught: list[Tensor] = []
     handle = model.lm_head.register_forward_hook(lambda _m, _a, out: caught.append(out[0, -1]))
@@ -117,7 +120,7 @@ def test_aim_decode_steps_are_the_authors() -> None:
     first.keys, first.values = first.keys[:, :, stays], first.values[:, :, stays]
     fresh = torch.tensor([40])
     alive = [torch.nonzero(stays).flatten(), *(torch.cat([a, fresh]) for a in prefix.alive[1:])]
-    leaking = Prefix(prefix.cache, 41, 41, alive)
+    leaking = Prefill(prefix.cache, 41, 41, alive)
     ids, logits = steps(model, leaking, fed[1], 2)
     assert torch.allclose(logits, data["dec_logits"][0, 1:], atol=1e-3) and ids[0] == fed[2]
 
@@ -183,14 +186,16 @@ def test_mustdrop_decode_step_is_the_authors() -> None:
             assert torch.allclose(entry.keys, data[f"cache_k_layer{number}"], atol=1e-3)
             assert torch.allclose(entry.values, data[f"cache_v_layer{number}"], atol=1e-3)
     # The position of the new token is the length of each layer's own cache.
-    prefix = Prefix(
+    prefix = Prefill(
         cache, 45, 45, [torch.arange(n) for n in lengths], shift=[45 - n for n in lengths]
     )
-    views, place = Views(model, prefix, 1), torch.tensor([[45]])
-    with views.attached():
+    decode, place = DecodeSteps(model), torch.tensor([[45]])
+    decode.past = past_of(prefix, 1, 32)
+    with ExitStack() as stack:
+        decode.attach(stack, choosing=False)
         hidden = model(
             inputs_embeds=data["decode_inputs_embeds"],
-            attention_mask=views.tell(place, torch.ones(1, 46, dtype=torch.long)),
+            attention_mask=decode.grow(place, torch.ones(1, 1, dtype=torch.bool)).long(),
             position_ids=place,
             past_key_values=cache,
         ).last_hidden_state

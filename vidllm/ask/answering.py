@@ -12,8 +12,9 @@ from vidllm.compressors import Compressor
 from vidllm.cost.spending import Counts
 from vidllm.errors import InputError
 from vidllm.models.hooks.cache_choice import CacheChoice
-from vidllm.models.hooks.decoding import Trace, decoder_layers, generate_from
+from vidllm.models.hooks.decoding import Trace, generate_from
 from vidllm.models.hooks.eviction import evict
+from vidllm.models.hooks.kv_cache import decoder_layers
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.progress.stopwatch import Stopwatch
 from vidllm.tokens import VideoTokens

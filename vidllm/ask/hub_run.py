@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from vidllm.cost.spending import Counts
-from vidllm.models.hooks.state import Report, bare
+from vidllm.models.hooks.pruning import bare
+from vidllm.models.hooks.state import Report
 from vidllm.progress import check
 from vidllm.progress.stopwatch import Stopwatch
 from vidllm.tokens import Keep, VideoTokens

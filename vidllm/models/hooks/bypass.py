@@ -1,7 +1,7 @@
 """A net under the hooks: passes of the text model that went past them do not stay unseen.
 
 Hooks are skipped by code that was compiled before they came, by replaced `forward`s, and by calls
-of a part of the model. What can be told before any work is refused (`check_compiled`). For the
+of a part of the model. What shows before any work is refused (`check_compiled`). For the
 rest one weight that every pass reads, the text model's last norm, notes what it is multiplied
 with: torch asks a tensor's class about every operation, in every thread, and compiled code is
 compiled anew for another class, so that it meets the hooks.
@@ -93,13 +93,13 @@ def _watched(net: Net) -> type[Parameter]:
         def __torch_function__(
             cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
-            told = kwargs or {}
+            named = kwargs or {}
             with torch._C.DisableTorchFunctionSubclass():
-                every = (*args, *told.values())
+                every = (*args, *named.values())
                 weight = next((x for x in every if type(x) is cls), None)
                 if weight is not None:
                     net.used(weight, every)
-                return func(*args, **told)
+                return func(*args, **named)
 
         def __deepcopy__(self, memo: dict[int, Any]) -> Any:  # a copy belongs to nobody's block
             if id(self) not in memo:

@@ -1,27 +1,28 @@
 """Compressors of the stage "cache" that choose at every decode step what is read of the video.
 
-A hook behind one decoder layer's attention computes what the new token looks at, beside any
-attention implementation. The method chooses by it, and the caches of the layers behind then hold
-the text and the chosen video entries only; the whole prefix waits in a store, so that a later
-step may choose differently. At steps that choose nothing new, nothing is copied.
+Behind one decoder layer's attention the method sees what the new token of every row attends to,
+beside any attention implementation. The caches of the layers behind then hold the text and the
+chosen video entries only; all of the prompt waits in a store, so that a later step may choose
+differently. At steps that choose nothing new, nothing is copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from vidllm.compressors import Compressor
-from vidllm.compressors.shared.positions import between, contiguous, turn
+from vidllm.compressors.shared.positions import contiguous, turn
 from vidllm.errors import InputError
 from vidllm.tokens import Keep, VideoTokens
 
-from .decoding import Prefix, Views, decoder_layers
-from .eviction import check_cache
+from .batches import gather, pack
+from .kv_cache import Prefill, check_entries
+from .positions import Rotary
 from .probes import heads
 
 
@@ -43,59 +44,77 @@ class CacheMethod(Protocol):
 
 
 class CacheChoice:
-    """One method at work while answers are written; every use starts clean.
+    """One method at work while answers are written; every `begin` starts clean.
 
     Args:
         method: of the stage "cache", with `points` and `step`.
-        budget: exact number of video entries that the layers behind the choosing one read.
+        budgets: exact number of entries that a step reads, of every video; one for all alike.
+
+    Attributes:
+        first: the layer from which on caches hold the choice. depth: the decoder's layers.
+        chosen: for every video the entries (k,) that the last step read, None for all.
+        history: for every step what each row read of the prompt, as numbers among its tokens.
+        read: for every step the entries read of a video, in the mean.
 
     Raises:
         InputError: a method that cannot choose at decode steps.
     """
 
-    def __init__(self, method: Compressor, budget: int) -> None:
+    def __init__(self, method: Compressor, *budgets: int) -> None:
         if not hasattr(method, "step"):
             raise InputError(
                 f"{method.name} cannot choose cache entries: use dycoke-cache as it is"
             )
-        self.method, self.budget = cast(CacheMethod, method), budget
-        self._clear()
-
-    def _clear(self) -> None:
+        self.method, self._given, self.budgets = cast(CacheMethod, method), budgets, list(budgets)
         self.depth = self.first = 0
-        self.video = torch.empty(0, dtype=torch.long)
-        self.states: list[Any] = []
+        self.videos: list[tuple[int, Tensor]] = []
         self.chosen: list[Tensor | None] = []
-        self.store: dict[int, tuple[Tensor, Tensor]] = {}
+        self.history: list[list[Tensor]] = []
         self.read: list[float] = []
+        self._prefill: Prefill | None = None
+        self._store: dict[int, tuple[Tensor, Tensor]] = {}
 
-    @contextmanager
-    def attached(self, prefix: Prefix, views: Views) -> Iterator[None]:
-        """A hook on the layer that chooses, and off again whatever happens.
+    def begin(
+        self,
+        cache: Any,
+        valid: list[Tensor],
+        shift: list[Tensor],
+        videos: Sequence[tuple[int, Tensor]],
+        *,
+        left: bool = True,
+        prefill: Prefill | None = None,
+        llm: PreTrainedModel | None = None,
+    ) -> None:
+        """Behind a prefill, before the first step.
+
+        Args:
+            cache: of the prompts. valid: for every layer (B, W) bool, entries that are no padding;
+                the caller lets them grow, and a choice changes those of the layers behind it.
+            shift: for every layer (B,) how far positions of text have moved back; changed.
+            videos: for every video its row and its columns (V,) in the cache.
+            left: whether padding stands before the tokens.
+            prefill: what all rows begin with, if they do. llm: for contiguous positions, which
+                need both.
 
         Raises:
-            InputError: a decoder of one layer or with sliding windows, a prefix that was pruned
-                on the way, or several questions for a method that takes one at a time.
+            InputError: a cache that is not the default one, or a decoder of one layer.
         """
-        rows, layers = len(views.shift[0]), decoder_layers(views.llm)
-        if prefix.alive:
-            raise InputError(f"{self.method.name} chooses from a cache that nothing has left yet")
-        if rows > 1 and not self.method.shares_prefix:
-            raise InputError(f"{self.method.name}: faithful answers one question at a time")
-        check_cache(prefix.cache, self.method.name)
-        self._clear()
-        self.prefix, self.views, self.video = prefix, views, prefix.video
-        self.depth = len(layers)
-        self.first = self.method.points(self.depth)[-1][0]
-        self.states, self.chosen = [None] * rows, [None] * rows
-        attention = cast(nn.Module, layers[self.first - 1].self_attn)
-        handle = attention.register_forward_hook(self._choose, with_kwargs=True)
-        try:
-            yield
-        finally:
-            handle.remove()
-            self.store.clear()
-            del self.prefix, self.views
+        check_entries(cache, self.method.name)
+        self.valid, self.shift, self.left, self.depth = valid, shift, left, len(valid)
+        self.first = int(self.method.points(self.depth)[-1][0])
+        self.videos = list(videos)
+        self.budgets = list(self._given) * (1 if len(self._given) > 1 else len(videos))
+        self.states: list[Any] = [None] * len(videos)
+        self.chosen, self.history, self.read = [None] * len(videos), [], []
+        self._prompt, self._held = valid[0], valid[0].shape[1]  # columns of the prompt, and now
+        self._store, self._prefill = {}, prefill
+        self._rotary: Rotary | None = None
+        if self.method.positions == "contiguous":
+            self._rotary = Rotary(cast(PreTrainedModel, llm))
+
+    def close(self) -> None:
+        """The answers are there: nothing waits any more."""
+        self._store, self._prefill, self._rotary = {}, None, None
 
     def active(self, tokens: VideoTokens) -> VideoTokens:
         """What the last step of the first answer read of the video tokens in the cache."""
@@ -103,95 +122,108 @@ class CacheChoice:
         return tokens if last is None else tokens.apply(Keep(last))
 
     def video_per_layer(self) -> list[float]:
-        """Video entries in the cache of every layer, in the mean over steps and answers.
+        """Entries of a video in the cache of every layer, in the mean over steps and answers.
 
         Entries parked where the model is count too, those in main memory do not.
         """
-        whole = float(len(self.video))
+        whole = float(len(self.videos[0][1]))
         mean = sum(self.read) / len(self.read) if self.read else whole
         if self.read and not self.method.offload:
             mean += whole
         return [whole] * self.first + [mean] * (self.depth - self.first)
 
-    def _choose(
-        self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _out: Any
+    def step(
+        self, attention: nn.Module, cache: Any, hidden: Tensor, angles: tuple[Tensor, Tensor]
     ) -> None:
-        if self.views.calls < 2:  # the prompts read the whole video
-            return
-        hidden = args[0] if args else kwargs["hidden_states"]
-        looks = self._attention(attention, hidden[:, -1], *kwargs["position_embeddings"])
-        before = list(self.chosen)
-        for row, look in enumerate(looks):
-            self.chosen[row], self.states[row] = self.method.step(
-                look, self.budget, self.states[row]
-            )
-        if any(not _same(a, b) for a, b in zip(before, self.chosen, strict=True)):
-            self._load()
-        read = [len(self.video) if row is None else len(row) for row in self.chosen]
-        self.read.append(sum(read) / len(read))
+        """Behind the choosing layer's attention: choose, and load what was chosen.
 
-    def _attention(self, attention: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(rows, V) attention of the new tokens to the video, mean over heads, on the CPU."""
-        number = self.first - 1
-        keys = cast(Any, self.prefix.cache).layers[number].keys  # (rows, H_kv, S, d)
-        width = int(attention.head_dim)  # type: ignore[arg-type]
-        query = heads(attention, "q", hidden, width, cos[:, -1], sin[:, -1])  # (H, rows, d)
-        query = query.to(keys.dtype).unflatten(0, (keys.shape[1], -1))
-        logits = torch.einsum("kgrd,rksd->rkgs", query, keys).float()
-        logits = logits * float(attention.scaling)  # type: ignore[arg-type]
-        hide = self.views.columns(number)[:, None, None] == 0
-        share = torch.softmax(logits.masked_fill(hide, -torch.inf), dim=-1)
-        return share.flatten(1, 2).mean(1)[:, self.video.to(share.device)].cpu()
+        Args:
+            attention: of the layer before `first`. hidden: (B, 1, D) that entered it; angles:
+                cos and sin (B, 1, d).
+        """
+        looks, before = self._looks(attention, cache, hidden[:, -1], angles), list(self.chosen)
+        for n, look in enumerate(looks):
+            self.chosen[n], self.states[n] = self.method.step(look, self.budgets[n], self.states[n])
+        changed = any(not _same(a, b) for a, b in zip(before, self.chosen, strict=True))
+        if changed:
+            self._load(cache)
+        if changed or not self.history:
+            order = self._prompt.cumsum(1) - 1
+            self.history.append([order[r, row] for r, row in enumerate(self._columns())])
+        else:
+            self.history.append(self.history[-1])
+        counts = [
+            len(place if some is None else some)
+            for (_, place), some in zip(self.videos, self.chosen, strict=True)
+        ]
+        self.read.append(sum(counts) / len(counts))
 
-    def _load(self) -> None:
+    def _looks(
+        self, attention: nn.Module, cache: Any, hidden: Tensor, angles: tuple[Tensor, Tensor]
+    ) -> list[Tensor]:
+        """For every video (V,) attention of its row's new token, mean over heads, on the CPU."""
+        keys = cache.layers[self.first - 1].keys  # (B, H_kv, S, d)
+        cos, sin = (t[:, -1] if len(t) > 1 else t[0, -1:] for t in angles)
+        width = int(cast(Any, attention).head_dim)
+        query = heads(attention, "q", hidden, width, cos, sin).to(keys.dtype)  # (H, B, d)
+        query = query.unflatten(0, (keys.shape[1], -1))
+        logits = torch.einsum("kgbd,bksd->bkgs", query, keys).float()
+        logits = logits * float(cast(Any, attention).scaling)
+        hide = ~self.valid[self.first - 1].to(logits.device)[:, None, None]
+        share = torch.softmax(logits.masked_fill(hide, -torch.inf), dim=-1).flatten(1, 2).mean(1)
+        return [share[row, place.to(share.device)].cpu() for row, place in self.videos]
+
+    def _columns(self) -> list[Tensor]:
+        """For every row the columns (n,) of the prompt that the layers behind read."""
+        stays = self._prompt.clone()
+        for (row, place), some in zip(self.videos, self.chosen, strict=True):
+            if some is not None:
+                stays[row, place] = False
+                stays[row, place[some]] = True
+        return [torch.nonzero(row).flatten() for row in stays]
+
+    def _load(self, cache: Any) -> None:
         """Put what was chosen into the caches of the layers from `first` on."""
-        length, views = self.prefix.length, self.views
-        index = torch.stack([self._entries(row) for row in self.chosen])  # (rows, A)
-        turns = None
-        if self.method.positions == "contiguous":
-            turns = self._turns(index)
+        index, live = pack(self._columns(), self.left)
+        grown = torch.cat([live, self.valid[self.first][:, self._held :]], dim=1)
+        turns = None if self._rotary is None else self._turns(index, self._rotary)
+        rows = slice(0, 1) if self._prefill is not None else slice(None)  # one copy serves all
         for number in range(self.first, self.depth):
-            layer = cast(Any, self.prefix.cache).layers[number]
-            if number not in self.store:  # the rows begin alike: one copy serves all
-                parts = (layer.keys[0, :, :length], layer.values[0, :, :length])
+            layer = cache.layers[number]
+            if number not in self._store:
+                parts = (x[rows, :, : self._prompt.shape[1]] for x in (layer.keys, layer.values))
                 keys, values = (
                     p.to("cpu", copy=True) if self.method.offload else p.clone() for p in parts
                 )
-                self.store[number] = keys, values
-            place = index.to(self.store[number][0].device)
+                self._store[number] = keys, values
             keys, values = (
-                p[:, place].transpose(0, 1).to(layer.keys.device) for p in self.store[number]
+                gather(x.transpose(1, 2), index).transpose(1, 2).to(layer.keys.device)
+                for x in self._store[number]
             )
-            later, rest = (p[:, :, views.held[number] :] for p in (layer.keys, layer.values))
+            later, rest = (x[:, :, self._held :] for x in (layer.keys, layer.values))
             if turns is not None:
                 keys, later = turn(keys, *turns[0]), turn(later, *turns[1])
-                views.shift[number] = self.shift
+                self.shift[number] = turns[2]
             layer.keys = torch.cat([keys, later], dim=2)
             layer.values = torch.cat([values, rest], dim=2)
-            views.held[number] = index.shape[1]
+            self.valid[number] = grown
+        self._held = index.shape[1]
 
-    def _entries(self, chosen: Tensor | None) -> Tensor:
-        """(A,) the entries of the prefix to read: the text and the chosen video, in order."""
-        stays = torch.ones(self.prefix.length, dtype=torch.bool)
-        if chosen is not None:
-            stays[self.video] = False
-            stays[self.video[chosen]] = True
-        return torch.nonzero(stays).flatten()
-
-    def _turns(self, index: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """How stored keys turn to contiguous positions, and keys of the text behind by as much
-        as their end has moved since the last choice; sets `shift` (rows,).
+    def _turns(
+        self, index: Tensor, rotary: Rotary
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
+        """How stored keys turn to contiguous positions, how keys of the text behind turn by as
+        much as their end has moved since the last choice, and how far that is from the start (B,).
         """
-        places, rotary = self.prefix.places, self.views.rotary
-        is_video = torch.zeros(self.prefix.length, dtype=torch.bool)
-        is_video[self.video] = True
-        new = torch.stack([contiguous(places, row, is_video) for row in index], dim=-2)
-        old = places[..., index]
+        prefill = cast(Prefill, self._prefill)
+        is_video = torch.zeros(prefill.length, dtype=torch.bool)
+        is_video[prefill.video] = True
+        new = torch.stack([contiguous(prefill.places, row, is_video) for row in index], dim=-2)
         ends = new.amax(-1) if new.dim() == 2 else new.amax((0, 2))
-        self.shift = self.prefix.next_position - 1 - ends
-        moved = (self.shift - self.views.shift[self.first])[:, None]
-        back = between(rotary.tables(moved), rotary.tables(torch.zeros_like(moved)))
-        return between(rotary.tables(old), rotary.tables(new)), back
+        shift = prefill.next_position - 1 - ends
+        moved = (shift - self.shift[self.first])[:, None]
+        back = rotary.turns(moved, torch.zeros_like(moved))
+        return rotary.turns(prefill.places[..., index], new), back, shift
 
 
 def _same(one: Tensor | None, two: Tensor | None) -> bool:

@@ -1,8 +1,11 @@
-"""What a hub model cannot be served with, said before any work."""
+"""What a hub model cannot be served with, refused before any work; and the way into `generate`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
 from typing import Any, cast
 
 from torch import Tensor
@@ -11,7 +14,7 @@ from vidllm.compressors import Compressor
 from vidllm.errors import InputError
 
 from ..families.family import Adapter
-from .masks import makes_masks
+from .batches import makes_masks
 from .tower_merging import merges_inside
 
 #: Values of `cache_implementation` whose caches grow with what is put into them.
@@ -74,19 +77,19 @@ def check(adapter: Adapter, method: Compressor, late: list[Compressor]) -> None:
         )
 
 
-def check_generate(adapter: Adapter, method: Compressor, told: Mapping[str, Any]) -> None:
+def check_generate(adapter: Adapter, method: Compressor, arguments: Mapping[str, Any]) -> None:
     """Refuse ways to generate that count on the full prompt.
 
     Args:
-        told: the arguments of `generate` by name.
+        arguments: of `generate`, by name.
 
     Raises:
         InputError: names the method, the model and the reason.
     """
-    config = told.get("generation_config") or getattr(adapter.model, "generation_config", None)
+    config = arguments.get("generation_config") or getattr(adapter.model, "generation_config", None)
 
     def option(name: str) -> Any:
-        value = told.get(name)
+        value = arguments.get(name)
         return getattr(config, name, None) if value is None else value
 
     who = f"{method.name} on {adapter.family}"
@@ -96,7 +99,7 @@ def check_generate(adapter: Adapter, method: Compressor, told: Mapping[str, Any]
             f"{who}: a {kind} cache is laid out for the full prompt: leave out "
             f"cache_implementation='{kind}', so that the default dynamic cache is used"
         )
-    check_cache(adapter, method, told.get("past_key_values"))
+    check_cache(adapter, method, arguments.get("past_key_values"))
     for name in _ASSISTED:
         if option(name):
             raise InputError(
@@ -108,7 +111,7 @@ def check_generate(adapter: Adapter, method: Compressor, told: Mapping[str, Any]
             f"{who}: a video is compressed as a whole, and prefill_chunk_size reads the prompt in "
             "parts: leave it out"
         )
-    if option("input_ids") is None and told.get("inputs_embeds") is not None:
+    if option("input_ids") is None and arguments.get("inputs_embeds") is not None:
         raise InputError("compress reads the prompt: pass input_ids, not inputs_embeds")
 
 
@@ -149,3 +152,39 @@ def check_call(kwargs: Mapping[str, Any], real: Tensor) -> None:
         raise InputError(
             "compress takes one prompt a row, not several packed in one: pass a padded batch"
         )
+
+
+@contextmanager
+def around_generate(
+    model: Any, around: Callable[[Mapping[str, Any]], AbstractContextManager[None]]
+) -> Iterator[None]:
+    """Run every `generate` inside `around`, which sees its arguments by name.
+
+    A model without `generate` is left as it is, and every model behind the block.
+    """
+    plain = getattr(model, "generate", None)
+    if plain is None:
+        yield
+        return
+    own = vars(model).get("generate")
+    signature = inspect.signature(plain)
+    rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+
+    @wraps(plain)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        arguments = dict(signature.bind_partial(*args, **kwargs).arguments)
+        for name in rest:
+            arguments |= arguments.pop(name, {})
+        if arguments.get("input_ids") is None and arguments.get("inputs") is not None:
+            arguments["input_ids"] = arguments["inputs"]
+        with around(arguments):
+            return plain(*args, **kwargs)
+
+    model.generate = generate
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.generate
+        else:
+            model.generate = own

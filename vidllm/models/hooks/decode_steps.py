@@ -1,45 +1,73 @@
-"""Where a compressed prompt goes on: decode steps over a cache that is shorter than the prompt."""
+"""Where a compressed prompt goes on: decode steps over caches that are shorter than the prompt."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from vidllm.compressors import Compressor
 from vidllm.errors import InputError
 
-from .batch_cache_choice import Choice
-from .masks import layer_mask
-from .state import Call, Past
+from .batches import layer_mask
+from .cache_choice import CacheChoice
+from .positions import Rotary
 
 
-class Decoding:
-    """The caches of compressed prompts, and the step that is under way.
+@dataclass
+class Past:
+    """What a cache holds that was made from a compressed prompt.
 
-    Args:
-        decoder: the text model. late: methods at work inside it.
+    Attributes:
+        valid: for every layer (B, n) bool on the CPU, entries that are no padding; layers that
+            hold the same share one tensor.
+        shift: for every layer (B,) how far the positions of what comes next have moved back;
+            empty where they have not.
+        seen: columns of the full attention mask so far. next: the positions that come next,
+            (B, 1), or (P, B, 1) for M-RoPE. choice: of what a decode step reads, if any.
     """
 
-    def __init__(self, decoder: Any, late: list[Compressor]) -> None:
-        self.decoder, self.late = decoder, late
+    valid: list[Tensor]
+    shift: list[Tensor] = field(default_factory=list)
+    seen: int = 0
+    next: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    choice: CacheChoice | None = None
+
+
+class DecodeSteps:
+    """The caches of compressed prompts, and the step that is under way.
+
+    A layer gets the mask of what its cache has entries for, and rotary tables of its own where
+    positions have moved.
+
+    Args:
+        decoder: the text model, without its head.
+
+    Attributes:
+        past: what the pass under way goes on from, or None. pasts: of all caches.
+    """
+
+    def __init__(self, decoder: Any) -> None:
+        self.decoder = decoder
         self.layers = cast(nn.ModuleList, decoder.layers)
         self.past: Past | None = None
         self.pasts: WeakKeyDictionary[Any, Past] = WeakKeyDictionary()
-        self.masks: dict[int, Any] = {}
-        self.steps = 0
+        self._steps = 0
+        self._positions = torch.empty(0, dtype=torch.long)
+        self._masks: dict[int, Any] = {}
+        self._rotary: Rotary | None = None
+        self._tables: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
-    def attach(self, stack: ExitStack) -> None:
-        """Hooks for layers whose caches differ; the stack takes them off."""
-        if not self.late:
-            return
+    def attach(self, stack: ExitStack, *, choosing: bool) -> None:
+        """Hooks on the layers, and for a method that chooses at every step on their attention;
+        the stack takes them off."""
         for i, layer in enumerate(self.layers):
-            handle = layer.register_forward_pre_hook(self._mask(i), with_kwargs=True)
+            handle = layer.register_forward_pre_hook(self._differs(i), with_kwargs=True)
             stack.callback(handle.remove)
-            if any(hasattr(item, "step") for item in self.late):
+            if choosing:
                 attention = cast(nn.Module, layer.self_attn)
                 handle = attention.register_forward_hook(self._chooses(i), with_kwargs=True)
                 stack.callback(handle.remove)
@@ -47,10 +75,33 @@ class Decoding:
     def close(self) -> None:
         """No step is under way."""
         self.past = None
-        self.masks.clear()
+        self._masks.clear()
+        self._tables.clear()
+
+    def grow(self, positions: Tensor, fresh: Tensor) -> Tensor:
+        """Begin a pass over new tokens.
+
+        Args:
+            positions: (B, W) of them, in the uncompressed sequence. fresh: (B, W) bool, those
+                that are no padding.
+
+        Returns:
+            (B, n + W) bool on the CPU: what the first layer's cache will hold.
+        """
+        past = cast(Past, self.past)
+        longer = {id(v): torch.cat([v, fresh.cpu()], dim=1) for v in past.valid}
+        past.valid[:] = [longer[id(v)] for v in past.valid]  # a choice changes it as well
+        self._positions = positions
+        self._masks.clear()
+        self._tables.clear()
+        return past.valid[0]
 
     def go_on(self, cache: Any, length: int, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Before the model: whether its call fits this cache, and the positions that come next."""
+        """Before a hub model: whether its call fits this cache, and the positions that come next.
+
+        Raises:
+            InputError: a call that is no step of this cache's own answer.
+        """
         past = self.pasts[cache]
         given = kwargs.get("input_ids")
         given = kwargs["inputs_embeds"] if given is None else given
@@ -69,74 +120,65 @@ class Decoding:
         return kwargs
 
     def resume(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """A decode step: the mask of what the cache holds and of what comes now."""
+        """Before its text model: the mask of what the cache holds and of what comes now."""
         past = cast(Past, self.past)
-        self.steps = 0 if past.choice is None else len(past.choice.history)
+        self._steps = 0 if past.choice is None else len(past.choice.history)
         embeds: Tensor = kwargs["inputs_embeds"]
-        batch, fresh = embeds.shape[:2]
-        mask = kwargs.get("attention_mask")
-        now = torch.ones(batch, fresh, dtype=torch.bool)
+        mask, fresh = kwargs.get("attention_mask"), torch.ones(embeds.shape[:2], dtype=torch.bool)
         if mask is not None:
-            now = mask[:, past.seen :].cpu().bool()
-        longer = {id(v): torch.cat([v, now], dim=1) for v in past.valid}
-        past.valid[:] = [longer[id(v)] for v in past.valid]  # a choice changes it as well
-        self.masks.clear()
-        whole = mask is None and bool(past.valid[0].all())
-        columns = None if whole else past.valid[0].to(embeds.device, torch.long)
-        return {**kwargs, "attention_mask": columns}
+            fresh = mask[:, past.seen :].bool()
+        valid = self.grow(kwargs["position_ids"], fresh)
+        whole = mask is None and bool(valid.all())
+        return {**kwargs, "attention_mask": None if whole else valid.to(embeds.device, torch.long)}
 
     def done(self, kwargs: dict[str, Any]) -> bool:
-        """Behind the text model: where the next step stands; False if a choice was passed by."""
+        """Behind it: where the next step stands; False if a choice was passed by."""
         past, position = cast(Past, self.past), kwargs["position_ids"]
-        chosen = past.choice is None or len(past.choice.history) > self.steps
+        chosen = past.choice is None or len(past.choice.history) > self._steps
         past.next = position[..., -1:] + 1
         past.seen += position.shape[-1]
         self.close()
         return chosen
 
-    def choice(self, call: Call, cache: Any, valid: list[Tensor]) -> Choice:
-        """A method that chooses at every decode step, for this cache."""
-        videos, seen = [], set()
-        for clip, place in zip(call.clips, call.places, strict=True):
-            first = int(clip.slots[0])
-            if first in seen:
-                raise InputError(
-                    f"{self.late[0].name} chooses for every answer alone: one answer a prompt, "
-                    "without beams"
-                )
-            seen.add(first)
-            columns = torch.nonzero(valid[0][clip.row]).flatten()
-            at = torch.searchsorted(call.rows[clip.row], place)
-            videos.append((clip.row, columns[at]))
-        budgets = [budget for _, budget in call.late]
-        return Choice(self.late[0], self.layers, cache, valid, videos, budgets, call.left)
-
     def _chooses(self, i: int) -> Any:
         def hook(
             attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _out: Any
         ) -> None:
-            past = self.past
-            if past is None or past.choice is None or past.choice.first != i + 1:
+            choice = None if self.past is None else self.past.choice
+            if choice is None or choice.first != i + 1:
                 return
             hidden = args[0] if args else kwargs["hidden_states"]
             if hidden.shape[1] != 1:
-                raise InputError(f"{self.late[0].name} goes on one token at a time")
-            past.choice.step(
-                attention, kwargs["past_key_values"], hidden, kwargs["position_embeddings"]
-            )
+                raise InputError(f"{choice.method.name} goes on one token at a time")
+            choice.step(attention, kwargs["past_key_values"], hidden, kwargs["position_embeddings"])
 
         return hook
 
-    def _mask(self, i: int) -> Any:
+    def _differs(self, i: int) -> Any:
         def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            past = self.past
-            if past is None or past.valid[i] is past.valid[0]:
+            past, own = self.past, {}
+            if past is None:
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]
-            key = id(past.valid[i])
-            if key not in self.masks:
-                how = str(self.decoder.config._attn_implementation)
-                self.masks[key] = layer_mask(how, past.valid[i], hidden.shape[1], hidden)
-            return args, {**kwargs, "attention_mask": self.masks[key]}
+            if past.valid[i] is not past.valid[0]:
+                own["attention_mask"] = self._mask(past.valid[i], hidden)
+            if past.shift and bool(past.shift[i].any()):
+                own["position_embeddings"] = self._turned(past.shift[i], hidden.dtype)
+            return (args, {**kwargs, **own}) if own else None
 
         return hook
+
+    def _mask(self, valid: Tensor, hidden: Tensor) -> Any:
+        if id(valid) not in self._masks:
+            how = str(self.decoder.config._attn_implementation)
+            self._masks[id(valid)] = layer_mask(how, valid, hidden.shape[1], hidden)
+        return self._masks[id(valid)]
+
+    def _turned(self, shift: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin (B, W, r) of positions that have moved back by shift (B,)."""
+        key = tuple(shift.tolist())
+        if key not in self._tables:
+            self._rotary = self._rotary or Rotary(self.decoder)
+            places = self._positions - shift[:, None].to(self._positions.device)
+            self._tables[key] = self._rotary.tables(places, dtype)
+        return self._tables[key]

@@ -1,70 +1,20 @@
-"""From a prompt whose video is in the KV cache to answers: several questions about one prefix."""
+"""From a prompt whose video is in the KV cache to answers: several questions about one prefill."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from vidllm.tokens import VideoTokens
+from vidllm.errors import InputError
 
-from .rotary import Rotary
-
-if TYPE_CHECKING:
-    from .cache_choice import CacheChoice
-
-
-def _none() -> Tensor:
-    return torch.empty(0, dtype=torch.long)
-
-
-@dataclass
-class Prefix:
-    """The start of a prompt that every question of a video shares, already in the KV cache.
-
-    Attributes:
-        cache: holds P positions, in deep layers fewer where tokens were pruned on the way.
-        length: P.
-        next_position: where the text goes on, counted in the uncompressed sequence.
-        alive: for every decoder layer the positions 0..P-1 that its cache holds, (A,) long;
-            empty when all layers hold all of them.
-        video: the positions 0..P-1 of video tokens.
-        kept: the video tokens that are left after pruning on the way; None without.
-        places: (P,) where each of them stands for the rotary embedding, or (3, P) for M-RoPE.
-        shift: for every decoder layer how far the positions of what comes next have moved back;
-            empty when they have not.
-    """
-
-    cache: DynamicCache
-    length: int
-    next_position: int
-    alive: list[Tensor] = field(default_factory=list)
-    video: Tensor = field(default_factory=_none)
-    kept: VideoTokens | None = None
-    places: Tensor = field(default_factory=_none)
-    shift: list[int] = field(default_factory=list)
-
-    def without_last(self) -> Prefix:
-        """The same prefix but for its last position, whose logits are to be computed."""
-        for layer in cast(Any, self.cache).layers:
-            layer.keys, layer.values = layer.keys[..., :-1, :], layer.values[..., :-1, :]
-        alive = [row[row < self.length - 1] for row in self.alive]
-        return replace(
-            self,
-            length=self.length - 1,
-            next_position=self.next_position - 1,
-            alive=alive,
-            places=self.places[..., : self.length - 1],
-        )
-
-    def video_per_layer(self) -> list[int]:
-        """Video tokens in the cache of every layer; empty when nothing was pruned on the way."""
-        return [int(torch.isin(self.video, alive).sum()) for alive in self.alive]
+from .cache_choice import CacheChoice
+from .decode_steps import DecodeSteps, Past
+from .kv_cache import Prefill
 
 
 @dataclass
@@ -83,127 +33,33 @@ class Trace:
     scores: list[list[float]] = field(default_factory=list)
 
 
-class Views:
-    """What every decoder layer is told while answering, where layers differ.
-
-    A layer gets the columns of the mask that its cache has entries for, and rotary tables of its
-    own where positions have moved.
-
-    Args:
-        llm: the causal language model. prefix: what its cache begins with. rows: prompts.
-
-    Attributes:
-        held: for every layer how many entries of the prefix its cache holds.
-        shift: for every layer (rows,) how far positions of text have moved back.
-        calls: passes so far; the first one reads the prompts.
-    """
-
-    def __init__(self, llm: PreTrainedModel, prefix: Prefix, rows: int) -> None:
-        self.llm, self.length = llm, prefix.length
-        depth = len(decoder_layers(llm))
-        self.held = [len(alive) for alive in prefix.alive] or [prefix.length] * depth
-        self.shift = [torch.full((rows,), s) for s in prefix.shift or [0] * depth]
-        self.calls = 0
-        self.positions = self.mask = _none()
-        self._rotary: Rotary | None = None
-        self._tables: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
-
-    @property
-    def rotary(self) -> Rotary:
-        """The decoder's rotary tables.
-
-        Raises:
-            InputError: a decoder that has none that hold for every length.
-        """
-        if self._rotary is None:
-            self._rotary = Rotary(self.llm)
-        return self._rotary
-
-    def tell(self, positions: Tensor, mask: Tensor) -> Tensor:
-        """Begin a pass over tokens at positions (rows, width), in the uncompressed sequence.
-
-        Args:
-            mask: (rows, P + tokens so far), over the whole prefix.
-
-        Returns:
-            The mask for the model: over what the first layer holds.
-        """
-        self.positions, self.mask = positions, mask
-        self._tables.clear()
-        self.calls += 1
-        return self.columns(0)
-
-    def columns(self, number: int) -> Tensor:
-        """The mask (rows, entries) over the cache of a layer. All that a cache holds of the
-        prefix is visible, so that only its count matters.
-        """
-        return self.mask[:, self.length - self.held[number] :]
-
-    @contextmanager
-    def attached(self, every: bool = False) -> Iterator[None]:
-        """Hooks on the layers that differ from the first one, or on every layer."""
-        handles = [
-            layer.register_forward_pre_hook(self._before(i), with_kwargs=True)
-            for i, layer in enumerate(decoder_layers(self.llm))
-            if every or self.held[i] != self.held[0] or bool(self.shift[i].any())
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _before(self, i: int) -> Any:
-        def hook(_layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            told = dict(kwargs)
-            mask, fewer = kwargs.get("attention_mask"), self.held[0] - self.held[i]
-            if mask is not None and fewer > 0:
-                told["attention_mask"] = mask[..., fewer:]
-            elif mask is not None and fewer < 0:
-                seen = 0.0 if mask.is_floating_point() else 1
-                told["attention_mask"] = nn.functional.pad(mask, (-fewer, 0), value=seen)
-            if bool(self.shift[i].any()):
-                hidden = args[0] if args else kwargs["hidden_states"]
-                told["position_embeddings"] = self._turned(i, hidden.dtype)
-            return args, told
-
-        return hook
-
-    def _turned(self, i: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        back = tuple(self.shift[i].tolist())
-        if back not in self._tables:
-            places = self.positions - self.shift[i][:, None].to(self.positions.device)
-            self._tables[back] = self.rotary.tables(places, dtype)
-        return self._tables[back]
-
-
-def decoder_layers(llm: PreTrainedModel) -> nn.ModuleList:
-    """The decoder layers of a causal language model of transformers."""
-    return cast(nn.ModuleList, llm.base_model.layers)
+def past_of(prefill: Prefill, rows: int, depth: int) -> Past:
+    """What `rows` prompts go on from that begin with one prefill; `depth` layers."""
+    counts = [len(alive) for alive in prefill.alive] or [prefill.length] * depth
+    ones = {n: torch.ones(rows, n, dtype=torch.bool) for n in counts}
+    shift = [torch.full((rows,), s) for s in prefill.shift or [0] * depth]
+    return Past([ones[n] for n in counts], shift)
 
 
 @torch.inference_mode()
 def generate_from(
     llm: PreTrainedModel,
-    prefix: Prefix,
+    prefill: Prefill,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
     eos: int,
-    temperature: float = 0.0,
-    generator: torch.Generator | None = None,
     choice: CacheChoice | None = None,
     trace: Trace | None = None,
 ) -> list[list[int]]:
-    """Answer several prompts about one prefix, which is computed once; it is used up.
+    """Answer several prompts about one prefill, greedily; it is used up.
 
     Args:
         llm: the causal language model.
-        prefix: what comes before the prompts.
+        prefill: what comes before the prompts.
         prompts: ids after the video, of any lengths; one answer each.
         max_new_tokens: the longest answer.
         eos: id that ends an answer (not returned).
-        temperature: 0 for the most likely token, else sampling with `generator`.
         choice: a method that chooses at every step what is read of the video.
         trace: where log-probabilities are noted, and who hears of every step.
 
@@ -211,46 +67,48 @@ def generate_from(
         New ids of every prompt.
 
     Raises:
-        InputError: a choice that does not fit the model, the prefix or several prompts.
+        InputError: a choice that does not fit the model, the prefill or several prompts.
     """
-    device = llm.device
+    device, steps = llm.device, DecodeSteps(llm.base_model)
     rows, width = len(prompts), max(map(len, prompts))
+    past = steps.past = past_of(prefill, rows, len(steps.layers))
+    if choice is not None:
+        _begin(choice, past, prefill, llm)
     if rows > 1:
-        prefix.cache.batch_repeat_interleave(rows)
+        prefill.cache.batch_repeat_interleave(rows)
     ids = torch.zeros(rows, width, dtype=torch.long, device=device)
-    mask = torch.ones(rows, prefix.length + width, dtype=torch.long, device=device)
+    fresh = torch.ones(rows, width, dtype=torch.bool)
     positions = torch.zeros_like(ids)
     for r, prompt in enumerate(prompts):  # padding stands between the video and the prompt
         pad = width - len(prompt)
         ids[r, pad:] = torch.tensor(list(prompt), device=device)
-        mask[r, prefix.length : prefix.length + pad] = 0
-        positions[r, pad:] = prefix.next_position + torch.arange(len(prompt), device=device)
+        fresh[r, :pad] = False
+        positions[r, pad:] = prefill.next_position + torch.arange(len(prompt), device=device)
     answers: list[list[int]] = [[] for _ in range(rows)]
     running = [True] * rows
     scores: list[Tensor] = []
-    views = Views(llm, prefix, rows)
-    chosen = nullcontext() if choice is None else choice.attached(prefix, views)
-    with views.attached(every=choice is not None), chosen:
+    with ExitStack() as stack:
+        if choice is not None:
+            stack.callback(choice.close)
+        if choice is not None or prefill.alive or prefill.shift:
+            steps.attach(stack, choosing=choice is not None)
         for _ in range(max_new_tokens):
             out = llm(
                 input_ids=ids,
-                attention_mask=views.tell(positions, mask),
+                attention_mask=steps.grow(positions, fresh).to(device, torch.long),
                 position_ids=positions,
-                past_key_values=prefix.cache,
+                past_key_values=prefill.cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
+            past.choice = choice  # the prompts have read the whole video
             logits = out.logits[:, -1].float()
-            if temperature > 0:
-                share = torch.softmax(logits / temperature, dim=-1)
-                ids = torch.multinomial(share, 1, generator=generator)
-            else:
-                ids = logits.argmax(dim=-1, keepdim=True)
+            ids = logits.argmax(dim=-1, keepdim=True)
             if trace is not None:
                 shares = torch.log_softmax(logits, dim=-1)
-                scores.append(shares.gather(1, ids))
-                if views.calls == 1:
+                if not scores:
                     trace.first = shares
+                scores.append(shares.gather(1, ids))
             for r, token in enumerate(ids[:, 0].tolist()):
                 running[r] = running[r] and token != eos
                 if running[r]:
@@ -259,9 +117,23 @@ def generate_from(
                 trace.heard(answers)
             if not any(running):
                 break
-            positions = positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(rows, 1)], dim=1)
+            positions, fresh = positions[:, -1:] + 1, torch.ones(rows, 1, dtype=torch.bool)
     if trace is not None:
-        told = torch.cat(scores, dim=1).tolist()
-        trace.scores = [row[: len(new)] for row, new in zip(told, answers, strict=True)]
+        chances = torch.cat(scores, dim=1).tolist()
+        trace.scores = [row[: len(new)] for row, new in zip(chances, answers, strict=True)]
     return answers
+
+
+def _begin(choice: CacheChoice, past: Past, prefill: Prefill, llm: PreTrainedModel) -> None:
+    """Every prompt chooses from the same video.
+
+    Raises:
+        InputError: a prefill that was pruned on the way, or a method that takes one at a time.
+    """
+    rows = len(past.valid[0])
+    if prefill.alive:
+        raise InputError(f"{choice.method.name} chooses from a cache that nothing has left yet")
+    if rows > 1 and not choice.method.shares_prefix:
+        raise InputError(f"{choice.method.name}: faithful answers one question at a time")
+    videos = [(row, prefill.video) for row in range(rows)]
+    choice.begin(prefill.cache, past.valid, past.shift, videos, prefill=prefill, llm=llm)

@@ -2,33 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from vidllm.compressors import Compressor
-from vidllm.compressors.shared.positions import contiguous
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
-from .decoding import Prefix
-from .rotary import Rotary
+from .batches import gather, pack
+from .kv_cache import Prefill, check_entries
+from .positions import close_gaps
 
 
-def evict(
-    prefix: Prefix, method: Compressor, tokens: VideoTokens, llm: PreTrainedModel | None = None
-) -> Prefix:
+class CachedVideo(NamedTuple):
+    """One video in the cache: its row of the batch, the places (V,) of its tokens in the row's
+    prompt, the tokens as they entered the decoder, and how many of them the last layer kept."""
+
+    row: int
+    places: Tensor
+    tokens: VideoTokens
+    kept: int
+
+
+def evict_rows(
+    cache: Any,
+    method: Compressor,
+    videos: Sequence[CachedVideo],
+    held: list[list[Tensor]],
+    valid: list[Tensor],
+    left: bool = True,
+) -> None:
     """Take video tokens out of the layers' caches, for good.
 
     The method scores the tokens by how many layers read them (signal "prefill-survivors") and
     keeps as many as the last layer has. Layers from `method.first_layer` on lose the others.
+
+    Args:
+        cache: of a prefill that pruned between layers; changed.
+        method: of the stage "cache".
+        held: for every layer and row the places (n,) of the prompt in the cache; changed.
+        valid: for every layer (B, W) bool, which entries are no padding; changed.
+        left: whether padding goes before the entries.
+
+    Raises:
+        InputError: a cache that forgets by itself.
+    """
+    check_entries(cache, method.name)
+    gone: list[dict[int, Tensor]] = [{} for _ in held]
+    for row, places, tokens, kept in videos:
+        there = torch.stack([torch.isin(places, layer[row]) for layer in held])
+        after = method(tokens.with_signals(prefill_survivors=there.sum(0).float()), kept)
+        leaves = places[~torch.isin(tokens.position, after.position)]
+        first = cast(Any, method).first_layer(there.sum(1).tolist())
+        for number in range(first, len(held)):
+            gone[number][row] = torch.cat([gone[number].get(row, leaves[:0]), leaves])
+    for number, layer in enumerate(cache.layers):
+        stays = [
+            ~torch.isin(row, gone[number].get(r, row[:0])) for r, row in enumerate(held[number])
+        ]
+        if all(bool(row.all()) for row in stays):
+            continue
+        columns = [torch.nonzero(row).flatten() for row in valid[number]]
+        index, valid[number] = pack([c[s] for c, s in zip(columns, stays, strict=True)], left)
+        layer.keys = gather(layer.keys.transpose(1, 2), index).transpose(1, 2)
+        layer.values = gather(layer.values.transpose(1, 2), index).transpose(1, 2)
+        held[number] = [row[s] for row, s in zip(held[number], stays, strict=True)]
+
+
+def evict(
+    prefill: Prefill, method: Compressor, tokens: VideoTokens, llm: PreTrainedModel | None = None
+) -> Prefill:
+    """As `evict_rows`, for one prompt.
+
     Positions stay those of the full sequence, or with the method's `positions="contiguous"` all
     gaps are closed, also those of tokens that left before (`close_gaps`).
 
     Args:
-        prefix: of a prefill that pruned between layers; it is used up.
+        prefill: of a prefill that pruned between layers; it is used up.
         method: of the stage "cache". tokens: the video tokens before the prefill's method.
         llm: the language model, for contiguous positions.
 
@@ -36,71 +91,18 @@ def evict(
         InputError: nothing was pruned in the prefill, a cache that forgets by itself, or
             contiguous positions in a decoder without fixed rotary tables.
     """
-    if not prefix.alive or prefix.kept is None:
+    if not prefill.alive or prefill.kept is None:
         raise InputError(
             f"{method.name} follows what a method between the decoder's layers kept: write for "
             f"example mustdrop-filter,{method.name}"
         )
-    check_cache(prefix.cache, method.name)
-    lasted = torch.stack([torch.isin(prefix.video, alive) for alive in prefix.alive]).sum(0)
-    view = tokens.with_signals(prefill_survivors=lasted.float())
-    after = method(view, len(prefix.kept))
-    gone = prefix.video[~torch.isin(tokens.position, after.position)]
-    first = cast(Any, method).first_layer(prefix.video_per_layer())
-    alive = list(prefix.alive)
-    for number in range(first, len(alive)):
-        stays = ~torch.isin(alive[number], gone)
-        if bool(stays.all()):
-            continue
-        layer = cast(Any, prefix.cache).layers[number]
-        index = torch.nonzero(stays).flatten().to(layer.keys.device)
-        layer.keys = layer.keys.index_select(-2, index)
-        layer.values = layer.values.index_select(-2, index)
-        alive[number] = alive[number][stays]
-    prefix = replace(prefix, alive=alive)
+    video = CachedVideo(0, prefill.video, tokens, len(prefill.kept))
+    held = [[alive] for alive in prefill.alive]
+    valid = [torch.ones(1, len(alive), dtype=torch.bool) for alive in prefill.alive]
+    evict_rows(prefill.cache, method, [video], held, valid)
+    prefill = replace(prefill, alive=[row for [row] in held])
     if getattr(method, "positions", "original") == "original":
-        return prefix
+        return prefill
     if llm is None:
         raise InputError(f"{method.name}: contiguous positions need the language model")
-    return close_gaps(prefix, llm)
-
-
-@torch.inference_mode()
-def close_gaps(prefix: Prefix, llm: PreTrainedModel) -> Prefix:
-    """Turn the cached keys of every layer so that its entries stand at contiguous positions.
-
-    Layers that hold different entries have different positions from then on; text that follows
-    stands right behind what its layer holds (PIE, see `vidllm.compressors.shared.positions`).
-
-    Args:
-        prefix: with the `places` of its tokens; it is used up. llm: its language model.
-
-    Raises:
-        InputError: a decoder without fixed rotary tables, or positions that moved before.
-    """
-    if prefix.shift:
-        raise InputError("positions moved before this: give contiguous to one method only")
-    rotary, shift = Rotary(llm), []
-    is_video = torch.zeros(prefix.length, dtype=torch.bool)
-    is_video[prefix.video] = True
-    whole = torch.arange(prefix.length)
-    for number, layer in enumerate(cast(Any, prefix.cache).layers):
-        alive = prefix.alive[number] if prefix.alive else whole
-        old, new = prefix.places[..., alive], contiguous(prefix.places, alive, is_video)
-        if not torch.equal(old, new):
-            layer.keys = rotary.move(layer.keys, old[..., None, :], new[..., None, :])
-        shift.append(prefix.next_position - 1 - int(new.max()))
-    return replace(prefix, shift=shift)
-
-
-def check_cache(cache: DynamicCache, name: str) -> None:
-    """Refuse caches whose entries are not those of the whole prompt.
-
-    Raises:
-        InputError: a layer with a sliding window.
-    """
-    if any(getattr(layer, "is_sliding", False) for layer in cast(Any, cache).layers):
-        raise InputError(
-            f"{name} needs a decoder that attends to the whole prompt in every layer: this one "
-            "has sliding windows"
-        )
+    return close_gaps(prefill, llm)

@@ -3,7 +3,8 @@
 What the decoder computes for a token depends on the tokens before it only. So prompts that begin
 alike, up to the end of the same video, share what their layers' caches hold of it, if the method
 leaves the same of the video for every question. The first prompt fills the prefix; later ones read
-only what stands behind the video.
+only what stands behind the video. A prefix outlives the caches that it fills; what one pass over a
+prompt left in its own cache is a `Prefill`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from vidllm.compressors import Compressor
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
-from .reducing import take
+from .kv_cache import check_entries
+from .prefill import take
 from .state import Call
 
 _ALIKE = 0.05  # of the mean size: how far the sums of equal embeddings may be apart
@@ -101,8 +103,7 @@ class Prefix:
         if self.ids is None:
             return False
         if kwargs.get("past_key_values") is not None and kwargs["past_key_values"].layers:
-            kinds = {type(layer).__name__ for layer in kwargs["past_key_values"].layers}
-            _check_kind(kinds)
+            check_entries(kwargs["past_key_values"], "a prefix")
         return True
 
     def enter(
@@ -151,7 +152,7 @@ class Prefix:
 
     def fill(self, call: Call, cache: Any, core: Any, method: Compressor) -> None:
         """The first prompt, behind the text model."""
-        _check_kind({type(layer).__name__ for layer in getattr(cache, "layers", ())})
+        check_entries(cache, "a prefix")
         columns = torch.nonzero(call.real[0]).flatten()
         end = self._end(call)
         kept = torch.isin(columns, call.rows[0])
@@ -213,8 +214,3 @@ class Prefix:
                 raise InputError(
                     "the prompt's video is not the one that is reused: open another prefix for it"
                 )
-
-
-def _check_kind(kinds: set[str]) -> None:
-    if kinds != {"DynamicLayer"}:
-        raise InputError("a prefix needs the default dynamic cache")

@@ -23,10 +23,11 @@ from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens, cut_counts
 from vidllm.tokens.selection import Keep, Selection, chosen
 
+from .batches import gather, layer_mask, pack
+from .bypass import in_checkpoint
 from .probes import DECODER_SIGNALS, pivots, probe
-from .rows import causal_mask, gather, pack
 
-__all__ = ["DECODER_SIGNALS", "BatchPruner", "PrefillMethod", "Pruner", "VideoRun"]
+__all__ = ["DECODER_SIGNALS", "PrefillMethod", "Pruner", "VideoRun", "bare"]
 
 
 class PrefillMethod(Protocol):
@@ -57,7 +58,7 @@ class VideoRun:
     query: Tensor | None = None
 
 
-class BatchPruner:
+class Pruner:
     """What one pass over a batch of prompts needs: which tokens are still there, the next cuts.
 
     Args:
@@ -71,6 +72,7 @@ class BatchPruner:
         planes: (B, N, D) each, what is added to the hidden states after the first layers
             (DeepStack), reduced in the same cuts.
         left: whether padding goes before the tokens.
+        attention: the name of the decoder's attention, whose masks it takes.
     """
 
     def __init__(
@@ -84,8 +86,10 @@ class BatchPruner:
         text: Sequence[Tensor] | None = None,
         planes: Sequence[Tensor] = (),
         left: bool = True,
+        attention: str = "sdpa",
     ) -> None:
         self.layers, self.norm, self.method, self.runs = layers, norm, method, list(runs)
+        self.attention = attention
         self.planes, self.left, self.valid = list(planes), left, valid.cpu()
         #: For every row the columns that are still there, of the N at first.
         self.rows = [torch.nonzero(row).flatten() for row in self.valid]
@@ -98,7 +102,7 @@ class BatchPruner:
         self.shrunk = False
         self.index = torch.arange(valid.shape[1]).expand(len(valid), -1)
         self.live = self.valid
-        self._mask: tuple[int, Tensor | None] | None = None
+        self._mask: tuple[int, Any] | None = None
         for run in self.runs:
             if len(run.at) and bool((run.at.diff() <= 0).any()):
                 raise InputError(
@@ -120,6 +124,7 @@ class BatchPruner:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks on, and off again whatever happens."""
+        self.outside = torch.is_grad_enabled(), in_checkpoint()
         handles = []
         ahead = {layer for run in self.runs for layer in run.cuts}
         try:
@@ -150,6 +155,12 @@ class BatchPruner:
 
     def _before(self, i: int) -> Any:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self.outside != (torch.is_grad_enabled(), in_checkpoint()):
+                raise InputError(
+                    f"{self.method.name} leaves tokens out between the decoder's layers, which "
+                    "gradient checkpointing runs a second time in backward: switch it off, for "
+                    "example with model.gradient_checkpointing_disable()"
+                )
             hidden = args[0] if args else kwargs["hidden_states"]
             due = self._due(i)
             if due:
@@ -177,17 +188,10 @@ class BatchPruner:
 
         return hook
 
-    def _masked(self, mask: Tensor | None, hidden: Tensor) -> Tensor | None:
+    def _masked(self, mask: Any, hidden: Tensor) -> Any:
         """The mask of what is left; made once between two cuts."""
         if self._mask is None or self._mask[0] != id(mask):
-            additive = mask is not None and mask.is_floating_point()
-            made = causal_mask(
-                self.live,
-                self.live.shape[1],
-                additive=additive,
-                dtype=hidden.dtype,
-                device=hidden.device,
-            )
+            made = layer_mask(self.attention, self.live, self.live.shape[1], hidden)
             self._mask = (id(mask), made)
         return self._mask[1]
 
@@ -283,36 +287,15 @@ class BatchPruner:
             line = [x.clone() for x in line]
             for x, rows in zip(line, merged, strict=True):
                 x[stay.to(x.device)] = rows.to(x.dtype)
-        left = {name: plane for name, plane in after.signals.items() if name not in deep}
-        run.tokens, run.at = replace(after, signals=left), stay
+        run.tokens, run.at = bare(after, signals=True), stay  # not the states it was chosen by
         return line
 
 
-class Pruner(BatchPruner):
-    """The same for one prompt of `length` tokens whose video stands at `video` (V,)."""
-
-    def __init__(
-        self,
-        layers: nn.ModuleList,
-        norm: nn.Module,
-        method: Compressor,
-        tokens: VideoTokens,
-        video: Tensor,
-        length: int,
-        budget: int,
-    ) -> None:
-        run = VideoRun(0, tokens, video, budget)
-        super().__init__(layers, norm, method, [run], torch.ones(1, length, dtype=torch.bool))
-
-    @property
-    def tokens(self) -> VideoTokens:
-        """What is left of the video."""
-        return self.runs[0].tokens
-
-    @property
-    def alive(self) -> list[Tensor]:
-        """For every layer the places of the prompt that it saw."""
-        return [rows[0] for rows in self.history]
+def bare(tokens: VideoTokens, signals: bool = False) -> VideoTokens:
+    """The books: features, DeepStack's planes and, but for `signals`, the tower's signals would
+    be held for the whole of the decoder."""
+    tower = {n: p for n, p in tokens.signals.items() if signals and not n.startswith("deepstack-")}
+    return replace(tokens, features=tokens.features[:, :0].clone(), signals=tower)
 
 
 def _survivors(rounds: Sequence[Selection], count: int) -> Tensor:

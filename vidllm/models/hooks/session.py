@@ -25,18 +25,15 @@ from vidllm.errors import InputError
 
 from ..families.family import Adapter, Clip
 from ..locks import Shared
-from .batch_cache_choice import Choice
-from .batch_eviction import evict_rows
 from .bypass import Net, check_compiled, within_compiled
-from .checks import check, check_cache, check_call, check_generate
-from .decode_steps import Decoding
-from .guarding import guarded
-from .masks import HubPruner
+from .cache_choice import CacheChoice
+from .checks import around_generate, check, check_cache, check_call, check_generate
+from .decode_steps import DecodeSteps, Past
+from .eviction import CachedVideo, evict_rows
+from .prefill import dense_planes, reduce, select
 from .prefix import Prefix
-from .pruning import VideoRun
-from .reducing import dense_planes, reduce
-from .selecting import select
-from .state import Call, Past, Report, bare, count_videos, numbered
+from .pruning import Pruner, VideoRun, bare
+from .state import Call, Report, count_videos, numbered
 from .tower_merging import TowerMerger, merges_inside
 from .tower_signals import Sight, watch
 
@@ -66,7 +63,7 @@ class Session:
         self._report: Shared[Report | None] = Shared(None)
         self.sights: deque[Sight] = deque()
         self.call: Call | None = None
-        self.decoding = Decoding(self.decoder, self.late)
+        self.decoding = DecodeSteps(self.decoder)
         self.inner = ExitStack()
         self.labels = False
         self._prefix: Shared[Prefix | None] = Shared(None)
@@ -137,8 +134,10 @@ class Session:
                 ]
             for handle in handles:
                 stack.callback(handle.remove)
-            self.decoding.attach(stack)
-            stack.enter_context(guarded(adapter.model, self._generating))
+            if self.late:
+                choosing = any(hasattr(item, "step") for item in self.late)
+                self.decoding.attach(stack, choosing=choosing)
+            stack.enter_context(around_generate(adapter.model, self._generating))
             attention = adapter.attention if self.wants else None
             self.sights = stack.enter_context(watch(adapter.tower, attention))
             if self.merger is not None:
@@ -185,13 +184,13 @@ class Session:
         self.decoding.close()
 
     @contextmanager
-    def _generating(self, told: Mapping[str, Any]) -> Iterator[None]:
+    def _generating(self, arguments: Mapping[str, Any]) -> Iterator[None]:
         """Around `generate`: from the prompt to the last token it is one thread's turn."""
         with self.turn:
             if self.closed:  # while it waited
                 yield
                 return
-            self._ahead(told)
+            self._before_generate(arguments)
             self.mine.reached = False
             try:
                 yield
@@ -200,13 +199,13 @@ class Session:
                 self.net.leave()
             self.net.missed |= not self.mine.reached
 
-    def _ahead(self, told: Mapping[str, Any]) -> None:
+    def _before_generate(self, arguments: Mapping[str, Any]) -> None:
         """Before `generate`, which encodes videos before it calls the model."""
-        check_generate(self.adapter, self.method, told)
-        ids, cache = told.get("input_ids"), told.get("past_key_values")
+        check_generate(self.adapter, self.method, arguments)
+        ids, cache = arguments.get("input_ids"), arguments.get("past_key_values")
         fresh = cache is None or not int(cache.get_seq_length())
-        if isinstance(ids, Tensor) and fresh and not told.get("mm_encoder_outputs"):
-            self._expect(self.adapter.clips(ids.cpu(), told, None))
+        if isinstance(ids, Tensor) and fresh and not arguments.get("mm_encoder_outputs"):
+            self._expect(self.adapter.clips(ids.cpu(), arguments, None))
 
     def _expect(self, clips: list[Clip]) -> None:
         if self.merger is not None:
@@ -288,7 +287,7 @@ class Session:
         if self.prefix is not None:
             asked = kwargs.get("use_cache")
             grows = getattr(self.decoder.config, "use_cache", True) if asked is None else asked
-            call.reused = self.prefix if self.prefix.begin(call, kwargs, bool(grows)) else None
+            call.reused = len(self.prefix) if self.prefix.begin(call, kwargs, bool(grows)) else 0
         self.call = call
         return (), kwargs
 
@@ -339,8 +338,8 @@ class Session:
             position = torch.arange(embeds.shape[1], device=embeds.device).expand(len(embeds), -1)
         call.position = position[..., -1:] + 1
         call.valid = call.real
-        if call.reused is not None:
-            kwargs = call.reused.enter(call, planes, position, kwargs, self.decoder.config)
+        if self.prefix is not None and call.reused:
+            kwargs = self.prefix.enter(call, planes, position, kwargs, self.decoder.config)
             call.seconds = time.perf_counter() - began
             return args, kwargs
         if self.prefix is not None:
@@ -381,7 +380,7 @@ class Session:
             at = torch.searchsorted(call.rows[clip.row], place)
             runs.append(VideoRun(clip.row, bare(after, signals=True), at, budget))
         text = [words[row] for words, row in zip(call.text, call.rows, strict=True)]
-        call.pruner = pruner = HubPruner(
+        call.pruner = pruner = Pruner(
             self.layers,
             self.decoder.norm,
             late[0][0],
@@ -390,8 +389,8 @@ class Session:
             text=text,
             planes=planes[1:],
             left=call.left,
+            attention=str(self.decoder.config._attn_implementation),
         )
-        pruner.attention = str(self.decoder.config._attn_implementation)
         self.inner.enter_context(pruner.attached())
         if len(planes) > 1:  # added by the pruner's hooks, which know what is left
             return {**kwargs, "visual_pos_masks": None, "deepstack_visual_embeds": None}
@@ -426,26 +425,32 @@ class Session:
             valid = list(pruner.lives)
             seconds += pruner.seconds
         held = [list(layer) for layer in rows]
-        choice: Choice | None = None
+        choice: CacheChoice | None = None
         cache = getattr(output, "past_key_values", None)
         full = sum(len(clip.where) for clip in call.clips)
         if cache is not None and pruner is not None:
+            videos = [
+                CachedVideo(clip.row, place, after, len(run.tokens))
+                for clip, place, after, run in zip(
+                    call.clips, call.places, call.after, pruner.runs, strict=True
+                )
+            ]
             for method in self.late[1:]:
-                evict_rows(cache, method, call.clips, call.after, pruner, held, valid)
+                evict_rows(cache, method, videos, held, valid, call.left)
         fewer = any(n < len(a) for (_, n), a in zip(call.late, call.after, strict=False))
         if cache is not None and pruner is None and fewer:
-            choice = self.decoding.choice(call, cache, valid)
+            choice = self._choice(call, cache, valid)
         shorter = (
             pruner is not None
             or choice is not None
-            or call.reused is not None
+            or bool(call.reused)
             or any(len(a) < len(c.where) for a, c in zip(call.after, call.clips, strict=True))
         )
         if cache is not None and shorter:
             self.decoding.pasts[cache] = Past(
-                valid, call.ids.shape[1], cast(Tensor, call.position), choice
+                valid, [], call.ids.shape[1], cast(Tensor, call.position), choice
             )
-        if self.prefix is not None and call.reused is None:
+        if self.prefix is not None and not call.reused:
             self.prefix.fill(call, cache, self.adapter.core, self.method)
         runs = call.after if pruner is None else [run.tokens for run in pruner.runs]
         if call.sight is None:
@@ -458,9 +463,21 @@ class Session:
             sum(len(tokens) for tokens in runs),
             [count_videos(call.clips, layer) for layer in held],
             seconds,
-            reused=0 if call.reused is None else len(call.reused),
+            reused=call.reused,
         )
         if choice is not None:
             report.choose(choice)
         self.report = report
         self.call = None
+
+    def _choice(self, call: Call, cache: Any, valid: list[Tensor]) -> CacheChoice:
+        """A method that chooses at every decode step, for this cache."""
+        method, *_ = self.late
+        firsts = {int(clip.slots[0]) for clip in call.clips}
+        if len(firsts) < len(call.clips):
+            raise InputError(
+                f"{method.name} chooses for every answer alone: one answer a prompt, without beams"
+            )
+        choice = CacheChoice(method, *(budget for _, budget in call.late))
+        choice.begin(cache, valid, [], call.cached_videos(valid[0]), left=call.left)
+        return choice

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,12 +11,9 @@ from vidllm.compressors import Compressor
 from vidllm.tokens import VideoTokens
 
 from ..families.family import Clip
-from .pruning import BatchPruner
+from .cache_choice import CacheChoice
+from .pruning import Pruner
 from .tower_signals import Sight
-
-if TYPE_CHECKING:
-    from .batch_cache_choice import Choice
-    from .prefix import Prefix
 
 
 @dataclass
@@ -40,10 +36,10 @@ class Report:
     kept: int
     cached: list[int]
     seconds: float
-    choice: Choice | None = None
+    choice: CacheChoice | None = None
     reused: int = 0
 
-    def choose(self, choice: Choice) -> None:
+    def choose(self, choice: CacheChoice) -> None:
         """A method will choose at every decode step: account for what a step reads."""
         self.choice, self.kept = choice, sum(choice.budgets)
         parked = 0 if choice.method.offload else self.cached[-1]
@@ -52,24 +48,13 @@ class Report:
 
 
 @dataclass
-class Past:
-    """What a cache holds that was made from a compressed prompt.
+class Call:
+    """One call of the model on a fresh prompt; `ids`, `real` and `text` are (B, L) on the CPU.
 
     Attributes:
-        valid: for every layer (B, n) bool, entries that are no padding.
-        seen: columns of the full attention mask so far. next: the positions that come next,
-            (B, 1), or (P, B, 1) for M-RoPE. choice: of what a decode step reads, if any.
+        after: what is left of every video. places: where in its row's prompt. late: methods inside
+            the decoder with every video's budget. reused: tokens that a prefix held before.
     """
-
-    valid: list[Tensor]
-    seen: int
-    next: Tensor
-    choice: Choice | None = None
-
-
-@dataclass
-class Call:
-    """One call of the model on a fresh prompt; `ids`, `real` and `text` are (B, L) on the CPU."""
 
     clips: list[Clip]
     ids: Tensor
@@ -81,21 +66,26 @@ class Call:
     after: list[VideoTokens] = field(default_factory=list)
     places: list[Tensor] = field(default_factory=list)
     late: list[tuple[Compressor, int]] = field(default_factory=list)
-    pruner: BatchPruner | None = None
+    pruner: Pruner | None = None
     position: Tensor | None = None
     valid: Tensor | None = None
     seconds: float = 0.0
-    reused: Prefix | None = None
+    reused: int = 0
+
+    def cached_videos(self, valid: Tensor) -> list[tuple[int, Tensor]]:
+        """For every video its row and the columns (V,) of what is left of it in the cache.
+
+        Args:
+            valid: (B, W) bool, entries of the cache that are no padding.
+        """
+        found = []
+        for clip, place in zip(self.clips, self.places, strict=True):
+            columns = torch.nonzero(valid[clip.row]).flatten()
+            found.append((clip.row, columns[torch.searchsorted(self.rows[clip.row], place)]))
+        return found
 
 
-def bare(tokens: VideoTokens, signals: bool = False) -> VideoTokens:
-    """The books: features, DeepStack's planes and, but for `signals`, what the tower told would
-    be held for the whole of the decoder."""
-    told = {n: p for n, p in tokens.signals.items() if signals and not n.startswith("deepstack-")}
-    return replace(tokens, features=tokens.features[:, :0].clone(), signals=told)
-
-
-def numbered(pruner: BatchPruner) -> list[list[Tensor]]:
+def numbered(pruner: Pruner) -> list[list[Tensor]]:
     """The pruner's columns as numbers among each row's tokens."""
     order = pruner.valid.cumsum(1) - 1
     return [[order[r, c] for r, c in enumerate(layer)] for layer in pruner.history]

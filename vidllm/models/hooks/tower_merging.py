@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -22,31 +21,11 @@ from vidllm.compressors import Compressor
 from vidllm.compressors.shared.in_tower import InTower, tower_part
 from vidllm.encoders.vision.merging import MergingRun, tower_layers
 from vidllm.errors import InputError
-from vidllm.tokens import Merge, VideoTokens
+from vidllm.tokens import VideoTokens
 from vidllm.tokens.tower_plan import TowerShape
 
 from .bypass import runs_twice
-from .tower_signals import Sight
-
-
-@dataclass
-class Inside:
-    """What merged inside the tower of one video.
-
-    Attributes:
-        tokens: of the video behind the tower, without features. rest: what is left to do.
-    """
-
-    tokens: VideoTokens
-    rest: Compressor
-
-    def join(self, view: VideoTokens) -> VideoTokens:
-        """A video's projected tokens, copies among them, as those that are left."""
-        found = self.tokens
-        after = view.apply(Merge(found.source, found.position, "size"))
-        rows = view.features[found.position.to(view.features.device)]
-        deep = {n.replace("-", "_"): plane for n, plane in found.signals.items()}
-        return after.with_features(rows).with_signals(**deep)
+from .tower_signals import Inside, Sight
 
 
 def merges_inside(method: Compressor) -> InTower | None:

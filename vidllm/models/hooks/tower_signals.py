@@ -12,16 +12,36 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .tower_merging import Inside
+from vidllm.compressors import Compressor
+from vidllm.tokens import Merge, VideoTokens
 
 _LEAST = 2**16  # logits of attention that may be held at once
 _CALLS = 4  # of a tower that are remembered: images and videos of one prompt are two
+
+
+@dataclass
+class Inside:
+    """What merged inside the tower of one video.
+
+    Attributes:
+        tokens: of the video behind the tower, without features. rest: what is left to do.
+    """
+
+    tokens: VideoTokens
+    rest: Compressor
+
+    def join(self, view: VideoTokens) -> VideoTokens:
+        """A video's projected tokens, copies among them, as those that are left."""
+        found = self.tokens
+        after = view.apply(Merge(found.source, found.position, "size"))
+        rows = view.features[found.position.to(view.features.device)]
+        deep = {n.replace("-", "_"): plane for n, plane in found.signals.items()}
+        return after.with_features(rows).with_signals(**deep)
 
 
 @dataclass
@@ -31,7 +51,7 @@ class Sight:
     Attributes:
         inputs: its keyword arguments. output: what it gave, with `last_hidden_state`.
         attention: the attention layer that was watched, or None; hidden: (..., N, D), the states
-            that entered it; told: its other arguments.
+            that entered it; arguments: its other ones, by name.
         signals: what was made of these states, once it was (`read`).
         inside: what merged inside the tower, by each video's first token; method: the one that
             did it, by all its options, or "".
@@ -41,7 +61,7 @@ class Sight:
     output: Any = None
     attention: nn.Module | None = None
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
-    told: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     inside: Mapping[int, Inside] = field(default_factory=dict)
     method: str = ""
@@ -49,7 +69,7 @@ class Sight:
     def read(self, signals: Mapping[str, Tensor]) -> None:
         """Keep what was made of the states in their place: they are wide, and as long as the
         video. Zeros of their shape without storage are left."""
-        self.signals, self.told = dict(signals), {}
+        self.signals, self.arguments = dict(signals), {}
         self.hidden = self.hidden.new_zeros(1).expand(self.hidden.shape)
 
 
@@ -76,7 +96,7 @@ def watch(tower: nn.Module, attention: nn.Module | None = None) -> Iterator[dequ
     def enters(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for sight in under_way:
             sight.hidden = (args[0] if args else kwargs["hidden_states"]).detach()
-            sight.told = kwargs
+            sight.arguments = kwargs
 
     handles = [
         tower.register_forward_pre_hook(before, with_kwargs=True),
@@ -141,7 +161,7 @@ def packed_signals(sight: Sight) -> dict[str, Tensor]:
 
     Attention is within a frame and after rotation; keys are those before it.
     """
-    attention, kwargs = sight.attention, sight.told
+    attention, kwargs = sight.attention, sight.arguments
     bounds: list[int] = kwargs["cu_seqlens"].tolist()
     cos, sin = (t.float()[:, None] for t in kwargs["position_embeddings"])
     attended, keys = [], []

@@ -38,12 +38,13 @@ from vidllm.errors import InputError
 from vidllm.tokens import Merge, Mix, VideoTokens
 
 from ..hooks.cache_choice import CacheChoice
-from ..hooks.decoding import Prefix, decoder_layers, generate_from
-from ..hooks.pruning import DECODER_SIGNALS, Pruner
+from ..hooks.decoding import generate_from
+from ..hooks.kv_cache import Prefill, decoder_layers
+from ..hooks.pruning import DECODER_SIGNALS, Pruner, VideoRun
 from .config import NativeConfig
 from .layers import TimeEmbedding, VideoNorm
 
-__all__ = ["NativeConfig", "NativeVideoLLM", "Prefix"]
+__all__ = ["NativeConfig", "NativeVideoLLM", "Prefill"]
 
 
 class NativeVideoLLM(PreTrainedModel):
@@ -266,7 +267,7 @@ class NativeVideoLLM(PreTrainedModel):
         tail: Sequence[int] = (),
         method: Compressor | None = None,
         budget: int | None = None,
-    ) -> Prefix:
+    ) -> Prefill:
         """Put `head` ids and the video tokens into a fresh KV cache.
 
         Args:
@@ -304,20 +305,24 @@ class NativeVideoLLM(PreTrainedModel):
         places = torch.cat([p[1].to(device) for p in parts])[None]
         prune: Pruner | None = None
         if method is not None:
-            layers = decoder_layers(self.language_model)
-            goal = method.goal(tokens, budget)
-            norm = cast(nn.Module, self.language_model.base_model.norm)
-            prune = Pruner(layers, norm, method, tokens, video, sequence.shape[1], goal)
+            prune = Pruner(
+                decoder_layers(self.language_model),
+                cast(nn.Module, self.language_model.base_model.norm),
+                method,
+                [VideoRun(0, tokens, video, method.goal(tokens, budget))],
+                torch.ones(1, sequence.shape[1], dtype=torch.bool),
+                attention=str(self.language_model.config._attn_implementation),
+            )
         with nullcontext() if prune is None else prune.attached():
             self.language_model.base_model(
                 inputs_embeds=sequence, position_ids=places, past_key_values=cache, use_cache=True
             )
-        prefix = Prefix(
+        prefill = Prefill(
             cache, sequence.shape[1], full + len(tail), video=video, places=places[0].cpu()
         )
         if prune is not None:
-            prefix.alive, prefix.kept = prune.alive, prune.tokens
-        return prefix.without_last() if tail else prefix
+            prefill.alive, prefill.kept = [row for [row] in prune.history], prune.runs[0].tokens
+        return prefill.without_last() if tail else prefill
 
     def _text(self, ids: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
         """Embeddings and positions of text that begins at position `start`."""
@@ -327,23 +332,19 @@ class NativeVideoLLM(PreTrainedModel):
 
     def generate_from(
         self,
-        prefix: Prefix,
+        prefill: Prefill,
         prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
         eos: int,
-        temperature: float = 0.0,
-        generator: torch.Generator | None = None,
         choice: CacheChoice | None = None,
     ) -> list[list[int]]:
-        """Answer several prompts about one prefix (see `decoding.generate_from`)."""
+        """Answer several prompts about one prefill (see `decoding.generate_from`)."""
         return generate_from(
             self.language_model,
-            prefix,
+            prefill,
             prompts,
             max_new_tokens=max_new_tokens,
             eos=eos,
-            temperature=temperature,
-            generator=generator,
             choice=choice,
         )
