@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from vidllm.cost.flops import kv_bytes_per_token
+from vidllm.models.engine import USUAL_ANSWER
 from vidllm.models.locks import one_at_a_time
 from vidllm.models.native.prompt import prompt_ids
 from vidllm.timecode import Span
@@ -84,11 +85,11 @@ class Many:
         """
         if not self.readers:
             return []
-        llm = self.readers[0].llm
-        head, tail = prompt_ids(llm.tokenizer, llm.words("ground", query))
+        engine = self.readers[0].engine
+        head, tail = prompt_ids(engine.tokenizer, engine.words("ground", query))
         most = max((b.total for r in self.readers for _, b in r.levels), default=0)
-        llm.check_prompts([(head, tail)], most, llm.longest_answer(None))
-        fitting = Fitting(llm.tokenizer, query)
+        engine.check_prompts([(head, tail)], most, USUAL_ANSWER)
+        fitting = Fitting(engine.tokenizer, query)
         heard: defaultdict[int, _Heard] = defaultdict(_Heard)
         for batch, windows in self._first():
             self._ask(batch, windows, head, tail, fitting, heard)
