@@ -19,7 +19,7 @@ from vidllm.longvideo.answering import Reader
 from vidllm.longvideo.catalogue import SCHEMA
 from vidllm.longvideo.choosing import Vote
 from vidllm.longvideo.fitting import Fitting, statement
-from vidllm.longvideo.many import Many, _Heard
+from vidllm.longvideo.many import Many, _Votes
 from vidllm.longvideo.marks import model_mark
 from vidllm.models.native.engine import native_engine
 from vidllm.models.native.prompt import PROMPTS, prompt_ids
@@ -108,9 +108,9 @@ def test_windows_of_many_files_in_one_batch_say_what_each_says_alone(
 
 
 def test_spans_are_ranked_by_the_best_fit_of_the_votes_behind_them() -> None:
-    heard = _Heard([Vote((10, 20), 0.8), Vote((11, 20), 0.6), Vote((70, 75), 0.9)], [0.2, 0.5, 0.4])
+    heard = _Votes([Vote((10, 20), 0.8), Vote((11, 20), 0.6), Vote((70, 75), 0.9)], [0.2, 0.5, 0.4])
     assert [(vote.span, vote.score) for vote in heard.spans()] == [((10, 20), 0.5), ((70, 75), 0.4)]
-    assert _Heard().spans() == []
+    assert _Votes().spans() == []
 
 
 @pytest.mark.parametrize(

@@ -66,13 +66,13 @@ class VideoLLM:
     this very object, with whatever compressor, do not encode it again.
 
     Attributes:
-        engine: the model with its tokenizer, compressors and prompts. frames, fps, tokens, reader,
-            seed: as for `from_pretrained`. spending: the FLOPs of its answers.
+        engine: the model with its tokenizer, compressors and prompts. spending: what answers cost.
+        frames, fps, tokens, reader, seed: as for `from_pretrained`.
         measures_memory: also measure memory on a CPU, where every tensor is counted as it is made
             (slower by a tenth and more); on a GPU it is always measured.
     """
 
-    measures_memory: bool = False
+    measures_memory = False
 
     def __init__(
         self,
@@ -94,29 +94,20 @@ class VideoLLM:
         self._begin(engine, frames, fps, tokens, reader, seed)
 
     @classmethod
-    def of(
-        cls,
-        engine: Engine,
-        *,
-        frames: Frames = None,
-        fps: float | None = None,
-        tokens: int | None = None,
-        reader: str = "pyav",
-        seed: int = 0,
-    ) -> VideoLLM:
-        """Around an engine; arguments as for `from_pretrained`."""
+    def of(cls, engine: Engine, **sampling: Any) -> VideoLLM:
+        """Around an engine; `sampling` (frames, fps, …) as for `from_pretrained`."""
         made = cls.__new__(cls)
-        made._begin(engine, frames, fps, tokens, reader, seed)
+        made._begin(engine, **sampling)
         return made
 
     def _begin(
         self,
         engine: Engine,
-        frames: Frames,
-        fps: float | None,
-        tokens: int | None,
-        reader: str,
-        seed: int,
+        frames: Frames = None,
+        fps: float | None = None,
+        tokens: int | None = None,
+        reader: str = "pyav",
+        seed: int = 0,
     ) -> None:
         self.engine = engine
         self.frames, self.fps, self.tokens = frames, fps, tokens
@@ -308,16 +299,9 @@ class VideoLLM:
         ):
             if not isinstance(video, VideoClip):
                 watch.begin("decode")
-            clip = self.sample(
-                video,
-                frames=frames,
-                fps=fps,
-                tokens=most,
-                start=start,
-                end=end,
-                compressor=compressor,
-                listener=listener,
-            )
+            how: dict[str, Any] = {"frames": frames, "fps": fps, "start": start, "end": end}
+            how |= {"tokens": most, "compressor": compressor}
+            clip = self.sample(video, **how, listener=listener)
             watch.add("decode", clip.read_seconds)
             shared = engine.sharing_notes(clip, method, len(questions))
             with watch.stage("encode"):  # some methods merge inside the vision tower

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -22,17 +22,32 @@ from vidllm.timecode import Span
 from .choosing import LOOKS, Vote, elected, grouped
 from .finishing import compressed
 from .marks import method_of
-from .scan import ROWS, Batch, Said, ask_batch
+from .scan import ROWS, Batch, WindowAnswer, ask_batch
 from .windows import LEVELS, Cuts, clock, on_screen
 
 if TYPE_CHECKING:
     from vidllm.models.native.engine import NativeEngine
 
-    from .index import VideoIndex
 
 KEPT_BYTES = 512e6  # of windows' caches that stay for the next question
 _ALSO = 0.5  # further spans are told from this share of the best one's score
 _BEST = 4  # windows that a question without a time looks at again
+
+
+class IndexContents(Protocol):
+    """What is read of an index, see `VideoIndex`."""
+
+    facts: dict[str, Any]
+
+    @property
+    def duration(self) -> float: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def frames(self) -> tuple[np.ndarray, Tensor]: ...
+
+    def tensor(self, name: str) -> Tensor: ...
 
 
 class Reader:
@@ -46,7 +61,7 @@ class Reader:
         InputError: the index's compressor cannot be made.
     """
 
-    def __init__(self, index: VideoIndex, engine: NativeEngine) -> None:
+    def __init__(self, index: IndexContents, engine: NativeEngine) -> None:
         self.index, self.engine, self.model = index, engine, engine.model
         self.method = method_of(index.facts["compressor"], engine)
         self.eos = int(engine.tokenizer.eos_token_id)
@@ -144,7 +159,7 @@ class Reader:
 
     def _scan(
         self, head: Sequence[int], tail: Sequence[int], timed: bool = True
-    ) -> list[tuple[Vote, Said]]:
+    ) -> list[tuple[Vote, WindowAnswer]]:
         """What every window says, with its span in the video (the window, if it says none)."""
         found = []
         for starts, batch in self.levels:
@@ -175,7 +190,7 @@ class Reader:
             ]
         return self._kept[id(batch)]
 
-    def vote(self, start: float, length: float, told: Said) -> Vote:
+    def vote(self, start: float, length: float, told: WindowAnswer) -> Vote:
         """The span that a window says, in seconds of the video; the window if it says none."""
         if told.times is None:
             return Vote((start, start + length), 0.0)
@@ -224,7 +239,7 @@ class Reader:
         question: str,
         head: Sequence[int],
         tail: Sequence[int],
-        said: Sequence[tuple[Vote, Said]],
+        said: Sequence[tuple[Vote, WindowAnswer]],
         watch: Stopwatch,
     ) -> Answer:
         """A question without a time: the surest windows, seen together, have the last word."""
@@ -246,7 +261,7 @@ class Reader:
                  *unknown_words(self.engine.tokenizer, question))  # fmt: skip
         return self._answer(text, [], watch, read, text, notes)
 
-    def _words(self, told: Said) -> str:
+    def _words(self, told: WindowAnswer) -> str:
         text = str(self.engine.tokenizer.decode(told.ids, skip_special_tokens=True)).strip()
         return text or "nothing"
 
