@@ -96,7 +96,8 @@ class ModelAsker:
         self._is_warm = False
         self._warned = False
         for setting in settings:
-            llm.engine.check_serves(setting.method)
+            if setting.method is not None:
+                llm.engine.check_serves(setting.method)
 
     def settings(self) -> Sequence[Setting]:
         """See `Asker`."""

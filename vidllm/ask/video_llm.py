@@ -396,7 +396,8 @@ class VideoLLM:
         self._check_times(times)
         self.engine.check_questions([question], 1)
         names = ("frames", "fps", "tokens", "start", "end", "compressor")
-        clip = self.sample(video, **{k: v for k, v in options.items() if k in names})
+        sampling: dict[str, Any] = {k: v for k, v in options.items() if k in names}
+        clip = self.sample(video, **sampling)
         return self.engine.prompt_text(clip, question, times)
 
     def sample(
