@@ -96,7 +96,8 @@ class ModelAsker:
         self._is_warm = False
         self._warned = False
         for setting in settings:
-            check_serves(llm, setting.method)
+            if setting.method is not None:
+                llm.engine.check_serves(setting.method)
 
     def settings(self) -> Sequence[Setting]:
         """See `Asker`."""
@@ -250,21 +251,6 @@ def reason_of(error: BaseException) -> str:
         kind = type(error).__name__
         text = "out of memory" if isinstance(error, MemoryError) else f"{kind}: {text}"
     return text if len(text) <= REASON else f"{text[: REASON - 1]}…"
-
-
-def check_serves(llm: VideoLLM, method: Compressor | None) -> None:
-    """Refuse a method that a model cannot serve. Raises InputError with the reason."""
-    if method is None:
-        return
-    adapter = getattr(llm, "adapter", None)
-    if adapter is None:
-        from vidllm.ask.answering import check_serves as serves
-
-        serves(llm.model, method)
-    else:
-        from vidllm.models.hooks.session import Session
-
-        Session(adapter, method)
 
 
 def model_name(name: str | None) -> str:

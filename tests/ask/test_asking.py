@@ -18,13 +18,14 @@ from tiny import hub_model, write_video
 from torch import nn
 
 from vidllm import InputError, VideoLLM, compress, load_video
-from vidllm.ask.hub import HubVideoLLM
-from vidllm.ask.wording import letters_of
 from vidllm.compressors import build
 from vidllm.models.answer import Answer
+from vidllm.models.families.engine import HubEngine
 from vidllm.models.families.prompting import write
+from vidllm.models.native.engine import native_engine
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.models.native.prompt import prompt_ids
+from vidllm.models.question import letters_of
 from vidllm.stage.training.tokenizer import build_tokenizer
 from vidllm.timecode import get_timecode
 from vidllm.tokens import budget_of
@@ -141,20 +142,20 @@ def test_the_last_clip_is_encoded_once_and_answers_stay_the_same(
     assert len(seen) == 2
     other = replace(clip)
     llm.ask(other, QUESTION, max_new_tokens=1)
-    assert len(llm.memory.kept) == 1
+    assert len(native_engine(llm).memory.kept) == 1
     del other
     gc.collect()
-    assert llm.memory.kept == []
+    assert native_engine(llm).memory.kept == []
 
 
 def test_hub_models_encode_a_clip_once_too(hub: Path, clip: VideoClip) -> None:
     llm, fresh = VideoLLM.from_pretrained(hub), VideoLLM.from_pretrained(hub)
-    assert isinstance(llm, HubVideoLLM)
+    assert isinstance(llm.engine, HubEngine)
     encoded = []
     for name in ["aim", None, "visionzip", "dycoke-cache", "fastv", "holitom"]:
         options: dict[str, Any] = {"compressor": spec_of(name), "max_new_tokens": 5}
         wanted = fresh.ask(replace(clip), QUESTION, **options, choices=("A", "B"))
-        with calls_of(llm.adapter.tower) as seen:
+        with calls_of(llm.engine.adapter.tower) as seen:
             answer = llm.ask(clip, QUESTION, **options, choices=("A", "B"))
         encoded.append(len(seen))
         assert plain(wanted) == plain(answer), name
@@ -165,11 +166,11 @@ def test_hub_models_encode_a_clip_once_too(hub: Path, clip: VideoClip) -> None:
 @pytest.mark.parametrize("hub", ["internvl"], indirect=True)
 def test_what_merged_in_a_hub_tower_is_nobody_elses(hub: Path, clip: VideoClip) -> None:
     llm, fresh = VideoLLM.from_pretrained(hub), VideoLLM.from_pretrained(hub)
-    assert isinstance(llm, HubVideoLLM)
+    assert isinstance(llm.engine, HubEngine)
     encoded = []
     for spec in ["tome:keep=0.5", None, "aim:keep=0.5", "tome:keep=0.5", "tome:keep=0.25"]:
         options: dict[str, Any] = {"compressor": spec, "max_new_tokens": 5}
-        with calls_of(llm.adapter.tower) as seen:
+        with calls_of(llm.engine.adapter.tower) as seen:
             answer = llm.ask(clip, QUESTION, **options)
         encoded.append(len(seen))
         assert plain(answer) == plain(fresh.ask(replace(clip), QUESTION, **options)), spec
@@ -184,7 +185,7 @@ def test_letters_are_those_of_a_plain_forward_pass(native: NativeVideoLLM, clip:
         clip, [QUESTION, "what happens first?"], choices=[("1", "2", "yes"), None], max_new_tokens=2
     )
     assert answers[1].letters is None
-    tokens, duration = llm.encode(clip)
+    tokens, duration = native_engine(llm).tokens(clip)
     head, tail = prompt_ids(TOKENIZER, QUESTION)
     video = native.video_embeds(tokens.features, tokens.span, torch.tensor(duration))
     text = [native.embed_tokens(torch.tensor(part)) for part in (head, tail)]
@@ -219,17 +220,17 @@ def test_letters_of_hub_models_are_generates_own_logits(
     name: str | None, hub: Path, clip: VideoClip
 ) -> None:
     llm = VideoLLM.from_pretrained(hub)
-    assert isinstance(llm, HubVideoLLM)
+    assert isinstance(llm.engine, HubEngine)
     if name == "tome":
         name = "tome:tower=false"
     method = build("none") if name is None else build(name, keep=0.5)
     told = llm.ask(clip, QUESTION, compressor=method, choices=("A", "B", " "), max_new_tokens=2)
     assert told.letters is not None
     with torch.inference_mode(), compress(llm.model, method, processor=llm.tokenizer) as c:
-        seen = llm.eyes.see(clip, c)
-        ids = llm._ids(write(llm.script, llm.chat, seen.placed, QUESTION))
+        seen = llm.engine.memory.encode(clip, c._session)
+        ids = llm.engine._ids(write(llm.engine.script, llm.engine.chat, seen.placed, QUESTION))
         out: Any = llm.model.generate(
-            **llm.eyes.told(seen, c, ids),
+            **llm.engine.memory.arguments(seen, c._session, ids),
             max_new_tokens=2,
             do_sample=False,
             output_logits=True,
@@ -276,19 +277,19 @@ def test_kept_tokens_are_told_and_previewed(
 @pytest.mark.parametrize("name", STAGES[1:])
 def test_kept_tokens_of_hub_models(name: str, hub: Path, clip: VideoClip) -> None:
     llm = VideoLLM.from_pretrained(hub)
-    assert isinstance(llm, HubVideoLLM)
+    assert isinstance(llm.engine, HubEngine)
     method = build("tome:tower=false" if name == "tome" else name, keep=0.5)
     answer = llm.ask(clip, QUESTION, compressor=method, max_new_tokens=4)
     kept = answer.kept
     assert kept is not None and len(kept) == answer.receipt.tokens_kept == budget_of(
         0.5, kept.total
     )
-    assert kept.seconds.tolist() == llm.eyes.open(clip).placed.slots
+    assert kept.seconds.tolist() == llm.engine.memory.open(clip).slots
     if method.inside_decoder():
         with pytest.raises(InputError, match="while the LLM runs"):
             llm.preview(clip, QUESTION, compressor=method)
         return
-    with calls_of(llm.adapter.decoder.layers[0]) as seen:  # type: ignore[index, union-attr]
+    with calls_of(llm.engine.adapter.decoder.layers[0]) as seen:  # type: ignore[index, union-attr]
         assert llm.preview(clip, QUESTION, compressor=method) == kept
     assert not seen and hooks(llm.model) == 0
     whole = llm.preview(clip, QUESTION, compressor=build("none"))

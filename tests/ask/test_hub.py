@@ -24,8 +24,8 @@ from transformers.video_utils import VideoMetadata
 from videos import write_video
 
 from vidllm import InputError, VideoLLM, WorkError, load_video
-from vidllm.ask.asking import choose_frames
-from vidllm.ask.hub import HubVideoLLM
+from vidllm.ask.options import choose_frames
+from vidllm.models.families.engine import HubEngine
 from vidllm.models.families.pixels import video_pixels
 from vidllm.models.families.prompting import chat
 from vidllm.models.families.scripts import SCRIPTS, in_words
@@ -74,14 +74,17 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def plain(folder: Path) -> HubVideoLLM:
+def plain(folder: Path) -> VideoLLM:
     return opened(folder)
 
 
-def opened(folder: Path, **options: Any) -> HubVideoLLM:
-    llm = VideoLLM.from_pretrained(folder, **options)
-    assert isinstance(llm, HubVideoLLM)
-    return llm
+def opened(folder: Path, **options: Any) -> VideoLLM:
+    return VideoLLM.from_pretrained(folder, **options)
+
+
+def engine_of(llm: VideoLLM) -> HubEngine:
+    assert isinstance(llm.engine, HubEngine)
+    return llm.engine
 
 
 def from_the_library(
@@ -117,17 +120,19 @@ def from_the_library(
 
 
 def test_prompts_and_answers_are_those_of_transformers(
-    plain: HubVideoLLM, clip: VideoClip, monkeypatch: pytest.MonkeyPatch
+    plain: VideoLLM, clip: VideoClip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The library's own text, ids and `generate`, with the clip's true seconds."""
     frames = torch.from_numpy(clip.frames.copy())
-    pixels = video_pixels(plain.kind, frames, plain.eyes.options)
-    text = PROMPTS[plain.kind].format(from_the_library(plain.kind, clip, pixels, monkeypatch))
+    pixels = video_pixels(engine_of(plain).kind, frames, engine_of(plain).memory.options)
+    text = PROMPTS[engine_of(plain).kind].format(
+        from_the_library(engine_of(plain).kind, clip, pixels, monkeypatch)
+    )
     ids = torch.tensor([letters()(text)["input_ids"]])
     beside: dict[str, Any] = {}
-    if "qwen" in plain.kind:
+    if "qwen" in engine_of(plain).kind:
         beside["mm_token_type_ids"] = 2 * (ids == 102).int()
-    if plain.kind == "qwen2_5_vl":
+    if engine_of(plain).kind == "qwen2_5_vl":
         step = 2 * float(clip.seconds[-1] - clip.seconds[0]) / 5
         beside["second_per_grid_ts"] = torch.tensor([step])
     out = plain.model.generate(
@@ -136,7 +141,7 @@ def test_prompts_and_answers_are_those_of_transformers(
     answer = plain.ask(clip, QUESTION, max_new_tokens=12)
     assert answer.raw == letters().decode(out[0, ids.shape[1] :]).strip()
     count = (ids >= 101).sum() - (ids >= 103).sum()  # of <image> and <video>
-    newline = int(plain.kind == "llava_onevision")
+    newline = int(engine_of(plain).kind == "llava_onevision")
     assert answer.receipt.tokens_full == answer.receipt.tokens_kept == int(count) - newline
     stages = ["decode", "encode", "compress", "prefill", "generate"]
     assert list(answer.receipt.seconds) == stages and answer.receipt.frames == 6
@@ -145,17 +150,17 @@ def test_prompts_and_answers_are_those_of_transformers(
     assert sum(runs) == int(count) and QUESTION in shown
 
 
-def test_the_prompt_tells_the_true_seconds(plain: HubVideoLLM, clip: VideoClip) -> None:
+def test_the_prompt_tells_the_true_seconds(plain: VideoLLM, clip: VideoClip) -> None:
     shown = plain.prompt_text(clip, QUESTION)
     seconds = clip.seconds.tolist()
-    if plain.kind == "qwen3_vl":
+    if engine_of(plain).kind == "qwen3_vl":
         middles = [(a + b) / 2 for a, b in zip(seconds[::2], seconds[1::2], strict=True)]
         wanted = [f"<{t:.1f} seconds><img><video" for t in middles]
-    elif plain.kind == "video_llama_3":
+    elif engine_of(plain).kind == "video_llama_3":
         wanted = [f"Time {t:.1f}s:<video" for t in seconds]
-    elif plain.kind == "smolvlm":
+    elif engine_of(plain).kind == "smolvlm":
         wanted = [f"\nFrame from 00:{int(t):02d}:<fake" for t in seconds] + ["six frames", "0:00:0"]
-    elif plain.kind == "internvl":
+    elif engine_of(plain).kind == "internvl":
         wanted = [f"Frame{n}: <img><video 4></img>" for n in range(1, 7)]
     else:
         wanted = ["<video "]
@@ -168,7 +173,7 @@ def test_the_prompt_tells_the_true_seconds(plain: HubVideoLLM, clip: VideoClip) 
 def test_compressed_answers_and_several_questions(folder: Path, clip: VideoClip, spec: str) -> None:
     llm = opened(folder, compressors=spec, keep=0.5)
     calls: list[int] = []
-    llm.adapter.tower.register_forward_hook(lambda *_: calls.append(1))
+    engine_of(llm).adapter.tower.register_forward_hook(lambda *_: calls.append(1))
     two = llm.ask(clip, [QUESTION, "What happens?"], max_new_tokens=6)
     assert isinstance(two, list) and len(calls) == 1
     for answer in two:
@@ -178,7 +183,7 @@ def test_compressed_answers_and_several_questions(folder: Path, clip: VideoClip,
         assert ("reads the question" in " ".join(answer.notes)) == (spec == "fastv")
     again = llm.ask(clip, "What happens?", max_new_tokens=6)
     assert len(calls) == 1 and again.raw == two[1].raw  # the encoded video is reused
-    seen = llm.eyes.last(clip)
+    seen = engine_of(llm).memory.last(clip)
     assert seen is not None and (seen.prefix is None) == (spec == "fastv")  # and its keys
     assert seen.prefix is None or seen.prefix[1].reused >= 2
     other = llm.ask(load_video(clip.path, frames=4), QUESTION, max_new_tokens=1)
@@ -198,7 +203,7 @@ def test_methods_are_told_the_clips_seconds(folder: Path, clip: VideoClip) -> No
     )[1]
     llm.compressor = method
     llm.ask(clip, QUESTION, max_new_tokens=1)
-    slots = llm.eyes.open(clip).placed.slots
+    slots = engine_of(llm).memory.open(clip).slots
     spans = seen[0].span.double()
     firsts = [float(spans[seen[0].frame == f][0, 1]) for f in range(len(slots) - 1)]
     edges = [(a + b) / 2 for a, b in pairwise(slots)]
@@ -243,7 +248,9 @@ def test_what_a_model_says_becomes_spans(
     def says(text: str) -> Callable[..., torch.Tensor]:
         def generate(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
             asked.append(letters().decode(input_ids[0]))
-            llm.eyes.adapter.model(input_ids=input_ids[:, :2])  # a call, so that there is a report
+            engine_of(llm).memory.adapter.model(
+                input_ids=input_ids[:, :2]
+            )  # a call, so that there is a report
             new = torch.tensor([letters()(text)["input_ids"]])
             return torch.cat([input_ids, new], dim=1)
 
@@ -251,11 +258,11 @@ def test_what_a_model_says_becomes_spans(
 
     monkeypatch.setattr(llm.model, "generate", says("It is from 0:01 to 00:00:03.<|im_end|>"))
     answer = llm.ground_answer(clip, "the ball falls.")
-    origin = float(clip.seconds[0]) if llm.kind == "qwen2_5_vl" else 0.0
+    origin = float(clip.seconds[0]) if engine_of(llm).kind == "qwen2_5_vl" else 0.0
     assert [tuple(s)[:2] for s in answer.spans] == [(1.0 + origin, 3.0 + origin)]
     assert answer.text == "It is from 0:01 to 00:00:03." and not answer.failed
     assert "the video: the ball falls? Answer with" in asked[-1]
-    named = llm.script.clock == "none"  # then the seconds stand before the question
+    named = engine_of(llm).script.clock == "none"  # then the seconds stand before the question
     assert ("These frames are located at" in asked[-1]) == named
     assert llm.ground(clip, "the ball falls", times=False) == list(answer.spans)
     assert "These frames are located at" not in asked[-1]
@@ -306,9 +313,8 @@ def test_what_cannot_be_served_is_refused(qwen: Path, clip: VideoClip, tmp_path:
             llm.ask(clip, question)
     with pytest.raises(InputError, match="tokens must be"):
         llm.ask(clip, QUESTION, tokens=0)
-    for call in (llm.encode, llm.compress, llm.answer):
-        with pytest.raises(InputError, match=r"Qwen2\.5-VL"):
-            call()
+    with pytest.raises(InputError, match="one of vidllm's own models"):
+        llm.index(clip.path, tmp_path / "x.vidx")
 
 
 def test_other_numbers_and_attention(qwen: Path, clip: VideoClip) -> None:

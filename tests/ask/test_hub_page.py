@@ -15,7 +15,7 @@ from transformers import AutoProcessor, BatchFeature
 from videos import write_video
 
 from vidllm import InputError, VideoLLM, load_video
-from vidllm.ask.hub import HubVideoLLM
+from vidllm.models.families.engine import HubEngine
 from vidllm.models.families.pixels import pixel_options, video_pixels
 from vidllm.models.families.prompting import beside, write
 
@@ -30,14 +30,14 @@ class Processor:
 
     def apply_chat_template(self, chat: list[dict[str, Any]], **_: Any) -> BatchFeature:
         llm = self.llm
-        assert isinstance(llm, HubVideoLLM)
+        assert isinstance(llm.engine, HubEngine)
         video, question = chat[0]["content"]
         clip = load_video(video["path"], frames=8)
-        seen = llm.eyes.open(clip)
-        text = write(llm.script, llm.chat, seen.placed, question["text"])
+        seen = llm.engine.memory.open(clip)
+        text = write(llm.engine.script, llm.engine.chat, seen.placed, question["text"])
         ids = torch.tensor([letters()(text)["input_ids"]])
-        pixels = video_pixels(llm.kind, torch.from_numpy(clip.frames.copy()), self.options)
-        told = beside(llm.adapter, seen.placed, ids, seen.length)
+        pixels = video_pixels(llm.engine.kind, torch.from_numpy(clip.frames.copy()), self.options)
+        told = beside(llm.engine.adapter, seen.placed, ids, seen.length)
         mask = torch.ones_like(ids)
         return BatchFeature({"input_ids": ids, "attention_mask": mask, **pixels, **told})
 

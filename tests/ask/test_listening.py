@@ -12,19 +12,19 @@ import pytest
 import torch
 from hub_tiny import letters, save_hub
 from test_asking import FAMILIES, QUESTION, TOKENIZER, calls_of, hooks, plain, spec_of
-from tiny import hub_model, tiny_model, write_video
+from tiny import generation, hub_model, tiny_model, write_video
 
 from vidllm import Span, VideoLLM, WorkError, load_video
-from vidllm.ask.hub import HubVideoLLM
-from vidllm.ask.wording import scored_spans, whole_times
 from vidllm.compressors import build
 from vidllm.cost.flops import counted
 from vidllm.cost.spending import Spending
-from vidllm.models.answer import Receipt
+from vidllm.models.families.engine import HubEngine
 from vidllm.models.hooks.decoding import Trace, generate_from
+from vidllm.models.native.engine import native_engine
 from vidllm.models.native.prompt import prompt_ids
 from vidllm.progress import Listener, Stopped, StopSignal
 from vidllm.timecode import AbsoluteTime, TextTime
+from vidllm.timecode.scoring import scored_spans, whole_times
 from vidllm.video import VideoClip
 
 TIMES = [0.0, 0.1, 0.5, 0.6, 1.2, 2.0]
@@ -74,8 +74,8 @@ def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def layers_of(llm: VideoLLM) -> Any:
-    if isinstance(llm, HubVideoLLM):
-        return llm.adapter.tower, llm.adapter.decoder
+    if isinstance(llm.engine, HubEngine):
+        return llm.engine.adapter.tower, llm.engine.adapter.decoder
     return llm.model.vision, llm.model.language_model
 
 
@@ -156,7 +156,7 @@ def test_what_a_listener_raises_ends_the_call(llm: VideoLLM, clip: VideoClip) ->
 @pytest.mark.parametrize("name", [None, "uniform", "tome", "fastv", "dycoke-cache"])
 def test_flops_are_what_torch_counts(name: str | None, llm: VideoLLM, clip: VideoClip) -> None:
     """All but what choosing takes, which these tiny models feel."""
-    if name == "tome" and isinstance(llm, HubVideoLLM):
+    if name == "tome" and isinstance(llm.engine, HubEngine):
         name = "tome:tower=false"
     llm.model.requires_grad_(False)  # torch's counter cannot follow gradients here
     method = build("none") if name is None else build(name, keep=0.5)
@@ -196,7 +196,7 @@ def test_models_of_unknown_shape_tell_no_flops(clip: VideoClip) -> None:
     assert llm.ask(clip, QUESTION, max_new_tokens=1).receipt.flops is not None
     other = type(model.config).from_dict(model.config.to_dict())
     other.text = {**other.text, "model_type": "gpt2"}
-    llm.spending = Spending(other)
+    llm.spending = Spending(other, llm.engine.decoder_config)
     assert llm.ask(clip, QUESTION, max_new_tokens=1).receipt.flops is None
 
 
@@ -204,7 +204,7 @@ def test_models_of_unknown_shape_tell_no_flops(clip: VideoClip) -> None:
 def test_scores_of_tokens_are_those_of_one_pass_over_the_answer(clip: VideoClip) -> None:
     model = hub_model("clip", "qwen3", downsample=2)
     llm = VideoLLM(model, TOKENIZER, keep=1.0)
-    tokens, duration = llm.encode(clip)
+    tokens, duration = native_engine(llm).tokens(clip)
     head, tail = prompt_ids(TOKENIZER, QUESTION)
     trace, rows = Trace(), [tail, tail[2:]]
     prefix = model.prefill(head, tokens, duration)
@@ -225,10 +225,9 @@ def test_a_span_is_as_sure_as_the_tokens_that_spell_it(clip: VideoClip) -> None:
     word = tokenizer.convert_tokens_to_ids("from")
     ids = [word, first, word, first + 99, first + 3, first + 7]
     scores = [-9.0, -0.5, -9.0, -1.5, -0.2, -0.4]
-    answer = llm._answer("when?", ids, clip, 2.0, Receipt(1, 1, 1, 0.0, 0.0, {}), scores)
+    answer = llm.engine.decode(generation(ids, scores), "when?", clip)
     assert [s.score for s in answer.spans] == pytest.approx([math.exp(-1.0), math.exp(-0.3)])
-    assert answer.as_dict()["scores"] == [round(s.score, 4) for s in answer.spans]
-    unscored = llm._answer("when?", ids, clip, 2.0, Receipt(1, 1, 1, 0.0, 0.0, {}))
+    unscored = llm.engine.decode(generation(ids), "when?", clip)
     assert [s.score for s in unscored.spans] == [1.0, 1.0]
 
 

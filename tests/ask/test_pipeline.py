@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hub_tiny import save_hub
-from tiny import save_tiny, write_video
+from tiny import generation, save_tiny, write_video
 
 from vidllm import InputError, Span, VideoLLM, WorkError, load_video
 from vidllm.compressors import build
 from vidllm.eval.run.answer_costs import CLIP_STAGES, costs_of, mean_costs, split, sum_costs
 from vidllm.models.answer import Receipt
+from vidllm.models.native.engine import native_engine
 
 TIMES = [0.0, 0.033, 0.1, 0.5, 0.55, 1.2, 2.0, 2.04, 2.9, 3.5, 3.6, 4.4]
 
@@ -43,7 +44,7 @@ def test_ask_gives_text_spans_and_a_receipt(llm: VideoLLM, video: Path) -> None:
 
 def test_seconds_told_are_the_containers_to_the_millisecond(llm: VideoLLM, video: Path) -> None:
     clip = load_video(video, frames=len(TIMES))
-    tokens, duration = llm.encode(clip)
+    tokens, duration = native_engine(llm).tokens(clip)
     assert np.allclose(clip.seconds, TIMES, atol=1e-3)
     middle = (np.asarray(TIMES[1:]) + np.asarray(TIMES[:-1])) / 2
     told = tokens.span[:: len(tokens) // len(TIMES)].numpy()
@@ -79,13 +80,12 @@ def test_the_receipt_counts_what_is_kept(folder: Path, video: Path, spec: str) -
 
 def test_a_range_is_told_as_its_own_time_line(llm: VideoLLM, video: Path) -> None:
     clip = load_video(video, frames=8, start=1.0, end=3.0)
-    tokens, length = llm.encode(clip)
+    tokens, length = native_engine(llm).tokens(clip)
     assert length == pytest.approx(2.0)
     assert float(tokens.span.max()) == pytest.approx(2.0)
     first = llm.config.time_token_start
     reply = [first, first + llm.config.time_tokens - 1]
-    receipt = Receipt(1, 1, 1, 0.0, 0.0, {})
-    answer = llm._answer("when?", reply, clip, length, receipt)
+    answer = llm.engine.decode(generation(reply), "when?", clip)
     assert answer.spans == (Span(1.0, 3.0),)
     assert answer.text == "1.0 s 3.0 s"
 

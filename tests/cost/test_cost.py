@@ -14,7 +14,6 @@ from hf_tiny import FAMILIES, IMAGE, VIDEO, Video, hf_inputs, hf_model
 from tiny import hub_model, tiny_model
 from torch import Tensor
 
-from vidllm.ask.answering import Prompt, reply
 from vidllm.cli.main import main
 from vidllm.compressors import build
 from vidllm.compressors.base import Scorer
@@ -27,6 +26,7 @@ from vidllm.cost.shapes import from_config, shape_of, temporal_flops
 from vidllm.encoders.temporal import get_temporal
 from vidllm.encoders.vision import build_vision
 from vidllm.errors import InputError
+from vidllm.models.native.engine import Prompt, answer_prompt
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.progress.stopwatch import Stopwatch
 from vidllm.tokens import VideoTokens
@@ -176,7 +176,9 @@ def test_a_whole_run_of_the_native_model_against_the_counter(make: str, keep: fl
     def run() -> None:
         seen = model.encode(pixels, seconds, float(frames))
         prompt = Prompt(head, [tail], seen, float(frames))
-        made.append(reply(model, prompt, Late(keep), Stopwatch(), max_new_tokens=answer, eos=-1))
+        made.append(
+            answer_prompt(model, prompt, Late(keep), Stopwatch(), max_new_tokens=answer, eos=-1)
+        )
 
     seen = counted(run)
     shape = from_config(model.config, "m")
@@ -229,7 +231,7 @@ def test_a_plan_is_what_a_run_leaves(spec: str) -> None:
     grid = (7, model.grid_side, model.grid_side)
     tokens = model.encode(torch.rand(7, 3, 32, 32), np.arange(7.0), 7.0, wants=method.needs)
     prompt = Prompt([1, 2, 3], [[4, 5, 6, 7]], tokens, 7.0)
-    _, kept, cached = reply(model, prompt, method, Stopwatch(), max_new_tokens=3, eos=-1)
+    _, kept, cached = answer_prompt(model, prompt, method, Stopwatch(), max_new_tokens=3, eos=-1)
     plan = plan_of(method, grid, 2)
     assert plan.total == len(tokens)
     assert sum(plan.cached) / 2 == pytest.approx(cached)

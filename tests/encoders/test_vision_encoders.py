@@ -12,7 +12,6 @@ from tiny import hub_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from vidllm.ask.encode import slot_seconds
 from vidllm.encoders.vision import (
     DistEncoder,
     HubTower,
@@ -25,6 +24,7 @@ from vidllm.encoders.vision import (
 )
 from vidllm.encoders.vision.heads import MeanHead, build_head
 from vidllm.errors import InputError
+from vidllm.models.native.clip_memory import slot_seconds
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from vidllm.models.engine import Counts, Generation
 from vidllm.models.native.model import NativeConfig, NativeVideoLLM
 from vidllm.stage.training.settings import TrainSettings, build_model
 from vidllm.stage.training.tokenizer import build_tokenizer
@@ -64,6 +66,12 @@ def hub_model(vision: str | dict[str, Any], text: str = "qwen2", **options: Any)
         **options,
     )
     return NativeVideoLLM(config).eval()
+
+
+def generation(ids: Sequence[int], scores: Sequence[float] = ()) -> Generation:
+    """An answer of these tokens, as a model would have made it."""
+    nothing = Counts(1, 1, (), ())
+    return Generation(list(ids), scores, torch.empty(0), None, 1, 1.0, nothing, 0, 0, len(ids), {})
 
 
 def write_video(path: Path, seconds: list[float], size: tuple[int, int] = (64, 48)) -> Path:

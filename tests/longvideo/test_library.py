@@ -19,8 +19,9 @@ from vidllm.longvideo.answering import Reader
 from vidllm.longvideo.catalogue import SCHEMA
 from vidllm.longvideo.choosing import Vote
 from vidllm.longvideo.fitting import Fitting, statement
-from vidllm.longvideo.many import Many, _Heard
+from vidllm.longvideo.many import Many, _Votes
 from vidllm.longvideo.marks import model_mark
+from vidllm.models.native.engine import native_engine
 from vidllm.models.native.prompt import PROMPTS, prompt_ids
 
 QUERY = "the red star spins"
@@ -85,7 +86,10 @@ def test_what_was_added_is_listed_and_searched(
 def test_windows_of_many_files_in_one_batch_say_what_each_says_alone(
     llm: VideoLLM, made: Path
 ) -> None:
-    readers = [Reader(VideoIndex.load(file, llm), llm) for file in sorted(made.glob("*.vidx"))]
+    readers = [
+        Reader(VideoIndex.load(file, llm), native_engine(llm))
+        for file in sorted(made.glob("*.vidx"))
+    ]
     together = Many(readers)
     head, tail = prompt_ids(llm.tokenizer, llm.words("ground", QUERY))
     told: dict[int, list[Vote]] = {}
@@ -104,9 +108,9 @@ def test_windows_of_many_files_in_one_batch_say_what_each_says_alone(
 
 
 def test_spans_are_ranked_by_the_best_fit_of_the_votes_behind_them() -> None:
-    heard = _Heard([Vote((10, 20), 0.8), Vote((11, 20), 0.6), Vote((70, 75), 0.9)], [0.2, 0.5, 0.4])
+    heard = _Votes([Vote((10, 20), 0.8), Vote((11, 20), 0.6), Vote((70, 75), 0.9)], [0.2, 0.5, 0.4])
     assert [(vote.span, vote.score) for vote in heard.spans()] == [((10, 20), 0.5), ((70, 75), 0.4)]
-    assert _Heard().spans() == []
+    assert _Votes().spans() == []
 
 
 @pytest.mark.parametrize(
@@ -133,7 +137,7 @@ def test_a_fit_is_the_probability_of_the_words_as_the_caption_of_the_span(
 ) -> None:
     """Against one forward pass over the whole sequence, without a cache."""
     file = sorted(made.glob("*.vidx"))[-1]
-    reader = Reader(VideoIndex.load(file, llm), llm)
+    reader = Reader(VideoIndex.load(file, llm), native_engine(llm))
     model, tokenizer = llm.model, llm.tokenizer
     _, batch = reader.levels[0]
     batch = batch.rows(slice(0, 1))
@@ -246,7 +250,9 @@ def test_indexes_are_taken_as_they_are(
     strange = loud(seed=2)
     alien = indexed(strange, fresh, tmp_path / "alien.vidx")
     empty = VideoLibrary(tmp_path / "other")
-    assert empty.add(alien.path).model == model_mark(strange)  # no model is loaded for this
+    assert empty.add(alien.path).model == model_mark(
+        native_engine(strange)
+    )  # no model is loaded for this
     with pytest.raises(InputError, match="another model, such as fresh"):
         VideoLibrary(empty.folder, llm).add(videos[0])
     hits = VideoLibrary(empty.folder, llm).ground(QUERY)

@@ -21,6 +21,7 @@ from vidllm.longvideo.answering import Reader
 from vidllm.longvideo.choosing import Vote, elected, grouped, middle, tiou
 from vidllm.longvideo.scan import expected_iou
 from vidllm.longvideo.windows import Cuts, Level, clock, nearest
+from vidllm.models.native.engine import native_engine
 from vidllm.models.native.prompt import prompt_ids
 
 QUERY = "the red star spins"
@@ -52,8 +53,8 @@ def test_an_index_answers_as_the_clip_that_it_is(llm: VideoLLM, tmp_path: Path) 
     video = write_video(tmp_path / "short.mp4", 16, fps=1, size=(64, 48))
     index = indexed(llm, video, tmp_path / "short.vidx", fps=1.0, near=0.0)
     clip = llm.sample(video, fps=1.0)
-    tokens, _ = llm.encode(clip)
-    kept = llm.compress(tokens)
+    tokens, _ = native_engine(llm).tokens(clip)
+    kept = llm.compressor.before_decoder(tokens)[0]
     assert torch.allclose(index.tensor("features.0")[0], kept.features, atol=1e-5)
     assert torch.allclose(index.tensor("span.0")[0], kept.span.float(), atol=1e-5)
     assert index.tensor("position.0")[0].tolist() == kept.position.tolist()
@@ -70,8 +71,8 @@ def test_the_next_question_starts_clean(
 ) -> None:
     before = index.path.read_bytes()
     questions = (ASKED, "what happens first?", "how many times does the star jump?")
-    fresh = [plain(Reader(index, llm).ask(question)) for question in questions]
-    held = Reader(index, llm)
+    fresh = [plain(Reader(index, index.engine).ask(question)) for question in questions]
+    held = Reader(index, index.engine)
     for _ in range(2):  # the second time from kept caches
         assert [plain(held.ask(question)) for question in questions] == fresh
         assert plain(held.ground(llm.words("ground", QUERY))) == plain(index.ground_answer(QUERY))
@@ -81,7 +82,7 @@ def test_the_next_question_starts_clean(
     held.ask("why does the blue star jump?")
     assert [b.bytes() for b in kept] == sizes
     monkeypatch.setattr(answering, "KEPT_BYTES", 0)
-    bare = Reader(index, llm)
+    bare = Reader(index, index.engine)
     assert [plain(bare.ask(question)) for question in questions] == fresh
     assert not bare._kept
     loaded = VideoIndex.load(index.save(tmp_path / "copies" / "copy.vidx"), llm)
@@ -93,7 +94,7 @@ def test_the_next_question_starts_clean(
 def test_a_question_that_is_broken_off_leaves_no_trace(
     llm: VideoLLM, index: VideoIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = Reader(index, llm)
+    held = Reader(index, index.engine)
     want = plain(held.ask(ASKED))
 
     def stop(*_: object) -> float:
@@ -150,7 +151,7 @@ def test_points_in_time_are_looked_at_too(
         Reader, "vote", lambda *a: Vote((150.0, 150.0), usual(*a).score) if a[1] else usual(*a)
     )
     head, tail = prompt_ids(llm.tokenizer, ASKED)
-    reader = Reader(index, llm)
+    reader = Reader(index, index.engine)
     said = reader._scan(head, tail, timed=False)
     answer = reader._told(ASKED, head, tail, said, answering.Stopwatch())
     assert answer.text and "then again at" in answer.notes[1]

@@ -21,6 +21,7 @@ from vidllm.compressors import build
 from vidllm.longvideo.marks import method_facts, method_of, method_words, model_mark, source_mark
 from vidllm.longvideo.store import IndexFile, is_index
 from vidllm.longvideo.windows import levels_for, on_screen
+from vidllm.models.native.engine import native_engine
 
 SMALL = {"size": (64, 48)}
 
@@ -212,9 +213,11 @@ def test_a_changed_source_is_refused_and_an_absent_one_is_not(
 
 def test_the_mark_of_a_model_is_of_its_weights(index: VideoIndex) -> None:
     mine, other = loud(), loud(seed=2)
-    assert model_mark(mine) == index.facts["model"] != model_mark(other)
+    assert (
+        model_mark(native_engine(mine)) == index.facts["model"] != model_mark(native_engine(other))
+    )
     mine.model.to(torch.bfloat16)
-    assert model_mark(mine) == index.facts["model"]
+    assert model_mark(native_engine(mine)) == index.facts["model"]
     with pytest.raises(InputError, match="another model"):
         VideoIndex.load(index.path, other)
 
@@ -225,14 +228,14 @@ def test_the_mark_of_a_model_is_of_its_weights(index: VideoIndex) -> None:
 def test_the_compressor_is_kept_by_name(llm: VideoLLM, spec: str) -> None:
     method = build(spec, keep=0.5) if "," in spec else build(spec)
     told = json.loads(json.dumps(method_facts(method)))
-    assert repr(method_of(told, llm)) == repr(method) and told["spec"]
+    assert repr(method_of(told, native_engine(llm))) == repr(method) and told["spec"]
     assert method.name.split(",")[0] in method_words(told)
 
 
 def test_a_compressor_of_ones_own_must_be_given_again(llm: VideoLLM) -> None:
     told = {**method_facts(llm.compressor), "spec": None, "repr": "Mine(keep=0.5)"}
     with pytest.raises(InputError, match="Mine"):
-        method_of(told, llm)
+        method_of(told, native_engine(llm))
 
 
 @pytest.mark.parametrize("spec", ["fastv", "nasva", "mustdrop"])

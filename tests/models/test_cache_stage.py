@@ -14,12 +14,13 @@ from torch import Tensor
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from vidllm import InputError
-from vidllm.ask.answering import Prompt, by_question, reply
 from vidllm.compressors import DyCokeCache, build, get
+from vidllm.models.engine import by_question
 from vidllm.models.hooks.cache_choice import CacheChoice
 from vidllm.models.hooks.decoding import generate_from
 from vidllm.models.hooks.eviction import evict
 from vidllm.models.hooks.kv_cache import Prefill, decoder_layers
+from vidllm.models.native.engine import Prompt, answer_prompt
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.progress.stopwatch import Stopwatch
 
@@ -198,7 +199,9 @@ def test_questions_share_one_prefill_and_the_receipt_says_what_was_read(spec: st
 
     def ask(tails: list[list[int]], watch: Stopwatch) -> tuple[list[list[int]], int, float]:
         prompt = Prompt(HEAD, tails, tokens, duration)
-        replies, kept, cached = reply(model, prompt, method, watch, max_new_tokens=5, eos=-1)
+        replies, kept, cached = answer_prompt(
+            model, prompt, method, watch, max_new_tokens=5, eos=-1
+        )
         return replies, len(kept), cached
 
     both, kept, cached = ask(PROMPTS, Stopwatch())

@@ -16,7 +16,10 @@ from vidllm import InputError, VideoLLM
 from vidllm.compressors import Chain, Compressor, build, get
 from vidllm.compressors.shared.in_tower import InTower, falling, tower_part
 from vidllm.encoders.vision import HubTower
+from vidllm.models.native.clip_memory import NativeClip
+from vidllm.models.native.engine import native_engine
 from vidllm.models.native.model import NativeVideoLLM
+from vidllm.progress.stopwatch import Stopwatch
 from vidllm.stage.training.tokenizer import build_tokenizer
 from vidllm.timecode import get_timecode
 from vidllm.tokens import VideoTokens
@@ -65,11 +68,12 @@ def test_from_a_file_to_an_answer_with_fewer_tokens_in_the_tower(
         said = outside.ask(video, QUESTION, max_new_tokens=4)
     assert seen == [6 * 17] * 2 and said.receipt.tokens_kept == full // 4
     clip = outside.sample(video)
-    tokens, duration = llm.encode(clip)  # encoded once for several methods: nothing merged
+    tokens, _ = native_engine(llm).tokens(clip)  # encoded once for several methods: nothing merged
     assert len(tokens) == full
     method = get(name, keep=0.25, tower=False)
-    same = llm.answer(clip, tokens, duration, [QUESTION], compressor=method, max_new_tokens=4)
-    assert same[0].raw == said.raw
+    encoded = NativeClip(tokens, method, clip.seconds)
+    [same] = llm.engine.generate(clip, encoded, [QUESTION], method, Stopwatch(), 4)
+    assert llm.engine.decode(same, QUESTION, clip).raw == said.raw
 
 
 @pytest.mark.parametrize("spec", ["tome,visionzip", "tempme,storm", "mustdrop,mustdrop-filter"])

@@ -12,7 +12,7 @@ from vidllm.progress.stopwatch import Stopwatch
 from vidllm.timecode import Span
 from vidllm.video import VideoClip
 
-from .asking import Method
+from .options import Method
 from .sharing import twin
 from .video_llm import VideoLLM
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -18,12 +16,9 @@ from vidllm.models.families import adapter_for
 from vidllm.models.hooks.prefix import Prefix
 from vidllm.models.hooks.session import Session
 from vidllm.models.hooks.state import Report
-from vidllm.models.locks import alone
+from vidllm.models.locks import compressed_once
 
 __all__ = ["Compression", "CompressionReceipt", "Prefix", "compress"]
-
-#: Models at work, and the thread that opened the block.
-_AT_WORK: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -199,21 +194,8 @@ def compress(
     method = _method(compressors, keep, budget)
     adapter = adapter_for(model, processor)
     session = Session(adapter, method)
-    with alone(adapter.core):  # `VideoLLM.ask` of another thread comes to its end
-        opener = _AT_WORK.get(adapter.core)
-        if opener == threading.get_ident():
-            raise InputError("this model is compressed already: put the methods into one chain")
-        if opener is not None:
-            raise InputError(
-                "this model is compressed already, by another thread: use the block of that "
-                "thread, or open this one when it is left"
-            )
-        _AT_WORK[adapter.core] = threading.get_ident()
-    try:
-        with session.attached(exclusive):
-            yield Compression(session)
-    finally:
-        _AT_WORK.pop(adapter.core, None)
+    with compressed_once(adapter.core), session.attached(exclusive):
+        yield Compression(session)
 
 
 def _method(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from vidllm.compressors import Compressor, build, describe
 from vidllm.errors import InputError
 
-from .answering import check_serves
 from .recipes import get_recipe, list_recipes
 from .video_llm import VideoLLM
 
@@ -80,15 +79,8 @@ def _lacking(llm: VideoLLM, kind: str, name: str) -> str:
 
 def refusal(llm: VideoLLM, method: Compressor) -> str:
     """Why a model cannot serve a method, in one line; "" where it can."""
-    from vidllm.models.hooks.session import Session
-
-    from .hub import HubVideoLLM
-
     try:
-        if isinstance(llm, HubVideoLLM):
-            Session(llm.adapter, method)
-        else:
-            check_serves(llm.model, method)
+        llm.engine.check_serves(method)
     except InputError as error:
         return str(error)
     return ""

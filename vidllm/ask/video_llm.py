@@ -3,71 +3,76 @@
 from __future__ import annotations
 
 import os
-import weakref
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
-import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
 from vidllm.compressors import Compressor
 from vidllm.cost.memory import peak_memory
-from vidllm.cost.spending import Spending
-from vidllm.encoders.vision import VisionEncoder
+from vidllm.cost.spending import Spending, weighed
+from vidllm.errors import InputError
 from vidllm.errors.bounds import check as check_number
 from vidllm.errors.bounds import memory_answered
+from vidllm.longvideo import index_video
+from vidllm.longvideo.index import VideoIndex
 from vidllm.models.answer import Answer
+from vidllm.models.engine import Engine, check_early, longest_answer
+from vidllm.models.families.engine import HubEngine
 from vidllm.models.loading import (
     choose_compressor,
     choose_device,
     choose_dtype,
     has_temporal,
-    load_native,
     model_kind,
 )
 from vidllm.models.locks import one_at_a_time
-from vidllm.models.native.footage import (
-    KnownFootage,
-    UnknownFootage,
-    clip_pixels,
-    load_known,
-    warning,
-)
+from vidllm.models.native.engine import NativeEngine
+from vidllm.models.native.footage import KnownFootage, UnknownFootage, warning
 from vidllm.models.native.model import NativeConfig, NativeVideoLLM
-from vidllm.models.native.prompt import prompt_ids
-from vidllm.models.question import questions_of
+from vidllm.models.question import letters_of, questions_of
 from vidllm.models.shipped import default_model, find_model
-from vidllm.progress import Listener, attentive
+from vidllm.progress import Listener
 from vidllm.progress.stopwatch import Stopwatch
-from vidllm.timecode import get_timecode
+from vidllm.timecode import Span, TimeCode
 from vidllm.tokens import TokenMap
-from vidllm.video import VideoClip
+from vidllm.video import Limits, VideoClip, load_video
 
-from .answering import before_prefill, check_early, check_serves
-from .asking import AskOptions, Choices, Frames, Method, Video, sampling_of
-from .encode import Memory, window
+from .letters import letter_scores
+from .options import (
+    AskOptions,
+    Choices,
+    Frames,
+    Method,
+    Video,
+    check_fits,
+    chosen,
+    fit_notes,
+    fitting_frames,
+    within,
+)
 from .recipes import get_recipe
-from .replying import Replying
-from .wording import letters_of
 
 __all__ = ["Answer", "VideoLLM"]
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
-    from vidllm.longvideo.index import VideoIndex
-
-
-class VideoLLM(Replying):
+class VideoLLM:
     """A model that answers questions about videos; make one with `from_pretrained`.
 
     What the last `VideoClip` was encoded to is kept while the clip lives: later questions about
     this very object, with whatever compressor, do not encode it again.
+
+    Attributes:
+        engine: the model with its tokenizer, compressors and prompts. spending: what answers cost.
+        frames, fps, tokens, reader, seed: as for `from_pretrained`.
+        measures_memory: also measure memory on a CPU, where every tensor is counted as it is made
+            (slower by a tenth and more); on a GPU it is always measured.
     """
 
-    #: What footage the model knows; None for a model that makes no claim.
-    footage: KnownFootage | None = None
+    measures_memory = False
 
     def __init__(
         self,
@@ -83,19 +88,31 @@ class VideoLLM(Replying):
         seed: int = 0,
         footage: KnownFootage | None = None,
     ) -> None:
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.config: NativeConfig = model.config
-        self.compressor = choose_compressor(self.config, compressors, keep, tokens)
-        check_serves(model, self.compressor)
-        options = {"n": self.config.time_tokens} if self.config.time_code == "relative" else {}
-        self.code = get_timecode(self.config.time_code, **options)
+        engine = NativeEngine(
+            model, tokenizer, compressors=compressors, keep=keep, tokens=tokens, footage=footage
+        )
+        self._begin(engine, frames, fps, tokens, reader, seed)
+
+    @classmethod
+    def of(cls, engine: Engine, **sampling: Any) -> VideoLLM:
+        """Around an engine; `sampling` (frames, fps, …) as for `from_pretrained`."""
+        made = cls.__new__(cls)
+        made._begin(engine, **sampling)
+        return made
+
+    def _begin(
+        self,
+        engine: Engine,
+        frames: Frames = None,
+        fps: float | None = None,
+        tokens: int | None = None,
+        reader: str = "pyav",
+        seed: int = 0,
+    ) -> None:
+        self.engine = engine
         self.frames, self.fps, self.tokens = frames, fps, tokens
         self.reader, self.seed = reader, seed
-        self.memory = Memory(model)
-        self.spending = Spending(model.config)
-        self.footage = footage
-        self._known: weakref.WeakKeyDictionary[VideoClip, bool] = weakref.WeakKeyDictionary()
+        self.spending = Spending(engine.config, engine.decoder_config)
 
     @classmethod
     def from_pretrained(
@@ -118,7 +135,7 @@ class VideoLLM(Replying):
 
         Args:
             name: a shipped model, a folder or a name on the hub; None for the shipped default.
-                Models of `models.families.FAMILIES` come back as a `hub.HubVideoLLM`.
+                Its family is one of `models.families.FAMILIES`, or the project's own.
             recipe: a named system; `compressors` and `keep` override its own. One that reduces
                 behind a temporal encoder is refused for a model without.
             compressors: a spec such as "temporal-pool" or "aim,uniform", or an instance; None
@@ -149,19 +166,76 @@ class VideoLLM(Replying):
         kind = choose_dtype(dtype, place)
         if compressors is not None:  # what is wrong here must not wait for the weights
             choose_compressor(NativeConfig(), compressors, keep, tokens)
-        options: dict[str, Any] = {"compressors": compressors, "keep": keep, "frames": frames}
-        options |= {"fps": fps, "tokens": tokens, "reader": reader, "seed": seed}
-        if model_kind(folder) != NativeConfig.model_type:
-            from .hub import HubVideoLLM  # it is a VideoLLM itself
+        options: dict[str, Any] = {"compressors": compressors, "keep": keep, "tokens": tokens}
+        native = model_kind(folder) == NativeConfig.model_type
+        load = NativeEngine.load if native else HubEngine.load
+        engine = load(folder, attn, place, kind, seed=seed, **options)
+        return cls.of(engine, frames=frames, fps=fps, tokens=tokens, reader=reader, seed=seed)
 
-            return HubVideoLLM.load(folder, attn, place, kind, **options)
-        model, tokenizer = load_native(folder, attn)
-        footage = load_known(folder, model.vision)
-        torch.nn.Module.to(model, device=place, dtype=kind)
-        torch.manual_seed(seed)
-        return cls(model, tokenizer, footage=footage, **options)
+    @property
+    def model(self) -> Any:
+        """The model itself: a `NativeVideoLLM`, or one of transformers."""
+        return self.engine.model
 
-    @overload  # type: ignore[override]
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        return self.engine.tokenizer
+
+    @property
+    def config(self) -> Any:
+        """Its config."""
+        return self.engine.config
+
+    @property
+    def code(self) -> TimeCode:
+        """How it tells time."""
+        return self.engine.code
+
+    @property
+    def compressor(self) -> Compressor:
+        """What it is asked with, unless a call says otherwise."""
+        return self.engine.compressor
+
+    @compressor.setter
+    def compressor(self, method: Compressor) -> None:
+        self.engine.compressor = method
+
+    @property
+    def footage(self) -> KnownFootage | None:
+        """What footage the model knows; None for a model that makes no claim."""
+        return self.engine.footage
+
+    @property
+    def worked_on(self) -> nn.Module:
+        """The module whose layers are worked on, by one thread at a time."""
+        return self.engine.worked_on
+
+    @property
+    def usual_frames(self) -> int:
+        """Frames of a clip if nobody says how many."""
+        return self.engine.usual_frames
+
+    def count(self, height: int, width: int, frames: int) -> int:
+        """Video tokens without compression of so many frames of so many pixels, at most."""
+        return self.engine.count(height, width, frames)
+
+    def words(self, task: str, query: str = "") -> str:
+        """What the model is asked for a task: "ground", "highlights" or "caption"."""
+        return self.engine.words(task, query)
+
+    def timed(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of a question for a time, from those of a call."""
+        return self.engine.timed(options)
+
+    def knows(self, clip: VideoClip) -> bool:
+        """Whether a clip is of the world that the model was trained on, as far as it can tell.
+
+        True for a model that carries no statistics of its footage (see docs/footage.md).
+        """
+        return self.engine.knows(clip)
+
+    @overload
     def ask(self, video: Video, question: str, **options: Unpack[AskOptions]) -> Answer: ...
     @overload
     def ask(
@@ -184,6 +258,7 @@ class VideoLLM(Replying):
         choices: Choices = None,
         listener: Listener | None = None,
         anyway: bool = False,
+        times: bool = False,
     ) -> Answer | list[Answer]:
         """Answer one question, or several about the same video, which is then read once.
 
@@ -200,83 +275,80 @@ class VideoLLM(Replying):
                 None; their log-probabilities are in `Answer.letters`.
             listener: who hears of the stages and of the growing answer, and may stop the work.
             anyway: answer also about footage that the model does not know (`footage`); the first
-                note of the answer then says so.
+                note of the answer then says so. Models of the hub make no claim about footage.
+            times: write the seconds of all frames before the question, in words; for models of
+                the hub that are not told them otherwise. `ground`, `highlights` and `caption` do
+                it for LLaVA-OneVision and InternVL unless it is False.
 
         Raises:
             UnknownFootage: the model does not know such footage, and `anyway` is false.
             InputError: a video, question or option that is wrong.
             Stopped: the listener wanted the work to end.
         """
-        questions, answer = questions_of(question), self.longest_answer(max_new_tokens)
+        engine, questions = self.engine, questions_of(question)
+        longest = longest_answer(max_new_tokens)
         # A wrong question fails before the video costs anything.
-        prompts = [prompt_ids(self.tokenizer, text) for text in questions]
-        self.check_prompts(prompts, 0, answer)
+        engine.check_questions(questions, max_new_tokens)
+        self._check_times(times)
         letters = letters_of(questions, choices)
-        watch, most = Stopwatch(listener=listener), self.budget(tokens)
-        method = self.within(self.chosen(compressor, most), most)
-        check_serves(self.model, method)
-        with peak_memory(self.model.device, self.measures_memory) as peak:
-            clip = self.read(
-                watch,
-                video,
-                frames=frames,
-                fps=fps,
-                tokens=most,
-                start=start,
-                end=end,
-                compressor=compressor,
-            )
-            if not isinstance(self.model.vision, VisionEncoder):  # those may make fewer tokens
-                video_tokens = self.count(clip.height, clip.width, len(clip))
-                self.check_prompts(prompts, video_tokens, answer)
-            with attentive(listener, self.model):
-                with watch.stage("encode"):  # some methods merge inside the vision tower
-                    seen, rest = self.memory.see(clip, (), method)
-                    unknown = self.check_footage(clip, anyway=anyway)
-                self.check_fits(method, len(clip), seen.total, most)
-                answers = self.answer(
-                    clip,
-                    seen,
-                    window(self.config, clip)[1],
-                    questions,
-                    compressor=rest,
-                    watch=watch,
-                    max_new_tokens=max_new_tokens,
-                    choices=letters,
+        watch, most = Stopwatch(listener=listener), self._most(tokens)
+        method = within(chosen(self.compressor, compressor, most), most)
+        with (
+            peak_memory(self.model.device, self.measures_memory) as peak,
+            engine.at_work(method, listener) as work,
+        ):
+            if not isinstance(video, VideoClip):
+                watch.begin("decode")
+            how: dict[str, Any] = {"frames": frames, "fps": fps, "start": start, "end": end}
+            how |= {"tokens": most, "compressor": compressor}
+            clip = self.sample(video, **how, listener=listener)
+            watch.add("decode", clip.read_seconds)
+            shared = engine.sharing_notes(clip, method, len(questions))
+            with watch.stage("encode"):  # some methods merge inside the vision tower
+                total = engine.check_room(clip, questions, max_new_tokens, times)
+                check_fits(method, len(clip), total, most)
+                encoded = engine.encode(clip, work, weighed)
+                unknown = self._check_footage(clip, anyway)
+            check_fits(method, len(clip), encoded.total, most)
+            said = engine.generate(clip, encoded, questions, work, watch, longest, times)
+        answers = []
+        for text, one, some in zip(questions, said, letters, strict=True):
+            receipt = self.spending.receipt(len(clip), encoded, one, peak.megabytes)
+            made = engine.decode(one, text, clip, times)
+            fit = (*method.notes(), *fit_notes(method, receipt, most))
+            answers.append(
+                Answer(
+                    made.text,
+                    made.spans,
+                    receipt,
+                    made.raw,
+                    notes=(*unknown, *clip.notes, *shared, *made.notes, *fit),
+                    letters=letter_scores(self.tokenizer, some, one.first),
+                    kept=None if one.tokens is None else TokenMap.of(one.tokens, encoded.slots),
                 )
-        answers = [
-            replace(
-                a,
-                receipt=replace(a.receipt, peak_mb=peak.megabytes),
-                notes=(*unknown, *a.notes, *self.method_notes(method, a.receipt, most)),
             )
-            for a in answers
-        ]
         return answers[0] if isinstance(question, str) else answers
 
-    def knows(self, clip: VideoClip) -> bool:
-        """Whether a clip is of the world that the model was trained on, as far as it can tell.
+    def ground(self, video: Video, query: str, **options: Any) -> list[Span]:
+        """When what `query` describes happens: spans in seconds, none if the model cannot say.
 
-        True for a model that carries no statistics of its footage (see docs/footage.md).
+        Options as for `ask`.
         """
-        if self.footage is None:
-            return True
-        if clip not in self._known:
-            pixels = clip_pixels(clip, self.model.vision.image_size)
-            self._known[clip] = self.footage.knows(self.model.vision, pixels)
-        return self._known[clip]
+        return _spans(self.ground_answer(video, query, **options))
 
-    def check_footage(self, clip: VideoClip, *, anyway: bool) -> tuple[str, ...]:
-        """The note on footage that the model does not know, or nothing.
+    def ground_answer(self, video: Video, query: str, **options: Any) -> Answer:
+        """As `ground`, with text and receipt."""
+        return _timed(self.ask(video, self.words("ground", query), **self.timed(options)))
 
-        Raises:
-            UnknownFootage: it does not know it, and `anyway` is false.
-        """
-        if self.knows(clip):
-            return ()
-        if not anyway:
-            raise UnknownFootage
-        return (warning(),)
+    def highlights(self, video: Video, query: str, **options: Any) -> list[Span]:
+        """Every moment that fits `query`, as `ground`."""
+        return _spans(
+            _timed(self.ask(video, self.words("highlights", query), **self.timed(options)))
+        )
+
+    def caption(self, video: Video, **options: Any) -> Answer:
+        """What happens in the video and when."""
+        return _timed(self.ask(video, self.words("caption"), **self.timed(options)))
 
     @one_at_a_time
     def preview(
@@ -286,6 +358,7 @@ class VideoLLM(Replying):
         *,
         compressor: Method = None,
         tokens: int | None = None,
+        times: bool = False,
         **sampling: Any,
     ) -> TokenMap:
         """What a compressor leaves of a video, without running the LLM.
@@ -293,38 +366,81 @@ class VideoLLM(Replying):
         Args:
             video: a file, or better a clip from `load_video`, which is encoded once for all calls.
             question: for methods that read it.
-            compressor, tokens, sampling: as the options of `ask`.
+            compressor, tokens, times, sampling: as the options of `ask`.
 
         Raises:
             InputError: as `ask`; a method that chooses while the LLM runs, or one that reads the
                 question where there is none.
         """
-        most = self.budget(tokens)
-        method = self.within(self.chosen(compressor, most), most)
-        check_serves(self.model, method)
+        engine, most = self.engine, self._most(tokens)
+        method = within(chosen(self.compressor, compressor, most), most)
+        engine.check_serves(method)
         check_early(method)
-        tail = prompt_ids(self.tokenizer, question)[1] if method.query_aware else []
-        clip = self.sample(video, tokens=most, compressor=compressor, **sampling)
-        seen, rest = self.memory.see(clip, (), method)
-        self.check_fits(method, len(clip), seen.total, most)
-        kept = before_prefill(self.model, seen, rest or method, tail)
-        return TokenMap.of(kept, self._slots(clip, seen))
+        if method.query_aware:
+            engine.check_questions([question], 1)
+        self._check_times(times)
+        with engine.at_work(method) as work:
+            clip = self.sample(video, tokens=most, compressor=compressor, **sampling)
+            encoded = engine.encode(clip, work, weighed)
+            check_fits(method, len(clip), encoded.total, most)
+            kept = engine.preview(clip, encoded, question, work, times)
+        return TokenMap.of(kept, encoded.slots)
 
     @one_at_a_time
     def prompt_text(self, video: Video, question: str, **options: Unpack[AskOptions]) -> str:
         """The prompt that `ask` would make, with its times; video tokens as "<video 196>".
 
-        Tokens are counted before compression; the times stay where tokens go.
+        Tokens are counted before compression; the text stays where tokens go.
         """
-        clip = self.sample(video, **sampling_of(options))
-        head, tail = (str(self.tokenizer.decode(i)) for i in prompt_ids(self.tokenizer, question))
-        tokens, duration = self.encode(clip)
-        stamps = self._stamps(clip, tokens, duration)
-        if stamps is None:
-            return f"{head}<video {tokens.total}>{tail}"
-        told = zip(stamps, tokens.per_frame().tolist(), strict=True)
-        parts = [f"{self.tokenizer.decode(ids)}<video {count}>" for ids, count in told]
-        return head + "".join(parts) + tail
+        times = bool(options.get("times", False))
+        self._check_times(times)
+        self.engine.check_questions([question], 1)
+        names = ("frames", "fps", "tokens", "start", "end", "compressor")
+        sampling: dict[str, Any] = {k: v for k, v in options.items() if k in names}
+        clip = self.sample(video, **sampling)
+        return self.engine.prompt_text(clip, question, times)
+
+    def sample(
+        self,
+        video: Video,
+        *,
+        frames: Frames = None,
+        fps: float | None = None,
+        tokens: int | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        limits: Limits | None = None,
+        compressor: Method = None,
+        listener: Listener | None = None,
+    ) -> VideoClip:
+        """The clip that `ask` would look at; options as there.
+
+        Raises:
+            InputError: a video or option that is wrong.
+        """
+        if isinstance(video, VideoClip):
+            if any(v is not None for v in (frames, fps, start, end)):
+                raise InputError(
+                    "frames, fps, start and end belong to load_video when a clip is given"
+                )
+            return video
+        if frames is None and fps is None:
+            frames, fps = self.frames, self.fps
+        if frames is None and fps is None:
+            frames = self.usual_frames
+        part: dict[str, Any] = {"start": start, "end": end, "reader": self.reader}
+        if isinstance(frames, str):
+            if frames != "auto":
+                raise InputError(f"frames is a number or 'auto', not {frames!r}")
+            tokens = self.tokens if tokens is None else tokens
+            if tokens is None:
+                raise InputError("frames='auto' picks frames for a number of tokens: give tokens")
+            if fps is not None:
+                raise InputError("give only one of frames and fps")
+            method = chosen(self.compressor, compressor, tokens)
+            peek = load_video(video, frames=1, limits=limits or Limits(), **part)
+            frames = fitting_frames(peek, tokens, limits or Limits(), method, self.count)
+        return load_video(video, frames=frames, fps=fps, limits=limits, listener=listener, **part)
 
     def index(
         self, video: str | os.PathLike[str], path: str | os.PathLike[str] | None = None, **plan: Any
@@ -340,15 +456,40 @@ class VideoLLM(Replying):
             InputError: a video, model or option that is wrong.
             WorkError: the disk is full, the video is gone midway, …; what was done is kept.
         """
-        from vidllm.longvideo import index_video
-
         return index_video(self, video, path, **plan)
 
-    @property
-    def usual_frames(self) -> int:
-        """Frames that the model was trained with."""
-        return self.config.frames
+    def _most(self, tokens: int | None) -> int | None:
+        """The tokens of a call, or else those of the model; checked."""
+        tokens = self.tokens if tokens is None else tokens
+        if tokens is not None:
+            check_number("tokens", tokens)
+        return tokens
 
-    def count(self, height: int, width: int, frames: int) -> int:
-        """Video tokens of so many frames; a vision tower that sees time may make fewer."""
-        return int(frames * self.model.grid_side**2)
+    def _check_times(self, times: bool) -> None:
+        if times and not self.engine.writes_times:
+            raise InputError(
+                "times is for models from the hub: this one has a time code of its own"
+            )
+
+    def _check_footage(self, clip: VideoClip, anyway: bool) -> tuple[str, ...]:
+        """The note on footage that the model does not know, or nothing.
+
+        Raises:
+            UnknownFootage: it does not know it, and `anyway` is false.
+        """
+        if self.knows(clip):
+            return ()
+        if not anyway:
+            raise UnknownFootage
+        return (warning(),)
+
+
+def _spans(answer: Answer) -> list[Span]:
+    return [] if answer.failed else list(answer.spans)
+
+
+def _timed(answer: Answer) -> Answer:
+    """The answer to a question for a time: without one it failed."""
+    if answer.spans:
+        return answer
+    return replace(answer, failed=True, notes=(*answer.notes, "the answer names no time"))

@@ -247,9 +247,7 @@ def _told(llm: VideoLLM, times: bool | None) -> Any:
     """The option `times` of models from the hub, if it was given."""
     if times is None:
         return {}
-    from vidllm.ask.hub import HubVideoLLM
-
-    if not isinstance(llm, HubVideoLLM):
+    if not llm.engine.writes_times:
         raise InputError("--times is for models from the hub: this one has a time code of its own")
     return {"times": times}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -11,40 +11,50 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from vidllm.errors import InputError
+from vidllm.models.answer import Receipt
+from vidllm.models.engine import Counts, EncodedClip, Generation
 
 from .family_shapes import ANY_SIZE
-from .flops import VisionTransformer, attention, linears
+from .flops import VisionTransformer, attention, kv_bytes_per_token, linears
 from .prediction import Plan, cost_of
 from .shapes import Shape, from_config
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Video tokens of one prompt.
-
-    Attributes:
-        total: without compression. entering: those that the first decoder layer was given.
-        layers: those that every layer read in the prefill. read: those that every layer reads at
-            a decode step, in the mean.
-    """
-
-    total: int
-    entering: int
-    layers: Sequence[float]
-    read: Sequence[float]
 
 
 class Spending:
     """What a model's answers cost; its shapes are looked up once.
 
     Args:
-        config: of transformers, of the whole model.
+        config: of transformers, of the whole model. decoder: of its LLM, for the KV cache.
     """
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
+    def __init__(self, config: Any, decoder: Any = None) -> None:
+        self.config, self.decoder = config, decoder
         self._shape = lru_cache(maxsize=4)(self._find)
         self._seeing = lru_cache(maxsize=8)(self._look)
+
+    def receipt(
+        self, frames: int, encoded: EncodedClip, said: Generation, peak_mb: float | None
+    ) -> Receipt:
+        """The account of one answer.
+
+        Args:
+            frames: of the clip. peak_mb: the most memory of the whole call, where it was measured.
+        """
+        total = said.counts.total
+        size = kv_bytes_per_token(self.decoder, encoded.element_size)
+        flops = self.flops(
+            frames,
+            encoded.grid,
+            said.counts,
+            said.text,
+            said.made,
+            apart=said.apart,
+            vision=encoded.tower_flops,
+        )
+        full_mb, kept_mb = total * size / 1e6, said.cached * size / 1e6
+        return Receipt(
+            frames, total, said.kept, full_mb, kept_mb, said.seconds, peak_mb, flops, said.shared_by
+        )
 
     def flops(
         self,

@@ -15,7 +15,7 @@ from vidllm.ask.serving import Offer, offers, refusal
 from vidllm.ask.sharing import twin
 from vidllm.compressors import Compressor, build
 from vidllm.errors import InputError
-from vidllm.longvideo.build import check_method
+from vidllm.longvideo.build import indexing_engine
 from vidllm.models.loading import choose_compressor
 from vidllm.models.native.model import NativeConfig
 from vidllm.models.shipped import sample_videos
@@ -169,7 +169,7 @@ def _same(one: Path, two: Path) -> bool:
 
 def _refusal(llm: VideoLLM) -> str:
     try:
-        check_method(llm)
+        indexing_engine(llm)
     except InputError as error:
         return str(error)
     return ""

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vidllm.ask.video_llm import VideoLLM
+    from vidllm.models.engine import Engine
+    from vidllm.models.native.engine import HasEngine
     from vidllm.video import Limits
 
     from .build import Progress
@@ -17,7 +18,7 @@ __all__ = ["index_video"]
 
 
 def index_video(
-    llm: VideoLLM,
+    llm: HasEngine | Engine,
     video: str | os.PathLike[str],
     path: str | os.PathLike[str] | None = None,
     *,
@@ -40,7 +41,7 @@ def index_video(
     whatever way, goes on from there. An index that is there already is opened.
 
     Args:
-        llm: one of vidllm's own models. video: a file.
+        llm: one of vidllm's own models, as `VideoLLM` or its engine. video: a file.
         path: of the index; None for the video's name with ".vidx".
         fps: frames a second. tokens_per_minute: video tokens before compression; lowers `fps`.
         near: mean absolute difference of pixels, in levels of 255 at the vision tower's size, up
@@ -63,7 +64,7 @@ def index_video(
     from vidllm.compressors import build as build_method
     from vidllm.errors.paths import input_file
 
-    from .build import Plan, build, check_method
+    from .build import Plan, build, indexing_engine
     from .index import VideoIndex
     from .standing import guard, standing
     from .tower import check_tower
@@ -71,14 +72,14 @@ def index_video(
     file = input_file(video, "video file")
     place = file.with_suffix(".vidx") if path is None else Path(path)
     guard(place)
-    check_method(llm)
-    plan = Plan(fps, near, precision, tokens_per_minute, tower).checked(llm.model.grid_side**2)
+    engine = indexing_engine(llm)
+    plan = Plan(fps, near, precision, tokens_per_minute, tower).checked(engine.model.grid_side**2)
     if tower is not None:
-        check_tower(llm.model, build_method(tower))
-    if not force and standing(llm, file, place, plan):
-        return VideoIndex.load(place, llm)
+        check_tower(engine.model, build_method(tower))
+    if not force and standing(engine, file, place, plan):
+        return VideoIndex.load(place, engine)
     told: dict[str, Any] = build(
-        llm,
+        engine,
         file,
         place,
         plan,
@@ -89,6 +90,6 @@ def index_video(
         fresh=force,
         anyway=anyway,
     )
-    index = VideoIndex.load(place, llm, check=False)
+    index = VideoIndex.load(place, engine, check=False)
     index.made = told
     return index

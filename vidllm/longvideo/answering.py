@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vidllm.cost.flops import kv_bytes_per_token
 from vidllm.errors import InputError
 from vidllm.models.answer import Answer, Receipt
+from vidllm.models.engine import USUAL_ANSWER
 from vidllm.models.locks import one_at_a_time
 from vidllm.models.native.prompt import PROMPTS, prompt_ids, unknown_words
 from vidllm.progress.stopwatch import Stopwatch
@@ -21,34 +22,49 @@ from vidllm.timecode import Span
 from .choosing import LOOKS, Vote, elected, grouped
 from .finishing import compressed
 from .marks import method_of
-from .scan import ROWS, Batch, Said, ask_batch
+from .scan import ROWS, Batch, WindowAnswer, ask_batch
 from .windows import LEVELS, Cuts, clock, on_screen
 
 if TYPE_CHECKING:
-    from vidllm.ask.video_llm import VideoLLM
+    from vidllm.models.native.engine import NativeEngine
 
-    from .index import VideoIndex
 
 KEPT_BYTES = 512e6  # of windows' caches that stay for the next question
 _ALSO = 0.5  # further spans are told from this share of the best one's score
 _BEST = 4  # windows that a question without a time looks at again
 
 
+class IndexContents(Protocol):
+    """What is read of an index, see `VideoIndex`."""
+
+    facts: dict[str, Any]
+
+    @property
+    def duration(self) -> float: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def frames(self) -> tuple[np.ndarray, Tensor]: ...
+
+    def tensor(self, name: str) -> Tensor: ...
+
+
 class Reader:
     """Asks the windows of an index, and clips cut from it.
 
     Args:
-        index: the index. llm: the model that made it; whatever compressor it has, clips are
+        index: the index. engine: the model that made it; whatever compressor it has, clips are
             compressed as the index was.
 
     Raises:
         InputError: the index's compressor cannot be made.
     """
 
-    def __init__(self, index: VideoIndex, llm: VideoLLM) -> None:
-        self.index, self.llm, self.model = index, llm, llm.model
-        self.method = method_of(index.facts["compressor"], llm)
-        self.eos = int(llm.tokenizer.eos_token_id)
+    def __init__(self, index: IndexContents, engine: NativeEngine) -> None:
+        self.index, self.engine, self.model = index, engine, engine.model
+        self.method = method_of(index.facts["compressor"], engine)
+        self.eos = int(engine.tokenizer.eos_token_id)
         self.seconds, self.row = index.frames()
         self.tokens = index.tensor("tokens")
         self.cells = self.tokens.shape[1]
@@ -94,10 +110,10 @@ class Reader:
 
     def _prompt(self, question: str) -> tuple[list[int], list[int]]:
         """Ids before and after the video. Raises InputError where a window has no room beside."""
-        head, tail = prompt_ids(self.llm.tokenizer, question)
+        head, tail = prompt_ids(self.engine.tokenizer, question)
         most = max((batch.total for _, batch in self.levels), default=0)
-        whole = max(most, self.llm.usual_frames * self.cells)
-        self.llm.check_prompts([(head, tail)], whole, self.llm.longest_answer(None))
+        whole = max(most, self.engine.usual_frames * self.cells)
+        self.engine.check_prompts([(head, tail)], whole, USUAL_ANSWER)
         return head, tail
 
     @one_at_a_time
@@ -113,7 +129,7 @@ class Reader:
         stop = min(stop, self.index.duration)
         watch, texts, raws = Stopwatch(), [], []
         spans: list[Span] = []
-        head, tail = prompt_ids(self.llm.tokenizer, PROMPTS["caption"])
+        head, tail = prompt_ids(self.engine.tokenizer, PROMPTS["caption"])
         count = max(1, round((stop - begin) / LEVELS[0]))
         edges = np.linspace(begin, stop, count + 1)
         read = 0
@@ -123,9 +139,9 @@ class Reader:
                 batch = self._clip(cuts)
                 read += batch.features.shape[1]
                 told = ask_batch(self.model, batch, head, tail, self.eos, most=128, timed=False)[0]
-                raw = str(self.llm.tokenizer.decode(told.ids)).strip()
+                raw = str(self.engine.tokenizer.decode(told.ids)).strip()
                 raws.append(raw)
-                for span, sentence in self.llm.code.captions(raw, cuts.length):
+                for span, sentence in self.engine.code.captions(raw, cuts.length):
                     first, last = cuts.back(span.start, span.end)
                     spans.append(Span(first, last, told.sure))
                     texts.append(f"from {first:.1f} s to {last:.1f} s {sentence}")
@@ -143,7 +159,7 @@ class Reader:
 
     def _scan(
         self, head: Sequence[int], tail: Sequence[int], timed: bool = True
-    ) -> list[tuple[Vote, Said]]:
+    ) -> list[tuple[Vote, WindowAnswer]]:
         """What every window says, with its span in the video (the window, if it says none)."""
         found = []
         for starts, batch in self.levels:
@@ -174,7 +190,7 @@ class Reader:
             ]
         return self._kept[id(batch)]
 
-    def vote(self, start: float, length: float, told: Said) -> Vote:
+    def vote(self, start: float, length: float, told: WindowAnswer) -> Vote:
         """The span that a window says, in seconds of the video; the window if it says none."""
         if told.times is None:
             return Vote((start, start + length), 0.0)
@@ -215,7 +231,7 @@ class Reader:
         best = [v for v in won if v.score >= _ALSO * won[0].score]
         found = [Span(v.span[0], v.span[1], v.score) for v in best]
         text = f"from {found[0].start:.1f} s to {found[0].end:.1f} s"
-        notes += unknown_words(self.llm.tokenizer, prompt)
+        notes += unknown_words(self.engine.tokenizer, prompt)
         return self._answer(text, found, watch, read, text, tuple(notes))
 
     def _told(
@@ -223,7 +239,7 @@ class Reader:
         question: str,
         head: Sequence[int],
         tail: Sequence[int],
-        said: Sequence[tuple[Vote, Said]],
+        said: Sequence[tuple[Vote, WindowAnswer]],
         watch: Stopwatch,
     ) -> Answer:
         """A question without a time: the surest windows, seen together, have the last word."""
@@ -242,17 +258,17 @@ class Reader:
         text = max(words, key=lambda word: words[word])
         where = ", ".join(f"{clock(a)}–{clock(b)}" for a, b in cuts.pieces)
         notes = (self._looked(), f"then again at {where}",
-                 *unknown_words(self.llm.tokenizer, question))  # fmt: skip
+                 *unknown_words(self.engine.tokenizer, question))  # fmt: skip
         return self._answer(text, [], watch, read, text, notes)
 
-    def _words(self, told: Said) -> str:
-        text = str(self.llm.tokenizer.decode(told.ids, skip_special_tokens=True)).strip()
+    def _words(self, told: WindowAnswer) -> str:
+        text = str(self.engine.tokenizer.decode(told.ids, skip_special_tokens=True)).strip()
         return text or "nothing"
 
     @torch.inference_mode()
     def _clip(self, cuts: Cuts) -> Batch:
         """A clip of the pieces, of as many frames as the model takes, as the decoder sees it."""
-        count = min(self.llm.usual_frames, max(1, round(cuts.length * self.index.facts["fps"])))
+        count = min(self.engine.usual_frames, max(1, round(cuts.length * self.index.facts["fps"])))
         moments, piece = cuts.moments(count)
         frames, told = self.at(moments)
         return self.made(frames, cuts.joined(told, piece), cuts.length)
@@ -265,7 +281,7 @@ class Reader:
 
     def made(self, frames: Tensor, seconds: np.ndarray, length: float) -> Batch:
         """Frames at seconds of a clip of `length` seconds as a batch of one window."""
-        tokens = compressed(self.llm, self.method, frames, seconds, length, mix=self.mix)
+        tokens = compressed(self.engine, self.method, frames, seconds, length, mix=self.mix)
         return Batch(
             tokens.features[None],
             tokens.span[None].float(),

@@ -13,10 +13,13 @@ import torch
 
 from vidllm.compressors import Compressor
 from vidllm.compressors import build as build_method
+from vidllm.encoders.vision import VisionEncoder
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.bounds import INDEX_FPS, check, within
 from vidllm.errors.disk import UnwrittenError
+from vidllm.models.engine import Engine
 from vidllm.models.locks import alone
+from vidllm.models.native.engine import NOT_NATIVE, HasEngine, NativeEngine, native_engine
 from vidllm.models.native.footage import FRAMES, UnknownFootage, warning
 
 from .finishing import PRECISIONS, NoFramesError, finish
@@ -28,7 +31,6 @@ from .tower import Carried, encode_block
 from .windows import clock
 
 if TYPE_CHECKING:
-    from vidllm.ask.video_llm import VideoLLM
     from vidllm.video import Limits
 
 #: Called with (seconds of video done, seconds of video).
@@ -67,7 +69,7 @@ class Plan:
 
 
 def build(
-    llm: VideoLLM,
+    engine: NativeEngine,
     video: Path,
     path: Path,
     plan: Plan,
@@ -93,20 +95,20 @@ def build(
         WorkError: the disk is full, the video is gone midway, …; what was done is kept.
     """
     began = time.perf_counter()
-    frames = Frames(video, plan.fps, llm.model.vision.image_size, reader=reader, chunk=chunk,
+    frames = Frames(video, plan.fps, engine.model.vision.image_size, reader=reader, chunk=chunk,
                     limits=limits)  # fmt: skip
     parts: Parts | None = None
     spent = {"read": 0.0, "encode": 0.0, "windows": 0.0}
     tower = None if plan.tower is None else build_method(plan.tower)
     failure: _Halt | None = None
     try:
-        unknown = _unknown(llm, frames, anyway)
-        facts = _facts(llm, video, plan, frames, reader, unknown)
+        unknown = _unknown(engine, frames, anyway)
+        facts = _facts(engine, video, plan, frames, reader, unknown)
         parts = Parts(folder_of(path), _settings(facts), fresh=fresh)
         first = number = len(parts)
         try:
             for block in _read(frames, first, spent):
-                _keep(llm, parts, number, block, plan, tower, spent)
+                _keep(engine, parts, number, block, plan, tower, spent)
                 number += 1
                 if progress is not None:
                     progress(frames.end_of(number - 1), frames.duration)
@@ -116,7 +118,7 @@ def build(
         until = frames.end_of(number - 1) if number else 0.0
         at = time.perf_counter()
         facts |= {"until": until, "complete": failure is None}
-        done = _finished(llm, parts, path, facts, number, failure)
+        done = _finished(engine, parts, path, facts, number, failure)
         spent["windows"] = time.perf_counter() - at
         parts.remove()
     finally:
@@ -167,7 +169,7 @@ def _read(frames: Frames, first: int, spent: dict[str, float]) -> Iterator[Block
 
 
 def _keep(
-    llm: VideoLLM,
+    engine: NativeEngine,
     parts: Parts,
     number: int,
     block: Block,
@@ -177,8 +179,8 @@ def _keep(
 ) -> None:
     """Encode a block and keep it. Raises _Halt where it cannot be written."""
     at = time.perf_counter()
-    with alone(llm.model):
-        seen = encode_block(llm.model, block.pixels, plan.near, tower)
+    with alone(engine.model):
+        seen = encode_block(engine.model, block.pixels, plan.near, tower)
     spent["encode"] += time.perf_counter() - at
     kept = {
         "tokens": seen.tokens.to("cpu", PRECISIONS[plan.precision]).contiguous(),
@@ -195,7 +197,7 @@ def _keep(
 
 
 def _finished(
-    llm: VideoLLM,
+    engine: NativeEngine,
     parts: Parts,
     path: Path,
     facts: dict[str, Any],
@@ -216,7 +218,7 @@ def _finished(
         raise WorkError(f"{name} changed while it was read: delete {folder} and index it again")
     reached = "" if failure is None else f"{failure} after {clock(facts['until'])} of {whole}: "
     try:
-        done = finish(llm, parts, path, facts, number)
+        done = finish(engine, parts, path, facts, number)
     except NoFramesError as error:
         parts.remove()
         if failure is not None:
@@ -235,28 +237,23 @@ def _finished(
     return done
 
 
-def check_method(llm: VideoLLM) -> None:
-    """See that a model and its compressors can make an index.
+def indexing_engine(llm: HasEngine | Engine) -> NativeEngine:
+    """The engine of a model that can, with its compressors, make an index.
 
     Raises:
-        InputError: with the reason.
+        InputError: it cannot, with the reason.
     """
-    from vidllm.encoders.vision import VisionEncoder
-    from vidllm.models.native.model import NativeVideoLLM
-
-    if not isinstance(llm.model, NativeVideoLLM) or llm.config.time_code != "relative":
-        raise InputError(
-            "an index needs one of vidllm's own models with relative time tokens, such as the "
-            "shipped one: leave out --model"
-        )
-    if llm.config.stamps:
+    engine = native_engine(llm)
+    if engine.config.time_code != "relative":
+        raise InputError(NOT_NATIVE)
+    if engine.config.stamps:
         raise InputError("an index is not made for models that are told times as text")
-    if isinstance(llm.model.vision, VisionEncoder):
+    if isinstance(engine.model.vision, VisionEncoder):
         raise InputError(
             "this model's vision tower sees whole clips: an index needs one that sees single "
             "frames, as the shipped model has"
         )
-    method = llm.compressor
+    method = engine.compressor
     if method.query_aware or method.inside_decoder():
         raise InputError(
             f"{method.name} needs the question or the decoder: index with a compressor of the "
@@ -267,16 +264,17 @@ def check_method(llm: VideoLLM) -> None:
             f"{method.name} works with the vision tower, whose signals an index does not hold: "
             "index with a compressor of the stage tokens, such as temporal-pool"
         )
+    return engine
 
 
-def _unknown(llm: VideoLLM, frames: Frames, anyway: bool) -> tuple[str, ...]:
+def _unknown(engine: NativeEngine, frames: Frames, anyway: bool) -> tuple[str, ...]:
     """The note on footage that the model does not know, before any of it is indexed.
 
     Raises:
         UnknownFootage: it does not know it, and `anyway` is false.
     """
-    known = llm.footage
-    if known is None or known.knows(llm.model.vision, frames.peek(FRAMES)):
+    known = engine.footage
+    if known is None or known.knows(engine.model.vision, frames.peek(FRAMES)):
         return ()
     if not anyway:
         raise UnknownFootage
@@ -284,7 +282,7 @@ def _unknown(llm: VideoLLM, frames: Frames, anyway: bool) -> tuple[str, ...]:
 
 
 def _facts(
-    llm: VideoLLM,
+    engine: NativeEngine,
     video: Path,
     plan: Plan,
     frames: Frames,
@@ -293,13 +291,13 @@ def _facts(
 ) -> dict[str, Any]:
     from vidllm import __version__
 
-    method = method_facts(llm.compressor)
+    method = method_facts(engine.compressor)
     return {
         "vidllm": __version__,
-        "model": model_mark(llm),
+        "model": model_mark(engine),
         "recipe": method_words(method),
         "compressor": method,
-        "dtype": str(llm.model.video_norm.weight.dtype).removeprefix("torch."),
+        "dtype": str(engine.model.video_norm.weight.dtype).removeprefix("torch."),
         "source": source_mark(video),
         "fps": plan.fps,
         "near": plan.near,
@@ -307,9 +305,9 @@ def _facts(
         "precision": plan.precision,
         "reader": reader,
         "duration": frames.duration,
-        "notes": [*unknown, *frames.notes, *llm.compressor.notes()],
-        "grid": [llm.model.grid_side, llm.model.grid_side],
-        "carried": Carried.of(llm.model) is not None,
+        "notes": [*unknown, *frames.notes, *engine.compressor.notes()],
+        "grid": [engine.model.grid_side, engine.model.grid_side],
+        "carried": Carried.of(engine.model) is not None,
     }
 
 

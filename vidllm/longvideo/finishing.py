@@ -20,8 +20,8 @@ from .tower import Carried, width
 from .windows import Level, levels_for, on_screen
 
 if TYPE_CHECKING:
-    from vidllm.ask.video_llm import VideoLLM
     from vidllm.compressors import Compressor
+    from vidllm.models.native.engine import NativeEngine
 
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
 _CARRIED = 10**5  # blocks behind streaming temporal encoders have these numbers
@@ -32,7 +32,7 @@ class NoFramesError(InputError):
 
 
 def finish(
-    llm: VideoLLM, parts: Parts, path: Path, facts: dict[str, Any], count: int
+    engine: NativeEngine, parts: Parts, path: Path, facts: dict[str, Any], count: int
 ) -> dict[str, Any]:
     """Write the index of the first `count` blocks.
 
@@ -54,8 +54,8 @@ def finish(
     times = np.concatenate(seconds)
     if not len(times):
         raise NoFramesError(f"none of the frames of {facts['source']['name']} could be read")
-    carried = Carried.of(llm.model)
-    cells, dim = llm.model.grid_side**2, width(llm.model)
+    carried = Carried.of(engine.model)
+    cells, dim = engine.model.grid_side**2, width(engine.model)
     kind = PRECISIONS[facts["precision"]]
     stored = len(times) if carried else offsets[-1]
     facts = {**facts, "lost": _stretches(lost, facts["fps"]), "near_error": error}
@@ -69,13 +69,13 @@ def finish(
     }
     row = torch.arange(len(times), dtype=torch.int32) if carried else torch.cat(rows)
     until = float(facts["until"])
-    levels = levels_for(facts["fps"], llm.usual_frames, until)
+    levels = levels_for(facts["fps"], engine.usual_frames, until)
     source = _Blocks(parts, np.cumsum([0, *map(len, seconds)]) if carried else np.asarray(offsets),
                      row, first=_CARRIED if carried else 0)  # fmt: skip
     told = []
     for at, level in enumerate(levels):
         windows, length = len(level.starts(until)), level.length(until)
-        size = _size(llm, level, length)
+        size = _size(engine, level, length)
         told.append({"seconds": level.seconds, "length": length, "frames": level.frames,
                      "windows": windows, "tokens": size})  # fmt: skip
         shapes[f"start.{at}"] = (torch.float64, (windows,))
@@ -98,20 +98,20 @@ def finish(
             tokens = block["tokens"]
             if carried is not None:
                 frames = tokens[block["row"].long()]
-                frames = frames.to(llm.model.device, llm.model.video_norm.weight.dtype)
-                with alone(llm.model):
+                frames = frames.to(engine.model.device, engine.model.video_norm.weight.dtype)
+                with alone(engine.model):
                     tokens = carried(frames, block["seconds"].float()).to("cpu", kind)
                 parts.add(_CARRIED + number, {"tokens": tokens.contiguous()})
             yield "tokens", tokens
         for at, level in enumerate(levels):
-            yield from _level(llm, source, times, facts, at, level, kind)
+            yield from _level(engine, source, times, facts, at, level, kind)
 
     write_file(path, shapes, facts, pieces())
     return {"frames": len(times), "encoded": offsets[-1], "lost": len(lost), "near_error": error}
 
 
 def _level(
-    llm: VideoLLM,
+    engine: NativeEngine,
     source: _Blocks,
     times: np.ndarray,
     facts: dict[str, Any],
@@ -128,13 +128,13 @@ def _level(
     for start in starts:
         chosen, seconds = on_screen(times, start + parts, 1 / facts["fps"], facts["lost"])
         relative = np.clip(seconds - start, 0.0, length)
-        with alone(llm.model):
-            tokens = compressed(llm, llm.compressor, source.tokens(chosen), relative, length,
+        with alone(engine.model):
+            tokens = compressed(engine, engine.compressor, source.tokens(chosen), relative, length,
                                 mix=not facts["carried"])  # fmt: skip
         if len(tokens) != told["tokens"]:
             raise InputError(
-                f"{llm.compressor.name} leaves another number of tokens of every clip: index with "
-                "a method that keeps a fixed share, such as temporal-pool"
+                f"{engine.compressor.name} leaves another number of tokens of every clip: index "
+                "with a method that keeps a fixed share, such as temporal-pool"
             )
         positions.append(tokens.position.to(torch.int32))
         spans.append(tokens.span.float())
@@ -143,17 +143,17 @@ def _level(
     yield f"span.{at}", torch.stack(spans)
 
 
-def _size(llm: VideoLLM, level: Level, length: float) -> int:
+def _size(engine: NativeEngine, level: Level, length: float) -> int:
     """Tokens of a window behind the compressors."""
-    side, count = llm.model.grid_side, level.frames
-    blank = torch.zeros(count, side, side, width(llm.model))
+    side, count = engine.model.grid_side, level.frames
+    blank = torch.zeros(count, side, side, width(engine.model))
     seconds = (torch.arange(count) + 0.5) * (length / count)
-    return len(llm.compressor.before_decoder(VideoTokens.from_grid(blank, seconds, length))[0])
+    return len(engine.compressor.before_decoder(VideoTokens.from_grid(blank, seconds, length))[0])
 
 
 @torch.inference_mode()
 def compressed(
-    llm: VideoLLM,
+    engine: NativeEngine,
     method: Compressor,
     tokens: Tensor,
     seconds: np.ndarray,
@@ -166,7 +166,7 @@ def compressed(
     Args:
         method: what compresses them. mix: run the temporal encoders first.
     """
-    model = llm.model
+    model = engine.model
     x = tokens.to(model.device, model.video_norm.weight.dtype)
     times = torch.from_numpy(seconds)
     if mix:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.models.native.prompt import PROMPTS, prompt_ids
 
-from .scan import Batch, Said, video_cache
+from .scan import Batch, WindowAnswer, video_cache
 
 # What asks for a moment says nothing about it.
 _ASKED = re.compile(
@@ -51,7 +51,7 @@ class Fitting:
 
     @torch.inference_mode()
     def __call__(
-        self, model: NativeVideoLLM, batch: Batch, head: Sequence[int], said: Sequence[Said]
+        self, model: NativeVideoLLM, batch: Batch, head: Sequence[int], said: Sequence[WindowAnswer]
     ) -> list[float]:
         """Mean probability of a word of the query, as exp of the mean logarithm, a window each.
 

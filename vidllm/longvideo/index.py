@@ -29,7 +29,8 @@ _TOLD = 5  # stretches without frames that are told
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vidllm.ask.video_llm import VideoLLM
+    from vidllm.models.engine import Engine
+    from vidllm.models.native.engine import HasEngine, NativeEngine
 
     from .answering import Reader
 
@@ -45,28 +46,34 @@ class VideoIndex:
     Make one with `VideoLLM.index` or `load`.
     """
 
-    def __init__(self, file: IndexFile, llm: VideoLLM | None = None) -> None:
-        self._file, self._llm = file, llm
+    def __init__(self, file: IndexFile, llm: HasEngine | Engine | None = None) -> None:
+        self._file = file
+        self._engine: NativeEngine | None = None
         self.facts = file.facts
         self._reader: Reader | None = None
         self.made: dict[str, Any] | None = None  # how it was made, right after it was
         if llm is not None:
-            self._check_model(llm)
+            from vidllm.models.native.engine import native_engine
 
-    def _check_model(self, llm: VideoLLM) -> None:
-        if model_mark(llm) != self.facts["model"]:
-            which = "the shipped one" if self._llm is None else "this one"
+            engine = native_engine(llm)
+            self._check_model(engine, "this one")
+            self._engine = engine
+
+    def _check_model(self, engine: NativeEngine, which: str) -> None:
+        if model_mark(engine) != self.facts["model"]:
             raise InputError(
                 f"{self.path.name} was made by another model than {which}: give the one that it "
                 "was made with, or index the video again"
             )
         from .tower import Carried, width  # which needs a model's modules
 
-        side, levels = llm.model.grid_side, self.facts["levels"]
-        frames = [x.frames for x in levels_for(self.facts["fps"], llm.usual_frames, self.duration)]
+        side, levels = engine.model.grid_side, self.facts["levels"]
+        frames = [
+            x.frames for x in levels_for(self.facts["fps"], engine.usual_frames, self.duration)
+        ]
         found = {
             "grid": self.facts["grid"] == [side, side],
-            "carried": self.facts["carried"] is (Carried.of(llm.model) is not None),
+            "carried": self.facts["carried"] is (Carried.of(engine.model) is not None),
             "levels": [level["frames"] for level in levels] == frames,
         }
         for name, right in found.items():
@@ -75,7 +82,7 @@ class VideoIndex:
                     f"{self.path} is damaged: field {name} is not what its model makes: index the "
                     "video again"
                 )
-        if self._file["tokens"].shape[2] != width(llm.model):
+        if self._file["tokens"].shape[2] != width(engine.model):
             raise InputError(
                 f"{self.path} is damaged: tensor tokens is not what its model makes: index the "
                 "video again"
@@ -85,7 +92,7 @@ class VideoIndex:
     def load(
         cls,
         path: str | os.PathLike[str],
-        llm: VideoLLM | None = None,
+        llm: HasEngine | Engine | None = None,
         *,
         check: bool = True,
         check_source: bool = True,
@@ -166,19 +173,19 @@ class VideoIndex:
         return [(t, data[a:b].tobytes()) for t, a, b in zip(times, starts, ends, strict=True)]
 
     @property
-    def llm(self) -> VideoLLM:
+    def engine(self) -> NativeEngine:
         """The model that answers; the shipped one is loaded when nobody gave another.
 
         Raises:
             InputError: the index is of another model.
         """
-        if self._llm is None:
-            from vidllm.ask.video_llm import VideoLLM
+        if self._engine is None:
+            from vidllm.models.native.engine import NativeEngine
 
-            llm = VideoLLM.from_pretrained()
-            self._check_model(llm)
-            self._llm = llm
-        return self._llm
+            engine = NativeEngine.load()
+            self._check_model(engine, "the shipped one")
+            self._engine = engine
+        return self._engine
 
     @property
     def reader(self) -> Reader:
@@ -186,7 +193,7 @@ class VideoIndex:
         if self._reader is None:
             from .answering import Reader
 
-            self._reader = Reader(self, self.llm)
+            self._reader = Reader(self, self.engine)
         return self._reader
 
     def ask(self, question: str) -> Answer:
@@ -209,7 +216,7 @@ class VideoIndex:
 
     def ground_answer(self, query: str) -> Answer:
         """As `ground`, with text, what was looked at (`notes`), and a receipt."""
-        return self.reader.ground(self.llm.words("ground", query))
+        return self.reader.ground(self.engine.words("ground", query))
 
     def caption(self, start: float | None = None, end: float | None = None) -> Answer:
         """What happens between two seconds (None: of the whole video), with times.

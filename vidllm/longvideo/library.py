@@ -22,7 +22,8 @@ from .catalogue import Catalogue, Entry
 from .marks import is_index, model_mark, source_mark
 
 if TYPE_CHECKING:
-    from vidllm.ask.video_llm import VideoLLM
+    from vidllm.models.engine import Engine
+    from vidllm.models.native.engine import HasEngine, NativeEngine
 
     from .answering import Reader
     from .index import VideoIndex
@@ -73,7 +74,9 @@ class VideoLibrary:
         llm: the model of all its indexes; None for the shipped one, loaded when it is needed.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], llm: VideoLLM | None = None) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], llm: HasEngine | Engine | None = None
+    ) -> None:
         look(folder, "the library")
         self.folder = Path(folder).resolve()
         self._llm = llm
@@ -82,13 +85,17 @@ class VideoLibrary:
         self._many: tuple[list[tuple[str, int, int]], Many] | None = None
 
     @property
-    def llm(self) -> VideoLLM:
-        """The model that indexes and answers."""
-        if self._llm is None:
-            from vidllm.ask.video_llm import VideoLLM
+    def engine(self) -> NativeEngine:
+        """The model that indexes and answers.
 
-            self._llm = VideoLLM.from_pretrained()
-        return self._llm
+        Raises:
+            InputError: it is none of the project's own.
+        """
+        from vidllm.models.native.engine import NativeEngine, native_engine
+
+        if self._llm is None:
+            self._llm = NativeEngine.load()
+        return native_engine(self._llm)
 
     def add(self, file: str | os.PathLike[str], **options: Any) -> Entry:
         """Index a video into the library, or take an index that is there.
@@ -161,7 +168,7 @@ class VideoLibrary:
         entries = self.list()
         if not entries:
             raise InputError(f"{self.folder} is an empty library: add a video")
-        self.llm.words("ground", query)  # refuses what is no query, before anything is opened
+        self.engine.words("ground", query)  # refuses what is no query, before anything is opened
         there, readers, notes = self._usable(entries)
         keys = [_key(entry) for entry in there]
         if self._many is None or self._many[0] != keys:
@@ -180,7 +187,7 @@ class VideoLibrary:
         """What can be searched, and why the rest cannot."""
         from vidllm.models.native.footage import warnings_in
 
-        model = model_mark(self.llm)
+        model = model_mark(self.engine)
         there: Entries = []
         readers = []
         notes: Lines = []
@@ -209,21 +216,21 @@ class VideoLibrary:
             from .index import VideoIndex
 
             index = VideoIndex.load(entry.index, check=False, check_source=False)
-            return Reader(index, self.llm)
+            return Reader(index, self.engine)
         return self._readers[key]
 
     def _index(self, video: Path, options: dict[str, Any]) -> Entry:
         from . import index_video
-        from .build import check_method
+        from .build import indexing_engine
         from .index import VideoIndex
 
         mark = source_mark(video)
-        check_method(self.llm)
+        indexing_engine(self.engine)
         self._catalogue.make()
-        name = self._catalogue.claim(video.stem, mark, model_mark(self.llm))
+        name = self._catalogue.claim(video.stem, mark, model_mark(self.engine))
         place = self._catalogue.place(name)
         try:
-            index = index_video(self.llm, video, place, **options)
+            index = index_video(self.engine, video, place, **options)
         except VidllmError:
             if place.exists():  # what was read until then
                 self._catalogue.record(name, VideoIndex.load(place, check_source=False).facts)

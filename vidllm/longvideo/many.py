@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from vidllm.cost.flops import kv_bytes_per_token
+from vidllm.models.engine import USUAL_ANSWER
 from vidllm.models.locks import one_at_a_time
 from vidllm.models.native.prompt import prompt_ids
 from vidllm.timecode import Span
@@ -23,7 +24,7 @@ from vidllm.timecode import Span
 from .answering import KEPT_BYTES, Reader
 from .choosing import Vote, elected, tious
 from .fitting import Fitting
-from .scan import ROWS, Batch, Said, ask_batch
+from .scan import ROWS, Batch, WindowAnswer, ask_batch
 
 _LEAST, _TIMES = 20, 2  # indexes that are asked at every length: so many, or twice the hits wanted
 _VOTE = 0.3  # IoU from which spans mean the same
@@ -41,19 +42,19 @@ class _Window:
 
 
 @dataclass
-class _Heard:
-    """What was heard of one index: votes, and how well each span fits the query."""
+class _Votes:
+    """The votes of one index, and how well the span of each fits the query."""
 
     votes: list[Vote] = field(default_factory=list)
     fits: list[float] = field(default_factory=list)
 
     def spans(self) -> list[Vote]:
         """The spans that the votes stand for, each with the best fit of its votes, best first."""
-        heard = np.asarray([vote.span for vote in self.votes]).reshape(-1, 2)
+        votes = np.asarray([vote.span for vote in self.votes]).reshape(-1, 2)
         fits = np.asarray(self.fits)
         found = []
         for vote in elected(self.votes):
-            agree = tious(heard, np.asarray([vote.span]))[:, 0] >= _VOTE
+            agree = tious(votes, np.asarray([vote.span]))[:, 0] >= _VOTE
             if agree.any():
                 found.append(Vote(vote.span, float(fits[agree].max())))
         return sorted(found, key=lambda v: -v.score)
@@ -84,20 +85,20 @@ class Many:
         """
         if not self.readers:
             return []
-        llm = self.readers[0].llm
-        head, tail = prompt_ids(llm.tokenizer, llm.words("ground", query))
+        engine = self.readers[0].engine
+        head, tail = prompt_ids(engine.tokenizer, engine.words("ground", query))
         most = max((b.total for r in self.readers for _, b in r.levels), default=0)
-        llm.check_prompts([(head, tail)], most, llm.longest_answer(None))
-        fitting = Fitting(llm.tokenizer, query)
-        heard: defaultdict[int, _Heard] = defaultdict(_Heard)
+        engine.check_prompts([(head, tail)], most, USUAL_ANSWER)
+        fitting = Fitting(engine.tokenizer, query)
+        votes: defaultdict[int, _Votes] = defaultdict(_Votes)
         for batch, windows in self._first():
-            self._ask(batch, windows, head, tail, fitting, heard)
+            self._ask(batch, windows, head, tail, fitting, votes)
             if self._coarse is None:
                 batch.cache = None
         most = max(_LEAST, _TIMES * limit)
-        for batch, windows in self._batches(self._finer(_best(heard, most))):
-            self._ask(batch, windows, head, tail, fitting, heard)
-        return [(number, Span(*vote.span, vote.score)) for number, vote in _ranked(heard)[:limit]]
+        for batch, windows in self._batches(self._finer(_best(votes, most))):
+            self._ask(batch, windows, head, tail, fitting, votes)
+        return [(number, Span(*vote.span, vote.score)) for number, vote in _ranked(votes)[:limit]]
 
     def _first(self) -> Iterator[tuple[Batch, list[_Window]]]:
         """The longest windows of all; kept with their caches where these are small enough."""
@@ -157,24 +158,24 @@ class Many:
         head: Sequence[int],
         tail: Sequence[int],
         fitting: Fitting,
-        heard: defaultdict[int, _Heard],
+        votes: defaultdict[int, _Votes],
     ) -> None:
         reader = self.readers[0]
-        said: list[Said] = ask_batch(reader.model, batch, head, tail, reader.eos, keep=True)
+        said: list[WindowAnswer] = ask_batch(reader.model, batch, head, tail, reader.eos, keep=True)
         fits = fitting(reader.model, batch, head, said)
         for window, told, fit in zip(windows, said, fits, strict=True):
             vote = reader.vote(window.start, window.length, told)
             if vote.score > 0:
-                heard[window.reader].votes.append(vote)
-                heard[window.reader].fits.append(fit)
+                votes[window.reader].votes.append(vote)
+                votes[window.reader].fits.append(fit)
 
 
-def _ranked(heard: defaultdict[int, _Heard]) -> list[tuple[int, Vote]]:
+def _ranked(votes: defaultdict[int, _Votes]) -> list[tuple[int, Vote]]:
     """Spans of all indexes, the best first; of equal ones that of the earlier index."""
-    found = [(number, vote) for number in sorted(heard) for vote in heard[number].spans()]
+    found = [(number, vote) for number in sorted(votes) for vote in votes[number].spans()]
     return sorted(found, key=lambda pair: -pair[1].score)
 
 
-def _best(heard: defaultdict[int, _Heard], most: int) -> list[int]:
+def _best(votes: defaultdict[int, _Votes], most: int) -> list[int]:
     """The indexes with the best spans, at most so many."""
-    return list(dict.fromkeys(number for number, _ in _ranked(heard)))[:most]
+    return list(dict.fromkeys(number for number, _ in _ranked(votes)))[:most]

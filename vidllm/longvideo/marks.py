@@ -18,8 +18,8 @@ from vidllm.errors.bounds import short
 from vidllm.errors.paths import input_file, is_file
 
 if TYPE_CHECKING:
-    from vidllm.ask.video_llm import VideoLLM
     from vidllm.compressors import Compressor
+    from vidllm.models.native.engine import NativeEngine
 
 #: What the header of an index begins with.
 KIND = "vidllm index"
@@ -41,18 +41,18 @@ def is_index(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def model_mark(llm: VideoLLM) -> str:
+def model_mark(engine: NativeEngine) -> str:
     """A short hash of a model's config and weights (a few numbers of every tensor).
 
     Numbers are hashed in bfloat16: the mark of a model is the same in float32 and bfloat16.
     """
-    digest = hashlib.sha256(str(type(llm.model).__name__).encode())
-    for name, value in sorted(llm.model.named_parameters()):
+    digest = hashlib.sha256(str(type(engine.model).__name__).encode())
+    for name, value in sorted(engine.model.named_parameters()):
         flat = value.detach().flatten()
         few = flat[:: max(1, flat.numel() // 16)][:16]
         digest.update(f"{name}{tuple(value.shape)}".encode())
         digest.update(few.bfloat16().float().cpu().numpy().tobytes())
-    told = {k: v for k, v in llm.config.to_dict().items() if k in _TOLD}
+    told = {k: v for k, v in engine.config.to_dict().items() if k in _TOLD}
     digest.update(json.dumps(told, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
 
@@ -106,16 +106,16 @@ def _spec(method: Compressor) -> str:
     return ":".join((method.name, *told))
 
 
-def method_of(facts: dict[str, Any], llm: VideoLLM) -> Compressor:
+def method_of(facts: dict[str, Any], engine: NativeEngine) -> Compressor:
     """The compressor that an index was made with.
 
     Raises:
-        InputError: `llm` has another one, and this one cannot be made from its name.
+        InputError: `engine` has another one, and this one cannot be made from its name.
     """
     from vidllm.compressors import build
 
-    if repr(llm.compressor) == facts["repr"]:
-        return llm.compressor
+    if repr(engine.compressor) == facts["repr"]:
+        return engine.compressor
     if facts["spec"] is None:
         raise InputError(
             f"this index was made with {facts['repr']}: load the model with this compressor"

@@ -49,7 +49,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Said:
+class WindowAnswer:
     """What one window answers.
 
     Attributes:
@@ -75,7 +75,7 @@ def ask_batch(
     most: int = 48,
     timed: bool = True,
     keep: bool = False,
-) -> list[Said]:
+) -> list[WindowAnswer]:
     """Ask all windows of a batch the same.
 
     Args:
@@ -83,7 +83,7 @@ def ask_batch(
         timed: stop a row at its second time token.
         keep: keep the cache of the video in `batch` for the next call.
     """
-    found: list[Said] = []
+    found: list[WindowAnswer] = []
     for start in range(0, len(batch.features), ROWS):
         if len(batch.features) > ROWS:
             part = slice(start, start + ROWS)
@@ -102,7 +102,7 @@ def _ask_rows(
     most: int,
     timed: bool,
     keep: bool,
-) -> list[Said]:
+) -> list[WindowAnswer]:
     device, rows = model.device, len(batch.features)
     cache = video_cache(model, batch, head)
     # Whatever ends this call, no next one finds the question in the cache.
@@ -143,7 +143,7 @@ def _ask_rows(
         cache.crop(seen - cache.get_seq_length())  # a negative number: tokens to take away
         batch.cache = cache
     return [
-        Said(
+        WindowAnswer(
             said[row],
             float((sums[row] / (len(said[row]) + 1)).exp()),
             (times[row][0], times[row][1]) if len(times[row]) == 2 else None,

@@ -14,12 +14,12 @@ from .parts import other
 from .store import IndexFile
 
 if TYPE_CHECKING:
-    from vidllm.ask.video_llm import VideoLLM
+    from vidllm.models.native.engine import NativeEngine
 
     from .build import Plan
 
 
-def standing(llm: VideoLLM, video: Path, place: Path, plan: Plan) -> bool:
+def standing(engine: NativeEngine, video: Path, place: Path, plan: Plan) -> bool:
     """Whether `place` holds the complete index of these very settings.
 
     False where nothing stands there, or an unfinished index of these settings.
@@ -34,7 +34,7 @@ def standing(llm: VideoLLM, video: Path, place: Path, plan: Plan) -> bool:
     if not place.exists():
         return False
     facts = IndexFile(place, check=False).facts
-    before, now = _told(facts), _now(llm, video, plan)
+    before, now = _told(facts), _now(engine, video, plan)
     for key, value in now.items():
         if before.get(key) != value:
             words = other(key, before.get(key), value)
@@ -65,9 +65,9 @@ def _told(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {"source": facts["source"]["sha256"], **told, "compressor": method}
 
 
-def _now(llm: VideoLLM, video: Path, plan: Plan) -> dict[str, Any]:
-    told = {"model": model_mark(llm), "fps": plan.fps, "near": plan.near}
-    method = method_words(method_facts(llm.compressor))
+def _now(engine: NativeEngine, video: Path, plan: Plan) -> dict[str, Any]:
+    told = {"model": model_mark(engine), "fps": plan.fps, "near": plan.near}
+    method = method_words(method_facts(engine.compressor))
     return {
         "source": source_mark(video)["sha256"],
         **told,

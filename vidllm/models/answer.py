@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vidllm.timecode import Span
 from vidllm.tokens import TokenMap
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -88,22 +85,6 @@ class Receipt:
                 f"{self.together} questions share {', '.join(shared)}: {own:.2g} s are this one's"
             )
         return " · ".join(parts)
-
-
-def pooled(receipts: Sequence[Receipt], stages: Sequence[str]) -> list[Receipt]:
-    """The receipts of one call with some stages summed up and shared by all.
-
-    For what is done once, with the first question, and serves those that follow.
-    """
-    sums = {s: sum(r.seconds.get(s, 0.0) for r in receipts) for s in stages}
-    return [
-        replace(
-            r,
-            seconds={s: sums.get(s, v) for s, v in r.seconds.items()},
-            shared_by={**r.shared_by, **dict.fromkeys(sums, len(receipts))},
-        )
-        for r in receipts
-    ]
 
 
 @dataclass(frozen=True)

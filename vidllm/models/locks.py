@@ -13,6 +13,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from weakref import WeakKeyDictionary
 
+from vidllm.errors import InputError
 from vidllm.progress import Listener, check
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
 _MAKING = threading.Lock()
+#: Models that are compressed, and the thread that does it.
+_COMPRESSED: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 _PATIENCE = 0.05  # seconds between two looks at a listener that may end the waiting
 
 T = TypeVar("T")
@@ -46,6 +49,29 @@ def alone(module: nn.Module, listener: Listener | None = None) -> Iterator[None]
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def compressed_once(module: nn.Module) -> Iterator[None]:
+    """A block in which nothing else compresses this model.
+
+    Raises:
+        InputError: it is compressed already.
+    """
+    with alone(module):  # `VideoLLM.ask` of another thread comes to its end
+        opener = _COMPRESSED.get(module)
+        if opener == threading.get_ident():
+            raise InputError("this model is compressed already: put the methods into one chain")
+        if opener is not None:
+            raise InputError(
+                "this model is compressed already, by another thread: use the block of that "
+                "thread, or open this one when it is left"
+            )
+        _COMPRESSED[module] = threading.get_ident()
+    try:
+        yield
+    finally:
+        _COMPRESSED.pop(module, None)
 
 
 def one_at_a_time(method: F) -> F:

@@ -20,6 +20,10 @@ TOKEN_BYTES = 32
 QUESTIONS = 4096
 #: Tokens of a question to a model that was trained from nothing, on questions of one sentence.
 SENTENCE_TOKENS = 1024
+#: Letters of a question's options; None for a question without.
+Letters = tuple[str, ...] | None
+#: Options of a question at most, and signs of what names one.
+LETTERS, _LETTER = 256, 64
 
 
 def questions_of(question: object) -> list[str]:
@@ -40,6 +44,38 @@ def questions_of(question: object) -> list[str]:
         raise InputError(f"a call asks at most {QUESTIONS} questions, not {len(found)}")
     for text in found:
         check_text(text)
+    return found
+
+
+def letters_of(
+    questions: Sequence[str], choices: Sequence[str | Sequence[str] | None] | None
+) -> list[Letters]:
+    """The letters of every question: one entry a question, or for a lone question its letters.
+
+    Raises:
+        InputError: not one entry a question, or one without letters.
+    """
+    if choices is None:
+        return [None] * len(questions)
+    given = list(choices)
+    if len(questions) == 1 and given and all(isinstance(c, str) for c in given):
+        given = [tuple(str(c) for c in given)]
+    if len(given) != len(questions):
+        raise InputError(
+            f"choices has {len(given)} entries for {len(questions)} questions: give the letters "
+            "of each, or None for one without"
+        )
+    found: list[Letters] = []
+    for letters in given:
+        many = letters is not None and not isinstance(letters, str) and len(letters) > LETTERS
+        if many or any(not isinstance(one, str) or len(one) > _LETTER for one in letters or ()):
+            raise InputError(
+                f"choices are at most {LETTERS} letters such as ('A', 'B'), of at most {_LETTER} "
+                "signs each"
+            )
+        if isinstance(letters, str) or (letters is not None and not all(letters)):
+            raise InputError(f"choices are letters such as ('A', 'B'), not {letters!r}")
+        found.append(None if not letters else tuple(letters))
     return found
 
 

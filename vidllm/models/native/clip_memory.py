@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from vidllm.compressors import Compressor
-from vidllm.cost.spending import weighed
 from vidllm.encoders.vision import to_pixels
-from vidllm.models.native.config import NativeConfig
-from vidllm.models.native.model import NativeVideoLLM
 from vidllm.tokens import VideoTokens
 from vidllm.video import VideoClip
+
+from ..engine import TowerCounter, uncounted, weights_state
+from .config import NativeConfig
+from .model import NativeVideoLLM
 
 _PART = 32  # frames that are resized at once
 
@@ -39,19 +40,41 @@ def slot_seconds(tokens: VideoTokens) -> np.ndarray:
     return middle.numpy()
 
 
-def wanted_by(methods: Sequence[Compressor]) -> tuple[str, ...]:
-    """The signals that methods read."""
-    return tuple({want for method in methods for want in (*method.needs, *method.uses)})
+def slots_of(config: NativeConfig, clip: VideoClip, tokens: VideoTokens) -> np.ndarray:
+    """(T,) seconds of the video at which the slots of uncompressed tokens are."""
+    if tokens.grid[0] == len(clip):
+        return clip.seconds
+    return slot_seconds(tokens) + window(config, clip)[0]
 
 
-def weights_state(*modules: torch.nn.Module) -> int:
-    """A number that changes when weights do: other tensors, or others written into them."""
-    weights = [tensor for m in modules for tensor in (*m.parameters(), *m.buffers())]
-    return hash(tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights))
+@dataclass(frozen=True)
+class NativeClip:
+    """An `EncodedClip` of the project's own models.
+
+    Attributes:
+        tokens: before compression. rest: what is left for the method at work to do with them.
+    """
+
+    tokens: VideoTokens
+    rest: Compressor
+    slots: np.ndarray
+    tower_flops: float | None = None
+
+    @property
+    def total(self) -> int:
+        return self.tokens.total
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        return self.tokens.grid
+
+    @property
+    def element_size(self) -> int:
+        return self.tokens.features.element_size()
 
 
 @dataclass
-class _Seen:
+class _Remembered:
     """What a clip became; `inside` is what merged in the tower, with its budget, or None, and
     `flops` what the tower did then."""
 
@@ -64,7 +87,7 @@ class _Seen:
 
 
 @dataclass
-class Memory:
+class ClipMemory:
     """From clips to their tokens; the last clip is remembered for as long as it lives.
 
     Of a clip two things are kept: what it became as it is, and with what the last method made of
@@ -73,19 +96,21 @@ class Memory:
     """
 
     model: NativeVideoLLM
-    kept: list[_Seen] = field(default_factory=list)
+    kept: list[_Remembered] = field(default_factory=list)
 
-    def see(
+    def encode(
         self,
         clip: VideoClip,
         methods: Sequence[Compressor],
         inside: Compressor | None = None,
+        count_tower: TowerCounter = uncounted,
     ) -> tuple[VideoTokens, Compressor | None]:
         """Video tokens of a clip, with the signals that `methods` read as far as the tower has
         them.
 
         Args:
             inside: a method whose first part may merge inside the vision tower.
+            count_tower: counts the tower's FLOPs where it does.
 
         Returns:
             The tokens, and what is left of `inside` to do with them: where nothing merged in the
@@ -95,18 +120,18 @@ class Memory:
         if inside is not None:
             merge, inside = model.tower_part(inside, len(clip))
             methods = (inside, *methods)
-        wants = wanted_by(methods)
-        signals = bool(set(wants) & set(model.vision.provides))
+        reads = tuple({name for method in methods for name in (*method.needs, *method.uses)})
+        signals = bool(set(reads) & set(model.vision.provides))
         weights = weights_state(model.vision, model.projector, model.temporal)
-        for seen in self.kept:
+        for known in self.kept:
             if (
-                seen.clip() is clip
-                and seen.weights == weights
-                and seen.inside == merge
-                and (seen.signals or not signals)
+                known.clip() is clip
+                and known.weights == weights
+                and known.inside == merge
+                and (known.signals or not signals)
             ):
-                tokens = seen.tokens
-                if seen.signals and not signals:  # as a fresh call would give them
+                tokens = known.tokens
+                if known.signals and not signals:  # as a fresh call would give them
                     tokens = replace(tokens, signals={})
                 return tokens, inside
         start, duration = window(model.config, clip)
@@ -116,10 +141,14 @@ class Memory:
         pixels = torch.cat([to_pixels(part.to(model.device), size) for part in frames])
         # The method may be changed after this call: what is compared later is how it was.
         how = copy.deepcopy(merge)
-        with weighed(*([] if merge is None else [model.vision, model.projector])) as weight:
-            tokens = model.encode(pixels, clip.seconds - start, duration, wants, merge)
-        flops = None if merge is None else weight.flops
-        made = _Seen(weakref.ref(clip, self._gone), weights, how, signals, tokens, flops)
+        times = clip.seconds - start
+        if merge is None:
+            flops, tokens = None, model.encode(pixels, times, duration, reads)
+        else:
+            with count_tower(model.vision, model.projector) as counted:
+                tokens = model.encode(pixels, times, duration, reads, merge)
+            flops = counted.flops
+        made = _Remembered(weakref.ref(clip, self._gone), weights, how, signals, tokens, flops)
         same = [s for s in self.kept if s.clip() is clip and (s.inside is None) != (merge is None)]
         self.kept = [*same, made]
         return tokens, inside
@@ -129,4 +158,4 @@ class Memory:
         return next((s.flops for s in self.kept if s.tokens.source is tokens.source), None)
 
     def _gone(self, _clip: object) -> None:
-        self.kept = [seen for seen in self.kept if seen.clip() is not None]
+        self.kept = [known for known in self.kept if known.clip() is not None]

@@ -15,63 +15,76 @@ from torch import Tensor
 
 from vidllm.compressors import Compressor
 from vidllm.compressors.shared.in_tower import tower_part
-from vidllm.cost.spending import weighed
-from vidllm.models.families import Adapter
-from vidllm.models.families.pixels import video_pixels
-from vidllm.models.families.prompting import beside, place
-from vidllm.models.families.scripts import Placed
-from vidllm.models.hooks.tower_signals import Sight
 from vidllm.tokens import VideoTokens
 from vidllm.video import VideoClip
 
-from .compression import Compression, Prefix
-from .encode import weights_state
+from ..engine import TowerCounter, uncounted, weights_state
+from ..hooks.prefix import Prefix
+from ..hooks.session import Session
+from ..hooks.tower_signals import Sight
+from .family import Adapter
+from .pixels import video_pixels
+from .prompting import beside, place
+from .scripts import Placed
 
 
 @dataclass
-class Seen:
-    """A clip as a model sees it.
+class HubClip:
+    """An `EncodedClip` of the hub's models.
 
     Attributes:
         clip: whose it is. placed: its places in a prompt. length: seconds of the sampled range.
         pixels: arguments of the model. output: what the vision tower made of them, or None;
         sights: what was watched while it did. weights: the state of the model's weights then.
-        inside: the method that merged inside the tower, "" for none; flops: what the tower did
-            then, or None.
+        inside: the method that merged inside the tower, "" for none; tower_flops: what the tower
+            did then, or None.
     """
 
     clip: weakref.ref[VideoClip]
     placed: Placed
     length: float
     pixels: dict[str, Any]
+    element_size: int
     output: Any = None
     sights: list[Sight] = field(default_factory=list)
     weights: int = 0
     inside: str = ""
-    flops: float | None = None
+    tower_flops: float | None = None
     prefix: tuple[str, Prefix] | None = None
 
-    def share(self, c: Compression) -> AbstractContextManager[Prefix | None]:
+    @property
+    def total(self) -> int:
+        return sum(self.placed.counts)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        return self.placed.grid
+
+    @property
+    def slots(self) -> list[float]:
+        return self.placed.slots
+
+    def share(self, session: Session) -> AbstractContextManager[Prefix | None]:
         """Read the video's tokens into the decoder once for all questions, where that can be.
 
         It can where the method leaves the same of the video for every question. The keys and
         values stay as long as the clip, for the method that was used last.
         """
-        method = c.method
+        method = session.method
         if self.output is None or method.query_aware or method.inside_decoder():
             return nullcontext()
         if self.prefix is None or self.prefix[0] != repr(method):
             self.prefix = repr(method), Prefix()
-        return c.reuse(self.prefix[1])
+        return session.sharing(self.prefix[1])
 
-    def serves(self, wants: Sequence[str], weights: int, inside: str) -> bool:
-        """Whether it went through the tower so, with these weights, watched for what is wanted."""
+    def serves(self, signals: Sequence[str], weights: int, inside: str) -> bool:
+        """Whether it went through the tower so, with these weights, watched for these signals."""
         if self.output is None or (self.weights, self.inside) != (weights, inside):
             return False
-        return bool(inside) or not wants or any(sight.hidden.numel() for sight in self.sights)
+        return bool(inside) or not signals or any(sight.hidden.numel() for sight in self.sights)
 
 
-class Eyes:
+class HubClipMemory:
     """From clips to what the model's prompt needs; the last clip is remembered while it lives.
 
     Of a clip two things are kept: what the tower makes of it as it is, and what it made with the
@@ -87,70 +100,76 @@ class Eyes:
     ) -> None:
         self.model, self.adapter = model, adapter
         self.marks, self.options = dict(marks), dict(options)
-        self._seen: list[Seen] = []
+        self._kept: list[HubClip] = []
 
-    def last(self, clip: VideoClip) -> Seen | None:
+    def last(self, clip: VideoClip) -> HubClip | None:
         """What is remembered of this very clip."""
-        return next((seen for seen in self._seen if seen.clip() is clip), None)
+        return next((known for known in self._kept if known.clip() is clip), None)
 
-    def open(self, clip: VideoClip) -> Seen:
+    def open(self, clip: VideoClip) -> HubClip:
         """Pixels and places of a clip."""
-        seen = self.last(clip)
-        if seen is None:
-            seen = self._prepared(clip)
-            self._seen = [seen]
-        return seen
+        found = self.last(clip)
+        if found is None:
+            found = self._prepared(clip)
+            self._kept = [found]
+        return found
 
-    def see(self, clip: VideoClip, c: Compression) -> Seen:
+    def encode(
+        self, clip: VideoClip, session: Session, count_tower: TowerCounter = uncounted
+    ) -> HubClip:
         """A clip through the vision tower, unless it went through it in the same way before."""
-        seen, session, weights = self.open(clip), c._session, weights_state(self.model)
-        inside = _merging(session.method, seen.placed.grid)
+        video, weights = self.open(clip), weights_state(self.model)
+        inside = _merging(session.method, video.grid)
         end = clip.duration if clip.end is None else min(clip.end, clip.duration)
         # What a method is told of time: not what the prompt rounds it to, but the clip's own.
-        session.adapter.tell_seconds((seen.placed.slots, end))
-        for known in self._seen:
+        session.adapter.tell_seconds((video.slots, end))
+        for known in self._kept:
             if known.clip() is clip and known.serves(session.wants, weights, inside):
                 session.sights.extend(known.sights)
                 return known
-        seen = seen if seen.output is None else self._prepared(clip)
+        video = video if video.output is None else self._prepared(clip)
         model = self.model
-        seen.pixels = {
+        video.pixels = {
             name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-            for name, value in seen.pixels.items()
+            for name, value in video.pixels.items()
         }
         if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-            return seen  # transformers before it: the model encodes with every prompt
+            return video  # transformers before it: the model encodes with every prompt
         encoder = getattr(model.base_model, f"get_{session.adapter.modality}_features")
         names = inspect.signature(encoder).parameters
-        told = {name: value for name, value in seen.pixels.items() if name in names}
-        with weighed(*([model] if inside else [])) as weight:
-            seen.output = encoder(**told, return_dict=True)
-        seen.sights, seen.weights = list(session.sights), weights
-        seen.inside, seen.flops = inside, weight.flops if inside else None
+        arguments = {name: value for name, value in video.pixels.items() if name in names}
+        if inside:
+            with count_tower(model) as counted:
+                video.output = encoder(**arguments, return_dict=True)
+            video.tower_flops = counted.flops
+        else:
+            video.output, video.tower_flops = encoder(**arguments, return_dict=True), None
+        video.sights, video.weights, video.inside = list(session.sights), weights, inside
         for name in ("pixel_values", "pixel_values_videos", "pixel_attention_mask"):
-            seen.pixels.pop(name, None)
+            video.pixels.pop(name, None)
         wait(model)
-        others = (s for s in self._seen if s.clip() is clip and bool(s.inside) != bool(inside))
-        self._seen = [*(s for s in others if s.output is not None), seen]
-        return seen
+        others = (s for s in self._kept if s.clip() is clip and bool(s.inside) != bool(inside))
+        self._kept = [*(s for s in others if s.output is not None), video]
+        return video
 
-    def told(self, seen: Seen, c: Compression, ids: Tensor) -> dict[str, Any]:
-        """Arguments of the model for a prompt (1, L) about a clip that was seen."""
-        told = {**seen.pixels, **beside(self.adapter, seen.placed, ids, seen.length)}
-        if seen.output is not None:
-            told["mm_encoder_outputs"] = {c._session.adapter.modality: copy.copy(seen.output)}
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **told}
+    def arguments(self, video: HubClip, session: Session, ids: Tensor) -> dict[str, Any]:
+        """Arguments of the model for a prompt (1, L) about an encoded clip."""
+        made = {**video.pixels, **beside(self.adapter, video.placed, ids, video.length)}
+        if video.output is not None:
+            made["mm_encoder_outputs"] = {session.adapter.modality: copy.copy(video.output)}
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **made}
 
-    def _prepared(self, clip: VideoClip) -> Seen:
+    def _prepared(self, clip: VideoClip) -> HubClip:
         frames = torch.from_numpy(clip.frames.copy())
         kind = str(self.adapter.config.model_type)
         pixels: dict[str, Any] = dict(video_pixels(kind, frames, self.options))
         placed = place(self.adapter, self.marks, pixels, clip.seconds.tolist(), clip.duration)
         end = clip.duration if clip.end is None else min(clip.end, clip.duration)
-        return Seen(weakref.ref(clip, self._gone), placed, end - clip.start, pixels)
+        size = next(self.adapter.decoder.parameters()).element_size()
+        return HubClip(weakref.ref(clip, self._gone), placed, end - clip.start, pixels, size)
 
     def _gone(self, _clip: object) -> None:
-        self._seen = [seen for seen in self._seen if seen.clip() is not None]
+        self._kept = [known for known in self._kept if known.clip() is not None]
 
 
 def _merging(method: Compressor, grid: tuple[int, int, int]) -> str:

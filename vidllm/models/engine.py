@@ -1,0 +1,329 @@
+"""`Engine`: what `VideoLLM` asks a model for, the same of our own models and of the hub's.
+
+`native.engine.NativeEngine` and `families.engine.HubEngine` are the two there are. A call goes
+through `at_work`, `encode` and `generate`; `decode` then says what the tokens of an answer mean.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from vidllm.compressors import Compressor
+from vidllm.errors import InputError
+from vidllm.errors.bounds import check as check_number
+from vidllm.progress import Listener
+from vidllm.progress.stopwatch import Stopwatch
+from vidllm.timecode import Span, TimeCode
+from vidllm.tokens import VideoTokens
+from vidllm.video import VideoClip
+
+from .native.footage import KnownFootage
+
+#: Tokens of an answer at most, if nobody says.
+USUAL_ANSWER = 128
+
+
+class TowerFlops(Protocol):
+    """FLOPs of a vision tower so far; None where nothing counts them."""
+
+    @property
+    def flops(self) -> float | None: ...
+
+
+#: Counts what vision towers do inside its block (see `cost.spending.weighed`).
+TowerCounter = Callable[..., AbstractContextManager[TowerFlops]]
+
+
+@dataclass(frozen=True)
+class _Uncounted:
+    flops: float | None = None
+
+
+def uncounted(*_: nn.Module) -> AbstractContextManager[TowerFlops]:
+    """A `TowerCounter` that counts nothing."""
+    return nullcontext(_Uncounted())
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Video tokens of one prompt.
+
+    Attributes:
+        total: without compression. entering: those that the first decoder layer was given.
+        layers: those that every layer read in the prefill. read: those that every layer reads at
+            a decode step, in the mean.
+    """
+
+    total: int
+    entering: int
+    layers: Sequence[float]
+    read: Sequence[float]
+
+
+class EncodedClip(Protocol):
+    """A clip behind the vision tower."""
+
+    @property
+    def total(self) -> int:
+        """Video tokens before compression."""
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Slots, rows and columns of these."""
+
+    @property
+    def slots(self) -> Sequence[float] | np.ndarray:
+        """(T,) seconds of the video at which the slots are."""
+
+    @property
+    def tower_flops(self) -> float | None:
+        """FLOPs of the tower where tokens merged in it; None for the usual ones."""
+
+    @property
+    def element_size(self) -> int:
+        """Bytes of a number in the KV cache."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The tokens of one answer, and what making them took.
+
+    Attributes:
+        ids: of the answer. scores: their natural log-probabilities, none where nobody looked.
+        first: (V,) log-probabilities of the first token.
+        tokens: what the LLM's last layers had of the video; None where that is not known.
+        kept: how many these are. cached: how many the KV cache held, in the mean over layers.
+        counts: where in the decoder how many video tokens were.
+        text: other tokens of the prompt. apart: how many of them, at its end, were read in a pass
+            of their own. made: tokens that were generated, with the one that ended the answer.
+        seconds: wall seconds by stage. shared_by: among how many answers each is to be divided.
+    """
+
+    ids: list[int]
+    scores: Sequence[float]
+    first: Tensor
+    tokens: VideoTokens | None
+    kept: int
+    cached: float
+    counts: Counts
+    text: int
+    apart: int
+    made: int
+    seconds: dict[str, float]
+    shared_by: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a model said.
+
+    Attributes:
+        text: with its times as seconds. spans: the times that it names, in the video's seconds.
+        raw: its own words, time tokens and all. notes: on the answer, one line each.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    raw: str
+    notes: tuple[str, ...] = ()
+
+
+class Engine(ABC):
+    """A model with its tokenizer and compressors, from a clip to the tokens of an answer.
+
+    Attributes:
+        family: its name for people. config: of the model. decoder_config: of its LLM.
+        code: how it tells time. compressor: what it is asked with, unless a call says otherwise.
+        footage: what it knows; None for a model that makes no claim.
+        writes_times: it can be told the seconds of all frames in words before the question.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    family: str
+    config: Any
+    code: TimeCode
+    compressor: Compressor
+    writes_times: bool
+    footage: KnownFootage | None = None
+
+    @property
+    @abstractmethod
+    def worked_on(self) -> nn.Module:
+        """The module whose layers are worked on, by one thread at a time."""
+
+    @property
+    @abstractmethod
+    def usual_frames(self) -> int:
+        """Frames of a clip if nobody says how many."""
+
+    @property
+    @abstractmethod
+    def decoder_config(self) -> Any:
+        """The config of the LLM, whose KV cache is accounted for."""
+
+    @abstractmethod
+    def twin(self) -> Engine:
+        """The same model with a memory of clips of its own."""
+
+    @abstractmethod
+    def count(self, height: int, width: int, frames: int) -> int:
+        """Video tokens without compression of so many frames of so many pixels, at most."""
+
+    @abstractmethod
+    def words(self, task: str, query: str = "") -> str:
+        """What the model is asked for a task: "ground", "highlights" or "caption"."""
+
+    def timed(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of a question for a time, from those of a call."""
+        return options
+
+    def knows(self, clip: VideoClip) -> bool:
+        """Whether a clip is of the world that the model knows, as far as it can tell."""
+        return True
+
+    @abstractmethod
+    def check_serves(self, method: Compressor) -> None:
+        """Refuse a method that needs what this model cannot give, with an `InputError`."""
+
+    @abstractmethod
+    def check_questions(self, questions: Sequence[str], answer: int | None) -> None:
+        """Refuse questions before a video costs anything.
+
+        Args:
+            answer: tokens of the longest answer; None if nobody says.
+
+        Raises:
+            InputError: one that is empty, holds control tokens, or has no room.
+        """
+
+    def sharing_notes(self, clip: VideoClip, method: Compressor, questions: int) -> tuple[str, ...]:
+        """What there is to know of how questions about a clip share work."""
+        return ()
+
+    @abstractmethod
+    def at_work(
+        self, method: Compressor, listener: Listener | None = None
+    ) -> AbstractContextManager[Any]:
+        """A block in which `method` is at work; it yields what the calls below take as `work`.
+
+        Raises:
+            InputError: a method that cannot be served, or a model that is compressed already.
+        """
+
+    @abstractmethod
+    def check_room(
+        self, clip: VideoClip, questions: Sequence[str], answer: int | None, times: bool
+    ) -> int:
+        """See that prompts about this clip have room.
+
+        Returns:
+            The clip's video tokens as far as they are known before it is encoded, else 0.
+
+        Raises:
+            InputError: one has not; the line counts.
+        """
+
+    @abstractmethod
+    def encode(
+        self, clip: VideoClip, work: Any, count_tower: TowerCounter = uncounted
+    ) -> EncodedClip:
+        """A clip through the vision tower; what it became is remembered while it lives.
+
+        Args:
+            count_tower: counts the tower's FLOPs where tokens merge in it.
+        """
+
+    @abstractmethod
+    def generate(
+        self,
+        clip: VideoClip,
+        video: Any,
+        questions: Sequence[str],
+        work: Any,
+        watch: Stopwatch,
+        answer: int,
+        times: bool = False,
+    ) -> list[Generation]:
+        """The answers to questions about an encoded clip, as tokens.
+
+        Args:
+            watch: with the seconds of the stages so far. answer: tokens of the longest.
+            times: write the seconds of all frames before the question.
+
+        Raises:
+            Stopped: the watch's listener wanted the work to end.
+        """
+
+    @abstractmethod
+    def decode(
+        self, said: Generation, question: str, clip: VideoClip, times: bool = False
+    ) -> Decoded:
+        """What the tokens of an answer say, with its times in the video's seconds."""
+
+    @abstractmethod
+    def preview(
+        self, clip: VideoClip, video: Any, question: str, work: Any, times: bool = False
+    ) -> VideoTokens:
+        """What the method at work leaves of an encoded clip before the LLM would begin."""
+
+    @abstractmethod
+    def prompt_text(self, clip: VideoClip, question: str, times: bool = False) -> str:
+        """The prompt for people; video tokens as "<video 196>"."""
+
+
+def longest_answer(max_new_tokens: int | None) -> int:
+    """Tokens of an answer at most. Raises InputError for a number that cannot be."""
+    if max_new_tokens is None:
+        return USUAL_ANSWER
+    check_number("max_new_tokens", max_new_tokens)
+    return int(max_new_tokens)
+
+
+def check_early(method: Compressor) -> None:
+    """Refuse a method whose choice is not known before the LLM runs.
+
+    Raises:
+        InputError: a method of the stages "prefill" or "cache".
+    """
+    if method.inside_decoder():
+        raise InputError(
+            f"{method.name} chooses while the LLM runs, so there is no preview: ask, and see "
+            "answer.kept"
+        )
+
+
+def by_question(method: Compressor) -> bool:
+    """Whether what is left of the video depends on the question that comes after it."""
+    shared = all(getattr(m, "shares_prefix", False) for m in method.late)
+    return method.query_aware or (method.inside_decoder() and not (method.late and shared))
+
+
+def pooled(answers: Sequence[Generation], stages: Sequence[str]) -> list[Generation]:
+    """The answers of one call with some stages summed up and shared by all.
+
+    For what is done once, with the first question, and serves those that follow.
+    """
+    sums = {s: sum(r.seconds.get(s, 0.0) for r in answers) for s in stages}
+    return [
+        replace(
+            r,
+            seconds={s: sums.get(s, v) for s, v in r.seconds.items()},
+            shared_by={**r.shared_by, **dict.fromkeys(sums, len(answers))},
+        )
+        for r in answers
+    ]
+
+
+def weights_state(*modules: nn.Module) -> int:
+    """A number that changes when weights do: other tensors, or others written into them."""
+    weights = [tensor for m in modules for tensor in (*m.parameters(), *m.buffers())]
+    return hash(tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights))

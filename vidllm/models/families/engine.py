@@ -1,0 +1,453 @@
+"""The hub's models as an `Engine`: compressed from outside, by hooks; asked by `generate`.
+
+The model is transformers' own. Frames are read by this project, and each family is told their
+true seconds in its own way (`scripts`).
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+
+from vidllm.compressors import Compressor
+from vidllm.errors import InputError
+from vidllm.progress import Listener, attentive, check
+from vidllm.progress.stopwatch import Stopwatch
+from vidllm.timecode import Span, TextTime, answer_text, unfinished
+from vidllm.timecode.scoring import scored_spans
+from vidllm.tokens import Keep, VideoTokens
+from vidllm.video import VideoClip
+
+from ..engine import (
+    Counts,
+    Decoded,
+    Engine,
+    Generation,
+    TowerCounter,
+    by_question,
+    check_early,
+    pooled,
+    uncounted,
+)
+from ..hooks.session import Session
+from ..hooks.state import Report, bare
+from ..loading import choose_compressor, load_hub
+from ..locks import compressed_once
+from ..native.config import NativeConfig
+from ..question import check_room, check_text, positions_of
+from . import FAMILIES, adapter_for
+from .clips import HubClip, HubClipMemory, wait
+from .pixels import tokens_per_frame
+from .prompting import chat, marks_of, shorten, write
+from .scripts import SCRIPTS, TASKS, Placed, Script
+
+
+class HubEngine(Engine):
+    """A model of one of `FAMILIES`, ready to be asked.
+
+    The vision tower's output of the last clip is kept: later questions about the same
+    `VideoClip` do not encode it again.
+
+    Args:
+        model, tokenizer: of transformers.
+        template: the checkpoint's chat template; None for the family's documented one.
+        pixels: options of `pixels.video_pixels`.
+        compressors, keep, tokens: as for `loading.choose_compressor`.
+
+    Raises:
+        InputError: a family or a method that cannot be served, by name and reason.
+    """
+
+    writes_times = True
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template: str | None,
+        pixels: Mapping[str, Any],
+        compressors: str | Compressor | None = None,
+        keep: float | None = None,
+        tokens: int | None = None,
+    ) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.config = model.config
+        self.adapter = adapter_for(model, tokenizer)
+        self.kind = str(self.adapter.config.model_type)
+        self.family = FAMILIES[self.kind][0]
+        self.script: Script = SCRIPTS[self.kind]
+        self.compressor = choose_compressor(NativeConfig(), compressors, keep, tokens)
+        self.check_serves(self.compressor)
+        self.marks = marks_of(self.script, self.adapter.config, tokenizer)
+        self.memory = HubClipMemory(model, self.adapter, self.marks, pixels)
+        self.chat = chat(self.script, tokenizer, template, self.marks)
+        self.code = TextTime()
+
+    @classmethod
+    def load(
+        cls,
+        folder: str,
+        attn: str | None,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        seed: int = 0,
+        **options: Any,
+    ) -> HubEngine:
+        """From a folder or a name on the hub; `options` as for the class."""
+        model, tokenizer, template, pixels = load_hub(folder, attn, dtype)
+        torch.manual_seed(seed)
+        return cls(model.to(device), tokenizer, template=template, pixels=pixels, **options)
+
+    @property
+    def worked_on(self) -> nn.Module:
+        """The part of the model that `compress` works on."""
+        core: nn.Module = self.adapter.core
+        return core
+
+    @property
+    def usual_frames(self) -> int:
+        """The family's usual number."""
+        return self.script.frames
+
+    @property
+    def decoder_config(self) -> Any:
+        return self.adapter.decoder.config
+
+    def twin(self) -> HubEngine:
+        other = copy.copy(self)
+        other.memory = HubClipMemory(self.model, self.adapter, self.marks, self.memory.options)
+        return other
+
+    def count(self, height: int, width: int, frames: int) -> int:
+        options, config = self.memory.options, self.adapter.config
+        sizes = tokens_per_frame(self.kind, height, width, frames, options, config)
+        steps, rows, columns = sizes
+        return steps * rows * columns
+
+    def words(self, task: str, query: str = "") -> str:
+        check_text(query)
+        query = query.strip().rstrip(" .")
+        if task != "caption" and not query:
+            raise InputError("the query is empty: say what to look for")
+        name = "question" if query.endswith("?") else task
+        return TASKS[name].format(query=query)
+
+    def timed(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of a question for a time: families that are not told any get them in words."""
+        return {"times": self.script.clock == "none", **options}
+
+    def check_serves(self, method: Compressor) -> None:
+        Session(self.adapter, method)
+
+    def check_questions(self, questions: Sequence[str], answer: int | None) -> None:
+        for text in questions:
+            self._check(text, answer or 1)  # the usual length may be cut short
+
+    def sharing_notes(self, clip: VideoClip, method: Compressor, questions: int) -> tuple[str, ...]:
+        if by_question(method) and (questions > 1 or self.memory.last(clip) is not None):
+            return (
+                f"{method.name} reads the question: the video is encoded once and compressed "
+                "anew for every question",
+            )
+        return ()
+
+    @contextmanager
+    def at_work(self, method: Compressor, listener: Listener | None = None) -> Iterator[Session]:
+        adapter = adapter_for(self.model, self.tokenizer)
+        session = Session(adapter, method)
+        with (
+            torch.inference_mode(),
+            compressed_once(adapter.core),
+            session.attached(exclusive=True),
+            attentive(listener, self.adapter.tower, self.adapter.decoder),
+        ):
+            yield session
+
+    def check_room(
+        self, clip: VideoClip, questions: Sequence[str], answer: int | None, times: bool
+    ) -> int:
+        """See that prompts have room. Positions of time, row and column go side by side."""
+        placed = self.memory.open(clip).placed
+        video = sum(placed.counts)
+        beside = self.kind in ("qwen2_5_vl", "qwen3_vl")
+        for question in questions:
+            ids = self._ids(placed, question, times)
+            check_room(
+                self._positions,
+                text=ids.shape[1] - video,
+                answer=answer or 1,
+                video=max(placed.grid) if beside else video,
+            )
+        return video
+
+    def encode(
+        self, clip: VideoClip, work: Session, count_tower: TowerCounter = uncounted
+    ) -> HubClip:
+        return self.memory.encode(clip, work, count_tower)
+
+    def generate(
+        self,
+        clip: VideoClip,
+        video: HubClip,
+        questions: Sequence[str],
+        work: Session,
+        watch: Stopwatch,
+        answer: int,
+        times: bool = False,
+    ) -> list[Generation]:
+        before = dict.fromkeys(watch.seconds, len(questions))
+        made = []
+        for question in questions:
+            ids, spent = self._ids(video.placed, question, times), watch.copy()
+            with video.share(work):
+                said = self._generate(video, ids, work, spent, answer)
+            made.append(replace(said, shared_by=before))
+        if by_question(work.method):
+            return made
+        # The first question's pass over the video served them all.
+        return pooled(made, ("compress", "prefill"))
+
+    def _generate(
+        self, video: HubClip, ids: Tensor, session: Session, watch: Stopwatch, answer: int
+    ) -> Generation:
+        """A greedy answer to a prompt (1, L).
+
+        The seconds of compressing, of the prefill (the model's first call without it) and of the
+        rest go to `watch` as "compress", "prefill" and "generate".
+        """
+        model, tokenizer = self.model, self.tokenizer
+        stop = model.generation_config.eos_token_id
+        stop = tokenizer.eos_token_id if stop is None else stop
+        pad: Any = tokenizer.pad_token_id
+        pad = (stop[0] if isinstance(stop, list) else stop) if pad is None else pad
+        watch.begin("compress")
+        steps = _Steps(session, watch, tokenizer, ids.shape[1])
+        with steps.attached(model):
+            out = model.generate(
+                **self.memory.arguments(video, session, ids),
+                max_new_tokens=answer,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                eos_token_id=stop,
+                pad_token_id=pad,
+                stopping_criteria=StoppingCriteriaList([steps]),
+            )
+            wait(model)
+        if steps.prefilled is None:  # no call of the model at all
+            steps.ends()
+        watch.add("generate", time.perf_counter() - cast(float, steps.prefilled))
+        report = _report(session)
+        counts, text = _counts(report, steps.entering)
+        new = cast(list[int], out[0, ids.shape[1] :].tolist())
+        return Generation(
+            new,
+            torch.cat(steps.scores).tolist() if steps.scores else [],
+            steps.first,
+            steps.left(),
+            report.kept,
+            sum(report.cached) / len(report.cached),
+            counts,
+            text,
+            0,
+            len(new),
+            dict(watch.seconds),
+        )
+
+    def decode(
+        self, said: Generation, question: str, clip: VideoClip, times: bool = False
+    ) -> Decoded:
+        def decode(ids: Sequence[int]) -> str:
+            # With special tokens: the marks of thinking may be some.
+            return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+
+        raw = decode(said.ids).strip()
+        text = str(self.tokenizer.decode(said.ids, skip_special_tokens=True)).strip()
+        if answer_text(raw) != raw and answer_text(text) == text:
+            # The marks of thinking are special tokens, so that the text would not show its end.
+            text = answer_text(raw)
+            for mark in self.tokenizer.all_special_tokens:
+                text = text.replace(str(mark), "")
+            text = text.strip()
+        # Positions begin with the clip: second 0 of the model is the first frame's.
+        origin = float(clip.seconds[0]) if self.script.clock == "positions" and not times else 0.0
+        found = self.code.find(raw, clip.duration)
+        spans = tuple(
+            Span(
+                min(span.start + origin, clip.duration),
+                min(span.end + origin, clip.duration),
+                span.score,
+            )
+            for span in scored_spans(found, said.ids, said.scores, decode, self.code)
+        )
+        notes = unfinished(raw)
+        if spans and origin >= 0.05:
+            notes += (
+                f"times in the text count from the first frame, at {origin:.1f} s; spans are in "
+                "the video's seconds",
+            )
+        if spans and self.script.clock == "none" and not times:
+            notes += (f"{self.family} is told no times: ask with times=True (--times)",)
+        return Decoded(text, spans, raw, notes)
+
+    def preview(
+        self, clip: VideoClip, video: HubClip, question: str, work: Session, times: bool = False
+    ) -> VideoTokens:
+        check_early(work.method)
+        ids = self._ids(video.placed, question, times)
+        found: list[VideoTokens] = []
+
+        def enough(*_: Any) -> None:
+            found.extend(work.call.after if work.call is not None else ())
+            raise _Enough
+
+        handle = work.decoder.register_forward_pre_hook(enough)
+        try:
+            self.model(**self.memory.arguments(video, work, ids))
+        except _Enough:
+            pass
+        finally:
+            handle.remove()
+        return found[0]
+
+    def prompt_text(self, clip: VideoClip, question: str, times: bool = False) -> str:
+        placed = self.memory.open(clip).placed
+        text = write(self.script, self.chat, placed, question, times=times)
+        return shorten(text, self.marks["pad"])
+
+    @property
+    def _positions(self) -> int | None:
+        return positions_of(self.model.config.get_text_config())
+
+    def _check(self, question: str, answer: int = 0) -> None:
+        check_text(question, self._positions)
+        if not question.strip():
+            raise InputError("the question is empty: ask something")
+        control = {*self.marks.values(), *self.tokenizer.all_special_tokens} - {""}
+        for mark in sorted(control):
+            if mark in question:
+                raise InputError(f"the question holds '{mark}', a control token: leave it out")
+        alone: Any = self.tokenizer(question, add_special_tokens=False)
+        check_room(self._positions, text=len(alone["input_ids"]), answer=answer)
+
+    def _ids(self, placed: Placed, question: str, times: bool) -> Tensor:
+        """The prompt about a clip, (1, L)."""
+        text = write(self.script, self.chat, placed, question, times=times)
+        bos = self.tokenizer.bos_token
+        plain = bool(bos) and text.startswith(str(bos))
+        made: Any = self.tokenizer(text, add_special_tokens=not plain)
+        return torch.tensor([made["input_ids"]], device=self.model.device)
+
+
+class _Steps(StoppingCriteria):
+    """Beside `generate`: times its stages, scores its tokens, tells and asks the listener."""
+
+    def __init__(self, session: Session, watch: Stopwatch, tokenizer: Any, start: int) -> None:
+        self.session, self.watch, self.tokenizer, self.start = session, watch, tokenizer, start
+        self.first = self.last = torch.empty(0)
+        self.scores: list[Tensor] = []
+        self.tokens: VideoTokens | None = None
+        self.entering = 0
+        self.began = time.perf_counter()
+        self.prefilled: float | None = None
+
+    @contextmanager
+    def attached(self, model: Any) -> Iterator[None]:
+        """Hooks on the model, and off again whatever happens."""
+        decoder = self.session.decoder
+        handles = [
+            model.register_forward_hook(self._called),
+            # Before the session's own, which closes its books.
+            decoder.register_forward_hook(self._read, prepend=True),
+            self.session.layers[0].register_forward_pre_hook(self._starts),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _starts(self, *_: Any) -> None:
+        if self.prefilled is None and not self.entering:
+            self.watch.begin("prefill")
+
+    def _read(self, *_: Any) -> None:
+        call = self.session.call
+        if call is not None:
+            self.entering = len(call.after[0])
+            run = call.after[0] if call.pruner is None else call.pruner.runs[0].tokens
+            self.tokens = bare(run)
+
+    def _called(self, model: Any, _args: Any, output: Any) -> None:
+        self.last = output.logits[0, -1].float()
+        if self.prefilled is None:
+            wait(model)
+            self.first = torch.log_softmax(self.last, dim=-1)
+            self.ends()
+            self.watch.begin("generate")
+
+    def ends(self) -> None:
+        """The prefill is done."""
+        self.prefilled = time.perf_counter()
+        report = self.session.report
+        chosen = 0.0 if report is None else report.seconds
+        self.watch.add("compress", chosen)
+        self.watch.add("prefill", max(0.0, self.prefilled - self.began - chosen))
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """Behind every token."""
+        self.scores.append(torch.log_softmax(self.last, dim=-1).gather(0, input_ids[0, -1:]))
+        listener = self.watch.listener
+        if listener is not None:
+            check(listener)
+            said = self.tokenizer.decode(input_ids[0, self.start :], skip_special_tokens=True)
+            listener.text(str(said).rstrip("\ufffd").strip())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    def left(self) -> VideoTokens | None:
+        """What the last layers had of the video at the last step."""
+        report = self.session.report
+        if self.tokens is None or report is None or report.choice is None:
+            return self.tokens
+        chosen = report.choice.chosen[0]
+        return self.tokens if chosen is None else self.tokens.apply(Keep(chosen))
+
+
+class _Enough(Exception):
+    """Nothing more is wanted of this call."""
+
+
+def _report(session: Session) -> Report:
+    """The account of the last prompt.
+
+    Raises:
+        InputError: none went through the session.
+    """
+    session.net.check()
+    if session.report is None:
+        raise InputError("no prompt went through the model's own forward pass: load it again")
+    return session.report
+
+
+def _counts(report: Report, entering: int) -> tuple[Counts, int]:
+    """Video tokens by layer, and the other tokens of the prompt."""
+    text = report.prompt[0] - report.full
+    layers = [len(rows[0]) - text for rows in report.rows]
+    read: list[float] = [len(rows[0]) - text for rows in report.held]
+    choice = report.choice
+    if choice is not None and choice.history:
+        steps = [len(rows[0]) - text for rows in choice.history]
+        mean = sum(steps) / len(steps)
+        read[choice.first :] = [mean] * (choice.depth - choice.first)
+    return Counts(report.full, entering, layers, read), text
