@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from authors import aim, mustdrop
 from goldens import golden
 from torch import Tensor
 from transformers import (
@@ -17,7 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from vidllm.compressors import aim, aim_prune, mustdrop
+from vidllm.compressors.aim_prune import retention
 from vidllm.models.hooks.decoding import Prefix, Views, generate_from
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
@@ -58,8 +59,8 @@ def aim_seen(data: dict[str, Tensor]) -> list[Tensor]:
     text = ((place < ends[0]) | (place >= ends[1]))[None]
     mask = torch.ones(1, 40, dtype=torch.bool)
     seen = [mask[0]]
-    for layer, share in enumerate(aim.retention(28)):
-        mask = aim_prune.visible(data["raw_importance"][layer], mask, text, share)
+    for layer, share in enumerate(retention(28)):
+        mask = aim.visible(data["raw_importance"][layer], mask, text, share)
         assert torch.equal(mask, data["mask_after_layer"][layer])
         seen.append(mask[0])
     return seen[:-1]
