@@ -59,8 +59,8 @@ def test_classes_and_tests_of_the_page_exist() -> None:
 def test_what_moved_is_where_the_page_says() -> None:
     for before, now in rows(2):
         assert thing(now.strip("`")), now
-        name = before.strip("`").removeprefix("vidllm.compressors.")
-        file = TESTS.parent / "compressors" / f"{name.rpartition('.')[0].replace('.', '/')}.py"
+        name = before.strip("`").removeprefix("vidllm.")
+        file = TESTS.parent / f"{name.rpartition('.')[0].replace('.', '/')}.py"
         if file.exists():
             tree = ast.parse(file.read_text(encoding="utf-8"))
             assert name.rpartition(".")[2] not in {getattr(n, "name", "") for n in tree.body}, name
