@@ -1,7 +1,4 @@
-"""AIM's merging before the LLM (arXiv 2412.03248): bipartite matching inside every frame.
-
-`merge` is the authors' function, order and arithmetic; `Aim` is the method on `VideoTokens`.
-"""
+"""AIM's merging before the LLM (arXiv 2412.03248): bipartite matching inside every frame."""
 
 from __future__ import annotations
 
@@ -15,8 +12,6 @@ from vidllm.errors import InputError
 from vidllm.tokens import Merge, Selection, VideoTokens
 from vidllm.tokens import matching as bipartite
 
-from .aim_prune import importance as importance
-from .aim_prune import retention as retention
 from .base import Compressor
 from .registry import register
 from .shared.segments import equal_runs, merge_groups, present_frames, share
@@ -37,38 +32,6 @@ def match(metric: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
     even, odd = torch.arange(0, count, 2), torch.arange(1, count, 2)
     pairs = bipartite.match(metric, min(r, count // 2), even, odd)
     return pairs.kept, pairs.merged, pairs.into
-
-
-def merge(x: Tensor, metric: Tensor, r: int) -> Tensor:
-    """One round of AIM's merge, as the authors' code gives it (r <= 0 returns `x`).
-
-    A destination becomes the plain mean of itself and the sources merged into it; no sizes are
-    tracked, so a second round counts a merged token once.
-
-    Args:
-        x: (B, N, C) tokens. metric: (B, N, D) features to compare; AIM uses x itself for video.
-        r: tokens to remove, at most N // 2 happen.
-
-    Returns:
-        (B, N - r, C): the sources that stay in descending order of score, then all destinations
-        in their order.
-
-    Raises:
-        InputError: shapes that do not fit.
-    """
-    if x.dim() != 3 or metric.dim() != 3 or x.shape[:2] != metric.shape[:2]:
-        raise InputError(
-            f"x and metric must be (B, N, C) and (B, N, D), not {tuple(x.shape)} and "
-            f"{tuple(metric.shape)}"
-        )
-    kept, merged, into = match(metric, r)
-    if merged.shape[1] == 0:
-        return x
-    width = x.shape[2]
-    sources = x.gather(1, merged[..., None].expand(-1, -1, width))
-    slot = (into[..., None] // 2).expand(-1, -1, width)
-    means = x[:, 1::2].scatter_reduce(1, slot, sources, "mean", include_self=True)
-    return torch.cat([x.gather(1, kept[..., None].expand(-1, -1, width)), means], dim=1)
 
 
 @register("aim")

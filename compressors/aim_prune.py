@@ -1,7 +1,7 @@
 """AIM's pruning inside the decoder (arXiv 2412.03248): PageRank of the attention, layer by layer.
 
-`importance`, `retention` and `visible` are the authors' arithmetic; `importance_rows` is the
-importance without the whole matrix; `AimPrune` is the method on `VideoTokens`.
+`importance_rows` gives the importance without the whole matrix; `AimPrune` is the method on
+`VideoTokens`.
 """
 
 from __future__ import annotations
@@ -17,50 +17,6 @@ from vidllm.tokens import VideoTokens
 
 from .base import Scorer
 from .registry import register
-
-# A logit below this belongs to a mask (the lowest float16 is -65504), never to q.k / sqrt(d).
-_MASKED = -5e3
-
-
-def importance(
-    logits: Tensor,
-    temperature: float = 0.1,
-    steps: int = 5,
-    damping: float = 0.0,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Importance of every token: a few power steps on the sharpened attention.
-
-    M = softmax(logits / temperature) by rows; for each head p starts uniform and becomes
-    p M (1 - damping) + damping / L; the result is the root of the heads' mean of p squared.
-
-    The authors' function gives NaN for a whole row of the batch where it is padded on the left
-    (a query that sees nothing). Here such queries take no part: p starts on the other tokens,
-    and these get what they would get without padding.
-
-    Args:
-        logits: (B, H, L, L) q k / sqrt(d) with the causal and padding mask added.
-        temperature: of the softmax. steps: power steps. damping: share that jumps anywhere.
-        mask: (B, L) bool, tokens that take part; None for all whose query sees something. With
-            padding on the right give it.
-
-    Returns:
-        (B, L) float32.
-
-    Raises:
-        InputError: shapes or options that do not fit.
-    """
-    if logits.dim() != 4 or logits.shape[2] != logits.shape[3]:
-        raise InputError(f"logits must be (B, H, L, L), not {tuple(logits.shape)}")
-    _check(temperature, steps, damping)
-    scaled = logits.float() / temperature
-    if mask is None:
-        mask = (logits > _MASKED).any(dim=-1).any(dim=1)
-    matrix = torch.softmax(scaled, dim=-1)
-    length = logits.shape[2]
-    return importance_rows(
-        lambda start, stop: matrix[:, :, start:stop], length, steps, damping, length, mask
-    )
 
 
 def importance_rows(
@@ -129,43 +85,6 @@ def retention(num_layers: int, start: int = 14, slope: float = 0.125) -> list[fl
     """
     falling = (1 - slope * (layer - start + 1) for layer in range(start, num_layers))
     return [1.0] * min(start, num_layers) + [max(0.0, share) for share in falling]
-
-
-def visible(
-    importance: Tensor,
-    mask: Tensor,
-    protected: Tensor,
-    share: float,
-    real: Tensor | None = None,
-    faithful: bool = False,
-) -> Tensor:
-    """AIM's choice behind one layer: which tokens later layers still see.
-
-    The floor((L - P) * share + P) most important tokens, with P protected ones ahead of all.
-    By default L and P are each row's own and without padding. The authors count the padding,
-    take P of row 0 for every row (longer texts then lose text) and give protected tokens the
-    importance 1, which a video token can reach.
-
-    Args:
-        importance: (B, L). mask: (B, L) bool, what is visible now. protected: (B, L) bool, the
-            text. share: of the video tokens that there were at first. real: (B, L) bool,
-            tokens that are no padding; None for all. faithful: the authors' count and order.
-
-    Returns:
-        (B, L) bool.
-    """
-    score = importance.float().masked_fill(~mask, -1.0)
-    if faithful or real is None:
-        real = torch.ones_like(mask)
-    score = score.masked_fill(protected & real, 1.0 if faithful else torch.inf)
-    result = torch.zeros_like(mask)
-    texts: list[int] = (protected & real).sum(dim=1).tolist()
-    lengths: list[int] = real.sum(dim=1).tolist()
-    for row, length in enumerate(lengths):
-        text = texts[0] if faithful else texts[row]
-        count = int((length - text) * share + text)
-        result[row, torch.argsort(score[row], descending=True, stable=True)[:count]] = True
-    return result & mask
 
 
 @register("aim-prune")

@@ -1,7 +1,6 @@
 """DivPrune: the most diverse tokens by greedy max-min distance (arXiv 2503.02175).
 
-`pick` is the greedy search, `select` the published function; `DivPrune` is the method on
-`VideoTokens`.
+`pick` is the greedy search, `DivPrune` the method on `VideoTokens`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vidllm.errors import InputError
 from vidllm.tokens import Keep, Selection, VideoTokens
 
 from .base import Compressor
@@ -64,25 +62,6 @@ def _nearest(unit: Tensor) -> Tensor:
         return unit.new_zeros(unit.shape[0])
     blocks = unit.split(max(1, _BLOCK // unit.shape[0]))
     return torch.cat([(1 - rows @ unit.T).topk(2, largest=False).values[:, 1] for rows in blocks])
-
-
-def select(features: Tensor, threshold_ratio: float, faithful: bool = False) -> Tensor:
-    """The tokens that DivPrune keeps: round(threshold_ratio * N) of them (Python's rounding).
-
-    Args:
-        features: (N, D) or (T, n, D), all tokens of the video.
-        threshold_ratio: share kept, in [0, 1]. faithful: as for `pick`; indices may then repeat.
-
-    Returns:
-        (k,) kept indices into N, sorted, on the CPU.
-
-    Raises:
-        InputError: a share outside [0, 1].
-    """
-    if not 0 <= threshold_ratio <= 1:
-        raise InputError(f"divprune: threshold_ratio must be in [0, 1], not {threshold_ratio}")
-    x = features.reshape(-1, features.shape[-1])
-    return pick(x, round(threshold_ratio * x.shape[0]), faithful).sort().values.cpu()
 
 
 @register("divprune")

@@ -1,7 +1,6 @@
 """DyCoke: frames in groups, of which only the first stays whole (arXiv 2411.15024).
 
-`select` is the temporal "merging" of the published code and `DyCoke` the method on `VideoTokens`.
-What it does while answering (`select_cache`) is in `dycoke_cache`; "dycoke,dycoke-cache" is both.
+What it does while answering is in `dycoke_cache`; "dycoke,dycoke-cache" is both.
 """
 
 from __future__ import annotations
@@ -16,67 +15,9 @@ from vidllm.errors import InputError
 from vidllm.tokens import Keep, Selection, VideoTokens
 
 from .base import Compressor
-from .dycoke_cache import CacheState, select_cache
 from .evs import row_cosine
 from .registry import register
 from .shared.segments import present_frames, share
-
-__all__ = ["CacheState", "DyCoke", "allocate", "select", "select_cache"]
-
-
-def select(
-    features: Tensor, num_tokens_per_frame: int, merging_ratio: float, faithful: bool = False
-) -> Tensor:
-    """The tokens that DyCoke keeps of one clip before the decoder; nothing is averaged.
-
-    In every four frames the first stays whole. The second and third are compared with it and
-    the fourth with the third (as it was), cell by cell, and keep the int((1 - merging_ratio) n)
-    tokens of lowest cosine.
-
-    Args:
-        features: (T * n, D) or (T, n, D), frame by frame. num_tokens_per_frame: n.
-        merging_ratio: share removed of a thinned frame, in [0, 1].
-        faithful: as the published code, with its defects: an odd last frame is lost; where T is
-            a multiple of 4 the third frame of the last group stays whole, because a loop ends
-            too early; 4 frames or fewer fail; the tokens of a thinned frame stand by rising
-            cosine; a count of 0 empties every thinned frame; tokens beyond the last whole frame
-            are ignored. By default none of these: every frame keeps at least one token, any T
-            works, and tokens stand in raster order.
-
-    Returns:
-        (k,) indices into T * n, frame by frame, on the CPU. Equal cosines: the earlier token.
-
-    Raises:
-        InputError: wrong options or shapes; with `faithful` 4 frames or fewer.
-    """
-    x, n = features.reshape(-1, features.shape[-1]), num_tokens_per_frame
-    if not 0 <= merging_ratio <= 1:
-        raise InputError(f"dycoke: merging_ratio must be in [0, 1], not {merging_ratio}")
-    if n < 1 or x.shape[0] < n or (x.shape[0] % n and not faithful):
-        raise InputError(f"dycoke: {x.shape[0]} tokens are no frames of {n}")
-    frames, kept = x.shape[0] // n, int((1 - merging_ratio) * n)
-    third = {t for t in range(frames) if t % 4 == 2}
-    if faithful:
-        if frames <= 4:
-            raise InputError("dycoke: the published code needs more than 4 frames")
-        third = {t + 2 for t in range(0, frames - 4, 4)}
-        frames -= frames % 2
-    else:
-        kept = max(1, kept)
-    index = []
-    for t in range(frames):
-        own = torch.arange(t * n, (t + 1) * n)
-        if t % 2 or t in third:
-            alike = row_cosine(x, own, own - (t - _reference(t)) * n).cpu()
-            chosen = alike.argsort(stable=True)[:kept]
-            own = own[chosen if faithful else chosen.sort().values]
-        index.append(own)
-    return torch.cat(index)
-
-
-def _reference(frame: int) -> int:
-    """The frame to compare with: the lowest set bit cleared (1 and 2 with 0, 3 with 2, ...)."""
-    return frame & (frame - 1)
 
 
 def allocate(sizes: Sequence[int], budget: int, group: int) -> list[int]:
@@ -111,14 +52,14 @@ class DyCoke(Compressor):
     0, and 3 with 2, as the published groups of four do. Groups follow the frames that still have
     tokens, and a token whose cell is missing in the other frame counts as new and stays first.
 
-    The published method has a fixed share for the thinned frames (`select` gives it). Here the
-    budget decides: whole frames first, the rest shared by the thinned ones. A budget that does
-    not hold the whole frames and one token of each other doubles the groups until it does; below
-    that all frames are thinned alike, the first one evenly, as nothing stands before it. A budget
-    below the number of frames keeps one token in each of evenly spaced frames.
+    The published method has a fixed share for the thinned frames. Here the budget decides: whole
+    frames first, the rest shared by the thinned ones. A budget that does not hold the whole frames
+    and one token of each other doubles the groups until it does; below that all frames are thinned
+    alike, the first one evenly, as nothing stands before it. A budget below the number of frames
+    keeps one token in each of evenly spaced frames.
 
     The defects of the published code are corrected: an odd last frame stays, the last group is
-    thinned as the others, four frames or fewer work. `select(..., faithful=True)` has them.
+    thinned as the others, four frames or fewer work.
 
     Attributes:
         group: frames a group, a power of two from 2 up; only the first of them is whole.

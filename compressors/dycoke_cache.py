@@ -1,7 +1,6 @@
 """DyCoke while answering (arXiv 2411.15024): which video entries of the KV cache a step reads.
 
-`select_cache` is the choice of the published code at one decode step; `DyCokeCache` is the method
-that a model's driver runs.
+`choose` is the choice at one decode step; `DyCokeCache` is the method that a model's driver runs.
 """
 
 from __future__ import annotations
@@ -65,56 +64,6 @@ def choose(
     if moved:
         chosen = now.argsort(descending=True, stable=True)[:count].sort().values
     return moved, CacheState(now, similarity, chosen)
-
-
-def select_cache(
-    attn: Tensor,
-    image_start: int,
-    image_len: int,
-    prune_ratio: float,
-    state: CacheState | None = None,
-    threshold: float = 0.9,
-    faithful: bool = False,
-) -> tuple[Tensor | None, CacheState]:
-    """The cache entries that the layers from L on read at one decode step.
-
-    The choice is made anew where the attention to the video has moved since the step before:
-    a cosine below `threshold`. All text stays.
-
-    Args:
-        attn: (heads, length) attention of the one new token in the layer before L (3 in the
-            published code), softmaxed, over all cache entries.
-        image_start, image_len: the video's entries in the cache.
-        prune_ratio: share of them removed, in [0, 1]; int(image_len * (1 - prune_ratio)) stay.
-        state: what the last step of the same answer returned.
-        faithful: as the published code, where a step whose attention has not moved reads the
-            full cache, so that the calm steps save nothing. By default it reads the video
-            entries chosen last. (The published code also carries its state over to the next
-            answer; here a caller passes None.)
-
-    Returns:
-        kept (k,) ascending on the device of `attn`, or None for the full cache; the new state.
-
-    Raises:
-        InputError: wrong options, attention that is not finite, or a span that does not fit
-            `attn` or `state`.
-    """
-    length = attn.shape[-1]
-    if not 0 <= prune_ratio <= 1:
-        raise InputError(f"dycoke: prune_ratio must be in [0, 1], not {prune_ratio}")
-    if attn.dim() != 2 or image_start < 0 or image_len < 1 or image_start + image_len > length:
-        raise InputError(
-            f"dycoke: {image_len} video entries from {image_start} do not fit attention "
-            f"{tuple(attn.shape)}"
-        )
-    stop = image_start + image_len
-    video = attn.detach().float().mean(dim=0)[image_start:stop]
-    moved, state = choose(video, int(image_len * (1 - prune_ratio)), state, threshold)
-    kept = None
-    if state.chosen is not None and (moved or not faithful):
-        text = torch.arange(length, device=attn.device)
-        kept = torch.cat([text[:image_start], image_start + state.chosen, text[stop:]])
-    return kept, state
 
 
 @register("dycoke-cache")

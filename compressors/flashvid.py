@@ -1,7 +1,7 @@
 """FlashVID (arXiv 2602.08024): diverse tokens of a frame stay, the others merge into trees.
 
-`compress` is the authors' outer stage on a full grid and `inner_prune` their pruning inside the
-decoder, both in their order and arithmetic; `FlashVid` is the outer stage on `VideoTokens`.
+First its steps on plain tensors, frame by frame: segments, diverse picks, trees over time,
+clusters. Then `FlashVid`, which puts them together on `VideoTokens`.
 """
 
 from __future__ import annotations
@@ -13,98 +13,219 @@ import torch
 from torch import Tensor
 
 from vidllm.errors import InputError
-from vidllm.tokens import Merge, Mix, Selection, VideoTokens
+from vidllm.tokens import Merge, Mix, Selection, VideoTokens, split_budget
 
 from .base import Compressor
-from .flashvid_steps import diverse, merge_segment, pick, saliency, segment_lengths
 from .registry import register
+from .shared.density import peaks, top
 from .shared.segments import merge_groups, present_frames, share
 
+# Numbers of a batch of frames' distances that are held at a time (16 MiB in float32).
+_ROOM = 2**22
 
-def compress(
-    features: Tensor,
-    attention: Tensor,
-    retention_ratio: float = 0.25,
+
+def segment_lengths(
+    means: Tensor, segment_threshold: float = 0.9, min_segment_num: int = 8
+) -> list[int]:
+    """Cut a clip where neighbouring frames' means (T, D) have a cosine below the threshold.
+
+    With fewer segments than `min_segment_num` the least similar other neighbours are cut too. As
+    with the authors, a clip of fewer frames than that then has segments of length 0.
+    """
+    similar = torch.cosine_similarity(means[:-1].float(), means[1:].float(), dim=-1).cpu()
+    cuts = torch.nonzero(similar < segment_threshold).flatten()
+    missing = min(min_segment_num - 1 - cuts.numel(), similar.numel())
+    if missing > 0:
+        similar[cuts] = torch.inf
+        cuts = torch.cat([cuts, torch.argsort(similar, stable=True)[:missing]]).sort().values
+    ends = [*(cuts + 1).tolist(), means.shape[0]]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def diverse(x: Tensor, weight: Tensor, count: int, *, again: bool = False) -> Tensor:
+    """Pick `count` tokens of every frame, each far from those before it (ADTS).
+
+    Args:
+        x: (B, n, D) tokens of B frames. weight: (B, n) by which distances to a token count.
+        again: as the authors, a token may be picked twice (where weights are not positive).
+
+    Returns:
+        (B, count) indices in the order in which they were picked.
+    """
+    unit = torch.nn.functional.normalize(x.float(), dim=-1)
+    away = (1 - unit @ unit.transpose(1, 2)) * weight[:, None, :]
+    picks: list[Tensor] = []
+    # Nearest but the token itself, which is the smallest of its column.
+    score = away.topk(min(2, x.shape[1]), dim=1, largest=False).values[:, -1]
+    nearest = torch.full_like(score, torch.inf)
+    rows = torch.arange(x.shape[0], device=x.device)
+    for _ in range(count):
+        picks.append(score.argmax(dim=1))
+        nearest = torch.minimum(nearest, away[rows, picks[-1]])
+        score = nearest
+        if not again:
+            nearest[rows, picks[-1]] = -torch.inf  # stays the minimum from now on
+    return torch.stack(picks, dim=1) if picks else rows.new_zeros(x.shape[0], 0)
+
+
+def pick(frames: list[Tensor], weights: list[Tensor], counts: list[int]) -> list[Tensor]:
+    """`diverse` for frames (n_t, D) of any size: the indices that are picked in each."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for t, (x, count) in enumerate(zip(frames, counts, strict=True)):
+        alike.setdefault((x.shape[0], count), []).append(t)
+    result = list(weights)
+    for (size, count), which in alike.items():
+        step = max(1, _ROOM // size**2)
+        for first in range(0, len(which), step):
+            part = which[first : first + step]
+            x, weight = torch.stack([frames[t] for t in part]), [weights[t] for t in part]
+            for t, rows in zip(part, diverse(x, torch.stack(weight), count), strict=True):
+                result[t] = rows
+    return result
+
+
+def saliency(x: Tensor, attention: Tensor, centres: Tensor) -> Tensor:
+    """Weight of tokens (..., D): attention (...) times mean product with the frames' `centres`."""
+    return 1e6 * attention * (x.float() @ centres.T).mean(-1)
+
+
+def parents(
+    frames: list[Tensor], picked: list[Tensor], survivors: int, limit: float
+) -> list[Tensor]:
+    """For every token of a segment the token of the frame before that it merges into, or -1.
+
+    That is the most similar one, where the cosine is above `limit`; the limit is raised where
+    fewer tokens than `survivors` would be left. Picked tokens neither merge nor take others.
+
+    Args:
+        frames: (n_t, D) tokens of each frame. picked: (n_t,) bool.
+    """
+    unit = [torch.nn.functional.normalize(x.float(), dim=-1) for x in frames]
+    best = [torch.full((frames[0].shape[0],), -1.0, device=frames[0].device)]
+    into = [torch.zeros(frames[0].shape[0], dtype=torch.long, device=frames[0].device)]
+    for t in range(1, len(frames)):
+        alike = unit[t] @ unit[t - 1].T
+        alike[picked[t]] = -1
+        alike[:, picked[t - 1]] = -1
+        top = alike.max(dim=1)
+        best.append(top.values)
+        into.append(top.indices)
+    scores = torch.cat(best)
+    spare = scores.numel() - survivors
+    if int((scores > limit).sum()) > spare:
+        limit = (
+            max(float(scores.detach().topk(spare).values[-1]), -1 + 1e-6) if spare else torch.inf
+        )
+    return [torch.where(s > limit, i, -1) for s, i in zip(best, into, strict=True)]
+
+
+def tree_means(frames: list[Tensor], up: list[Tensor], *, direct: bool = False) -> list[Tensor]:
+    """Tokens of a segment after merging every token into its parent `up`; valid at the roots.
+
+    A root is the mean of its tree. `direct`, the authors' arithmetic: the sum of the tree over
+    one more than the number of DIRECT children, so that chains grow (L equal frames: L / 2).
+    """
+    sums = [x.float() for x in frames]
+    counts = [torch.ones(x.shape[0], device=x.device) for x in frames]
+    for t in range(len(frames) - 1, 0, -1):
+        child = torch.nonzero(up[t] >= 0).flatten()
+        into = up[t][child]
+        sums[t - 1] = sums[t - 1].index_add(0, into, sums[t][child])
+        passed = torch.ones_like(counts[t][child]) if direct else counts[t][child]
+        counts[t - 1] = counts[t - 1].index_add(0, into, passed)
+    return [s / c[:, None] for s, c in zip(sums, counts, strict=True)]
+
+
+def density_peaks(x: Tensor, count: int, *, part: bool = True) -> tuple[Tensor, Tensor]:
+    """Cluster tokens (m, D): the (count,) centres, and for every token its centre's number (m,).
+
+    Density is over the min(7, count) nearest tokens, itself included; a centre is dense and far
+    from denser tokens.
+
+    Args:
+        part: of equally dense tokens the earlier one counts as denser. The authors add noise of
+            1e-6 for that; with neither, two tokens that are nearest to each other tie, and both
+            become centres.
+    """
+    rows = x.detach().float()
+    centres = top(peaks(x, min(7, count), strict=not part), count).to(x.device)
+    away = torch.cdist(rows, rows[centres], compute_mode="donot_use_mm_for_euclid_dist")
+    label = away.argmin(dim=1)
+    label[centres] = torch.arange(count, device=x.device)
+    return centres, label
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What is left of one frame after merging: `members` (m,), each with the `label` (m,) of a
+    centre, the centres (k,) as indices into the frame, and their new features (k, D)."""
+
+    members: Tensor
+    label: Tensor
+    centres: Tensor
+    features: Tensor
+
+
+def merge_segment(
+    frames: list[Tensor],
+    picked: list[Tensor],
+    survivors: int,
+    rest: int,
+    limit: float,
     *,
-    alpha: float = 0.7,
-    temporal_threshold: float = 0.8,
-    segment_threshold: float = 0.9,
-    min_segment_num: int = 8,
-    expansion: float = 1.25,
-) -> tuple[Tensor, Tensor]:
-    """FlashVID's outer stage with its defects (selection "attn_div_v2", without the noise).
+    exact: bool = True,
+    direct: bool = False,
+) -> tuple[list[Tensor], list[Cluster]]:
+    """Merge what was not picked of a segment, first along time and then inside every frame.
 
     Args:
-        features: (T, n, D). attention: (T, n) what a token gets in the last block of the tower.
-        retention_ratio, expansion: ceil(n * retention_ratio * expansion) tokens a frame, of which
-            ceil(alpha * that) are picked; ceil() of every frame's clusters lets some more through.
+        frames: (n_t, D) tokens of each frame. picked: (n_t,) bool. survivors: tokens that stay
+            at least when merging along time, with the picked ones. rest: tokens that are left in
+            the end, without them. limit: cosine above which tokens merge along time.
+        exact: land on `rest`. Otherwise the authors' rule, ceil() of every frame's share; in a
+            segment of one frame the picked tokens take part again, and ties are not parted.
+        direct: see `tree_means`.
 
     Returns:
-        tokens (K, D) and kept_idx (K,) long, t * n + i ascending. An index can stand twice.
+        The parents of every frame's tokens (see `parents`), and every frame's clusters.
     """
-    n = features.shape[1]
-    each = min(n, math.ceil(n * retention_ratio * expansion))
-    picks = math.ceil(each * alpha)
-    means = features.float().mean(1)
-    tokens: list[Tensor] = []
-    index: list[Tensor] = []
-    start = 0
-    for length in segment_lengths(means, segment_threshold, min_segment_num):
-        if length == 0:
-            continue
-        x, own = features[start : start + length].float(), attention[start : start + length]
-        weight = saliency(x, own.float(), means[start : start + length])
-        chosen = diverse(x, weight, picks, again=True)
-        picked = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
-        picked.scatter_(1, chosen, True)
-        tokens.append(x.gather(1, chosen[..., None].expand(-1, -1, x.shape[2])).flatten(0, 1))
-        place = torch.arange(start, start + length, device=x.device)[:, None] * n
-        index.append((place + chosen).flatten())
-        if picks < each:
-            _, clusters = merge_segment(
-                list(x),
-                list(picked),
-                each * length,
-                (each - picks) * length,
-                temporal_threshold,
-                exact=False,
-                direct=True,
-            )
-            tokens += [cluster.features for cluster in clusters]
-            index += [
-                cluster.centres + first for cluster, first in zip(clusters, place, strict=True)
-            ]
-        start += length
-    kept = torch.cat(index)
-    order = torch.argsort(kept, stable=True)
-    return torch.cat(tokens)[order], kept[order]
+    up = [torch.full((x.shape[0],), -1, device=x.device) for x in frames]
+    if len(frames) > 1 and limit < 1:
+        up = parents(frames, picked, survivors, limit)
+    values = tree_means(frames, up, direct=direct)
+    again = len(frames) == 1 and not exact
+    left = [
+        torch.nonzero((parent < 0) & (~mask | again)).flatten()
+        for parent, mask in zip(up, picked, strict=True)
+    ]
+    sizes = [rows.numel() for rows in left]
+    counts = _counts(sizes, rest, exact)
+    clusters = []
+    for rows, value, count in zip(left, values, counts, strict=True):
+        own = value[rows]
+        centres = label = torch.arange(rows.numel(), device=rows.device)
+        if count == 0:
+            rows, centres, label, own = rows[:0], centres[:0], label[:0], own[:0]
+        elif count < rows.numel():
+            centres, label = density_peaks(own, count, part=exact)
+            total = own.new_zeros(count, own.shape[1]).index_add_(0, label, own)
+            own = total / torch.bincount(label, minlength=count)[:, None]
+        clusters.append(Cluster(rows, label, rows[centres], own))
+    return up, clusters
 
 
-def inner_prune(
-    attention_prev_layer: Tensor, start: int, length: int, llm_retention_ratio: float = 0.3
-) -> Tensor:
-    """FlashVID's pruning before a decoder layer (20 of 28): what of the sequence is kept.
-
-    Args:
-        attention_prev_layer: (1, heads, L, L) softmaxed attention of the layer before; its last
-            row decides. start, length: where the video tokens stand.
-
-    Returns:
-        (K,) long, ascending: all text and ceil(length * llm_retention_ratio) video tokens.
-    """
-    row = attention_prev_layer[0].float().mean(0)[-1]
-    best = torch.argsort(row[start : start + length], descending=True, stable=True)
-    keep = torch.ones_like(row, dtype=torch.bool)
-    keep[start + best[math.ceil(length * llm_retention_ratio) :]] = False
-    return torch.nonzero(keep).flatten()
-
-
-def expansion_of(depth: int, pruning_layer: int, llm_retention_ratio: float) -> float:
-    """How many times the nominal share may enter a decoder of `depth` layers that prunes inside.
-
-    1.25 for 28 layers, layer 20 and 0.3: with it the average over the layers is the nominal share.
-    """
-    return depth / (pruning_layer + llm_retention_ratio * (depth - pruning_layer))
+def _counts(sizes: list[int], wanted: int, exact: bool) -> list[int]:
+    """Clusters for every frame of a segment, `sizes` tokens to `wanted` clusters in all."""
+    ratio = wanted / max(1, sum(sizes))
+    if ratio >= 1:
+        return sizes
+    if not exact:
+        return [math.ceil(size * ratio) for size in sizes]
+    filled = [size for size in sizes if size]
+    if wanted < len(filled):
+        return split_budget(wanted, sizes)
+    parts = iter(share(wanted, filled))
+    return [next(parts) if size else 0 for size in sizes]
 
 
 @register("flashvid")
@@ -119,14 +240,14 @@ class FlashVid(Compressor):
     The count is exact: the clusters of a segment are shared out over its frames by largest
     remainder, where the authors' ceil() lets more through. A budget below the number of frames
     first leaves each frame its one pick, then merges neighbouring frames' picks, cut where they
-    are least alike. The authors' budget is `expansion_of` times the nominal share, because they
-    prune again inside the decoder (`inner_prune`); here `keep` is what this stage keeps.
+    are least alike. The authors' budget is 1.25 times the nominal share, because they
+    prune again inside the decoder; here `keep` is what this stage keeps.
 
     A merged token is the mean of all tokens that it stands for. Defects of the authors' code:
     a tree's sum is divided by its direct children only, so chains grow (`faithful=True` gives
     that, as `Mix`, and clusters as means of trees); a token can be picked twice, and be both a
-    pick and a centre in a segment of one frame (only `compress` gives that: a clip here holds a
-    token once); its input is changed in place and its noise is not seeded (never).
+    pick and a centre in a segment of one frame (here a clip holds a token once); its input is
+    changed in place and its noise is not seeded (never here).
 
     Attributes:
         alpha: share of a frame's tokens that are picked. similarity: cosine above which a token

@@ -1,7 +1,7 @@
 """HoliTom (arXiv 2505.21334): what stands still over a window of frames is kept once.
 
-The authors' functions are `windows`, `merge` and `inner_merge`; `HoliTom` is the method on
-`VideoTokens`, and `HoliTomInner` its optional stage inside the decoder.
+First its parts on plain tensors: the windows that save most, and the merge inside the decoder.
+Then `HoliTom` on `VideoTokens`, and `HoliTomInner`, its optional stage inside the decoder.
 """
 
 from __future__ import annotations
@@ -17,12 +17,71 @@ from vidllm.errors import InputError
 from vidllm.tokens import Merge, Mix, Selection, VideoTokens
 
 from .base import Compressor
-from .holitom_core import halve, inner_merge, join, merge, programme, windows
 from .registry import register
-from .shared.density import cluster, generator, top
-from .shared.segments import present_frames
+from .shared.density import cluster, generator, nearest, top
+from .shared.segments import present_frames, starts
 
-__all__ = ["HoliTom", "HoliTomInner", "inner_merge", "merge", "windows"]
+
+def programme(still: Tensor, max_window: int = 1024) -> tuple[list[tuple[int, int]], int]:
+    """The windows of frames that save most tokens, by dynamic programme.
+
+    A window of w frames saves (cells that are still all through it) * (w - 1). Of equal totals
+    a frame alone comes first, then the shorter window at the end. Time O(T^2), memory O(T).
+
+    Args:
+        still: (T - 1, N) bool on the CPU, cell i does not change from frame t to t + 1.
+        max_window: longest window in frames.
+
+    Returns:
+        Windows (first, last frame), in time order over all T frames, and the tokens saved.
+    """
+    frames = len(still) + 1
+    best = torch.zeros(frames + 1, dtype=torch.long)  # best[t]: saved by the first t frames
+    length = [1] * frames
+    run = torch.zeros(still.shape[1], dtype=torch.long)
+    for end in range(1, frames):
+        run = (run + 1) * still[end - 1]
+        best[end + 1] = best[end]
+        steps = min(end, max_window - 1)
+        if steps < 1:
+            continue
+        # count[k - 1]: cells still over the last k steps, the window of k + 1 frames.
+        exactly = torch.bincount(run.clamp(max=steps), minlength=steps + 1)
+        count = exactly.flip(0).cumsum(0).flip(0)[1:]
+        value = best[end - steps : end].flip(0) + count * torch.arange(1, steps + 1)
+        step = int(value.argmax())
+        if value[step] > best[end]:
+            best[end + 1], length[end] = value[step], step + 2
+    found, end = [], frames - 1
+    while end >= 0:
+        found.append((end - length[end] + 1, end))
+        end -= length[end]
+    return found[::-1], int(best[-1])
+
+
+def join(x: Tensor, stay: Tensor) -> Merge:
+    """Every token (L, D) into the most cosine-similar of those that stay."""
+    into = nearest(x, x[stay.to(x.device)])
+    into[stay] = torch.arange(len(stay))
+    return Merge(into, stay)
+
+
+def halve(x: Tensor, merge: Merge) -> Tensor:
+    """Each slot's token halved with each of its others in turn, so that the last weighs 1/2."""
+    other = torch.ones(len(x), dtype=torch.bool)
+    other[merge.representative] = False
+    rest = torch.nonzero(other).flatten()
+    rest = rest[torch.argsort(merge.target[rest], stable=True)]
+    slot = merge.target[rest]
+    count = torch.bincount(slot, minlength=len(merge))
+    turn = torch.arange(len(rest)) - starts(count)[slot]
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    weight, own = (
+        torch.pow(0.5, power)[:, None].to(exact) for power in (count[slot] - turn, count)
+    )
+    result = own * exact[merge.representative.to(x.device)]
+    halved = result.index_add(0, slot.to(x.device), weight * exact[rest.to(x.device)])
+    return halved.to(x.dtype)
 
 
 @dataclass

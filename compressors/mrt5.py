@@ -1,7 +1,4 @@
-"""MrT5's delete gate (arXiv 2410.20771).
-
-`gate`, `delete` and `ShareController` are the authors' arithmetic; `Mrt5` is the method.
-"""
+"""MrT5's delete gate (arXiv 2410.20771)."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
 from .base import Scorer
@@ -25,55 +21,6 @@ def gate(logits: Tensor, scale: float = 10.0) -> Tensor:
     later layers (a bias on the log of its weight, so that gradients reach the gate).
     """
     return -scale * torch.sigmoid(-logits.float())
-
-
-def delete(x: Tensor, gates: Tensor, threshold: float = -5.0) -> tuple[Tensor, Tensor]:
-    """Hard deletion in a batch: tokens with a gate below the threshold go.
-
-    Args:
-        x: (B, L, D) tokens. gates: (B, L). threshold: half of the gate's scale by default.
-
-    Returns:
-        (B, M, D) the survivors in their order, zeros after the last of a row, and (B, M) their
-        indices, -1 there. A row that would lose all keeps its best token (the first such).
-    """
-    if x.dim() != 3 or gates.shape != x.shape[:2] or x.shape[1] == 0:
-        shapes = f"{tuple(x.shape)} and {tuple(gates.shape)}"
-        raise InputError(f"x and gates must be (B, L, D) and (B, L), not {shapes}")
-    stays = gates >= threshold
-    best = torch.zeros_like(stays).scatter_(1, gates.argmax(dim=1, keepdim=True), True)
-    stays = torch.where(stays.any(dim=1, keepdim=True), stays, best)
-    longest = int(stays.sum(dim=1).max())
-    order = torch.argsort(stays.int(), dim=1, descending=True, stable=True)[:, :longest]
-    live = stays.gather(1, order)
-    kept = x.gather(1, order[..., None].expand(-1, -1, x.shape[2])) * live[..., None]
-    return kept, torch.where(live, order, -1)
-
-
-@dataclass
-class ShareController:
-    """Weighs the gate's loss so that the share of tokens kept comes to `keep`.
-
-    The loss is CE + alpha * mean(gate over the real tokens); with the error e = kept - keep,
-    p = 0.9 p + 0.1 k_p e and i = i + k_i e, alpha = max(0, p + i).
-    """
-
-    keep: float
-    k_p: float = 0.5
-    k_i: float = 1e-5
-    p: float = 0.0
-    i: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1:
-            raise InputError(f"keep must be above 0 and at most 1, got {self.keep!r}")
-
-    def step(self, kept: float) -> float:
-        """The weight alpha after a step that kept this share of its tokens."""
-        error = kept - self.keep
-        self.p = 0.9 * self.p + 0.1 * self.k_p * error
-        self.i += self.k_i * error
-        return max(0.0, self.p + self.i)
 
 
 class DeleteGate(nn.Module):
@@ -103,7 +50,8 @@ class Mrt5(Learned, Scorer):
 
     The authors delete below a threshold, so that the count depends on the video; here it moves
     so that exactly the budget stays. In training nothing is deleted: add `bias(tokens)` to the
-    attention logits of the video keys, and weigh its mean with a `ShareController`.
+    attention logits of the video keys, and its mean to the loss, with a weight that steers the
+    share kept.
 
     Attributes:
         noise: add Gumbel noise to the gate's logits in training, as the authors may.

@@ -1,12 +1,10 @@
 """MustDrop in the vision tower (arXiv 2411.10803): windows of similar patches merge.
 
-`merge_windows` is the authors' function, `MustDrop` the method on `VideoTokens`. Its other two
-stages, which drop tokens in the decoder and in the cache, have files of their own.
+Its other two stages, which drop tokens in the decoder and in the cache, have files of their own.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,22 +14,9 @@ from vidllm.errors import InputError
 from vidllm.tokens import Merge, Selection, VideoTokens
 from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
-from .mustdrop_cache import MustDropCache, output_aware
-from .mustdrop_filter import MustDropFilter, dual_filter, key_set, key_tokens
 from .registry import register
 from .shared.in_tower import InTower, rounds
 from .shared.segments import equal_runs, merge_groups, present_frames, starts
-
-__all__ = [
-    "MustDrop",
-    "MustDropCache",
-    "MustDropFilter",
-    "dual_filter",
-    "key_set",
-    "key_tokens",
-    "merge_windows",
-    "output_aware",
-]
 
 
 def _likeness(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,51 +28,6 @@ def _likeness(x: Tensor) -> tuple[Tensor, Tensor]:
     own = unit.square().sum(dim=-1)
     each = ((unit @ unit.sum(dim=-2).unsqueeze(-1)).squeeze(-1) - own) / (x.shape[-2] - 1)
     return each.mean(dim=-1), each
-
-
-def merge_windows(
-    x: Tensor, window: tuple[int, int] = (3, 3), threshold: float = 0.8
-) -> tuple[Tensor, Tensor]:
-    """Merge the windows of a patch grid whose tokens are alike, after the first ViT layer.
-
-    Windows do not overlap and stand in raster order; a window counts the mean cosine of its
-    pairs. Every sample merges its r most similar windows into their plain means, r being the
-    smallest number of windows at or above the threshold in the batch.
-
-    Args:
-        x: (B, 1 + G * G, C), CLS first. window: rows and columns, dividing G.
-        threshold: cosine from which a window merges.
-
-    Returns:
-        x (B, N, C) as [CLS, merged windows from the most similar on, other tokens in raster
-        order], N = 1 + r + G * G - r * k, and size (B, N, 1) float32, tokens in each.
-
-    Raises:
-        InputError: a grid that is not square, or a window that does not divide it.
-    """
-    rows, columns = window
-    side = math.isqrt(max(x.shape[1] - 1, 0)) if x.dim() == 3 else 0
-    if side < 1 or side * side != x.shape[1] - 1:
-        raise InputError(f"x must be (B, 1 + G * G, C), not {tuple(x.shape)}")
-    if rows < 1 or columns < 1 or rows * columns < 2 or side % rows or side % columns:
-        raise InputError(f"a {rows} x {columns} window does not divide a {side} x {side} grid")
-    count = rows * columns
-    raster = torch.arange(side * side, device=x.device)
-    cells = raster.view(side // rows, rows, side // columns, columns)
-    cells = cells.transpose(1, 2).reshape(-1, count)
-    patches = x[:, 1:]
-    alike, _ = _likeness(patches[:, cells])
-    r = int((alike >= threshold).sum(dim=1).min())
-    best = torch.argsort(alike, dim=1, descending=True, stable=True)[:, :r]
-    members = cells[best]  # (B, r, k)
-    batch = torch.arange(x.shape[0], device=x.device)
-    merged = patches[batch[:, None, None], members].float().mean(dim=2).to(x.dtype)
-    free = torch.ones(patches.shape[:2], dtype=torch.bool, device=x.device)
-    free[batch[:, None], members.flatten(1)] = False
-    rest = patches[free].view(x.shape[0], -1, x.shape[2])
-    size = torch.ones(x.shape[0], 1 + r + rest.shape[1], 1, device=x.device)
-    size[:, 1 : 1 + r] = count
-    return torch.cat([x[:, :1], merged, rest], dim=1), size
 
 
 @register("mustdrop")

@@ -1,12 +1,7 @@
-"""MustDrop in the decoder (arXiv 2411.10803): tokens that no word of the question reads leave.
-
-`dual_filter` and `key_set` are the authors' functions, `MustDropFilter` the method on
-`VideoTokens`.
-"""
+"""MustDrop in the decoder (arXiv 2411.10803): tokens that no word of the question reads leave."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -22,14 +17,6 @@ from .shared.positions import Policy
 from .shared.segments import present_frames, starts
 
 
-def key_set(cls_attention: Tensor, share: float = 0.08) -> Tensor:
-    """Indices of an image's key tokens, ceil(share * N) with the most CLS attention (N,), the
-    most first. The prefill filter never drops them.
-    """
-    count = math.ceil(share * cls_attention.numel())
-    return torch.argsort(cls_attention, descending=True, stable=True)[:count]
-
-
 def key_tokens(tokens: VideoTokens, attention: Tensor, share: float = 0.08) -> Tensor:
     """(L,) bool: the key set of every frame by attention (L,), after the window merge.
 
@@ -43,38 +30,6 @@ def key_tokens(tokens: VideoTokens, attention: Tensor, share: float = 0.08) -> T
     result = torch.zeros(len(tokens), dtype=torch.bool)
     result[order] = rank < torch.ceil(share * sizes.double())
     return result
-
-
-def dual_filter(
-    attention: Tensor, first: int, count: int, global_threshold: float, individual_threshold: float
-) -> Tensor:
-    """The image tokens that the dual-attention filter keeps.
-
-    With a the heads' mean of the attention from every text token behind the image to every
-    image token, a token leaves iff its sum over the text is below global_threshold of all
-    sums AND its largest value is below individual_threshold. Without text behind all stay.
-
-    Args:
-        attention: (1, H, L, L) softmax attention. first: position of the first image token.
-        count: image tokens.
-
-    Returns:
-        (K,) long, ascending, counted from the first image token.
-
-    Raises:
-        InputError: a batch of more than one, or an image that does not fit.
-    """
-    if attention.dim() != 4 or attention.shape[0] != 1:
-        raise InputError(f"attention must be (1, H, L, L), not {tuple(attention.shape)}")
-    end = first + count
-    if first < 0 or count < 1 or end > attention.shape[-1]:
-        raise InputError(f"{count} tokens from {first} on do not fit {attention.shape[-1]}")
-    if end == attention.shape[-1]:
-        return torch.arange(count, device=attention.device)
-    a = attention[0, :, end:, first:end].float().mean(dim=0)
-    total, peak = a.sum(dim=0), a.amax(dim=0)
-    drop = (total < global_threshold * total.sum()) & (peak < individual_threshold)
-    return torch.nonzero(~drop).flatten()
 
 
 @register("mustdrop-filter")

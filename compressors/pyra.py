@@ -1,7 +1,6 @@
 """PYRA (arXiv 2403.09192): ToMe with tokens that are modulated before they merge.
 
-`modulate` and `merge` are the pure functions, `Modulation` their parameters, `Pyra` the method on
-`VideoTokens`.
+`modulate` is the pure function, `Modulation` its parameters, `Pyra` the method on `VideoTokens`.
 """
 
 from __future__ import annotations
@@ -19,14 +18,13 @@ from torch.nn import functional as F
 
 from vidllm.errors import InputError
 from vidllm.tokens import Merge, Mix, Selection, VideoTokens
-from vidllm.tokens.matching import check_shapes, owners, weighted
 from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
 from .registry import register
 from .shared.in_tower import InTower, falling, rounds
 from .shared.segments import present_frames, share
 from .tempme import compose
-from .tome import Merged, matching_metric, neighbours, one_round, pair, rows_of
+from .tome import matching_metric, neighbours, one_round, rows_of
 
 
 def modulate(
@@ -82,30 +80,6 @@ class Modulation(nn.Module):
     def forward(self, src: Tensor, dst: Tensor) -> Tensor:
         """`modulate` with these parameters, on the device of `src`."""
         return modulate(src, dst, self.w_a, self.w_b, (self.norm.weight, self.norm.bias))
-
-
-def merge(
-    metric: Tensor,
-    x: Tensor,
-    r: int,
-    modulation: Modulation,
-    size: Tensor | None = None,
-    class_token: bool = False,
-) -> Merged:
-    """ToMe's merge (`tome.merge`, same shapes and order) of modulated sources.
-
-    Raises:
-        InputError: shapes that do not fit.
-    """
-    check_shapes(x, metric, size)
-    stays, pairs = pair(metric, r, class_token)
-    owner = owners(stays, pairs)
-    sizes = torch.ones_like(x[..., :1]) if size is None else size
-    if pairs.merged.shape[1] == 0:
-        return Merged(x, sizes, owner)
-    merged, into = (index[..., None].expand(-1, -1, x.shape[2]) for index in pairs[1:])
-    x = x.scatter(1, merged, modulation(x.gather(1, merged), x.gather(1, into)))
-    return Merged(*weighted(x, sizes, owner, stays.shape[1]), owner)
 
 
 @register("pyra")

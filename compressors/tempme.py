@@ -1,7 +1,7 @@
 """TempMe (arXiv 2409.01156): merge inside frames, then join neighbouring clips and merge across.
 
-`merge` and `schedule` are the authors' functions (they live in `vidllm.tokens.matching`, as the
-tower `vidllm.encoders.vision.tempme` needs them too); `Tempme` is the method on `VideoTokens`.
+The authors' merge and schedule stand in `vidllm.tokens.matching`, where the tower
+`vidllm.encoders.vision.tempme` uses them; `Tempme` is the method on `VideoTokens`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ from torch import Tensor
 
 from vidllm.errors import InputError
 from vidllm.tokens import Merge, Selection, VideoTokens
-from vidllm.tokens.matching import Step, merge, schedule
 from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
 from .registry import register
 from .shared.in_tower import InTower, even, rounds
 from .shared.segments import equal_runs, share
 from .tome import matching_metric, one_round, rows_of
-
-__all__ = ["Step", "Tempme", "compose", "merge", "schedule"]
 
 
 def compose(first: Merge, second: Merge) -> Merge:

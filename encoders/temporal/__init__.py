@@ -17,8 +17,8 @@ from .lssl import LSSLEncoder
 from .mamba import MambaEncoder
 from .mambamixer import MambaMixerEncoder
 from .s_mamba import SMambaEncoder
-from .scan import ssd_chunked, ssd_recurrent
-from .selective import selective_recurrent, selective_scan
+from .scan import ssd_chunked
+from .selective import selective_scan
 from .ssd import SSDEncoder
 from .storm import StormEncoder, StormProjector
 from .temporal_conv import TemporalConvEncoder
@@ -45,9 +45,7 @@ __all__ = [
     "get_temporal",
     "prefix_attention",
     "register_temporal",
-    "selective_recurrent",
     "selective_scan",
     "ssd_chunked",
-    "ssd_recurrent",
     "temporal_names",
 ]

@@ -109,21 +109,6 @@ def prefix_attention(
     return mean.to(values.dtype), after
 
 
-def prefix_attention_recurrent(
-    scores: Tensor, values: Tensor, state: Summary | None = None
-) -> tuple[Tensor, Summary]:
-    """The same one token after the other, O(1) each; slow, the reference."""
-    if state is None:
-        zero = torch.zeros_like(values[:, :, 0])
-        state = torch.full_like(scores[:, :, 0], -math.inf), zero[..., 0].clone(), zero
-    means = []
-    for t in range(scores.shape[-1]):
-        s = scores[:, :, t]
-        state = _merge(state, (s, (s > -math.inf).to(s.dtype), values[:, :, t]))
-        means.append(state[2] / state[1].masked_fill(state[1] == 0, 1)[..., None])
-    return torch.stack(means, 2), state
-
-
 class AarenMixer(Mixer):
     """Prefix attention with one learned query a head."""
 

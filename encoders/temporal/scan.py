@@ -1,4 +1,4 @@
-"""The scalar-decay state space scan: its recurrence, and the same with matrix products.
+"""The scalar-decay state space scan, with matrix products over chunks.
 
 Source: Mamba-2 / SSD (arXiv 2405.21060, section 6, the chunked algorithm).
 """
@@ -33,48 +33,6 @@ def _check_ssd(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
         )
 
 
-def ssd_recurrent(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    *,
-    D: Tensor | None = None,
-    initial_state: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Scalar-decay state space by its recurrence; slow, the reference.
-
-    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T,  y_t = h_t C_t + D x_t  (per head).
-
-    Args:
-        x: (B, L, H, P) inputs; dt: (B, L, H) step sizes >= 0; A: (H,) negative decay rates.
-        B, C: (B, L, G, S) input and output maps, shared by the H / G heads of a group.
-        D: (H,) skip weights. initial_state: (B, H, P, S), zeros when None.
-
-    Returns:
-        y (B, L, H, P) and the state after the last token (B, H, P, S).
-
-    Raises:
-        InputError: the shapes do not fit together.
-    """
-    _check_ssd(x, dt, A, B, C)
-    batch, length, heads, width = x.shape
-    each = heads // B.shape[2]
-    b, c = B.repeat_interleave(each, dim=2), C.repeat_interleave(each, dim=2)
-    state = (
-        x.new_zeros(batch, heads, width, B.shape[-1]) if initial_state is None else initial_state
-    )
-    outputs = []
-    for t in range(length):
-        decay = torch.exp(dt[:, t] * A)[..., None, None]
-        update = (dt[:, t, :, None] * x[:, t])[..., None] * b[:, t, :, None, :]
-        state = decay * state + update
-        outputs.append((state * c[:, t, :, None, :]).sum(-1))
-    y = torch.stack(outputs, dim=1)
-    return (y if D is None else y + D[:, None] * x), state
-
-
 def ssd_chunked(
     x: Tensor,
     dt: Tensor,
@@ -86,11 +44,24 @@ def ssd_chunked(
     D: Tensor | None = None,
     initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The same as `ssd_recurrent` with batched matrix products over chunks of the sequence.
+    """Scalar-decay state space with batched matrix products over chunks of the sequence.
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T,  y_t = h_t C_t + D x_t  (per head).
 
     Any length works (the tail is padded with steps of size 0, which leave the state alone).
     Steps, their running sums and exponentials are float32 at least; the products run in the
-    dtype of `x`. Memory is O(L * chunk * H). Arguments, results and errors as there.
+    dtype of `x`. Memory is O(L * chunk * H).
+
+    Args:
+        x: (B, L, H, P) inputs; dt: (B, L, H) step sizes >= 0; A: (H,) negative decay rates.
+        B, C: (B, L, G, S) input and output maps, shared by the H / G heads of a group.
+        D: (H,) skip weights. initial_state: (B, H, P, S), zeros when None.
+
+    Returns:
+        y (B, L, H, P) and the state after the last token (B, H, P, S).
+
+    Raises:
+        InputError: the shapes do not fit together, or a chunk below 1.
     """
     _check_ssd(x, dt, A, B, C)
     if chunk < 1:

@@ -1,4 +1,4 @@
-"""The selective scan of Mamba-1: its recurrence, and the same in blocks, fast in plain torch.
+"""The selective scan of Mamba-1, in blocks, fast in plain torch.
 
 Source: Mamba (arXiv 2312.00752, algorithm 2 and section 3.3): a diagonal state whose decay
 exp(dt A) is zero-order hold and whose input dt B is Euler's, as in the authors' code.
@@ -45,45 +45,6 @@ def _check(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
         )
 
 
-def selective_recurrent(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    *,
-    D: Tensor | None = None,
-    initial_state: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The selective scan by its recurrence; slow, the reference.
-
-    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t,  y_t = <C_t, h_t> + D x_t  (per channel).
-
-    Args:
-        x: (B, L, E) inputs; dt: (B, L, E) step sizes >= 0; A: (E, N) negative decay rates.
-        B, C: (B, L, G, N) input and output maps, shared by the E / G channels of a group.
-        D: (E,) skip weights. initial_state: (B, E, N), zeros when None.
-
-    Returns:
-        y (B, L, E) and the state after the last token (B, E, N).
-
-    Raises:
-        InputError: the shapes do not fit together.
-    """
-    _check(x, dt, A, B, C)
-    batch, length, inner = x.shape
-    each = inner // B.shape[2]
-    b, c = B.repeat_interleave(each, dim=2), C.repeat_interleave(each, dim=2)
-    state = x.new_zeros(batch, inner, A.shape[1]) if initial_state is None else initial_state
-    outputs = []
-    for t in range(length):
-        step = dt[:, t, :, None]
-        state = torch.exp(step * A) * state + step * x[:, t, :, None] * b[:, t]
-        outputs.append((state * c[:, t]).sum(-1))
-    y = torch.stack(outputs, dim=1)
-    return (y if D is None else y + D * x), state
-
-
 def selective_scan(
     x: Tensor,
     dt: Tensor,
@@ -97,16 +58,24 @@ def selective_scan(
     lanes: int | None = None,
     kernel: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The same as `selective_recurrent`, block by block and by hand where torch would be slow.
+    """The selective scan, block by block and by hand where torch would be slow.
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t,  y_t = <C_t, h_t> + D x_t  (per channel).
 
     Any length works (the tail is padded with steps of size 0, which leave the state alone). All
     is float32 at least; y has the dtype of `x`. Memory is O(B * L * E), not times N, in training
-    too. First derivatives only. Arguments and results as there, and:
+    too. First derivatives only.
 
     Args:
+        x: (B, L, E) inputs; dt: (B, L, E) step sizes >= 0; A: (E, N) negative decay rates.
+        B, C: (B, L, G, N) input and output maps, shared by the E / G channels of a group.
+        D: (E,) skip weights. initial_state: (B, E, N), zeros when None.
         block: tokens a block, lanes: parts of a block that run side by side; None takes what
             suits the sizes and the device. Speed only.
         kernel: True runs mamba-ssm's CUDA kernel, False never, None where `kernel_serves`.
+
+    Returns:
+        y (B, L, E) and the state after the last token (B, E, N).
 
     Raises:
         InputError: the shapes do not fit together, block or lanes are below 1, or the kernel

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from authors.aim import merge
 
 from vidllm.compressors import STAGES, build, describe, find, get, names
-from vidllm.compressors.aim import merge
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens, apply_all
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from authors import divprune, dycoke, evs
+from authors import vidcom2 as vidcom2_authors
 from test_compressors import GOLDENS, check, clip
 from torch import Tensor
 
-from vidllm.compressors import divprune, dycoke, evs, vidcom2
+from vidllm.compressors import vidcom2
 from vidllm.compressors.base import Compressor
-from vidllm.compressors.divprune import DivPrune
-from vidllm.compressors.dycoke import DyCoke
+from vidllm.compressors.divprune import DivPrune, pick
+from vidllm.compressors.dycoke import DyCoke, allocate
 from vidllm.compressors.evs import Evs
 from vidllm.compressors.vidcom2 import VidCom2
 from vidllm.errors import InputError
@@ -154,15 +156,15 @@ def test_divprune_is_the_authors() -> None:
     g = golden("divprune_a")
     share, picked = float(g["threshold_ratio"]), g["picked_in_order"]
     for faithful in (True, False):
-        assert torch.equal(divprune.pick(g["features"], 24, faithful), picked)
+        assert torch.equal(pick(g["features"], 24, faithful), picked)
         assert torch.equal(divprune.select(g["features"], share, faithful), g["kept_idx"])
     assert kept(DivPrune(), tokens_of(g["features"].view(6, 16, 16)), 24) == g["kept_idx"].tolist()
 
 
 def test_divprune_picks_the_farthest_from_the_picked() -> None:
     x = angles(0, 2, 4, 90, 94, 160)
-    assert divprune.pick(x, 6).tolist()[:3] == [5, 0, 3]
-    assert divprune.pick(x, 6).sort().values.tolist() == list(range(6))
+    assert pick(x, 6).tolist()[:3] == [5, 0, 3]
+    assert pick(x, 6).sort().values.tolist() == list(range(6))
     assert divprune.select(x, 0.5).tolist() == [0, 3, 5]
     assert divprune.select(x, 5 / 12).tolist() == [0, 5]  # round(2.5) is 2
 
@@ -171,20 +173,20 @@ def test_divprune_picks_the_farthest_from_the_picked() -> None:
 def test_divprune_is_the_plain_search_in_blocks_of_any_size(
     block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(divprune, "_BLOCK", block)
+    monkeypatch.setattr("vidllm.compressors.divprune._BLOCK", block)
     x = noise(33, 5, seed=3)
     unit = x / x.norm(dim=1, keepdim=True)
     apart = 1 - unit @ unit.T
     wanted = [int(apart.sort(dim=0).values[1].argmax())]
     while len(wanted) < 20:
         wanted.append(int(apart[wanted].amin(dim=0).argmax()))
-    assert divprune.pick(x, 20).tolist() == wanted
+    assert pick(x, 20).tolist() == wanted
 
 
 def test_divprune_picks_a_token_once_and_faithful_again_and_again() -> None:
     frame = noise(9, 16)
     still = frame.repeat(4, 1)
-    fresh, theirs = divprune.pick(still, 18), divprune.pick(still, 18, faithful=True)
+    fresh, theirs = pick(still, 18), pick(still, 18, faithful=True)
     assert fresh.unique().numel() == 18 and theirs.unique().numel() < 18
     assert sorted((fresh[:9] % 9).tolist()) == list(range(9))
     assert divprune.select(still, 0.5, faithful=True).numel() == 18
@@ -205,14 +207,14 @@ def test_vidcom2_is_the_authors() -> None:
     assert torch.allclose(vid.view(8, n), g["vid_score"], atol=1e-5)
     assert torch.allclose(frame.view(8, n), g["frame_score"], atol=1e-5)
     assert torch.allclose(vidcom2.frame_scales(vid, [n] * 8, share), g["scales"], atol=1e-6)
-    index = vidcom2.select(g["features"], n, share)
+    index = vidcom2_authors.select(g["features"], n, share)
     assert torch.equal(index, g["kept_idx"]) and torch.equal(g["features"][index], g["out"])
     assert torch.equal(torch.bincount(index // n), g["kept_per_frame"])
 
 
 def test_vidcom2_on_a_grid_with_newlines_is_the_authors() -> None:
     g = golden("vidcom2_llavavid_grid")
-    index = vidcom2.select_grid(g["features"], float(g["R"]), int(g["grid"]))
+    index = vidcom2_authors.select_grid(g["features"], float(g["R"]), int(g["grid"]))
     assert torch.equal(index, g["out_idx"])
 
 
@@ -244,14 +246,14 @@ def test_vidcom2_gives_the_odd_frame_and_the_odd_token_their_due() -> None:
     x[0, 4] = torch.tensor([1.0, -1, 1, -1, 1, -1, 1, -1])
     after = VidCom2(keep=0.4)(tokens_of(x))
     assert int(after.per_frame().argmax()) == 3 and 4 in after.position.tolist()
-    assert vidcom2.select(x[:1], 6, 0.25).numel() == 2  # one frame: round(1.5) is 2
+    assert vidcom2_authors.select(x[:1], 6, 0.25).numel() == 2  # one frame: round(1.5) is 2
 
 
 def test_vidcom2_refuses_what_does_not_fit() -> None:
     with pytest.raises(InputError, match="no frames of 5"):
-        vidcom2.select(torch.ones(12, 3), 5, 0.5)
+        vidcom2_authors.select(torch.ones(12, 3), 5, 0.5)
     with pytest.raises(InputError, match="above 0"):
-        vidcom2.select(torch.ones(12, 3), 4, 0.0)
+        vidcom2_authors.select(torch.ones(12, 3), 4, 0.0)
 
 
 def test_dycoke_faithful_is_the_authors() -> None:
@@ -304,12 +306,12 @@ def test_dycoke_keeps_what_is_unlike_the_frame_compared_with() -> None:
 
 def test_dycoke_shares_any_budget() -> None:
     sizes = [10] * 8
-    assert dycoke.allocate(sizes, 38, 4) == [10, 3, 3, 3, 10, 3, 3, 3]
-    assert dycoke.allocate(sizes, 28, 4) == [10, 2, 2, 1, 10, 1, 1, 1]
-    assert dycoke.allocate(sizes, 24, 4) == [10, 2, 2, 2, 2, 2, 2, 2]
-    assert dycoke.allocate(sizes, 12, 4) == [2, 2, 2, 2, 1, 1, 1, 1]
-    assert dycoke.allocate(sizes, 4, 4) == [0, 1, 0, 1, 0, 1, 0, 1]
-    assert dycoke.allocate([3, 1, 2], 4, 2) == [2, 1, 1]
+    assert allocate(sizes, 38, 4) == [10, 3, 3, 3, 10, 3, 3, 3]
+    assert allocate(sizes, 28, 4) == [10, 2, 2, 1, 10, 1, 1, 1]
+    assert allocate(sizes, 24, 4) == [10, 2, 2, 2, 2, 2, 2, 2]
+    assert allocate(sizes, 12, 4) == [2, 2, 2, 2, 1, 1, 1, 1]
+    assert allocate(sizes, 4, 4) == [0, 1, 0, 1, 0, 1, 0, 1]
+    assert allocate([3, 1, 2], 4, 2) == [2, 1, 1]
     with pytest.raises(InputError, match="power of two"):
         DyCoke(group=6)
 

@@ -7,20 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from authors.flashvid import compress, expansion_of, inner_prune
+from authors.framefusion import merge, prune, required_sparsity
+from authors.semvid import budget as frame_budget
+from authors.semvid import select
 from torch import Tensor
 
 from vidllm.compressors import get
-from vidllm.compressors.flashvid import compress, expansion_of, inner_prune
-from vidllm.compressors.flashvid_steps import (
+from vidllm.compressors.flashvid import (
     density_peaks,
     diverse,
     parents,
     segment_lengths,
     tree_means,
 )
-from vidllm.compressors.framefusion import FrameFusion, merge, prune, required_sparsity
-from vidllm.compressors.semvid import SemVid, choose, select
-from vidllm.compressors.semvid import budget as frame_budget
+from vidllm.compressors.framefusion import FrameFusion
+from vidllm.compressors.semvid import SemVid, choose
 from vidllm.compressors.shared.allocation import allocate, allocate_capped
 from vidllm.errors import InputError
 from vidllm.tokens import Keep, Merge, Mix, VideoTokens

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from authors.lita import MODES, slow_fast
+from authors.mrt5 import ShareController, delete
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,8 +16,8 @@ from torch.nn import functional as F
 from vidllm.compressors import build, get
 from vidllm.compressors import vtg_llm as vtg
 from vidllm.compressors.flextok import FlexTok, nested_dropout, prefix_length, windows
-from vidllm.compressors.lita import MODES, slow_fast, slow_frames
-from vidllm.compressors.mrt5 import Learned, Mrt5, ShareController, delete, gate
+from vidllm.compressors.lita import slow_frames
+from vidllm.compressors.mrt5 import Learned, Mrt5, gate
 from vidllm.compressors.timesuite import Tape, TimeSuite, average_init, resample, shuffle
 from vidllm.compressors.vtg_llm import VtgLlm, sequence_time, slots, time_table
 from vidllm.errors import InputError

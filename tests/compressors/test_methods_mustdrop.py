@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from authors import mustdrop
+from authors import positions as rope
 from test_methods_prefill import clip, golden
 
-from vidllm.compressors import get, mustdrop
-from vidllm.compressors.shared import positions as pos
+from vidllm.compressors import get
+from vidllm.compressors.mustdrop_filter import key_tokens
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
@@ -75,7 +77,7 @@ def test_mustdrop_filter_is_the_authors_and_its_order_theirs_at_any_threshold() 
 def test_mustdrop_key_tokens_of_every_frame_stay() -> None:
     tokens = clip((3, 3, 4), seed=2)
     cls = torch.rand(36, generator=torch.Generator().manual_seed(5))
-    keys = mustdrop.key_tokens(tokens, cls, 0.2)
+    keys = key_tokens(tokens, cls, 0.2)
     best = torch.cat([12 * f + mustdrop.key_set(cls[12 * f :][:12], 0.2) for f in range(3)])
     assert torch.equal(torch.nonzero(keys).flatten(), best.sort().values)
     for known in ({"cls_attention": cls}, {"key_tokens": keys}):
@@ -97,8 +99,8 @@ def test_mustdrop_in_a_decoder_is_the_authors() -> None:
             (normed @ w[f"self_attn.{p}_proj.weight"]).unflatten(-1, (4, 8)).transpose(1, 2)
             for p in "qkv"
         )
-        turn = pos.angles(torch.arange(x.shape[1]), pos.inverse_frequencies(8))  # counted anew
-        q, k = pos.rotate(q, turn), pos.rotate(k, turn)
+        turn = rope.angles(torch.arange(x.shape[1]), rope.inverse_frequencies(8))  # counted anew
+        q, k = rope.rotate(q, turn), rope.rotate(k, turn)
         late = torch.ones(x.shape[1], x.shape[1]).triu(1).bool()
         scores = (q @ k.transpose(2, 3) / 8**0.5).masked_fill(late, -torch.inf)
         attention = scores.softmax(-1)

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from authors import aim, dart, fastv, pyramiddrop
+from authors import positions as rope
 from goldens import golden
 from torch import Tensor
 
-from vidllm.compressors import Compressor, aim, aim_prune, dart, fastv, get, mustdrop, pyramiddrop
+from vidllm.compressors import (
+    AimPrune,
+    Compressor,
+    Dart,
+    FastV,
+    MustDropFilter,
+    PyramidDrop,
+    get,
+)
+from vidllm.compressors.aim_prune import importance_rows, retention
 from vidllm.compressors.shared import positions as pos
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
@@ -67,11 +78,7 @@ def points(name: str, depth: int, keep: float = 0.125) -> list[tuple[int, float]
     method: Compressor = get(name, keep=keep)
     assert isinstance(
         method,
-        fastv.FastV
-        | pyramiddrop.PyramidDrop
-        | dart.Dart
-        | aim_prune.AimPrune
-        | mustdrop.MustDropFilter,
+        FastV | PyramidDrop | Dart | AimPrune | MustDropFilter,
     )
     return method.points(depth)
 
@@ -176,8 +183,8 @@ def test_aim_importance_and_schedule_are_the_authors() -> None:
     data = golden("aim_importance_a")
     assert torch.allclose(aim.importance(data["logits"]), data["importance"], atol=1e-6)
     schedule = golden("aim_schedule")
-    assert aim.retention(28) == schedule["qwen2_28"].tolist()
-    assert aim.retention(32, start=13) == schedule["vicuna_32"].tolist()
+    assert retention(28) == schedule["qwen2_28"].tolist()
+    assert retention(32, start=13) == schedule["vicuna_32"].tolist()
 
 
 def causal(length: int, batch: int = 2, seed: int = 0) -> Tensor:
@@ -197,16 +204,12 @@ def test_aim_importance_by_blocks_of_rows_is_the_same(damping: float) -> None:
     plain = aim.importance(logits, damping=damping)
     assert torch.allclose(plain, power.square().mean(1).sqrt(), atol=1e-6)
     for block in (1, 4, 64):
-        by_rows = aim_prune.importance_rows(
-            lambda a, b: matrix[:, :, a:b], 13, damping=damping, block=block
-        )
+        by_rows = importance_rows(lambda a, b: matrix[:, :, a:b], 13, damping=damping, block=block)
         assert torch.allclose(by_rows, plain, atol=1e-6)
-    alone = aim_prune.importance_rows(
-        lambda a, b: logits[0, :, a:b], 13, damping=damping, temperature=0.1
-    )
+    alone = importance_rows(lambda a, b: logits[0, :, a:b], 13, damping=damping, temperature=0.1)
     assert torch.allclose(alone, plain[0], atol=1e-6)
     with pytest.raises(InputError, match="softmax rows"):
-        aim_prune.importance_rows(lambda a, b: logits[0, :, a:b], 13)
+        importance_rows(lambda a, b: logits[0, :, a:b], 13)
 
 
 @pytest.mark.parametrize("low", [torch.finfo(torch.float32).min, -65504.0, -torch.inf])
@@ -230,13 +233,13 @@ def test_aim_choice_is_the_authors_layer_by_layer() -> None:
     place = torch.arange(40)
     protected = ((place < ends[0]) | (place >= ends[1]))[None]
     mask = torch.ones(1, 40, dtype=torch.bool)
-    turn = pos.angles(place, pos.inverse_frequencies(8))
-    for layer, share in enumerate(aim.retention(28)):
+    turn = rope.angles(place, rope.inverse_frequencies(8))
+    for layer, share in enumerate(retention(28)):
         name = f"layers.{layer}.self_attn"
         x = data["hidden_states"][layer]
         x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)  # norm weights are 1
         q, k = (
-            pos.rotate(
+            rope.rotate(
                 (x @ state[f"{name}.{p}_proj.weight"].T + state[f"{name}.{p}_proj.bias"])
                 .unflatten(-1, (-1, 8))
                 .transpose(1, 2),
@@ -250,7 +253,7 @@ def test_aim_choice_is_the_authors_layer_by_layer() -> None:
         raw = data["raw_importance"][layer]
         assert torch.allclose(aim.importance(logits), raw, atol=1e-3)
         for faithful in (True, False):
-            after = aim_prune.visible(raw, mask, protected, share, faithful=faithful)
+            after = aim.visible(raw, mask, protected, share, faithful=faithful)
             assert torch.equal(after, data["mask_after_layer"][layer])
         mask = after
     assert mask.sum() == data["kept_per_layer"][-1, 0] == 15
@@ -260,9 +263,9 @@ def test_aim_rows_of_a_batch_keep_their_own_text() -> None:
     scores = torch.rand(2, 10, generator=torch.Generator().manual_seed(0))
     text = torch.arange(10) >= torch.tensor([[8], [5]])
     real = torch.arange(10) >= torch.tensor([[2], [0]])  # the first row is padded on the left
-    after = aim_prune.visible(scores, real, text, 0.5, real)
+    after = aim.visible(scores, real, text, 0.5, real)
     assert bool((after | ~text).all()) and after.sum(1).tolist() == [2 + 3, 5 + 2]
-    theirs = aim_prune.visible(scores, real, text, 0.0, real, faithful=True)
+    theirs = aim.visible(scores, real, text, 0.0, real, faithful=True)
     assert theirs[1].sum() == 2 < 5  # text of the second row is lost
 
 
@@ -273,20 +276,20 @@ def test_aim_rows_of_a_batch_keep_their_own_text() -> None:
 def test_rotated_keys_stand_where_new_ones_would(sections: list[int], interleaved: bool) -> None:
     draw = torch.Generator().manual_seed(0)
     raw = torch.randn(2, 3, 10, 20, generator=draw)  # 16 channels turn, 4 do not
-    frequencies = pos.inverse_frequencies(16)
-    axes = pos.section_axes(sections, interleaved)
+    frequencies = rope.inverse_frequencies(16)
+    axes = rope.section_axes(sections, interleaved)
     assert torch.bincount(axes).tolist() == sections
     video = torch.arange(10).clamp(2, 8) == torch.arange(10)
     video[8] = False
     place = torch.tensor([[0, 1, 2, 2, 4, 4, 6, 6, 7, 8], [0, 1, 2, 2, 2, 2, 2, 2, 7, 8],
                           [0, 1, 2, 3, 2, 3, 2, 3, 7, 8]])  # fmt: skip
     kept = torch.tensor([0, 1, 3, 6, 7, 8, 9])
-    keys, values, there = pos.repair(
-        pos.rotate(raw, pos.angles(place, frequencies, axes)), raw, kept, place,
+    keys, values, there = rope.repair(
+        rope.rotate(raw, rope.angles(place, frequencies, axes)), raw, kept, place,
         "rotate", frequencies, axes, video,
     )  # fmt: skip
     assert there.tolist() == [[0, 1, 2, 4, 4, 5, 6], [0, 1, 2, 2, 2, 5, 6], [0, 1, 3, 2, 3, 5, 6]]
-    expected = pos.rotate(raw[:, :, kept], pos.angles(there, frequencies, axes))
+    expected = rope.rotate(raw[:, :, kept], rope.angles(there, frequencies, axes))
     assert torch.allclose(keys, expected, atol=1e-5) and torch.equal(values, raw[:, :, kept])
     assert torch.equal(pos.contiguous(place, torch.arange(10), video), place)
 
@@ -294,26 +297,26 @@ def test_rotated_keys_stand_where_new_ones_would(sections: list[int], interleave
 def test_positions_in_one_dimension_and_from_a_models_tables() -> None:
     raw = torch.randn(1, 2, 6, 8, generator=torch.Generator().manual_seed(0))
     frequencies, place, kept = (
-        pos.inverse_frequencies(8),
+        rope.inverse_frequencies(8),
         torch.arange(3, 9),
         torch.tensor([0, 2, 5]),
     )
-    keys = pos.rotate(raw, pos.angles(place, frequencies))
-    same, _, old = pos.repair(keys, raw, kept, place)
+    keys = rope.rotate(raw, rope.angles(place, frequencies))
+    same, _, old = rope.repair(keys, raw, kept, place)
     assert torch.equal(same, keys[:, :, kept]) and old.tolist() == [3, 5, 8]
-    moved, _, new = pos.repair(keys, raw, kept, place, "rotate", frequencies)
+    moved, _, new = rope.repair(keys, raw, kept, place, "rotate", frequencies)
     assert new.tolist() == [3, 4, 5]
     tables = []
     for positions in (old, new):
-        angle = pos.angles(positions, frequencies).repeat(1, 2)
+        angle = rope.angles(positions, frequencies).repeat(1, 2)
         tables.append((1.3 * angle.cos(), 1.3 * angle.sin()))  # with YaRN's scale
-    assert torch.allclose(pos.rerotate_tables(same, *tables), moved, atol=1e-6)
-    assert pos.section_axes([3, 1, 1], True).tolist() == [0, 1, 2, 0, 0]
-    assert pos.section_axes([24, 20, 20], True)[[0, 58, 59, 60, 61]].tolist() == [0, 1, 2, 0, 0]
+    assert torch.allclose(rope.rerotate_tables(same, *tables), moved, atol=1e-6)
+    assert rope.section_axes([3, 1, 1], True).tolist() == [0, 1, 2, 0, 0]
+    assert rope.section_axes([24, 20, 20], True)[[0, 58, 59, 60, 61]].tolist() == [0, 1, 2, 0, 0]
     with pytest.raises(InputError, match="take turns"):
-        pos.section_axes([4, 4, 0], True)
+        rope.section_axes([4, 4, 0], True)
     with pytest.raises(InputError, match="inverse frequencies"):
-        pos.repair(keys, raw, kept, place, "rotate")
+        rope.repair(keys, raw, kept, place, "rotate")
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from authors import fastvid, holitom, visionzip
 from torch import Tensor
 
-from vidllm.compressors import fastvid, holitom, visionzip
-from vidllm.compressors.fastvid import FastVid
-from vidllm.compressors.holitom import HoliTom, HoliTomInner
-from vidllm.compressors.holitom_core import programme
+from vidllm.compressors.fastvid import FastVid, segments
+from vidllm.compressors.holitom import HoliTom, HoliTomInner, programme
 from vidllm.compressors.shared.density import cluster, generator, peaks
 from vidllm.compressors.visionzip import VisionZip
 from vidllm.errors import InputError
@@ -127,7 +126,7 @@ def test_visionzip_refuses_what_it_cannot_do() -> None:
 @pytest.mark.parametrize("case", ["fastvid_ov_16x49", "fastvid_qwen25_16x6x6"])
 def test_fastvid_is_the_authors(case: str) -> None:
     data = load(case)
-    sizes = fastvid.segments(data["frame_global_features"], data["DySeg_c"], data["DySeg_tau"])
+    sizes = segments(data["frame_global_features"], data["DySeg_c"], data["DySeg_tau"])
     assert torch.equal(sizes, data["segment_sizes"])
     inputs = {k: data[k] for k in fastvid.merge.__annotations__ if k in data}
     index, tokens = fastvid.merge(**inputs)
@@ -154,12 +153,12 @@ def test_fastvid_the_method_is_the_function() -> None:
 def test_fastvid_cuts_the_least_similar_and_those_below_tau() -> None:
     angles = torch.tensor([0.0, 0.1, 1.2, 1.3, 1.5, 3.0])
     frames = torch.stack([angles.cos(), angles.sin()], dim=1)
-    assert fastvid.segments(frames, 1, 0.9).tolist() == [2, 3, 1]
-    assert fastvid.segments(frames, 4, 0.9).tolist() == [2, 2, 1, 1]
-    assert fastvid.segments(frames, 1, -1.0).tolist() == [6]
+    assert segments(frames, 1, 0.9).tolist() == [2, 3, 1]
+    assert segments(frames, 4, 0.9).tolist() == [2, 2, 1, 1]
+    assert segments(frames, 1, -1.0).tolist() == [6]
     for few in (frames, frames[:1]):
-        assert fastvid.segments(few, 60, 0.9).tolist() == [1] * len(few)
-    assert fastvid.segments(torch.ones(5, 2), 3, 0.9).tolist() == [1, 1, 3]
+        assert segments(few, 60, 0.9).tolist() == [1] * len(few)
+    assert segments(torch.ones(5, 2), 3, 0.9).tolist() == [1, 1, 3]
 
 
 @pytest.mark.parametrize("ignore", [None, 0.9])

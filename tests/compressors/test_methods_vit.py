@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from authors import pyra as pyra_authors
+from authors import tome
 from torch import Tensor
 
 from vidllm.compressors import get
 from vidllm.compressors import pyra as pyra_module
-from vidllm.compressors import tempme as tempme_module
-from vidllm.compressors import tome as tome_module
 from vidllm.encoders.vision.tempme import (
     TempMe,
     TempMeText,
@@ -24,7 +24,7 @@ from vidllm.encoders.vision.tempme import (
     retrieval_metrics,
 )
 from vidllm.errors import InputError
-from vidllm.tokens import Keep, VideoTokens
+from vidllm.tokens import Keep, VideoTokens, matching
 from vidllm.tokens.matching import match
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -53,13 +53,13 @@ def means(tokens: VideoTokens, after: VideoTokens) -> Tensor:
 @pytest.mark.parametrize("case", ["tome_even_nocls", "tome_odd_cls"])
 def test_tome_is_the_authors(case: str) -> None:
     data = golden(case)
-    first = tome_module.merge(
+    first = tome.merge(
         data["metric"], data["x"], int(data["r"]), class_token=bool(data["class_token"])
     )
     assert close(first.x, data["merged"]) and torch.equal(first.size, data["size"])
     assert torch.equal(first.source, data["source"])
-    assert close(tome_module.unmerge(first.x, first.owner), data["unmerged"])
-    second = tome_module.merge(
+    assert close(tome.unmerge(first.x, first.owner), data["unmerged"])
+    second = tome.merge(
         data["metric2"], first.x, int(data["r2"]), first.size, bool(data["class_token"])
     )
     assert close(second.x, data["merged2"]) and torch.equal(second.size, data["size2"])
@@ -67,36 +67,36 @@ def test_tome_is_the_authors(case: str) -> None:
 
 def test_tome_special_tokens_never_merge_and_stand_in_front() -> None:
     x = torch.randn(2, 12, 4, generator=torch.Generator().manual_seed(1))
-    out = tome_module.merge(x, x, 9, class_token=True, distill_token=True)
+    out = tome.merge(x, x, 9, class_token=True, distill_token=True)
     assert out.x.shape == (2, 7, 4)  # five pairs are all that ten tokens make
     assert close(out.x[:, :2], x[:, :2]) and bool((out.size[:, :2] == 1).all())
-    assert torch.equal(tome_module.merge(x, x, 0).x, x)
-    assert torch.equal(tome_module.merge(x[:, :1], x[:, :1], 3, class_token=True).x, x[:, :1])
+    assert torch.equal(tome.merge(x, x, 0).x, x)
+    assert torch.equal(tome.merge(x[:, :1], x[:, :1], 3, class_token=True).x, x[:, :1])
 
 
 def test_tome_ties_go_to_the_earlier_and_zeros_are_no_trouble() -> None:
     x = torch.zeros(1, 7, 3)
-    out = tome_module.merge(x, x, 2)
+    out = tome.merge(x, x, 2)
     assert not out.x.isnan().any() and out.owner[0].tolist() == [2, 2, 2, 3, 0, 4, 1]
     assert out.size[0, :, 0].tolist() == [1, 1, 3, 1, 1]
 
 
 def test_tome_kth_variant_joins_groups_and_loses_the_tail() -> None:
     x = torch.tensor([[0.0, 1], [1, 0], [1, 0], [9, 1], [1, 9], [0, 1], [7, 7]])[None]
-    out = tome_module.merge_kth(x, x, 3)
+    out = tome.merge_kth(x, x, 3)
     assert out.owner.tolist() == [[1, 0, 0, 0, 1, 1]]
     assert close(out.x[0], torch.tensor([[11 / 3, 1 / 3], [1 / 3, 11 / 3]]))
-    assert torch.equal(tome_module.merge_kth(x, x, 1).x, x)
+    assert torch.equal(tome.merge_kth(x, x, 1).x, x)
     with pytest.raises(InputError, match="smaller k"):
-        tome_module.merge_kth(x, x, 8)
+        tome.merge_kth(x, x, 8)
 
 
 def test_tome_counts_by_layer() -> None:
-    assert tome_module.parse_r(3, 8) == [8, 8, 8]
-    assert tome_module.parse_r(5, (4, -1.0)) == [8, 6, 4, 2, 0]
-    assert tome_module.parse_r(5, (4, 1.0)) == [0, 2, 4, 6, 8]
-    assert tome_module.parse_r(4, [3, 2]) == [3, 2, 0, 0]
-    assert tome_module.parse_r(1, (4, 0.0)) == [4]
+    assert tome.parse_r(3, 8) == [8, 8, 8]
+    assert tome.parse_r(5, (4, -1.0)) == [8, 6, 4, 2, 0]
+    assert tome.parse_r(5, (4, 1.0)) == [0, 2, 4, 6, 8]
+    assert tome.parse_r(4, [3, 2]) == [3, 2, 0, 0]
+    assert tome.parse_r(1, (4, 0.0)) == [4]
 
 
 def test_matching_in_blocks_is_matching_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,34 +112,34 @@ def test_tempme_merge_is_the_authors(case: str) -> None:
     data = golden(case)
     x, metric, size = data["x"], data["metric"], data.get("size_in")
     protected, r = int(data["cls_num"]), int(data["r"])
-    out, sizes = tempme_module.merge(x, metric, size, protected, r)
+    out, sizes = matching.merge(x, metric, size, protected, r)
     assert close(out, data["out"]) and close(sizes, data["size_out"])
-    assert close(tempme_module.merge(x, metric, None, protected, r)[0], data["out_mean"])
+    assert close(matching.merge(x, metric, None, protected, r)[0], data["out_mean"])
     eye = torch.eye(x.shape[1]).expand(x.shape[0], -1, -1)
-    member, _ = tempme_module.merge(eye, metric, None, protected, r)
+    member, _ = matching.merge(eye, metric, None, protected, r)
     assert torch.equal((member > 0).float(), data["source"])
 
 
 def test_tempme_merge_at_its_limits() -> None:
     x = torch.randn(1, 8, 3, generator=torch.Generator().manual_seed(3))
     for protected, most in ((0, 4), (1, 3), (7, 0), (8, 0)):
-        out, size = tempme_module.merge(x, x, None, protected, 99)
+        out, size = matching.merge(x, x, None, protected, 99)
         assert out.shape[1] == 8 - most and size.sum() == 8
         assert close(out[:, :protected], x[:, :protected])
     with pytest.raises(InputError, match="protected"):
-        tempme_module.merge(x, x, None, 9, 1)
+        matching.merge(x, x, None, 9, 1)
     with pytest.raises(InputError, match="size must be"):
-        tempme_module.merge(x, x, torch.ones(1, 8), 0, 1)
+        matching.merge(x, x, torch.ones(1, 8), 0, 1)
 
 
 def test_tempme_schedule_is_the_authors() -> None:
     data = golden("tempme_schedule")
     for name, tokens, r in (("b32_r2", 50, 2), ("b16_r2", 197, 2), ("b16_r10", 197, 10)):
-        steps = tempme_module.schedule(tokens, tome_r=r)
+        steps = matching.schedule(tokens, tome_r=r)
         assert [list(step) for step in steps] == data[f"vit_{name}"].tolist()
-    assert tempme_module.schedule(50, frames=24)[-1].frames == 2
+    assert matching.schedule(50, frames=24)[-1].frames == 2
     with pytest.raises(InputError, match="multiple"):
-        tempme_module.schedule(50, frames=8)
+        matching.schedule(50, frames=8)
 
 
 def tower(state: dict[str, Tensor], **options: Any) -> TempMeVideo:
@@ -265,9 +265,9 @@ def test_faithful_keeps_the_authors_order(name: str) -> None:
     tokens = clip((1, 3, 4))
     x = tokens.features[None]
     if name == "tome":
-        expected = tome_module.merge(x, x, 3).x[0]
+        expected = tome.merge(x, x, 3).x[0]
     else:
-        expected = tempme_module.merge(x, x, None, 0, 3)[0][0]
+        expected = matching.merge(x, x, None, 0, 3)[0][0]
     faithful, default = (get(name, budget=9, faithful=f)(tokens) for f in (True, False))
     assert close(faithful.features, expected)
     order = faithful.position.argsort()
@@ -331,7 +331,7 @@ def test_pyra_trains_through_the_merge_and_comes_back_from_a_file(tmp_path: Path
     assert all(w.grad is not None and w.grad.abs().sum() > 0 for w in modulation.parameters())
     x, r = tokens.features.view(3, 12, 8), 5
     with torch.no_grad():
-        alone = pyra_module.merge(x, x, r, modulation)
+        alone = pyra_authors.merge(x, x, r, modulation)
         after = get("pyra", budget=21, modulation=modulation)(tokens)
         assert close(alone.x.sum((0, 1)), after.features.sum(0), 1e-4)
     file = tmp_path / "modulation.pt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from authors.recurrences import ssd_recurrent
 from torch import Tensor
 
 from vidllm.encoders.temporal import (
@@ -11,7 +12,6 @@ from vidllm.encoders.temporal import (
     TemporalEncoder,
     get_temporal,
     ssd_chunked,
-    ssd_recurrent,
     temporal_names,
 )
 from vidllm.errors import InputError

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from authors.recurrences import prefix_attention_recurrent
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from vidllm.encoders.temporal import TemporalEncoder, band, get_temporal, prefix_attention
-from vidllm.encoders.temporal.aaren import prefix_attention_recurrent
 from vidllm.encoders.temporal.band import band_attention, full_attention, rotate
 from vidllm.encoders.temporal.base import state_bytes, tensors_in
 from vidllm.errors import InputError

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from authors.recurrences import selective_recurrent
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidllm.encoders.temporal import get_temporal, selective_recurrent, selective_scan
+from vidllm.encoders.temporal import get_temporal, selective_scan
 from vidllm.encoders.temporal import selective as selective_module
 from vidllm.encoders.temporal.mamba import Mamba1Mixer, MambaEncoder
 from vidllm.encoders.temporal.selective import kernel_serves

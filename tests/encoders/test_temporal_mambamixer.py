@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from authors.recurrences import selective_recurrent
 from torch import Tensor
 
-from vidllm.encoders.temporal import get_temporal, mambamixer_across, selective_recurrent
+from vidllm.encoders.temporal import get_temporal, mambamixer_across
 from vidllm.encoders.temporal.mamba import Mamba1Mixer
 from vidllm.encoders.temporal.mambamixer import ChannelMixer
 from vidllm.encoders.temporal.mambamixer_across import mix_across, scan_across, tiles

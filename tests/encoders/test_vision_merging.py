@@ -6,19 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from authors import mustdrop, tome
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tower_watch import INSIDE, hooks, lengths
 
 from vidllm.compressors import get
-from vidllm.compressors import mustdrop as mustdrop_module
 from vidllm.compressors import pyra as pyra_module
-from vidllm.compressors import tempme as tempme_module
-from vidllm.compressors import tome as tome_module
 from vidllm.encoders.vision import HubTower, build_vision
 from vidllm.encoders.vision.merging import merging, tower_layers
 from vidllm.errors import InputError
-from vidllm.tokens import Keep, Merge, VideoTokens
+from vidllm.tokens import Keep, Merge, VideoTokens, matching
 from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
@@ -147,7 +145,7 @@ def test_tome_is_the_authors_block_between_attention_and_mlp(name: str) -> None:
     hidden, size = start(of, x), torch.ones(3, 25 + of.special, 1)
     for layer in tower_layers(of.model):
         hidden, keys = attend(layer, hidden, size)
-        merged = tome_module.merge(keys, hidden, 5, size, class_token=bool(of.special))
+        merged = tome.merge(keys, hidden, 5, size, class_token=bool(of.special))
         hidden, size = feed(layer, merged.x), merged.size
     with lengths(of) as seen:
         found = of.with_merging(x, get("tome", faithful=True), 15)
@@ -174,12 +172,12 @@ def test_tempme_is_the_authors_block_with_joined_rows() -> None:
             )
             special *= 2
             r = hidden.shape[1] - special - goal // len(hidden)
-            hidden, size = tempme_module.merge(hidden, hidden, size, special, r)
+            hidden, size = matching.merge(hidden, hidden, size, special, r)
         hidden, keys = attend(layer, hidden, size)
         goal = todo.pop(0).decide.keywords["goal"]  # type: ignore[attr-defined]
         assert goal % len(hidden) == 0
         r = hidden.shape[1] - special - goal // len(hidden)
-        hidden, size = tempme_module.merge(hidden, keys, size, special, r)
+        hidden, size = matching.merge(hidden, keys, size, special, r)
         hidden = feed(layer, hidden)
         goals.append((len(hidden), hidden.shape[1]))
     assert not todo and goals[-1] == (1, 24)  # 4 CLS tokens and 20 others in one row
@@ -195,7 +193,7 @@ def test_mustdrop_merges_windows_behind_the_first_layer() -> None:
     x = pixels(of, 2)
     layers = tower_layers(of.model)
     hidden = feed(layers[0], attend(layers[0], start(of, x), None)[0])
-    hidden, _ = mustdrop_module.merge_windows(hidden, (3, 3), -1.0)
+    hidden, _ = mustdrop.merge_windows(hidden, (3, 3), -1.0)
     for layer in layers[1:]:
         hidden = feed(layer, attend(layer, hidden, None)[0])
     for options in ({"threshold": -1.0}, {"budget": 8}):

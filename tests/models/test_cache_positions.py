@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from authors import positions as rope
 from test_cache_stage import PROMPTS, InTurns, answer
 from test_native import HEAD, TAIL, clip_tokens
 from test_pruning import ByAttention
@@ -31,9 +32,9 @@ def rope_models() -> dict[str, Any]:
     torch.manual_seed(0)
     small = {"hidden_size": 48, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 9}
     small |= {"num_attention_heads": 3, "num_key_value_heads": 1}
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
-    qwen25 = Qwen2_5_VLTextModel.config_class(**small, rope_parameters=rope)
-    turns = {**rope, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    rotary = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    qwen25 = Qwen2_5_VLTextModel.config_class(**small, rope_parameters=rotary)
+    turns = {**rotary, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
     qwen3 = Qwen3VLTextModel.config_class(**small, head_dim=16, rope_parameters=turns)
     return {
         "llama": LlamaModel(LlamaConfig(**small)).eval(),
@@ -86,8 +87,8 @@ def test_contiguous_positions_are_a_fresh_forward_in_one_layer(name: str) -> Non
     block = model.layers[0]
     raw = block.self_attn.k_proj(block.input_layernorm(x[:, kept])).unflatten(-1, (1, 16))
     raw = getattr(block.self_attn, "k_norm", torch.nn.Identity())(raw).transpose(1, 2)
-    axes = pos.section_axes(model.rotary_emb.mrope_section, name == "qwen3-vl") if mrope else None
-    turned = pos.rotate(raw, pos.angles(new, pos.inverse_frequencies(16), axes))
+    axes = rope.section_axes(model.rotary_emb.mrope_section, name == "qwen3-vl") if mrope else None
+    turned = rope.rotate(raw, rope.angles(new, rope.inverse_frequencies(16), axes))
     assert torch.allclose(layer.keys, turned, atol=1e-5)
     # And the next token, which the driver puts right behind.
     steps, at = DecodeSteps(model), torch.tensor([[following]])
@@ -127,7 +128,7 @@ def test_dycoke_keys_stand_without_gaps_whatever_was_chosen() -> None:
     held = prefix.cache.layers[-1].keys
     frequencies = model.language_model.base_model.rotary_emb.inv_freq
     assert held.shape[2] == int(stays.sum()) == prefix.length - 24 + 7 + len(TAIL) + 7
-    expected = pos.rotate(keys[:, :, stays], pos.angles(torch.arange(held.shape[2]), frequencies))
+    expected = rope.rotate(keys[:, :, stays], rope.angles(torch.arange(held.shape[2]), frequencies))
     assert torch.allclose(held, expected, atol=1e-5)
 
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from authors import aim, mustdrop
 from goldens import golden
 from torch import Tensor
 from transformers import (
@@ -20,8 +21,9 @@ from transformers import (
 
 from vidllm.compressors import aim, aim_prune, mustdrop
 from vidllm.models.hooks.decode_steps import DecodeSteps
-from vidllm.models.hooks.decoding import generate_from, past_of
+from vidllm.models.hooks.decoding import Prefix, Views, generate_from, past_of
 from vidllm.models.hooks.kv_cache import Prefill
+from vidllm.compressors.aim_prune import retention
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 
@@ -61,8 +63,8 @@ def aim_seen(data: dict[str, Tensor]) -> list[Tensor]:
     text = ((place < ends[0]) | (place >= ends[1]))[None]
     mask = torch.ones(1, 40, dtype=torch.bool)
     seen = [mask[0]]
-    for layer, share in enumerate(aim.retention(28)):
-        mask = aim_prune.visible(data["raw_importance"][layer], mask, text, share)
+    for layer, share in enumerate(retention(28)):
+        mask = aim.visible(data["raw_importance"][layer], mask, text, share)
         assert torch.equal(mask, data["mask_after_layer"][layer])
         seen.append(mask[0])
     return seen[:-1]

@@ -1,0 +1,1 @@
+"""The methods' own published functions, in their order and arithmetic: golden vectors hold them."""
