@@ -29,6 +29,7 @@ COST = Object(
         ),
         "flops": Nullable(_NUMBERS),
         "seconds": _NUMBERS,
+        "spent": _NUMBERS,
         "shared_by": Integer(1),
         "own": Array(String()),
     }
