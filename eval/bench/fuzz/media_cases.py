@@ -186,7 +186,7 @@ def write_clip(path: Path, clip: Clip, frames: int = 20) -> None:
 
 def _picture(number: int) -> np.ndarray:
     y, x = np.mgrid[:48, :64]
-    seed = int.from_bytes(hashlib.sha256(bytes([number])).digest()[:4], "big")
+    seed = int.from_bytes(hashlib.sha256(number.to_bytes(4, "big")).digest()[:4], "big")
     grain = np.random.default_rng(seed).integers(0, 30, (48, 64))
     layers = [x * 4 + number * 9, y * 5 + number * 3, grain + 8 * number]
     return np.stack(layers, axis=-1).astype(np.uint8)
