@@ -6,6 +6,7 @@ from vidllm.errors.schema import (
     Anything,
     Array,
     Boolean,
+    Either,
     Integer,
     Nullable,
     Number,
@@ -38,7 +39,7 @@ COST = Object(
 KEPT = Object(
     {
         "grid": Array(Integer(1, 1 << 16), 3, 3),
-        "seconds": Array(Number()),
+        "seconds": Array(Number(0, 1e9)),
         "kept": _COUNT,
         "place": String(longest=1 << 30),
     },
@@ -89,7 +90,7 @@ CONFIG = Object(
         "options": Object(other=Anything()),
         "videos": Array(String()),
         "files": Object(other=String()),
-        "frames": Nullable(Anything()),
+        "frames": Nullable(Either(Integer(1), String(enum=("auto",)))),
         "fps": Nullable(_AMOUNT),
         "tokens": Nullable(Integer(1)),
         "limits": Object(other=Number()),

@@ -15,7 +15,7 @@ from vidllm.errors import InputError
 
 from ..scores.common import Scores, same_length
 from ..scores.spans import by_video, ious, rtl_scores, tiou
-from .base import TASKS, Item, Response
+from .base import TASKS, TRUE_SPAN, Item, Response
 from .files import annotation_files, field, read_records
 from .spans_text import first_span, lita_span
 from .timed import TimedTask, seconds_of
@@ -31,6 +31,7 @@ PROMPT = (
 class ActivityNetRTL(TimedTask):
     """Means by video, then over videos. Official: an answer without a time is the whole video."""
 
+    truth = TRUE_SPAN
     family = "grounding"
     headline = "mIoU"
     summary = "when-questions that need reasoning; mIoU and P@0.5 by video"
