@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Row = dict[str, Any]
+#: Times as many cases as of others, which are not as cheap.
+MANY = {"media": 10}
 #: Cases of one process: what they leave behind must not add up.
 BATCH = 250
 #: Of the stated limit.
@@ -100,7 +102,8 @@ def bench_fuzz(
     Args:
         names: of `TARGETS`. folder: for the work, for what fails and for cases.jsonl, the rows so
             far; cases that it holds are not made again.
-        number: cases of each target, from case `first` on; of bombs all there are.
+        number: cases of each target, from case `first` on; of media ten times as many, of bombs
+            all there are.
         keep: told of every row at once.
 
     Returns:
@@ -122,7 +125,10 @@ def bench_fuzz(
     with journal.open("a", encoding="utf-8") as file:
         for name in names:
             target = TARGETS[name]()
-            wanted = range(first, first + number) if target.cases is None else range(target.cases)
+            share = MANY.get(name, 1)
+            wanted = range(share * first, share * (first + number))
+            if target.cases is not None:
+                wanted = range(target.cases)
             rows += [before[name, n] for n in wanted if (name, n) in before]
             left = [n for n in wanted if (name, n) not in before]
             for row in _run(name, target, left, seed, folder):
@@ -182,7 +188,7 @@ def _process(
             faulthandler.enable(all_threads=False)  # a crash says where
             _work(name, target, numbers, seed, place, tell, answered)
             code = 0
-        except BaseException:  # noqa: BLE001 - the parent reads it
+        except BaseException:
             traceback.print_exc()
             sys.stderr.flush()
         finally:
@@ -242,7 +248,13 @@ def _watch(
     if now is not None:
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         outcome = MEMORY if code == -signal.SIGKILL else CRASH
-        yield {**now, "outcome": outcome, "said": f"{how}: {line}", "seconds": 0.0, "megabytes": 0.0}
+        yield {
+            **now,
+            "outcome": outcome,
+            "said": f"{how}: {line}",
+            "seconds": 0.0,
+            "megabytes": 0.0,
+        }
     elif code:
         raise WorkError(f"the cases of {name} cannot be made: {line}")
 
@@ -281,7 +293,7 @@ def _work(
         began, held = time.process_time(), _reset_peak()
         outcome, said = _outcome(case.work)
         used, taken = time.process_time() - began, max(0, _status("VmHWM") - held)
-        if outcome not in FAULTS and taken > _MOST * target.memory:
+        if outcome not in FAULTS and taken > _MOST * (case.memory or target.memory):
             outcome, said = MEMORY, f"{taken / 2**20:.0f} MB; {outcome}: {said}"
         if outcome not in FAULTS and used > target.seconds:
             outcome, said = HANG, f"{used:.0f} s; {outcome}: {said}"
@@ -304,7 +316,7 @@ def _outcome(work: Callable[[], tuple[str, str]]) -> tuple[str, str]:
                 return MEMORY, said
             cause = cause.__cause__ or cause.__context__
         return REFUSED, said
-    except BaseException as error:  # noqa: BLE001 - whatever it is, it is counted
+    except BaseException as error:
         if lacks_memory(error):
             return MEMORY, printable(repr(error))
         frames = traceback.extract_tb(error.__traceback__)

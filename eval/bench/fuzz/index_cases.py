@@ -17,7 +17,7 @@ from vidllm.longvideo.store import IndexFile, write_file
 from vidllm.models.answer import Answer
 
 from .byte_damage import ANYWHERE
-from .json_damage import PLAUSIBLE, damage_json
+from .json_damage import damage_json
 from .media_cases import Clip, write_clip
 from .outcomes import ANSWER, CHANGED, NOTED, WHOLE, Case
 
@@ -50,11 +50,11 @@ class IndexTarget:
         """See `outcomes.Target.case`."""
         path = place / "video.vidx"
         facts, tensors = json.loads(self._facts), dict(self._tensors)
-        plausible = False
+        plausible, told = False, ""
         kind = ("facts", "facts", "tensor", "tensor", "bytes")[number % 5]
         if kind == "facts":
-            mutation = damage_json(facts, draw)
-            plausible = mutation in PLAUSIBLE
+            done = damage_json(facts, draw)
+            mutation, plausible, told = done.name, done.plausible, done.told
             self._write(path, facts, tensors)
         elif kind == "tensor":
             name = draw.choice(list(tensors))
@@ -64,28 +64,28 @@ class IndexTarget:
                 del tensors[name]
             else:
                 tensors[name] = changed
-            plausible = mutation in ("possible number", "reversed rows")
+            plausible, told = mutation in ("possible number", "reversed rows"), name
             self._write(path, facts, tensors)
         else:
             data = bytearray(self._whole.read_bytes())
             mutation = draw.choice(list(ANYWHERE))
             ANYWHERE[mutation](data, draw, bytes(data))
             path.write_bytes(data)
-        return Case(f"{kind}: {mutation}", lambda: self._read(path, plausible))
+        return Case(f"{kind}: {mutation}", lambda: self._read(path, plausible, told))
 
     def _write(self, path: Path, facts: Any, tensors: dict[str, Tensor]) -> None:
         shapes = {name: (one.dtype, tuple(one.shape)) for name, one in tensors.items()}
         write_file(path, shapes, facts, list(tensors.items()))
 
-    def _read(self, path: Path, plausible: bool) -> tuple[str, str]:
+    def _read(self, path: Path, plausible: bool, told: str) -> tuple[str, str]:
         index = VideoIndex.load(path, self._llm)
         answers = self._answers(index)
         new = [note for note in index.notes if note not in self._notes]
         if answers == self._right:
-            return (NOTED, "; ".join(new)) if new else (WHOLE, "")
+            return (NOTED, "; ".join(new)) if new else (WHOLE, told)
         if new:
             return NOTED, "; ".join(new)
-        return (ANSWER if plausible else CHANGED), str(answers)
+        return (ANSWER if plausible else CHANGED), f"{told}: {answers}"
 
     def _answers(self, index: VideoIndex) -> tuple[Any, ...]:
         def told(answer: Answer) -> Any:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
+
+from vidllm.errors.bounds import short
 
 _Place = tuple[Any, Any]  # a list or object, and the key in it
 
@@ -29,9 +32,15 @@ def _other_type(old: Any, draw: random.Random) -> Any:
 
 
 def _impossible(old: Any, draw: random.Random) -> Any:
+    """A number beyond all that are used, or none; for other values one of another type."""
     if isinstance(old, (int, float)) and not isinstance(old, bool):
         numbers = [-1, -(10**12), 10**12, 2**63, 2**64, 10**400, 1e308, -1e308]
         return draw.choice([*numbers, float("nan"), float("inf"), float("-inf")])
+    return _other_type(old, draw)
+
+
+def _odd(old: Any, draw: random.Random) -> Any:
+    """Text that is none, that reaches for other places, or that terminals obey."""
     if isinstance(old, str):
         return draw.choice(["", "\0", "../" * 40, "x" * 100_000, "\x1b[2J", "\ud800", "\u202e"])
     return _other_type(old, draw)
@@ -70,27 +79,47 @@ def _twisted(old: Any, draw: random.Random) -> Any:
 CHANGES: dict[str, Callable[[Any, random.Random], Any]] = {
     "other type": _other_type,
     "impossible value": _impossible,
+    "odd text": _odd,
     "possible value": _nudged,
     "deep value": _deep,
     "twisted list": _twisted,
 }
-#: Those after which a value cannot be told from a right one, and the one that drops an entry.
-PLAUSIBLE, DROPPED = ("possible value", "twisted list"), "dropped entry"
+#: Those after which a value cannot be told from a right one.
+_PLAUSIBLE = ("possible value", "odd text", "twisted list")
 
 
-def damage_json(value: Any, draw: random.Random) -> str:
-    """Change one value in place; how."""
-    holder, key = draw.choice(list(places(value)))
+@dataclass(frozen=True)
+class JsonDamage:
+    """What was done.
+
+    Args:
+        name: the kind. plausible: whether the value could as well be right. told: where and what.
+    """
+
+    name: str
+    plausible: bool
+    told: str
+
+
+def damage_json(value: Any, draw: random.Random) -> JsonDamage:
+    """Change one value in place, or drop an entry."""
+    every = list(places(value))
+    name = draw.choice(list(CHANGES))
+    if name == "odd text":
+        every = [(h, k) for h, k in every if isinstance(h[k], str)] or every
+    elif name == "possible value":
+        every = [(h, k) for h, k in every if isinstance(h[k], (bool, int, float, str))] or every
+    elif name == "twisted list":
+        every = [(h, k) for h, k in every if isinstance(h[k], (list, dict))] or every
+    holder, key = draw.choice(every)
     if isinstance(holder, dict) and draw.random() < 0.15:
         del holder[key]
-        return DROPPED
-    name = draw.choice(list(CHANGES))
-    wanted = {"twisted list": (list, dict), "possible value": (bool, int, float, str)}.get(name)
-    if wanted is not None:
-        fit = [(h, k) for h, k in places(value) if isinstance(h[k], wanted)]
-        holder, key = draw.choice(fit) if fit else (holder, key)
-    holder[key] = CHANGES[name](holder[key], draw)
-    return name
+        return JsonDamage("dropped entry", False, f"{key} dropped")
+    old = holder[key]
+    holder[key] = CHANGES[name](old, draw)
+    told = f"{key}: {short(old)} to {short(holder[key])}"
+    # What may be null may also be something.
+    return JsonDamage(name, name in _PLAUSIBLE or old is None, told)
 
 
 def written(value: Any) -> bytes:

@@ -126,11 +126,11 @@ class MediaTarget:
         return (WHOLE if same else PICTURES), ""
 
 
-def insane(clip: VideoClip, reading: dict[str, Any]) -> str:
+def insane(clip: VideoClip, reading: dict[str, Any], limits: Limits = LIMITS) -> str:
     """What cannot be of a clip that was read so; empty for one that can."""
     count, times = len(clip), reading.get("times")
     finite = [*clip.seconds.tolist(), clip.fps, clip.duration]
-    most = reading.get("frames", LIMITS.max_frames) if times is None else len(times)
+    most = reading.get("frames", limits.max_frames) if times is None else len(times)
     checks = {
         "shape": clip.frames.ndim == 4 and clip.frames.shape[3] == 3 and count > 0,
         "type": clip.frames.dtype == np.uint8,
@@ -140,8 +140,8 @@ def insane(clip: VideoClip, reading: dict[str, Any]) -> str:
         "fps and duration": clip.fps > 0 and clip.duration > 0,
         "seconds within the file": bool((clip.seconds <= clip.duration + 1e-6).all()),
         "frames asked": count <= most,
-        "pixels": clip.width * clip.height <= LIMITS.max_pixels,
-        "bytes": clip.frames.nbytes <= LIMITS.max_bytes,
+        "pixels": clip.width * clip.height <= limits.max_pixels,
+        "bytes": clip.frames.nbytes <= limits.max_bytes,
         "lines": all(note.strip() and note == printable(note) for note in clip.notes),
     }
     if times is None:

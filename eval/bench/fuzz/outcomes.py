@@ -36,10 +36,12 @@ class Case:
     Args:
         mutation: what was done to it. work: reads it; gives (outcome, what is to be said of it),
             or raises. Errors of `vidllm.errors` count as `REFUSED`, all others as `RAW`.
+        memory: stated limit of this case, where it is not that of its target.
     """
 
     mutation: str
     work: Callable[[], tuple[str, str]]
+    memory: int | None = None
 
 
 class Target(Protocol):

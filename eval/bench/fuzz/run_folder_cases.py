@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vidllm.errors import WorkError
 from vidllm.eval.report.load import load_run
 from vidllm.eval.report.report_command import write_report
 from vidllm.eval.report.study import sections
@@ -17,9 +16,10 @@ from vidllm.eval.run.records import ANSWERS, CONFIG, COSTS, RESULTS, TABLE, RunF
 from vidllm.eval.run.results import rescore
 
 from .byte_damage import ANYWHERE
-from .json_damage import DROPPED, PLAUSIBLE, damage_json, written
+from .json_damage import damage_json, written
 from .outcomes import ANSWER, CHANGED, NOTED, WHOLE, Case
 
+_KINDS = ("value", "value", "value", "bytes", "file")
 _PAGES = 12  # every so many cases the whole page is drawn, which is slow
 
 
@@ -37,8 +37,7 @@ class RunFolderTarget:
         words = ["eval", "stage", "--split", "val", "--limit", "3", "--device", "cpu", "--frames"]
         words += ["16", "--max-new-tokens", "4", "--compressor", "temporal-pool", "--keep", "0.5"]
         if not (whole / RESULTS).exists():
-            if main([*words, "--data", str(folder / "stage"), "--out", str(whole)]):
-                raise WorkError("an undamaged run fails")
+            main([*words, "--data", str(folder / "stage"), "--out", str(whole)])
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(whole, part)
         for name in (ANSWERS, COSTS, RESULTS, TABLE):
@@ -60,20 +59,20 @@ class RunFolderTarget:
         run = self._copied(self._whole[which], place / "run")
         names = (CONFIG, ANSWERS, COSTS, RESULTS, "rows-0.jsonl")
         file = run / draw.choice([name for name in names if (run / name).exists()])
-        plausible, kind = False, draw.choice(("value", "value", "value", "bytes", "file"))
-        if kind == "value" and file.suffix == ".json":
-            made = json.loads(file.read_bytes())
-            mutation = damage_json(made, draw)
-            plausible = mutation in PLAUSIBLE or mutation == DROPPED
-            file.write_bytes(written(made))
-        elif kind == "value":
-            lines = file.read_bytes().splitlines()
-            at = draw.randrange(len(lines))
-            row = json.loads(lines[at])
-            mutation = damage_json(row, draw)
-            plausible = mutation in PLAUSIBLE
-            lines[at] = written(row)
-            file.write_bytes(b"\n".join(lines) + b"\n")
+        plausible, told, kind = (
+            False,
+            file.name,
+            draw.choice(_KINDS),
+        )
+        if kind == "value":
+            by_line = file.suffix == ".jsonl"
+            parts = file.read_bytes().splitlines() if by_line else [file.read_bytes()]
+            at = draw.randrange(len(parts))
+            made = json.loads(parts[at])
+            done = damage_json(made, draw)
+            parts[at] = written(made)
+            file.write_bytes(b"\n".join(parts) + b"\n")
+            mutation, plausible, told = done.name, done.plausible, f"{file.name}: {done.told}"
         elif kind == "bytes":
             data = bytearray(file.read_bytes())
             mutation = draw.choice(list(ANYWHERE))
@@ -86,20 +85,22 @@ class RunFolderTarget:
             plausible = True  # a run may have no costs or results yet
         with_page = number % _PAGES == 0
         case = f"{file.suffix[1:]} {mutation}"
-        return Case(case, lambda: self._read(run, which, plausible, with_page))
+        return Case(case, lambda: self._read(run, which, plausible, told, with_page))
 
-    def _read(self, run: Path, which: int, plausible: bool, with_page: bool) -> tuple[str, str]:
+    def _read(
+        self, run: Path, which: int, plausible: bool, told: str, with_page: bool
+    ) -> tuple[str, str]:
         if with_page:
             write_report([run], run.parent / "report", worst=0)
         found = _numbers(run)
         right = self._right[which]
         if found["numbers"] == right["numbers"]:
-            return WHOLE, ""
+            return WHOLE, told
         new = [note for note in found["notes"] if note not in right["notes"]]
         if new:
             return NOTED, "; ".join(new)
         differ = [n for n, v in found["numbers"].items() if v != right["numbers"][n]]
-        return (ANSWER if plausible else CHANGED), f"another {', '.join(differ)}"
+        return (ANSWER if plausible else CHANGED), f"{told}: another {', '.join(differ)}"
 
 
 #: What may become of a whole file.
