@@ -206,7 +206,7 @@ def _weights(cls: Any, folder: str, attn: str | None, dtype: torch.dtype) -> Any
         )
     for name, value in model.named_parameters():
         # A sum is not finite where one of its numbers is not, and takes no memory of its own.
-        if value.is_floating_point() and not math.isfinite(value.sum(dtype=torch.float32)):
+        if value.is_floating_point() and not math.isfinite(value.detach().sum(dtype=torch.float32)):
             raise WorkError(f"the weights in {folder} are damaged: {name} holds what is no number")
     return model
 
