@@ -84,7 +84,9 @@ CONFIG = Object(
     },
     {
         **dict.fromkeys(("family", "split", "data", "python"), String()),
-        **dict.fromkeys(("prompts", "commit", "recipe", "reader", "attn"), Nullable(String())),
+        **dict.fromkeys(
+            ("prompts", "commit", "model", "recipe", "reader", "attn"), Nullable(String())
+        ),
         "limit": Nullable(_COUNT),
         "clips": _COUNT,
         "options": Object(other=Anything()),

@@ -244,19 +244,19 @@ def _watch(
                 return
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     text = said.read_text(encoding="utf-8", errors="replace").strip()
-    line = printable(text.splitlines()[-1][:300]) if text else ""
+    last = printable(text.splitlines()[-1][:300]) if text else ""
     if now is not None:
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         outcome = MEMORY if code == -signal.SIGKILL else CRASH
         yield {
             **now,
             "outcome": outcome,
-            "said": f"{how}: {line}",
+            "said": f"{how}: {last}",
             "seconds": 0.0,
             "megabytes": 0.0,
         }
     elif code:
-        raise WorkError(f"the cases of {name} cannot be made: {line}")
+        raise WorkError(f"the cases of {name} cannot be made: {last}")
 
 
 def _cpu(process: Any) -> float:

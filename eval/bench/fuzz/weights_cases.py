@@ -152,8 +152,7 @@ def _save_hub(folder: Path) -> None:
         },
         image_token_index=words["<image>"],
         video_token_index=words["<video>"],
-        image_token_id=words["<image>"],
-        video_token_id=words["<video>"],
+        **{f"{kind}_token_id": words[f"<{kind}>"] for kind in ("image", "video")},  # type: ignore[arg-type]
         image_grid_pinpoints=[[32, 32]],
     )
     model = transformers.LlavaOnevisionForConditionalGeneration(config).eval()
