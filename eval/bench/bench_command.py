@@ -311,6 +311,60 @@ def kills(
 
 
 @app.command()
+def fuzz(
+    targets: Annotated[
+        str, typer.Option(help="What is damaged, comma separated.")
+    ] = "media,indexes,runs,weights,bombs",
+    number: Annotated[
+        int, typer.Option(min=1, help="Cases of each target; of media ten times as many.")
+    ] = 300,
+    first: Annotated[int, typer.Option(min=0, help="Number of the first case.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the damage.")] = 0,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Where the work is done; files of what fails stay.", file_okay=False),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="CSV file to write: counts of outcomes.", dir_okay=False)
+    ] = Path("docs/results/fuzz.csv"),
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Damage media, indexes, runs and weights; all must be read rightly or refused in one line."""
+    import tempfile
+
+    from .fuzz.campaign import bench_fuzz, counts, fuzz_table
+    from .fuzz.outcomes import FAULTS
+
+    with clean_output(json):
+        where = folder or Path(tempfile.gettempdir()) / "vidllm-bench-fuzz"
+        save, done = _saver(out), 0
+
+        def keep(row: dict[str, Any]) -> None:
+            nonlocal done
+            done += 1
+            if row["outcome"] in FAULTS:
+                name = f"{row['target']} {row['number']}, {row['mutation']}"
+                say(f"{name}: {row['outcome']}: {row['said']}")
+            elif done % 500 == 0:
+                say(f"{done} cases")
+
+        rows = bench_fuzz(_names(targets), where, number=number, first=first, seed=seed, keep=keep)
+        save(counts(rows))
+        if json:
+            faults = [row for row in rows if row["outcome"] in FAULTS]
+            emit({"counts": counts(rows), "faults": faults, "csv": str(out)})
+        else:
+            _show(rows, fuzz_table, out, json)
+        if failed := [row for row in rows if row["outcome"] in FAULTS]:
+            first_one = failed[0]
+            raise WorkError(
+                f"{len(failed)} of {len(rows)} cases are faults, the first in "
+                f"{first_one['kept']}: {first_one['said']}"
+            )
+
+
+@app.command()
 def footage(
     clips: Annotated[int, typer.Option(min=1, help="Of every split and treatment.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Of stage.")] = 9,

@@ -18,7 +18,7 @@ from vidllm.errors.paths import input_folder, look, shown
 from vidllm.errors.printable import printable
 from vidllm.errors.schema import Mismatch, parse, validate
 
-from ..run.folder_checks import check_config
+from ..run.folder_checks import check_config, check_truth
 from ..run.folder_schemas import RESULTS, ROW
 from ..run.headline import matching
 from ..run.journal import item_of, journals, response_of
@@ -245,6 +245,7 @@ def load_run(folder: Path) -> Run:
             notes.append("The settings do not have the same questions yet.")
     elif not found.rows:
         notes.append(f"{ANSWERS} is missing: what single answers show is left out.")
+    check_truth(task_of(config), found.items.values(), folder)
     try:
         return Run(
             folder=folder,

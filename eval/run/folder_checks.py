@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vidllm.errors import InputError
 from vidllm.errors.plain import plain
-from vidllm.errors.schema import damage, validate
+from vidllm.errors.schema import Object, damage, validate
 
-from ..tasks.base import Item
+from ..tasks.base import Item, Task
 from .folder_schemas import CONFIG, FORMAT
 from .journal import Key, Row, item_of
 from .run_settings import Setting
@@ -36,8 +36,11 @@ def check_config(config: Mapping[str, Any], file: Path) -> None:
         label = setting["label"]
         if labels.count(label) > 1:
             raise InputError(damage(file, f"the setting {label} stands twice", advice))
-        if not {"compressor", "keep"} <= set(setting):
-            continue
+        if not (parts := {"compressor", "keep"} & set(setting)):
+            continue  # of a task that is asked without
+        if len(parts) == 1:
+            reason = f"the setting {label} has {', '.join(parts)} alone"
+            raise InputError(damage(file, reason, advice))
         right = Setting(setting["compressor"], setting["keep"], None, setting.get("tokens")).label
         if label != right:
             raise InputError(damage(file, f"the setting {label} has the parts of {right}", advice))
@@ -75,3 +78,15 @@ def check_rows(
             if value != known[1][name]:
                 reason = f"its {name} is not that of the question"
                 raise InputError(damage(where, reason, "delete the row to have it asked again"))
+
+
+def check_truth(task: Task, items: Iterable[Item], where: object) -> None:
+    """See that what is true of questions is what their benchmark has.
+
+    Raises:
+        InputError: it is something else; the line names question and field.
+    """
+    for item in items:
+        schema = Object({"truth": task.truth_schema(item)})
+        advice = "delete its rows to have it asked again"
+        validate({"truth": item.truth}, schema, f"{item.id!r} in {where}", advice)

@@ -6,6 +6,7 @@ from vidllm.errors.schema import (
     Anything,
     Array,
     Boolean,
+    Either,
     Integer,
     Nullable,
     Number,
@@ -29,6 +30,7 @@ COST = Object(
         ),
         "flops": Nullable(_NUMBERS),
         "seconds": _NUMBERS,
+        "spent": _NUMBERS,
         "shared_by": Integer(1),
         "own": Array(String()),
         "spent": _NUMBERS,
@@ -38,7 +40,7 @@ COST = Object(
 KEPT = Object(
     {
         "grid": Array(Integer(1, 1 << 16), 3, 3),
-        "seconds": Array(Number()),
+        "seconds": Array(Number(0, 1e9)),
         "kept": _COUNT,
         "place": String(longest=1 << 30),
     },
@@ -83,13 +85,15 @@ CONFIG = Object(
     },
     {
         **dict.fromkeys(("family", "split", "data", "python"), String()),
-        **dict.fromkeys(("prompts", "commit", "recipe", "reader", "attn"), Nullable(String())),
+        **dict.fromkeys(
+            ("prompts", "commit", "model", "recipe", "reader", "attn"), Nullable(String())
+        ),
         "limit": Nullable(_COUNT),
         "clips": _COUNT,
         "options": Object(other=Anything()),
         "videos": Array(String()),
         "files": Object(other=String()),
-        "frames": Nullable(Anything()),
+        "frames": Nullable(Either(Integer(1), String(enum=("auto",)))),
         "fps": Nullable(_AMOUNT),
         "tokens": Nullable(Integer(1)),
         "limits": Object(other=Number()),

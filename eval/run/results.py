@@ -20,6 +20,7 @@ from ..scores.common import Scores
 from ..tasks import get_task
 from ..tasks.base import Item, Response, Task
 from .answer_costs import mean_costs, sum_costs
+from .folder_checks import check_truth
 from .headline import Part, by_group, matching
 from .journal import Key, Row, in_order, item_of, response_of
 from .records import RunFolder, labels_of, write_whole
@@ -70,6 +71,7 @@ def outcome_of(task: Task, label: str, rows: Sequence[Row]) -> Outcome:
         InputError: rows that the task cannot score.
     """
     items, responses = [item_of(row) for row in rows], [response_of(row) for row in rows]
+    check_truth(task, items, f"the rows of {label}")
     scores = task.scores(items, responses)
     official: Scores | None = None
     reason = None

@@ -214,7 +214,7 @@ def _by_length(ground: Sequence[Reply]) -> dict[str, dict[str, Any]]:
     names = list(groups)
     for reply in ground:
         start, end = reply.truth_spans[0]
-        share = (end - start) / reply.duration
+        share = (end - start) / max(reply.duration, 1e-9)
         groups[names[bisect_right([a for a, _ in LENGTHS], share + 1e-9) - 1]].append(reply.iou)
     return {
         name: {"mIoU": mean(found), "n": len(found)}

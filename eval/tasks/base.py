@@ -14,11 +14,15 @@ from typing import Any, ClassVar
 
 from vidllm.errors import InputError
 from vidllm.errors.registry import Registry
+from vidllm.errors.schema import Anything, Array, Number, Schema
 
 from ..scores.common import Interval, Scores
 
 #: What tasks are about; the report groups by it.
 FAMILIES = ("grounding", "captions", "highlights", "alignment", "retrieval", "choice", "made")
+
+#: [begin, end] in seconds, as `Item.truth`.
+TRUE_SPAN = Array(Number(), 2, 2)
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class Task(ABC):
             the data folder; alternatives are tried in order.
         citation: the paper. licence: of the annotations, and what to mind. home: where the
             official files are. hub: data set on the Hugging Face hub with the same records, or "".
-        max_new_tokens: the longest answer.
+        max_new_tokens: the longest answer. truth: what `Item.truth` must be.
     """
 
     name: ClassVar[str] = ""
@@ -122,6 +126,11 @@ class Task(ABC):
     home: ClassVar[str] = ""
     hub: ClassVar[str] = ""
     max_new_tokens: ClassVar[int] = 64
+    truth: ClassVar[Schema] = Anything()
+
+    def truth_schema(self, item: Item) -> Schema:
+        """What `Item.truth` of such a question must be."""
+        return self.truth
 
     @abstractmethod
     def items(self, data: Path, split: str) -> list[Item]:

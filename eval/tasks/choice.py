@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vidllm.errors import InputError
+from vidllm.errors.schema import Nullable, String
 
 from ..scores.choices import (
     Marked,
@@ -49,6 +50,7 @@ class MultipleChoice(Task):
         notes: what to know about the scores of a split.
     """
 
+    truth = Nullable(String(longest=1))
     family = "choice"
     headline: ClassVar[str] = "accuracy"
     max_new_tokens: ClassVar[int] = 16

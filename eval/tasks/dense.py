@@ -8,6 +8,7 @@ from functools import cache
 from typing import ClassVar
 
 from vidllm.errors import InputError
+from vidllm.errors.schema import Array, Either, Number, String
 
 from ..scores.caption_scorers import Cider, Meteor, WordF1
 from ..scores.captions import Event, localisation_scores, soda_scores
@@ -30,6 +31,7 @@ class DenseTask(TimedTask):
     always there and named for what it is.
     """
 
+    truth = Array(Array(Array(Either(Number(), String()), 3, 3)))
     family = "captions"
     headline: ClassVar[str] = "F1"
     max_new_tokens: ClassVar[int] = 512

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from vidllm.errors import InputError
 
 from ..scores.common import Scores, average, same_length
-from .base import TASKS, Item, Response
+from .base import TASKS, TRUE_SPAN, Item, Response
 from .files import annotation_files, field, read_json, span
 from .spans_text import one_time
 from .timed import TimedTask, query_text
@@ -33,6 +33,7 @@ class HTMAlign(TimedTask):
     one feature a second.
     """
 
+    truth = TRUE_SPAN
     family = "alignment"
     headline = "R@1"
     summary = "the second of the video that shows a sentence of the narration; R@1"

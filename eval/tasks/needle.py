@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vidllm.errors import InputError, WorkError
+from vidllm.errors.schema import Schema, String
 from vidllm.stage.annotations import write_text
 from vidllm.stage.words import COLOUR_NAMES
 from vidllm.timecode import plain
 
 from ..scores.common import Scores, average
 from ..scores.spans import ious, tiou
-from .base import TASKS, Item, Response, Task, check_split
+from .base import TASKS, TRUE_SPAN, Item, Response, Task, check_split
 from .needle_clips import (
     NEEDLES,
     VERSION,
@@ -237,6 +238,10 @@ class Needle(Task):
                     f"{file}, line {number} is damaged: delete the folder and run again"
                 ) from None
         return found
+
+    def truth_schema(self, item: Item) -> Schema:
+        """See `Task.truth_schema`."""
+        return TRUE_SPAN if item.kind == "when" else String()
 
     def read(self, item: Item, response: Response) -> Any:
         """[start, end] of the first span for "when"; the action for "what"."""

@@ -18,11 +18,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from vidllm.errors.schema import Array, Object, String
+
 from ..scores.choices import accuracy, mark, mark_log_probabilities
 from ..scores.common import Scores, same_length
 from ..scores.gqa import best, gqa_scores
 from ..scores.letters import read_letter
-from .base import TASKS, Item, Response
+from .base import TASKS, TRUE_SPAN, Item, Response
 from .choice import letter_for, question_text
 from .files import annotation_files, field, optional_file, read_json, read_records, spans
 from .spans_text import first_span, one_time
@@ -44,6 +46,7 @@ class NextGQA(TimedTask):
     are left out.
     """
 
+    truth = Object({"answer": String(), "spans": Array(TRUE_SPAN)})
     family = "grounding"
     headline = "Acc@GQA"
     summary = "the answer and the part that shows it; Acc@GQA, IoP, IoU"

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from vidllm.errors import InputError
+from vidllm.errors.schema import Array, Integer, Object
 
 from ..scores.common import Scores, same_length
 from ..scores.highlights import highlight_scores, rating_table
@@ -35,6 +36,7 @@ _RATERS = 3
 class QVHighlightsHighlights(TimedTask):
     """Official: answers are read as TimeSuite's script does; none is all zeros, clip 0 the best."""
 
+    truth = Object({"clips": Integer(0, 10**6), "rated": Array(Array(shortest=2, longest=2))})
     family = "highlights"
     headline = "HL mAP VeryGood"
     summary = "saliency of every 2-second clip; HL mAP and HIT@1 at three ratings"

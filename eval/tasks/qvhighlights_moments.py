@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from vidllm.errors.schema import Array
+
 from ..scores.common import Scores, same_length
 from ..scores.moments import average_precision, moment_scores, ranked
 from . import qvhighlights as qvh
-from .base import TASKS, Item, Response
+from .base import TASKS, TRUE_SPAN, Item, Response
 from .files import spans
 from .spans_text import all_spans
 from .timed import TimedTask, query_text
@@ -27,6 +29,7 @@ class QVHighlightsMoments(TimedTask):
     Official: windows longer than 150 s are in no length, and only the first ten count as written.
     """
 
+    truth = Array(TRUE_SPAN)
     family = "grounding"
     headline = "mAP"
     summary = "all windows that fit a query; R1@m, mAP over IoU .5 to .95, by length"

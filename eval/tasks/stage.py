@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vidllm.errors import InputError
+from vidllm.errors.schema import Array, Object, Schema, String
 from vidllm.stage.annotations import questions_file, read_questions, tidy
 from vidllm.stage.questions import QA_KINDS, Question
 from vidllm.stage.scenes import SPLITS
@@ -20,6 +21,7 @@ from ..scores.common import Interval, Scores, average
 from ..scores.metrics import (
     LENGTHS,
     THRESHOLDS,
+    TIMED,
     Reply,
     event_f1,
     normal,
@@ -27,7 +29,7 @@ from ..scores.metrics import (
     set_iou,
     summarise,
 )
-from .base import TASKS, Item, Response, Task, check_split
+from .base import TASKS, TRUE_SPAN, Item, Response, Task, check_split
 
 if TYPE_CHECKING:
     from vidllm.stage.files import Sample
@@ -96,6 +98,14 @@ class Stage(Task):
             for vid, (duration, questions) in read_questions(data, split).items()
             for k, question in enumerate(questions)
         ]
+
+    def truth_schema(self, item: Item) -> Schema:
+        """See `Task.truth_schema`: a question for a time has one, a caption one a sentence."""
+        least, most = int(item.kind in TIMED), 10**6
+        told = item.truth.get("answer") if isinstance(item.truth, Mapping) else None
+        if item.kind == "caption" and isinstance(told, str):
+            least = most = max(1, len(sentences(told)))
+        return Object({"answer": String(), "spans": Array(TRUE_SPAN, least, most)})
 
     def read(self, item: Item, response: Response) -> Any:
         """The spans of a question for a time, None without any; the words of another."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from ..scores.common import Interval, Scores, same_length
 from ..scores.spans import grounding_scores, tiou
-from .base import Item, Response, Task
+from .base import TRUE_SPAN, Item, Response, Task
 from .spans_text import first_span, length
 
 #: The format that most papers ask for; also TimeLens-Bench's and lmms-eval's own words.
@@ -50,6 +50,7 @@ class SpanTask(TimedTask):
         rounds: its official script rounds IoUs to two decimals before the thresholds.
     """
 
+    truth = TRUE_SPAN
     family = "grounding"
     headline: ClassVar[str] = "mIoU"
     rounds: ClassVar[bool] = False

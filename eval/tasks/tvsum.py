@@ -17,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from vidllm.errors import InputError
+from vidllm.errors.schema import Array, Number
 from vidllm.timecode import read_time
 
 from ..scores.common import Scores, average, same_length
@@ -39,6 +40,7 @@ PROMPT = (
 class TVSum(TimedTask):
     """Official: average precision as UMT's and UniVTG's scripts compute it."""
 
+    truth = Array(Array(Number()))
     family = "highlights"
     headline = "mAP"
     summary = "importance of every 2-second shot; top-5 mAP, Kendall tau, Spearman rho"

@@ -16,6 +16,9 @@ from typing import Any, NoReturn
 from . import InputError
 from .printable import printable
 
+#: Lists and objects inside each other: far more than files of ours have, and few enough for every
+#: function that follows them.
+DEEPEST = 100
 #: Integers beyond have no exact number in most programs that read JSON.
 LARGEST = 2**53
 
@@ -107,6 +110,21 @@ class Nullable(Schema):
 
 
 @dataclass(frozen=True)
+class Either(Schema):
+    """What one of two schemas says."""
+
+    first: Schema
+    second: Schema
+
+    def check(self, value: Any, at: str) -> None:
+        """See `Schema.check`."""
+        try:
+            self.first.check(value, at)
+        except Mismatch:
+            self.second.check(value, at)
+
+
+@dataclass(frozen=True)
 class Array(Schema):
     """A list of [shortest, longest] equal items."""
 
@@ -178,19 +196,28 @@ def parse(text: str | bytes, where: object, advice: str = "") -> Any:
     Raises:
         InputError: it is something else, or nested too deeply.
     """
+    deep = InputError(damage(where, "it is nested too deeply", advice))
     try:
-        return json.loads(text, parse_constant=_no_number, object_pairs_hook=_once)
+        value = json.loads(text, parse_constant=_no_number, object_pairs_hook=_once)
     except RecursionError:
-        raise InputError(damage(where, "it is nested too deeply", advice)) from None
+        raise deep from None
     except ValueError as error:
         reason = getattr(error, "msg", None) or str(error)
         raise InputError(damage(where, f"it is no JSON ({reason})", advice)) from error
+    if _is_deeper(value, DEEPEST):
+        raise deep
+    return value
 
 
 def damage(where: object, reason: str, advice: str = "") -> str:
     """One line on a damaged file."""
     line = f"{where} is damaged: {reason.strip()}" + (f": {advice}" if advice else "")
     return printable(line)
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return most == 0 or any(_is_deeper(v, most - 1) for v in inner if isinstance(v, (dict, list)))
 
 
 def _no_number(name: str) -> NoReturn:

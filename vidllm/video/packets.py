@@ -156,13 +156,16 @@ def index_from_table(
     shift: int | None = None
     keys = set(table.keys)
     packets = (packet for packet in container.demux(stream) if packet.size)
-    for number, packet in enumerate(islice(packets, min(_CHECKED, len(entries)))):
-        if packet.pts is None or packet.is_discard or packet.is_keyframe != (number in keys):
-            return None
-        if shift is None:
-            shift = packet.pts - int(table.present[number])
-        elif packet.pts != table.present[number] + shift:
-            return None
+    try:
+        for number, packet in enumerate(islice(packets, min(_CHECKED, len(entries)))):
+            if packet.pts is None or packet.is_discard or packet.is_keyframe != (number in keys):
+                return None
+            if shift is None:
+                shift = packet.pts - int(table.present[number])
+            elif packet.pts != table.present[number] + shift:
+                return None
+    except av.FFmpegError:
+        return None  # what can be read all the same is found packet by packet
     if shift is None:
         return None
     times = table.present + shift

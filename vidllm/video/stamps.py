@@ -77,11 +77,13 @@ def find_joins(
         stamps, decode, duration: (p,) int64 ticks of all packets in file order.
         keys: numbers of key frames. shown: (p,) bool, what is ever shown.
     """
+    if not len(stamps):
+        return Joins()
     known = np.flatnonzero(decode != _NEVER)
     order = decode[known]
     falls = (known[1:][np.diff(order) < 0]).tolist()
     marks = np.asarray(keys, dtype=np.int64)
-    marks = marks[stamps[marks] != _NEVER] if len(stamps) else marks
+    marks = marks[stamps[marks] != _NEVER]
     falls = sorted({*falls, *marks[1:][np.diff(stamps[marks]) < 0].tolist()})
     if not falls or len(falls) > _MOST:
         return Joins()

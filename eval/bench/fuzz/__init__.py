@@ -1,0 +1,1 @@
+"""``vidllm bench fuzz``: damaged and crafted inputs, and what becomes of them."""
