@@ -92,6 +92,14 @@ def visit(chromium: Any, url: str) -> Iterator[Open]:
     assert not kept_back
 
 
+def every_tab_is_seen(page: Any) -> None:
+    """None is put away in a menu."""
+    from playwright.sync_api import expect
+
+    for name in ("Ask", "Find", "Captions", "Highlights", "Long video"):
+        expect(page.get_by_role("tab", name=name)).to_be_in_viewport(ratio=1)
+
+
 def test_ask_click_a_time_and_take_the_answer_home(visit: Open, tmp_path: Path) -> None:
     from playwright.sync_api import expect
 
@@ -223,6 +231,9 @@ def test_moments_captions_highlights_and_a_long_video(visit: Open) -> None:
         minutes, seconds = cell.inner_text().strip().split(":")
         moved_to(page, 60 * float(minutes) + float(seconds))
 
+    for width in (390, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        every_tab_is_seen(page)
     page.get_by_role("tab", name="Find").click()
     write(page, "query", "the red star spins")
     page.locator("#find").click()
@@ -271,6 +282,7 @@ def test_bad_input_is_a_line_on_the_page(visit: Open, tmp_path: Path, files: Pat
     from playwright.sync_api import expect
 
     page = visit(width=390)
+    every_tab_is_seen(page)
     problem = page.locator("#problem")
     page.locator("#ask").click()
     expect(problem).to_contain_text("there is no video yet", timeout=WAIT)
