@@ -154,7 +154,7 @@ for a in (answer, again):
     for line in done.stdout.splitlines()[-2:]:
         answer, kept = json.loads(line)
         for made in (answer, told["answer"]):
-            for clock in ("seconds", "total_seconds"):
+            for clock in ("seconds", "own_seconds", "total_seconds"):
                 made["receipt"].pop(clock, None)
         assert answer == told["answer"] and kept == told["kept"]
 
@@ -225,7 +225,7 @@ def test_moments_captions_highlights_and_a_long_video(visit: Open) -> None:
     expect(page.locator("#strip figure").first).to_be_visible(timeout=WAIT)
 
     def go_to_row(name: str, row: int) -> None:
-        cell = page.locator(f"#{name} [data-testid='cell-{row}-0']")
+        cell = page.locator(f"#{name} .token.highlighted").nth(2 * row)
         expect(cell).to_contain_text("0:", timeout=WAIT)
         cell.click()
         minutes, seconds = cell.inner_text().strip().split(":")
@@ -317,7 +317,7 @@ def test_bad_input_is_a_line_on_the_page(visit: Open, tmp_path: Path, files: Pat
     write(page, "question", "when does the zebra spin?")
     page.locator("#ask").click()
     expect(page.locator("#account")).to_contain_text("does not know: zebra", timeout=WAIT)
-    expect(problem).to_be_hidden()
+    expect(problem).to_contain_text("not of the made world")  # and no more of the question
     assert page.get_by_text("Traceback").count() == 0
 
 
