@@ -21,8 +21,9 @@ os.environ.update(
     GRADIO_ANALYTICS_ENABLED="False",
     MPLBACKEND="Agg",
 )
-# One thread each where the tests run in several processes (pytest-xdist).
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# Tiny models gain nothing from more threads, which wait for each other busily; and what a process
+# with threads of OpenMP forks may wait for them forever.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("VIDLLM_DEBUG", None)
 os.environ.pop("VIDLLM_WEIGHTS", None)
 

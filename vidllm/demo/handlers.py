@@ -18,13 +18,13 @@ from vidllm.models.native.footage import warnings_in
 from vidllm.timecode import read_time
 
 from . import views
-from .drawing import clock, scores, timeline
+from .drawing import scores, timeline
 from .events import careful
 from .exporting import as_json
 from .jobs import Job
 from .looking import Look, look
 from .sessions import Row
-from .showing import HIDDEN, NO_RECIPE, Part, Showing, Update, spans_table
+from .showing import HIDDEN, NO_RECIPE, Part, Showing, Update, moments, scored
 from .strip import sprite
 
 _LOADING = ("decode", "encode")
@@ -139,7 +139,7 @@ class Handlers(Showing):
         asked = ("ground", query, spec, keep, frames, most)
         answer = yield from self.run(session, asked, None, {self.p.found: None})
         if answer is not None:
-            yield {self.p.found: spans_table(answer)}
+            yield {self.p.found: scored(answer)}
 
     @careful
     def describe(
@@ -150,8 +150,7 @@ class Handlers(Showing):
         asked = ("caption", "", spec, keep, frames, most)
         answer = yield from self.run(session, asked, None, {self.p.captions: None})
         if answer is not None:
-            rows = captioned(answer, session.duration)
-            yield {self.p.captions: [[clock(s.start), clock(s.end), words] for s, words in rows]}
+            yield {self.p.captions: moments(captioned(answer, session.duration))}
 
     @careful
     def show(
@@ -165,7 +164,7 @@ class Handlers(Showing):
             spans = () if answer.failed else answer.spans
             seconds = np.linspace(0, session.duration, 401)
             drawn = scores(session.duration, seconds, curve(spans, seconds))
-            yield {p.curve: drawn, p.peaks: spans_table(answer)}
+            yield {p.curve: drawn, p.peaks: scored(answer)}
 
     @careful
     def both(
@@ -286,11 +285,6 @@ class Handlers(Showing):
         """A click on a piece of an answer: to the time that it names."""
         text, kind = event.value
         seconds = read_time(text) if kind else None
-        return gr.skip() if seconds is None else gr.update(playback_position=seconds)
-
-    def seek_row(self, event: gr.SelectData) -> Any:
-        """A click on a row: to where it begins."""
-        seconds = read_time(str(event.row_value[0]))
         return gr.skip() if seconds is None else gr.update(playback_position=seconds)
 
     def leave(self, request: gr.Request) -> None:

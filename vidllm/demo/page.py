@@ -71,8 +71,6 @@ def _wire(page: gr.Blocks, host: Host, p: SimpleNamespace, do: Handlers) -> None
     # cancelling could hit the next run, and an answer of Stop could come behind it.
     quick: dict[str, Any] = {**hidden, "trigger_mode": "multiple", "queue": False}
     p.stop.click(do.end_work, None, None, **quick)
-    for text in (p.answer, p.full, p.less, p.long_answer):
+    for text in (p.answer, p.full, p.less, p.long_answer, p.found, p.captions, p.peaks):
         text.select(do.seek_text, None, p.video, **quick)
-    for table in (p.found, p.captions, p.peaks):
-        table.select(do.seek_row, None, p.video, **quick)
     page.unload(do.leave)

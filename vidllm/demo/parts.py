@@ -19,13 +19,6 @@ QUESTIONS = (
     "what happens first?",
     "when does the red plane blink?",
 )
-#: Parameters of the lists of moments.
-_TABLE: dict[str, Any] = {
-    "elem_classes": "vl-moments",
-    "interactive": False,
-    "wrap": True,
-    "type": "array",
-}
 
 
 def layout(host: Host) -> SimpleNamespace:
@@ -90,16 +83,10 @@ def _tabs(p: SimpleNamespace, host: Host) -> None:
                 elem_id="query",
             )  # fmt: skip
             p.find = gr.Button("Find", variant="primary", elem_id="find")
-            p.found = gr.Dataframe(
-                headers=["from", "to", "score"], label="Moments: click one to go there",
-                elem_id="found", **_TABLE,
-            )  # fmt: skip
+            p.found = _answer("Moments: click a time to go there", "found")
         with gr.Tab("Captions"):
             p.describe = gr.Button("Describe the video", variant="primary", elem_id="describe")
-            p.captions = gr.Dataframe(
-                headers=["from", "to", "what happens"], label="Events: click one to go there",
-                column_widths=["72px", "72px", "auto"], elem_id="captions", **_TABLE,
-            )  # fmt: skip
+            p.captions = _answer("Events: click a time to go there", "captions")
         with gr.Tab("Highlights"):
             p.theme = gr.Textbox(
                 label="Moments of what", placeholder="something blinks", max_length=longest,
@@ -107,10 +94,7 @@ def _tabs(p: SimpleNamespace, host: Host) -> None:
             )  # fmt: skip
             p.show = gr.Button("Show", variant="primary", elem_id="show")
             p.curve = gr.HTML(elem_id="curve")
-            p.peaks = gr.Dataframe(
-                headers=["from", "to", "score"], label="Highlights: click one to go there",
-                elem_id="peaks", **_TABLE,
-            )  # fmt: skip
+            p.peaks = _answer("Highlights: click a time to go there", "peaks")
         with gr.Tab("Long video"):
             _long(p, host)
 

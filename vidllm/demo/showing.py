@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from vidllm.ask.moments import pieces
 from vidllm.errors import VidllmError
 from vidllm.models.native.footage import warnings_in
 from vidllm.progress import Listener, Stopped
+from vidllm.timecode import Span
 
 from . import views
 from .drawing import clock, timeline
@@ -252,7 +253,16 @@ class Part(Listener):
         return self.job.stopped()
 
 
-def spans_table(answer: Answer) -> list[list[str]]:
-    """The moments of an answer as rows."""
+def moments(told: Iterable[tuple[Span, str]]) -> list[tuple[str, str | None]]:
+    """Moments and what is said of each, a line each, with their times marked."""
+    lines: list[tuple[str, str | None]] = []
+    for span, words in told:
+        lines += [(clock(span.start), "time"), (" – ", None), (clock(span.end), "time")]
+        lines.append((f"  {words}\n", None))
+    return lines or [("no moment was found", None)]
+
+
+def scored(answer: Answer) -> list[tuple[str, str | None]]:
+    """The moments of an answer with their scores."""
     spans = () if answer.failed else answer.spans
-    return [[clock(s.start), clock(s.end), f"{s.score:.2f}"] for s in spans]
+    return moments((s, f"score {s.score:.2f}") for s in spans)

@@ -74,9 +74,11 @@ CSS = """
 .vl-yes { color: var(--vl-good); } .vl-no { color: var(--vl-bad); }
 #problem:not(:has(p)), #sprite, #timeline:not(:has(svg)), #status:not(:has(*)),
 #account:not(:has(dl)), #curve:not(:has(*)), #index:not(:has(*)) { display: none !important; }
-.vl-moments .selection-button { display: none !important; }
-.vl-moments .cell-wrap, .vl-moments td, .vl-moments th { font-family: var(--font) !important; }
-.vl-moments tbody { cursor: pointer; }
+/* Gradio hides tabs in a menu by the widths of an unseen copy of them. Without widths all stay, and
+   what has no room goes to another line. */
+#tabs .tab-container.visually-hidden button { width: 0; padding: 0; overflow: hidden; }
+#tabs .tab-wrapper, #tabs [role=tablist] { height: auto; flex-wrap: wrap; overflow: visible; }
+#tabs [role=tablist] button { height: var(--size-8); padding: 0 var(--size-3); }
 .vl-answer .empty { min-height: 64px !important; }
 .vl-answer .label, .vl-answer .category-label { display: none !important; }
 .vl-answer .token.highlighted, .vl-answer .textspan.hl { background: none !important;

@@ -110,6 +110,9 @@ BOUNDS: Mapping[str, Bound] = {
     "max_upload_mb": _real(0, 1e7, above=True),
     "max_memory_mb": _real(0, 1e7, above=True),
     "waiting": Bound(1, 10**6),
+    "max_question": Bound(1, 2**16),
+    "max_uploads_mb": _real(0, 1e9, above=True),
+    "max_idle_minutes": _real(0, 1e7, above=True),
     "port": Bound(1, 65535),
 }
 #: Frames a second of an index.
