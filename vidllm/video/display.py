@@ -61,7 +61,7 @@ def display_matrix(frame: VideoFrame) -> np.ndarray | None:
     data = frame.side_data.get(Type.DISPLAYMATRIX.name)
     if data is None or data.buffer_size < 36:
         return None
-    return np.frombuffer(data, "=i4", 9).reshape(3, 3)
+    return np.frombuffer(bytes(data)[:36], "=i4").reshape(3, 3)
 
 
 def is_mirrored(matrix: np.ndarray | None) -> bool:

@@ -229,7 +229,7 @@ def list_packets(
     if timed and len(times):
         visible &= times != NEVER
     joins = Joins()
-    if timed and container.format.name != "avi":
+    if timed and len(times) and container.format.name != "avi":
         base = stream.time_base
         leap = np.inf
         torn: Callable[[int], bool] | None = None

@@ -10,6 +10,7 @@ a picture is not passed off as the picture.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +63,8 @@ class PyAVReader:
         self._extra: list[Source] = []  # for runs side by side
         self._slow: Source | None = None
         self._told: dict[str, None] = {}  # a set that keeps its order
+        self._kept = False  # whether a frame waits for being collected
+        self._matrices: dict[tuple[float, bool, int], np.ndarray | None] = {}
         self._blank: set[int] = set()  # packets
         self.blank: set[int] = set()
         self._unlike: bool | None = None  # whether no two frames have the same time
@@ -226,6 +229,7 @@ class PyAVReader:
             return {}
         skippable = context.name in _SKIPPABLE_CODECS
         todo, found = set(wanted), dict[int, T]()
+        frame: VideoFrame | None = None
         skipping = False
         try:
             for number, packet in source.packets(index, first, wanted[-1]):
@@ -244,6 +248,7 @@ class PyAVReader:
                     if number in todo:
                         todo.discard(number)
                         found[number] = shown(number, frame)
+                frames, frame = [], None  # none is held while the next is decoded
         except MemoryError:
             raise
         except av.FFmpegError:
@@ -292,10 +297,19 @@ class PyAVReader:
 
     def _picture(self, frame: VideoFrame) -> np.ndarray:
         """The frame as (H, W, 3) uint8 RGB, as it is to be shown; scaled where its size differs."""
-        self._told.update(dict.fromkeys(frame_notes(frame)))
+        # Asking a frame for its side data keeps all of it in memory until garbage is collected (a
+        # cycle in PyAV): once for frames that look alike.
+        looks = (frame.rotation, frame.interlaced_frame, int(frame.color_trc))
+        if looks not in self._matrices:
+            self._told.update(dict.fromkeys(frame_notes(frame)))
+            self._matrices[looks] = display_matrix(frame)
+            self._kept = True
+        elif self._kept:
+            self._kept = False
+            gc.collect(1)
         height, width = self._source.size
         picture = frame.to_ndarray(format="rgb24", width=width, height=height, **_ALONE)
-        return upright(picture, display_matrix(frame))
+        return upright(picture, self._matrices[looks])
 
     def _count_through(self, indices: set[int], take: Take[T]) -> dict[int, T]:
         """Pictures whose packets have no times of their own are counted from the first on.
