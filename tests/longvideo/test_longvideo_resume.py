@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -9,8 +10,10 @@ import resource
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import av
 import pytest
 import torch
 from long_tiny import FPS, in_child, indexed, loud
@@ -18,7 +21,7 @@ from videos import write_video
 
 from vidllm import InputError, VideoIndex, VideoLLM, WorkError
 from vidllm.errors.disk import unwritten
-from vidllm.longvideo import reading
+from vidllm.longvideo import parts, reading
 from vidllm.longvideo.parts import Parts, folder_of
 
 MODES = ("windows", "carried")
@@ -204,6 +207,65 @@ def test_a_full_disk_while_the_file_is_written(
     assert index.made is not None and index.made["resumed"] == pytest.approx(80)
     with pytest.raises(WorkError, match="the disk is full"):
         raise unwritten("x", RuntimeError("I/O error: No space left on device (os error 28)"))
+
+
+def _unplug(copy: Path, _monkeypatch: pytest.MonkeyPatch) -> None:
+    copy.unlink()
+
+
+def _forbid(_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(parts, "_whole", refuse)  # who tests may be root, who may write anywhere
+
+
+@pytest.mark.parametrize(
+    ("cause", "remedy"),
+    [
+        (_unplug, r"gone after 0:\d\d of 1:20: \S+ holds what was indexed;"
+                  " run it again when the video is back$"),
+        (_forbid, r"cannot be written: Permission denied after 0:16 of 1:20: \S+ holds what was"
+                  " indexed; allow it to be written and run it again$"),
+    ],
+)  # fmt: skip
+def test_the_remedy_is_that_of_the_cause(
+    one: VideoLLM,
+    video: Path,
+    cause: Callable[[Path, pytest.MonkeyPatch], None],
+    remedy: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy, path = tmp_path / "copy.mp4", tmp_path / "cause.vidx"
+    shutil.copyfile(video, copy)
+
+    def happen(done: float, total: float) -> None:
+        if done == 16:
+            cause(copy, monkeypatch)
+
+    with pytest.raises(WorkError, match=remedy):
+        indexed(one, copy, path, progress=happen)
+    assert path.is_file()
+
+
+def test_a_video_without_one_whole_picture_says_what_is_wrong_with_it(
+    one: VideoLLM, tmp_path: Path
+) -> None:
+    path = write_video(tmp_path / "noise.mkv", 30, size=(64, 48), gop=1)
+    places = [packet.pos for packet in _packets(path)]
+    data = bytearray(path.read_bytes())
+    for place in places:
+        data[place + 4 : place + 24] = b"\xff" * 20  # the slice header of each picture
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"none of the frames of noise\.mkv could be read") as said:
+        indexed(one, path, tmp_path / "noise.vidx")
+    assert "room" not in str(said.value) and not folder_of(tmp_path / "noise.vidx").exists()
+
+
+def _packets(path: Path) -> list[av.Packet]:
+    with av.open(str(path)) as container:
+        return [packet for packet in container.demux(video=0) if packet.size]
 
 
 def test_stopped_by_hand_it_goes_on(

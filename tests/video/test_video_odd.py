@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import subprocess
-import sys
 import tracemalloc
 from collections.abc import Callable
 from fractions import Fraction
@@ -84,10 +83,20 @@ def test_one_time_for_all_frames(folder: Path) -> None:
     assert any("one time for all frames" in note for note in clip.notes)
 
 
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
 JOINED = {
     "twice.ts": {"options": B_FRAMES},
     "twice.mpg": {"codec": "mpeg2video", "options": {"bf": "2"}},
     "twice.mkv": {"options": B_FRAMES},
+    "twice.mp4": {"options": B_FRAMES},
+    "fragments.mp4": {"options": B_FRAMES, "container_options": FRAGMENTS},
+    "twice.flv": {"options": B_FRAMES},
+    "twice.avi": {"codec": "mpeg4"},
+    "twice.wmv": {"codec": "wmv2"},
+    "twice.nut": {"options": B_FRAMES},
+    "twice.ivf": {"codec": "libvpx"},
+    "twice.gif": {"codec": "gif", "pixels": "rgb8"},
+    "twice.apng": {"codec": "apng", "pixels": "rgb24"},
 }
 
 
@@ -97,15 +106,123 @@ def test_time_goes_on_where_files_were_joined(name: str, folder: Path) -> None:
     path.write_bytes(path.read_bytes() * 2)
     whole = load_video(path, frames=1000)
     assert numbers_in(whole.frames) == [*range(90), *range(90)]
-    assert np.abs(whole.seconds - np.arange(180) / 30).max() < 2e-3
+    assert np.abs(whole.seconds - np.arange(180) / 30).max() < 5e-3
     assert whole.duration == pytest.approx(6.0, abs=2e-3)
     assert len(whole.notes) == 1 and "starts anew in the file at second 3.0" in whole.notes[0]
     some = load_video(path, frames=16)
     assert some.indices.tolist() == [5, 16, 28, 39, 50, 61, 73, 84,
                                      95, 106, 118, 129, 140, 151, 163, 174]  # fmt: skip
     assert numbers_in(some.frames) == [i % 90 for i in some.indices]
-    seconds, length = indexed(path)
-    assert len(seconds) == 180 and length == pytest.approx(6.0, abs=2e-3)
+    if name in ("twice.ts", "fragments.mp4"):
+        seconds, length = indexed(path)
+        assert len(seconds) == 180 and length == pytest.approx(6.0, abs=2e-3)
+
+
+def ffmpeg(*arguments: str | Path) -> Path:
+    """The last argument, made by ffmpeg from the others."""
+    subprocess.run(["ffmpeg", "-v", "error", "-y", *map(str, arguments)], check=True)
+    return Path(arguments[-1])
+
+
+def joined(path: Path, *parts: Path) -> Path:
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+def test_a_joined_recording_may_be_of_another_size_or_coding(folder: Path) -> None:
+    first = write_video(folder / "first.mkv", 30, options=B_FRAMES)
+    others = (
+        write_video(folder / "larger.mkv", 30, size=(192, 112), options={"x264-params": "cabac=0"}),
+        write_video(folder / "other.webm", 30, codec="libvpx-vp9"),
+    )
+    clips = [load_video(joined(folder / "mixed.mkv", first, other), frames=60) for other in others]
+    for clip in clips:
+        assert numbers_in(clip.frames) == [*range(30), *range(30)]
+    assert len(clips[0].notes) == 2 and "different sizes" in clips[0].notes[1]
+    assert len(clips[1].notes) == 1
+
+
+def test_a_joined_recording_that_cannot_be_read_is_told(folder: Path) -> None:
+    first = write_video(folder / "whole.flv", 30)
+    torn = folder / "torn.flv"
+    torn.write_bytes(first.read_bytes()[:60])
+    clip = load_video(joined(folder / "half.flv", first, torn), frames=60)
+    assert numbers_in(clip.frames) == list(range(30))
+    assert any("recording 2 of 2 is left out" in note for note in clip.notes)
+
+
+@pytest.mark.parametrize("kind", ["ts", "mpg", "mkv"])
+def test_time_that_leaps_ahead_at_a_join_goes_on_there(kind: str, folder: Path) -> None:
+    codec = {"codec": "mpeg2video"} if kind == "mpg" else {"options": B_FRAMES}
+    first = write_video(folder / f"now.{kind}", 60, **codec)
+    shift = ("-c", "copy", "-output_ts_offset", "1000")
+    later = ffmpeg("-i", first, *shift, folder / f"later.{kind}")
+    clip = load_video(joined(folder / f"ahead.{kind}", first, later), frames=200)
+    assert numbers_in(clip.frames) == [*range(60), *range(60)]
+    assert clip.duration == pytest.approx(4.0, abs=0.1)
+    assert len(clip.notes) == 1 and "at second 2.0: taken to go on" in clip.notes[0]
+
+
+def test_ogg_files_that_were_joined(folder: Path) -> None:
+    source = write_video(folder / "for-ogg.mkv", 60)
+    path = ffmpeg("-i", source, "-c:v", "libtheora", "-q:v", "8", folder / "one.ogv")
+    clip = load_video(joined(folder / "two.ogv", path, path), frames=200)
+    assert numbers_in(clip.frames) == [*range(60), *range(60)]
+    assert clip.duration == pytest.approx(4.0, abs=0.01) and len(clip.notes) == 1
+
+
+STANDING = [0, 0.1, 0.2, 1.5, 1.6, 5, 5.1, 18, *(18.1 + i / 10 for i in range(12))]
+
+
+@pytest.mark.parametrize("name", ["plain.ts", "keys.ts", "sound.ts"])
+def test_pictures_that_stand_are_not_lost_ones(name: str, folder: Path) -> None:
+    """A transport stream has tables and stuffing between them, and may be looked at for long."""
+    options = {"g": "1"} if name == "keys.ts" else {}
+    path = write_video(folder / name, times=STANDING, options=options, audio=name == "sound.ts")
+    clip = load_video(path, frames=200)
+    assert numbers_in(clip.frames) == list(range(len(STANDING))) and clip.notes == ()
+    assert np.abs(clip.seconds - STANDING).max() < 1e-3
+
+
+def test_decord_is_not_believed_where_it_finds_other_frames(folder: Path) -> None:
+    whole = write_video(folder / "edited-from.mp4", 60, options=B_FRAMES)
+    edited = ffmpeg("-ss", "1.2", "-i", whole, "-c", "copy", folder / "edited.mp4")
+    twice = joined(folder / "decord-twice.mkv", *[write_video(folder / "once.mkv", 30)] * 2)
+    slow = write_video(folder / "slow.mkv", 20, fps=10)
+    two = ffmpeg(
+        "-i", slow, "-i", whole, "-map", "0", "-map", "1", "-c", "copy",
+        "-disposition:v:0", "0", "-disposition:v:1", "default", folder / "rates.mp4",
+    )  # fmt: skip
+    assert numbers_in(load_video(edited, frames=60).frames) == list(range(36, 60))
+    assert len(load_video(two, frames=100)) == 60
+    for path in (edited, twice, two):
+        with pytest.raises(InputError, match="use reader 'pyav'"):
+            load_video(path, reader="decord")
+
+
+def test_sound_that_goes_on_is_no_cut(folder: Path) -> None:
+    source = write_video(folder / "for-flv.mkv", 60)
+    tone = ("-f", "lavfi", "-i", "sine=duration=8")
+    path = ffmpeg("-i", source, *tone, "-c:v", "copy", "-c:a", "aac", folder / "sound.flv")
+    clip = load_video(path, frames=60)
+    assert clip.notes == () and clip.duration == pytest.approx(2.0, abs=0.01)
+    cut = folder / "cut.flv"
+    cut.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    assert any("cut off" in note for note in load_video(cut, frames=60).notes)
+
+
+def test_animated_webp_is_refused_truly(folder: Path) -> None:
+    source = write_video(folder / "for-webp.mkv", 5)
+    path = ffmpeg("-i", source, "-c:v", "libwebp_anim", folder / "moving.webp")
+    with pytest.raises(InputError, match="no decoder for animated WebP; convert it"):
+        load_video(path)
+
+
+def test_a_display_matrix_of_zeros_turns_nothing(folder: Path) -> None:
+    source = write_video(folder / "upright.mp4", 5)
+    path = overwrite(source, folder / "zeros.mp4", b"tkhd", 44, bytes(36))
+    clip = load_video(path, frames=5)
+    assert is_upright(clip.frames[0]) and clip.notes == ()
 
 
 def test_a_stream_that_comes_late_is_left_out_and_told(folder: Path) -> None:
@@ -241,32 +358,3 @@ def test_a_clip_takes_its_limit_once(folder: Path) -> None:
     tracemalloc.stop()
     assert clip.frames.nbytes == needed
     assert peak < 1.3 * needed
-
-
-def test_a_small_gif_of_huge_pictures_stays_within_the_limit(folder: Path) -> None:
-    path = folder / "huge.gif"
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("gif", rate=10)
-        stream.width = stream.height = 4096
-        stream.pix_fmt = "gray"
-        for number in range(6):
-            frame = av.VideoFrame(4096, 4096, "gray")
-            for plane in frame.planes:
-                plane.update(bytes([40 * number]) * plane.buffer_size)
-            frame.pts = number
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-    code = (
-        "import resource, sys; from vidllm.video import load_video;"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
-        "clip = load_video(sys.argv[1], frames=6);"
-        "print(clip.frames.nbytes, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
-        " - before))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
-    )
-    frames, grown = map(int, run.stdout.split())
-    one = frames // 6
-    assert frames == 6 * 4096 * 4096 * 3
-    assert grown < frames + 6 * one  # the pictures, and what the decoder holds of a few

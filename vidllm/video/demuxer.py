@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterator
-from pathlib import Path
 
 import av
 from av.container.input import InputContainer
@@ -17,17 +15,19 @@ from vidllm.errors import InputError
 from .display import display_size
 from .integrity import cut_off
 from .packets import NEVER, PacketIndex, read_only
+from .recordings import Recording
 
 # These demuxers turn text into pictures or open further files that the text names.
 _REFUSED_FORMATS = {"tty", "concat", "hls", "dash", "sdp", "rtsp", "imf"}
+_FAR = "100000000"  # bytes and microseconds that are looked at for the size of the pictures
 _READ_ON = 48  # packets: reading on over so many costs less than a seek
 
 
 class Source:
     """One open file and where its demuxer stands."""
 
-    def __init__(self, path: Path, threads: int = 0) -> None:
-        self._path, self._threads = path, threads
+    def __init__(self, recording: Recording, threads: int = 0) -> None:
+        self._recording, self._threads = recording, threads
         self.next: int | None = 0  # number of the packet that comes next, None if unknown
         self.notes: list[str] = []
         self._open()
@@ -38,7 +38,7 @@ class Source:
             self.container = self._open_container()
         except (av.FFmpegError, OSError) as error:
             raise InputError(
-                f"{self._path.name} is not a video, or is damaged beyond reading"
+                f"{self._recording.name} is not a video, or is damaged beyond reading"
                 f" ({getattr(error, 'strerror', None) or error})"
             ) from error
         try:
@@ -53,28 +53,33 @@ class Source:
 
     def _open_container(self) -> InputContainer:
         try:
-            # "file:" keeps names such as "a:b.mp4" from being read as a protocol.
-            return av.open(
-                f"file:{self._path.absolute()}",
-                mode="r",
-                options={"protocol_whitelist": "file"},
-                metadata_errors="ignore",
-            )
+            container = _opened(self._recording)
+            if any(s.codec_context and not s.codec_context.width for s in container.streams.video):
+                # The first picture comes late, or is long in coming: look further for its size.
+                container.close()
+                container = _opened(self._recording, {"analyzeduration": _FAR, "probesize": _FAR})
+            return container
         except av.FFmpegError:
-            cut, whole, _ = cut_off(self._path)
+            cut, whole, _ = cut_off(self._recording)
             if not cut or not whole:
                 raise
             # A fragmented MP4 that ends within a fragment opens without that fragment.
-            return av.open(_Head(self._path, whole), mode="r", metadata_errors="ignore")
+            return _opened(self._recording.head(whole))
 
     def _video_stream(self) -> VideoStream:
         if self.container.format.name in _REFUSED_FORMATS:
-            raise InputError(f"{self._path.name} is not a video but a text or a playlist")
+            raise InputError(f"{self._recording.name} is not a video but a text or a playlist")
         stream = self._best_stream()
         if stream is None:
-            raise InputError(f"{self._path.name} has no video stream (it may be audio only)")
+            raise InputError(f"{self._recording.name} has no video stream (it may be audio only)")
         if stream.codec_context is None:
-            raise InputError(f"{self._path.name}: no decoder for this kind of video; convert it")
+            raise InputError(
+                f"{self._recording.name}: no decoder for this kind of video; convert it"
+            )
+        if not (stream.codec_context.width and stream.codec_context.height):
+            webp = "webp" in self.container.format.name
+            what = "no decoder for animated WebP" if webp else "it does not tell its pictures' size"
+            raise InputError(f"{self._recording.name}: {what}; convert it")
         read_only(self.container, stream)
         if self._threads:
             stream.codec_context.thread_count = self._threads
@@ -174,30 +179,11 @@ class Source:
         self.next = 0
 
 
-class _Head(io.RawIOBase):
-    """The first bytes of a file as if it ended there."""
-
-    def __init__(self, path: Path, size: int) -> None:
-        self._file, self._size = path.open("rb"), size
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(self._size - self._file.tell(), 0)
-        return self._file.read(left if size < 0 else min(size, left))
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        if whence == io.SEEK_END:
-            return self._file.seek(self._size + offset)
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+def _opened(recording: Recording, options: dict[str, str] | None = None) -> InputContainer:
+    # "file:" keeps names such as "a:b.mp4" from being read as a protocol.
+    return av.open(
+        f"file:{recording.path.absolute()}" if recording.is_whole else recording.open(),
+        mode="r",
+        options={"protocol_whitelist": "file", **(options or {})},
+        metadata_errors="ignore",
+    )

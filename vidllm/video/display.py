@@ -61,15 +61,17 @@ def display_matrix(frame: VideoFrame) -> np.ndarray | None:
     data = frame.side_data.get(Type.DISPLAYMATRIX.name)
     if data is None or data.buffer_size < 36:
         return None
-    return np.frombuffer(data, "=i4", 9).reshape(3, 3)
+    return np.frombuffer(bytes(data)[:36], "=i4").reshape(3, 3)
 
 
 def is_mirrored(matrix: np.ndarray | None) -> bool:
     """Whether a display matrix shows a picture as in a mirror."""
-    if matrix is None:
-        return False
+    return matrix is not None and _determinant(matrix) < 0
+
+
+def _determinant(matrix: np.ndarray) -> float:
     (a, b), (c, d) = matrix[:2, :2].astype(float).tolist()
-    return bool(a * d - b * c < 0)
+    return float(a * d - b * c)
 
 
 def frame_notes(frame: VideoFrame) -> list[str]:
@@ -80,7 +82,8 @@ def frame_notes(frame: VideoFrame) -> list[str]:
     if (transfer := _HDR.get(int(frame.color_trc))) is not None:
         notes.append(f"the video is HDR ({transfer}): colours come paler than players show them")
     notes += [note for kind, note in _SIDE.items() if frame.side_data.get(kind.name) is not None]
-    off = frame.rotation % 90
+    matrix = display_matrix(frame)
+    off = frame.rotation % 90 if matrix is not None and _determinant(matrix) else 0
     if min(off, 90 - off) > _TURN:
         notes.append(
             f"the file asks for a turn of {frame.rotation % 360:g} degrees:"

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import mmap
-from pathlib import Path
 from typing import BinaryIO
 
+from .recordings import Recording, box_length
+
 _TS_PACKET = 188  # bytes, ISO/IEC 13818-1
+_FLV_TAG = 11  # bytes of a tag's header
+_SYNC, _STUFFING = 0x47, 0x1FFF  # what each begins with; the stream of no content
+_LOOKED_AT = 8 << 20  # bytes between two pictures
 
 
-def gif_images(path: Path) -> int | None:
+def gif_images(recording: Recording) -> int | None:
     """Whole images before the chain of blocks of a GIF file breaks; None if it never does.
 
     GIF has no check sums and its demuxer goes on as if nothing were missing. The chain breaks
     where no block can begin, and where a data block before an image's last is not full, if the
     encoder filled those of the first image (GIF89a specification, sections 15 to 27).
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    if not recording.is_whole:
+        with recording.open() as file:
+            return _whole_images(file.read())
+    with recording.open() as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return _whole_images(data)
 
 
-def _whole_images(data: mmap.mmap) -> int | None:
+def _whole_images(data: mmap.mmap | bytes) -> int | None:
     at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     images, fills = 0, True
     while at < len(data):
@@ -49,18 +56,20 @@ def _whole_images(data: mmap.mmap) -> int | None:
     return images
 
 
-def cut_off(path: Path) -> tuple[bool, int, int]:
+def cut_off(recording: Recording) -> tuple[bool, int, int]:
     """Whether a file is shorter than its own outermost boxes say, the bytes of whole boxes, and
     the bytes that all boxes say there are.
 
-    Knows MP4/MOV, AVI, Matroska/WebM, GIF (its last byte) and transport streams (whole packets of
-    188 bytes); others promise no length.
+    Knows MP4/MOV, AVI, Matroska/WebM, GIF (its last byte), FLV (its last tag) and transport streams
+    (whole packets of 188 bytes); others promise no length.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    size = recording.size
+    with recording.open() as file:
         head = file.read(12)
         if head[:1] == b"G" and head[:4] != b"GIF8":
             return _part_of_packet(file, size) > 0, size, size
+        if head[:4] == b"FLV\x01":
+            return not _ends_with_tag(file, size), size, size
         if head[:4] == b"GIF8":
             file.seek(-1, 2)
             return file.read(1) != b";", size, size
@@ -70,11 +79,21 @@ def cut_off(path: Path) -> tuple[bool, int, int]:
         at = whole = 0
         while at < size:
             file.seek(at)
-            length = _box_length(file.read(16), kind)
+            length = box_length(file.read(16), kind)
             if length is None:
                 return False, size, size
             whole, at = at, at + length
     return at > size, whole if at > size else size, max(at, size)
+
+
+def _ends_with_tag(file: BinaryIO, size: int) -> bool:
+    """Whether an FLV file ends with a whole tag and its length (Adobe FLV 10.1, E.3)."""
+    file.seek(max(size - 4, 0))
+    length = int.from_bytes(file.read(4), "big")
+    if not _FLV_TAG <= length <= size - 4:
+        return length == 0 and size <= 13  # a header alone
+    file.seek(size - 4 - length)
+    return int.from_bytes(file.read(4)[1:], "big") == length - _FLV_TAG
 
 
 def _part_of_packet(file: BinaryIO, size: int) -> int:
@@ -85,21 +104,42 @@ def _part_of_packet(file: BinaryIO, size: int) -> int:
     return size % _TS_PACKET if synced else 0
 
 
-def _box_length(head: bytes, kind: str) -> int | None:
-    """Bytes of the box that begins with ``head``, its header included; None if it does not say."""
-    if kind == "riff":
-        length = 8 + int.from_bytes(head[4:8], "little")
-        return length + length % 2 if head[:4] == b"RIFF" and length > 8 else None
-    if kind == "ebml":  # RFC 8794: an identifier and a length, both of variable size
-        id_bytes = 9 - head[0].bit_length()
-        rest = head[id_bytes:]
-        if not rest or not rest[0]:
-            return None
-        size_bytes = 9 - rest[0].bit_length()
-        value = int.from_bytes(rest[:size_bytes], "big") & ((1 << 7 * size_bytes) - 1)
-        unknown = value == (1 << 7 * size_bytes) - 1
-        return None if unknown else id_bytes + size_bytes + value
-    length = int.from_bytes(head[:4], "big")
-    if length == 1:  # ISO/IEC 14496-12, 4.2: the length stands in 64 bits
-        length = int.from_bytes(head[8:16], "big")
-    return length if length >= 8 else None
+def in_step(recording: Recording, begin: int, end: int) -> bool:
+    """Whether whole packets of a transport stream alone stand before byte ``end`` of it.
+
+    Args:
+        begin, end: bytes; ``end`` is where a packet begins.
+    """
+    if not 0 <= begin < end <= recording.size or end - begin > _LOOKED_AT:
+        return False
+    with recording.open() as file:
+        file.seek(begin)
+        data = file.read(end - begin)
+    return all(data[at] == _SYNC for at in range(len(data) - _TS_PACKET, -1, -_TS_PACKET))
+
+
+def counters_go_on(recording: Recording, before: int, place: int) -> bool:
+    """Whether every counter of a transport stream goes on from one picture to the next.
+
+    A recording that was joined on begins them anew (ISO/IEC 13818-1, 2.4.3.3: continuity_counter).
+
+    Args:
+        before, place: bytes at which two pictures begin, one behind the other.
+    """
+    if not 0 <= before < place or place - before > _LOOKED_AT:
+        return True
+    with recording.open() as file:
+        begin = max(place - (_LOOKED_AT // _TS_PACKET) * _TS_PACKET, place % _TS_PACKET)
+        file.seek(begin)
+        data = file.read(place - begin + 500 * _TS_PACKET)
+    counters: dict[int, int] = {}
+    for at in range(0, len(data) - _TS_PACKET + 1, _TS_PACKET):
+        stream = (data[at + 1] & 0x1F) << 8 | data[at + 2]
+        counter, payload = data[at + 3] & 0xF, data[at + 3] & 0x10
+        last = counters.get(stream)
+        told = data[at + 3] & 0x20 and data[at + 4] and data[at + 5] & 0x80
+        right = last is None or counter in (last, (last + 1) % 16 if payload else last)
+        if begin + at >= before and stream != _STUFFING and (told or not right):
+            return False
+        counters[stream] = counter
+    return True

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import av
@@ -16,12 +15,17 @@ from av.container.input import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from .integrity import counters_go_on, in_step
+from .recordings import Recording
 from .sample_table import sample_table
 from .stamps import Joins, find_joins, usual_step
 
 _NEAR = 32  # key frames that are gone back over one by one
 _CHECKED = 32  # packets that must agree before a sample table is believed
 _SUSPECTS = 10_000  # places at most that are looked at for lost data
+# Formats without a time line of their own, in which players take a leap of so many seconds for the
+# begin of another recording.
+_STREAMED, _LEAP = {"mpegts", "mpeg"}, 10
 NEVER = np.iinfo(np.int64).min  # the time of a packet that has none
 
 
@@ -136,7 +140,7 @@ class PacketIndex:
 
 
 def index_from_table(
-    path: Path, container: InputContainer, stream: VideoStream
+    recording: Recording, container: InputContainer, stream: VideoStream
 ) -> PacketIndex | None:
     """The index of an MP4 or MOV file from its sample table; None where that cannot be trusted.
 
@@ -147,7 +151,7 @@ def index_from_table(
     entries: Any = getattr(stream, "index_entries", ())
     if "mp4" not in container.format.name or not len(entries):
         return None
-    table = sample_table(path, stream.id, len(entries))
+    table = sample_table(recording, stream.id, len(entries))
     if table is None or not table.keys:
         return None
     last = entries[len(entries) - 1]
@@ -180,7 +184,9 @@ def index_from_table(
     return PacketIndex(times, duration, unknown, table.keys, shown, True, False)
 
 
-def list_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
+def list_packets(
+    recording: Recording, container: InputContainer, stream: VideoStream
+) -> PacketIndex:
     """Read all packets of a stream, without decoding, and put them in order."""
     pts = array("q")
     rows = array("q")  # duration, position, size and decoding time of each packet
@@ -217,21 +223,35 @@ def list_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
     # A recording may begin in the middle of something: packets without a time then come first.
     leading = bool(len(missing)) and missing[-1] + 1 == len(missing) < len(times)
     timed = leading or len(missing) <= len(times) // 100
+    stamps = times
     if not timed:
-        times = np.arange(len(times), dtype=np.int64)
+        stamps = times = np.arange(len(times), dtype=np.int64)
     visible = np.ones(len(times), dtype=bool)
     visible[never] = False
     keys = keys or [0]
     if timed and len(times):
         visible &= times != NEVER
     joins = Joins()
-    if timed and container.format.name != "avi":
-        joins = find_joins(times, columns[:, 3], columns[:, 0], keys, visible)
+    if timed and len(times) and container.format.name != "avi":
+        base = stream.time_base
+        leap = np.inf
+        torn: Callable[[int], bool] | None = None
+        if container.format.name in _STREAMED and base:
+            leap = float(_LEAP / base)
+        if container.format.name == "mpegts":
+            at = columns[:, 1]
+
+            def torn(packet: int) -> bool:
+                return not counters_go_on(recording, int(at[packet - 1]), int(at[packet]))
+
+        if container.format.name == "mpeg":
+            times = _without_strays(times, columns[:, 3], leap)
+        joins = find_joins(times, columns[:, 3], columns[:, 0], keys, visible, leap, torn)
         # Counters of a transport stream jump at a join: its last packets are not damaged by that.
         faults -= {number - back for number in joins.packets for back in (1, 2)}
     if timed and len(times):
         visible &= joins.visible(times, keys)
-    stamps, times = times, joins.times(times)
+    times = joins.times(times)
     shown = np.flatnonzero(visible)
     shown = shown[np.argsort(times[shown], kind="stable")]
     return PacketIndex(
@@ -245,10 +265,21 @@ def list_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
         faults=faults,
         places=places,
         origin=stream.index_entries[0].timestamp if places is not None else None,
-        stamps=stamps if joins.packets else None,
+        stamps=None if stamps is times else stamps,
         joins=joins.packets,
         unnamed=unnamed,
     )
+
+
+def _without_strays(times: np.ndarray, decoded: np.ndarray, leap: float) -> np.ndarray:
+    """(p,) times, where they are a leap later than decoding: as late as others at most are.
+
+    A demuxer may give the last picture before a join the time of the first one behind it.
+    """
+    known = (times != NEVER) & (decoded != NEVER)
+    waits = np.where(known, times - decoded, 0)
+    stray = waits > leap
+    return np.where(stray, decoded + waits[~stray].max(initial=0), times) if stray.any() else times
 
 
 def _is_hidden(codec: str, packet: Packet[VideoStream]) -> bool:
@@ -286,7 +317,9 @@ def read_only(container: InputContainer, wanted: VideoStream | None) -> None:
         stream.discard = levels.all if other else levels.default
 
 
-def find_holes(container: InputContainer, index: PacketIndex, seconds: np.ndarray) -> np.ndarray:
+def find_holes(
+    recording: Recording, container: InputContainer, index: PacketIndex, seconds: np.ndarray
+) -> np.ndarray:
     """Stretches where a demuxer dropped damaged data: (m, 2) float64 seconds.
 
     A long time between two frames is a hole only if bytes lie between them in the file that
@@ -310,9 +343,13 @@ def find_holes(container: InputContainer, index: PacketIndex, seconds: np.ndarra
     if not suspects:
         return nowhere
     others = _all_places(container)
+    counted = container.format.name == "mpegts"  # its packets are numbered: what is lost shows
     holes = []
     for at, number in suspects:
         low, high = int(furthest[number - 1]), int(index.position[number, 0])
+        sure = counted and index.faults.isdisjoint((number - 1, number))
+        if sure and in_step(recording, low, high):
+            continue  # tables and stuffing: they belong to no packet either
         inside = [low, *others[(others > low) & (others < high)].tolist(), high]
         if max(np.diff(inside)[::2]) > slack:
             index.lost_before.add(number)

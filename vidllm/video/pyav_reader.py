@@ -10,10 +10,10 @@ a picture is not passed off as the picture.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from queue import SimpleQueue
 
 import av
@@ -28,6 +28,7 @@ from .display import display_matrix, frame_notes, upright
 from .integrity import cut_off, gif_images
 from .packets import PacketIndex, index_from_table, list_packets
 from .reader import T, Take
+from .recordings import Recording
 from .timeline import timeline_of
 
 Run = tuple[int, list[int]]  # packets: the key frame to start at, and those wanted
@@ -41,6 +42,9 @@ _WORKERS = 8  # decoders side by side at most: each holds pictures of its own
 # An MP4's table of samples is in memory once more for each decoder: so many packets in all copies.
 _TABLES = 400_000
 _WAITING = 16  # pictures that a decoder holds back at most
+# Pictures are converted on the thread that decodes: threads of a converter's own take more CPU time
+# than they save, and a forked process waits for ever for those that it did not inherit.
+_ALONE: dict[str, int] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 18 else {}
 _PROBE = 48  # pictures: B-frames show within so many, if a file has any
 
 
@@ -53,12 +57,14 @@ class PyAVReader:
 
     listener: Listener | None = None
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._source = Source(path)
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self._source = Source(recording)
         self._extra: list[Source] = []  # for runs side by side
         self._slow: Source | None = None
         self._told: dict[str, None] = {}  # a set that keeps its order
+        self._kept = False  # whether a frame waits for being collected
+        self._matrices: dict[tuple[float, bool, int], np.ndarray | None] = {}
         self._blank: set[int] = set()  # packets
         self.blank: set[int] = set()
         self._unlike: bool | None = None  # whether no two frames have the same time
@@ -70,7 +76,12 @@ class PyAVReader:
                 self._index.counted = self._index.counted or self._reorders()
             source = self._source
             self.timeline = timeline_of(
-                path, source.container, source.stream, self._index, source.size, source.notes
+                recording,
+                source.container,
+                source.stream,
+                self._index,
+                source.size,
+                source.notes,
             )
             source.next = None
         except BaseException:
@@ -90,7 +101,7 @@ class PyAVReader:
 
     def peek(self) -> None:
         """Look at the first picture, so that ``notes`` tell of it before anything is read."""
-        source = Source(self._path, threads=1)
+        source = Source(self._recording, threads=1)
         with source.container as container, contextlib.suppress(av.FFmpegError, IndexError):
             for frame in container.decode(source.stream):
                 self._told.update(dict.fromkeys(frame_notes(frame)))
@@ -99,28 +110,28 @@ class PyAVReader:
     def _list(self) -> PacketIndex:
         stream = self._source.stream
         index = None
-        cut = cut_off(self._path)[0]
+        cut = cut_off(self._recording)[0]
         if not cut:  # else only reading tells what is still there
-            index = index_from_table(self._path, self._source.container, stream)
+            index = index_from_table(self._recording, self._source.container, stream)
         if index is None:
             self._source.restart()
-            index = list_packets(self._source.container, self._source.stream)
+            index = list_packets(self._recording, self._source.container, self._source.stream)
         self._source.next = None
         if not len(index.shown):
-            raise InputError(f"{self._path.name} holds a video stream but not one frame")
+            raise InputError(f"{self._recording.name} holds a video stream but not one frame")
         if cut and self._source.container.format.name == "mpegts":
             index.faults.add(len(index.pts) - 1)  # its picture may be there in part, unmarked
         if stream.codec_context.name in _CUMULATIVE_CODECS:
             index.keys = index.keys[:1]
         if stream.codec_context.name == "gif":
-            whole = gif_images(self._path)
+            whole = gif_images(self._recording)
             if whole is not None:
                 index.faults.update(range(whole, len(index.pts)))
         return index
 
     def _reorders(self) -> bool:
         """Whether the decoder gives pictures in another order than the file holds them."""
-        source, times = Source(self._path, threads=1), []
+        source, times = Source(self._recording, threads=1), []
         with source.container:
             for _, packet in source.packets(self._index, 0, _PROBE):
                 with contextlib.suppress(av.FFmpegError):
@@ -197,7 +208,7 @@ class PyAVReader:
         if not self._source.stream.codec_context.is_open:  # else it was set by an earlier read
             self._source.stream.codec_context.thread_count = 1
         while len(self._extra) < workers - 1:
-            self._extra.append(Source(self._path, threads=1))
+            self._extra.append(Source(self._recording, threads=1))
         for source in (self._source, *self._extra[: workers - 1]):
             sources.put(source)
 
@@ -218,6 +229,7 @@ class PyAVReader:
             return {}
         skippable = context.name in _SKIPPABLE_CODECS
         todo, found = set(wanted), dict[int, T]()
+        frame: VideoFrame | None = None
         skipping = False
         try:
             for number, packet in source.packets(index, first, wanted[-1]):
@@ -236,6 +248,7 @@ class PyAVReader:
                     if number in todo:
                         todo.discard(number)
                         found[number] = shown(number, frame)
+                frames, frame = [], None  # none is held while the next is decoded
         except MemoryError:
             raise
         except av.FFmpegError:
@@ -249,7 +262,7 @@ class PyAVReader:
     def _run_slowly(self, first: int, wanted: list[int], shown: Shown[T]) -> dict[int, T]:
         """The same on one thread, without skipping, from one key frame earlier, past faults."""
         if self._slow is None:
-            self._slow = Source(self._path, threads=1)
+            self._slow = Source(self._recording, threads=1)
         index, context = self._index, self._slow.stream.codec_context
         start = index.key_before(first)
         todo, found, faults = set(wanted), dict[int, T](), set[int]()
@@ -284,10 +297,19 @@ class PyAVReader:
 
     def _picture(self, frame: VideoFrame) -> np.ndarray:
         """The frame as (H, W, 3) uint8 RGB, as it is to be shown; scaled where its size differs."""
-        self._told.update(dict.fromkeys(frame_notes(frame)))
+        # Asking a frame for its side data keeps all of it in memory until garbage is collected (a
+        # cycle in PyAV): once for frames that look alike.
+        looks = (frame.rotation, frame.interlaced_frame, int(frame.color_trc))
+        if looks not in self._matrices:
+            self._told.update(dict.fromkeys(frame_notes(frame)))
+            self._matrices[looks] = display_matrix(frame)
+            self._kept = True
+        elif self._kept:
+            self._kept = False
+            gc.collect(1)
         height, width = self._source.size
-        picture = frame.to_ndarray(format="rgb24", width=width, height=height)
-        return upright(picture, display_matrix(frame))
+        picture = frame.to_ndarray(format="rgb24", width=width, height=height, **_ALONE)
+        return upright(picture, self._matrices[looks])
 
     def _count_through(self, indices: set[int], take: Take[T]) -> dict[int, T]:
         """Pictures whose packets have no times of their own are counted from the first on.
@@ -295,7 +317,7 @@ class PyAVReader:
         Past a fault counting starts again at the next key frame, whose packet and picture have
         the same number (a closed GOP).
         """
-        source, index = Source(self._path), self._index
+        source, index = Source(self._recording), self._index
         context = source.stream.codec_context
         faults = set(index.faults)
         found: dict[int, T] = {}

@@ -18,6 +18,8 @@ from vidllm.errors import InputError
 from vidllm.progress import Listener, check
 
 from .reader import Reader, T, Take
+from .recordings import Recording, recordings_in
+from .stamps import usual_step
 from .timeline import Timeline
 
 _BATCH = 32  # frames that decord gives at once
@@ -41,6 +43,9 @@ class DecordReader:
             ) from error
         self.blank: set[int] = set()
         size, notes = self._looked_at(path)
+        reader = open_reader("pyav", path)
+        known = reader.timeline.seconds
+        reader.close()
         self.notes: tuple[str, ...] = ()
         decord.logging.set_level(decord.logging.QUIET)
         try:
@@ -59,6 +64,11 @@ class DecordReader:
                 f"decord mixes up the frames of {path.name}, whose times are shared or start anew:"
                 " use reader 'pyav'"
             )
+        if not _agree(stamps[:, 0], known):
+            raise InputError(
+                f"decord finds other frames in {path.name} than are to be shown"
+                f" ({len(stamps)}, not {len(known)}, or other times): use reader 'pyav'"
+            )
         turned = height > width if size[0] < size[1] else height < width
         self._size = size[::-1] if turned else size
         end = float(stamps[-1, 1])
@@ -76,7 +86,7 @@ class DecordReader:
         from .demuxer import Source
         from .display import display_matrix, frame_notes, is_mirrored
 
-        source = Source(path)
+        source = Source(Recording(path))
         with source.container as container:
             if container.streams.best("video") != source.stream:
                 raise InputError(
@@ -133,12 +143,22 @@ class DecordReader:
         del self._reader
 
 
+def _agree(seconds: np.ndarray, known: np.ndarray) -> bool:
+    """Whether frames are as many as known ones and nearer to each of them than to the next."""
+    if len(seconds) != len(known):
+        return False
+    slack = max(usual_step(known) / 2, 2e-3)
+    return bool((np.abs(seconds - known) <= slack).all())
+
+
 def open_reader(name: str, path: Path) -> Reader:
     """The reader of that name on a file. Raises ``InputError`` for an unknown name."""
     if name == "pyav":
+        from .joined_reader import MOST, JoinedReader
         from .pyav_reader import PyAVReader
 
-        return PyAVReader(path)
+        recordings = recordings_in(path, MOST + 1)
+        return PyAVReader(recordings[0]) if len(recordings) == 1 else JoinedReader(recordings)
     if name == "decord":
         return DecordReader(path)
     raise InputError(f"unknown reader {name!r}: use 'pyav' or 'decord'")

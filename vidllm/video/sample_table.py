@@ -10,9 +10,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+
+from .recordings import Recording
 
 _LARGEST = 256 * 1024**2  # bytes of tables worth holding in memory
 
@@ -34,7 +35,7 @@ class SampleTable:
     keys: list[int]
 
 
-def sample_table(path: Path, track: int, count: int) -> SampleTable | None:
+def sample_table(recording: Recording, track: int, count: int) -> SampleTable | None:
     """The table of the track with that id; None where there is none or it is not simple.
 
     Args:
@@ -42,7 +43,7 @@ def sample_table(path: Path, track: int, count: int) -> SampleTable | None:
             nothing of the size that they state is made.
     """
     try:
-        moov = _read_moov(path)
+        moov = _read_moov(recording)
         if moov is None:
             return None
         tracks = []
@@ -60,8 +61,8 @@ def sample_table(path: Path, track: int, count: int) -> SampleTable | None:
     return None
 
 
-def _read_moov(path: Path) -> memoryview | None:
-    with path.open("rb") as file:
+def _read_moov(recording: Recording) -> memoryview | None:
+    with recording.open() as file:
         while head := file.read(8):
             length, kind = struct.unpack(">I4s", head)
             inside = length - 8

@@ -6,6 +6,7 @@ fragments) begin their stamps again at each join; the true time goes on there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -66,16 +67,22 @@ def find_joins(
     duration: np.ndarray,
     keys: list[int],
     shown: np.ndarray,
+    leap: float = np.inf,
+    torn: Callable[[int], bool] | None = None,
 ) -> Joins:
     """Find where time starts anew.
 
     That is where the decoding time falls and rises on from there, or, where a file has none, where
     a key frame and all that follows are earlier: a packet with one wrong time, or times in no
-    order, start nothing anew.
+    order, start nothing anew. In a stream that was made to be cut and joined a leap ahead is a
+    join as well.
 
     Args:
         stamps, decode, duration: (p,) int64 ticks of all packets in file order.
         keys: numbers of key frames. shown: (p,) bool, what is ever shown.
+        leap: ticks from one decoding time to a key frame's that no recording holds inside.
+        torn: whether the format's own counters do not go on at a packet, where it has some: only
+            there a leap is a join.
     """
     if not len(stamps):
         return Joins()
@@ -84,7 +91,10 @@ def find_joins(
     falls = (known[1:][np.diff(order) < 0]).tolist()
     marks = np.asarray(keys, dtype=np.int64)
     marks = marks[stamps[marks] != _NEVER]
-    falls = sorted({*falls, *marks[1:][np.diff(stamps[marks]) < 0].tolist()})
+    leaps = set(known[1:][np.diff(order) > leap].tolist()) & set(keys)
+    if torn is not None:
+        leaps = {at for at in leaps if torn(at)}
+    falls = sorted({*falls, *leaps, *marks[1:][np.diff(stamps[marks]) < 0].tolist()})
     if not falls or len(falls) > _MOST:
         return Joins()
     begins, is_key = [0], set(keys)
@@ -94,7 +104,7 @@ def find_joins(
         after, before = order[place : place + _WINDOW], order[max(first, place - _WINDOW) : place]
         enough = len(after) == _WINDOW or at in is_key
         rising = enough and _rises(before) and _rises(after) and len(after) > 0 and len(before) > 0
-        falls_back = rising and after.max() < order[first:place].max()
+        falls_back = rising and (at in leaps or after.max() < order[first:place].max())
         if not falls_back and at in is_key:
             falls_back = _key_falls(stamps[begins[-1] : at], stamps[at : at + _WINDOW])
         if falls_back:
@@ -109,7 +119,9 @@ def find_joins(
         if len(part):
             rows = np.sort(stamps[part])
             shift = end - int(rows[0]) if begin else 0
-            last = int(duration[part[np.argmax(stamps[part])]]) or int(usual_step(rows))
+            last = int(duration[part[np.argmax(stamps[part])]])
+            # What stands until a leap is not meant to stand so long.
+            last = last if 0 < last <= leap else int(usual_step(rows))
             end = int(rows[-1]) + shift + max(last, 1)
         if max(abs(shift), abs(end)) > _FURTHEST:
             return Joins()

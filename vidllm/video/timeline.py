@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
     from .packets import PacketIndex
+    from .recordings import Recording
 
 # A header's length is believed up to so many times what the bytes that are there lead to expect.
 _BELIEVED = 100
@@ -53,7 +53,7 @@ class Timeline:
 
 
 def timeline_of(
-    path: Path,
+    recording: Recording,
     container: InputContainer,
     stream: VideoStream,
     index: PacketIndex,
@@ -75,7 +75,7 @@ def timeline_of(
     if index.timed and (len(ticks) == 1 or ticks[0] != ticks[-1]):
         origin = int(ticks[0]) if index.origin is None else index.origin
         if int(ticks[-1]) - min(origin, int(ticks[0])) > _FURTHEST:
-            raise InputError(f"{path.name} has time stamps that are too far apart to be times")
+            raise InputError(f"{recording.name} has time stamps that are too far apart to be times")
         seconds = (ticks - origin) * (base.numerator / base.denominator)
         first = float(origin * base)
     else:
@@ -90,13 +90,13 @@ def timeline_of(
             f"the file does not begin with a key frame: {index.keys[0]} frames are left out"
         )
     notes += _join_notes(index, seconds)
-    duration, cut, doubt = _promised(path, container, stream, first, end)
+    duration, cut, doubt = _promised(recording, container, stream, first, end)
     if doubt:
         notes.append(f"its header promises {doubt:.1f} seconds, far more than the file holds")
     if cut:
         of = f" of {duration:.1f}" if duration - end > 0.05 else ""
         notes.append(f"the file is cut off after {end:.1f}{of} seconds")
-    holes = _holes(container, index, seconds, usual, cut)
+    holes = _holes(recording, container, index, seconds, usual, cut)
     if len(holes):
         where = ", ".join(f"{begin:.1f}" for begin, _ in holes[:5])
         more = f" and {len(holes) - 5} more places" if len(holes) > 5 else ""
@@ -114,17 +114,26 @@ def _join_notes(index: PacketIndex, seconds: np.ndarray) -> list[str]:
     """What is to be said of recordings that were joined, and of streams that come late."""
     notes = []
     if index.joins:
-        begins = [int(np.argmax(index.shown >= join)) for join in index.joins[:5]]
-        where = ", ".join(f"{seconds[at]:.1f}" for at in begins)
-        more = f" and {len(index.joins) - 5} more places" if len(index.joins) > 5 else ""
-        notes.append(f"time starts anew in the file at second {where}{more}: taken to go on there")
+        begins = [int(np.argmax(index.shown >= join)) for join in index.joins]
+        notes.append(join_note(seconds[begins].tolist()))
     if index.unnamed:
         notes.append("the file holds a stream that its header does not name: it is not read")
     return notes
 
 
+def join_note(begins: list[float]) -> str:
+    """What is said of recordings that were joined.
+
+    Args:
+        begins: seconds at which each but the first one begins.
+    """
+    where = ", ".join(f"{begin:.1f}" for begin in begins[:5])
+    more = f" and {len(begins) - 5} more places" if len(begins) > 5 else ""
+    return f"time starts anew in the file at second {where}{more}: taken to go on there"
+
+
 def _promised(
-    path: Path, container: InputContainer, stream: VideoStream, first: float, end: float
+    recording: Recording, container: InputContainer, stream: VideoStream, first: float, end: float
 ) -> tuple[float, bool, float]:
     """The length in seconds, whether the file was cut off, and a length that is not believed.
 
@@ -133,7 +142,7 @@ def _promised(
     """
     spoken = _spoken(container, stream)
     spoken -= first if spoken else 0.0
-    cut, _, stated = cut_off(path)
+    cut, _, stated = cut_off(recording)
     if not cut and spoken <= end + 1:
         return end, False, 0.0
     promised = [float((stream.duration or 0) * (stream.time_base or 0))]
@@ -142,7 +151,7 @@ def _promised(
     if not any(promised):
         promised.append(spoken or (container.duration or 0) / 1_000_000 - first)
     length = max(end, *promised)
-    if length <= _BELIEVED * end * max(1.0, stated / path.stat().st_size):
+    if length <= _BELIEVED * end * max(1.0, stated / recording.size):
         return length, True, 0.0
     return end, cut, length
 
@@ -150,7 +159,7 @@ def _promised(
 def _spoken(container: InputContainer, stream: VideoStream) -> float:
     """When the video ends by the header of a file without a table of frames; 0.0 if unsaid."""
     name = container.format.name
-    if name == "flv" or ("matroska" in name and len(container.streams) == 1):
+    if len(container.streams) == 1 and (name == "flv" or "matroska" in name):
         return (container.duration or 0) / 1_000_000
     clock = stream.metadata.get("DURATION", "") if "matroska" in name else ""
     with contextlib.suppress(ValueError):
@@ -160,7 +169,12 @@ def _spoken(container: InputContainer, stream: VideoStream) -> float:
 
 
 def _holes(
-    container: InputContainer, index: PacketIndex, seconds: np.ndarray, usual: float, cut: bool
+    recording: Recording,
+    container: InputContainer,
+    index: PacketIndex,
+    seconds: np.ndarray,
+    usual: float,
+    cut: bool,
 ) -> np.ndarray:
     """(m, 2) float64 seconds whose frames are lost although later frames are there."""
     from .packets import find_holes  # after the file is open: it needs PyAV
@@ -170,7 +184,7 @@ def _holes(
         return np.zeros((0, 2))
     # The sample table of an MP4 file lists every frame; other demuxers drop what is damaged.
     if "mp4" not in container.format.name:
-        found.append(find_holes(container, index, seconds))
+        found.append(find_holes(recording, container, index, seconds))
     if seconds[0] > 0:
         found.append(np.asarray([[0.0, seconds[0]]]))
     if cut and len(seconds) > 1:
