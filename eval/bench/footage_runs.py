@@ -122,21 +122,14 @@ def bench_footage(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         work = partial(_known_scores, llm.footage, llm.model.vision, seed, clips)
-        for (split, name), scores in zip(plan, pool.map(work, plan), strict=True):
+        known = pool.map(work, plan)
+        others = _other_scores(llm, other)  # meanwhile
+        for (split, name), scores in zip(plan, known, strict=True):
             named = {f"{split} {number}": score for number, score in enumerate(scores)}
             rows.append(_row(llm, "made world", split, name, named))
             save(rows)
-    with one_thread(), tempfile.TemporaryDirectory() as made:
-        home = Path(made)
-        found: dict[str, dict[str, float]] = defaultdict(dict)
-        for kind, file, span in _others(home, other):
-            with suppress(VidllmError):  # no video, or a pattern that this FFmpeg lacks
-                own = str(len(found[kind])) if file.parent == home else file.stem
-                at = "" if span[0] is None else f" from {span[0]:.0f} s"
-                found[kind][own + at] = _score(llm.footage, llm.model.vision, file, *span)
-        for kind, scores in found.items():
-            rows.append(_row(llm, "other", kind, "", scores))
-        save(rows)
+    rows += [_row(llm, "other", kind, "", scores) for kind, scores in others.items()]
+    save(rows)
     return rows
 
 
@@ -167,6 +160,20 @@ def _row(
         "highest": round(max(scores.values()), 2), "threshold": most,
         "which are wrong": "; ".join(f"{name} ({scores[name]:.2f})" for name in wrong),
     }  # fmt: skip
+
+
+def _other_scores(llm: VideoLLM, given: Path | None) -> dict[str, dict[str, float]]:
+    """Scores of all other footage by kind and name."""
+    assert llm.footage is not None
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    with one_thread(), tempfile.TemporaryDirectory() as made:
+        home = Path(made)
+        for kind, file, span in _others(home, given):
+            with suppress(VidllmError):  # no video, or a pattern that this FFmpeg lacks
+                own = str(len(found[kind])) if file.parent == home else file.stem
+                at = "" if span[0] is None else f" from {span[0]:.0f} s"
+                found[kind][own + at] = _score(llm.footage, llm.model.vision, file, *span)
+    return {kind: scores for kind, scores in found.items() if scores}
 
 
 def _known_scores(

@@ -354,8 +354,10 @@ def _described(name: str, output: Tensor | None, count: int) -> Tensor:
 
 def _at(values: Tensor, shares: Iterable[float]) -> list[Tensor]:
     """(F, C, N) to one (F, C) of every share of the sorted values."""
-    ranked = values.sort(dim=2).values
-    return [ranked[:, :, round(share * (ranked.shape[2] - 1))] for share in shares]
+    places = [round(share * (values.shape[2] - 1)) for share in shares]
+    # Not sorted as a whole, which would take nearly twice the check's time.
+    ranked = torch.from_numpy(np.partition(values.numpy(), places, axis=2))
+    return [ranked[:, :, place] for place in places]
 
 
 def _inside(pixels: Tensor, along: int) -> tuple[int, int]:
