@@ -366,7 +366,7 @@ def fuzz(
 
 @app.command()
 def footage(
-    clips: Annotated[int, typer.Option(min=1, help="Of every split and treatment.")] = 20,
+    clips: Annotated[int, typer.Option(min=1, help="Of every split and treatment.")] = 18,
     seed: Annotated[int, typer.Option(min=0, help="Of stage.")] = 9,
     model: Annotated[str | None, typer.Option(help="As for ask.")] = None,
     other: Annotated[
@@ -374,6 +374,7 @@ def footage(
         typer.Option(help="More footage, a sub-folder a kind.", file_okay=False),
     ] = None,
     out: Out = Path("eval/results/footage.csv"),
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -384,7 +385,7 @@ def footage(
         from vidllm.ask.video_llm import VideoLLM
 
         llm = VideoLLM.from_pretrained(model)
-        rows = bench_footage(llm, clips=clips, seed=seed, other=other, save=_saver(out))
+        rows = bench_footage(llm, clips=clips, seed=seed, other=other, jobs=jobs, save=_saver(out))
         _show(rows, footage_table, out, json)
 
 

@@ -9,20 +9,24 @@ reads them.
 from __future__ import annotations
 
 import math
+import multiprocessing
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from vidllm.errors import InputError, VidllmError
-from vidllm.models.native.footage import clip_pixels
+from vidllm.models.native.footage import KnownFootage, clip_pixels
 from vidllm.stage.files import clip_scene, one_thread
 from vidllm.stage.render import VIDEO_SIZE, render, to_uint8
 from vidllm.stage.tracks import tracks
@@ -35,7 +39,9 @@ if TYPE_CHECKING:
     from vidllm.stage.scenes import Scene
 
 #: Frames of a made clip, and how many a cut one has, in a row at the scene's own rate.
-FRAMES, RATE = 24, 10
+FRAMES, RATE = 12, 10
+_READ = 64  # frames of a file, as the shipped model reads them
+_SPLITS = ("train", "test", "test-unseen", "long")
 _PARTS = 8  # of a given file, beside the whole
 _PART_SECONDS = 4.0
 _PATTERNS = ("testsrc", "testsrc2", "smptebars", "smptehdbars", "pal75bars", "rgbtestsrc",
@@ -51,7 +57,7 @@ class Treatment:
     Attributes:
         size: width and height of the file. bars: rows above and below, columns left and right, in
             pixels of the 128. frames: so many only. rate: of the file, in frames a second.
-        row: frames in a row at the scene's rate instead of over all of it. dark: factor on levels.
+        row: frames in a row at the scene's rate instead of over all of it.
     """
 
     codec: str = "libx264"
@@ -61,7 +67,6 @@ class Treatment:
     frames: int = FRAMES
     rate: int = RATE
     row: bool = False
-    dark: float = 1.0
 
 
 _HARD = {"crf": "35", "preset": "veryfast"}
@@ -88,9 +93,10 @@ TREATMENTS: dict[str, Treatment] = {
 def bench_footage(
     llm: VideoLLM,
     *,
-    clips: int = 20,
+    clips: int = 18,
     seed: int = 9,
     other: Path | None = None,
+    jobs: int = 1,
     save: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
 ) -> list[dict[str, Any]]:
     """Score known and unknown footage.
@@ -98,11 +104,11 @@ def bench_footage(
     Args:
         llm: a model that carries statistics. clips: of every split and treatment.
         seed: of the benchmark whose clips are taken. other: a folder with a sub-folder a kind.
-        save: called with the rows so far.
+        jobs: processes. save: called with the rows so far.
 
     Returns:
-        Rows: footage ("made world" or "other"), kind, treatment, clips, told (refused ones),
-        wrong, lowest and highest score, threshold.
+        Rows: footage ("made world" or "other"), kind, treatment, clips, how many are refused, how
+        many of that are wrong, lowest and highest score, threshold, and which are wrong.
 
     Raises:
         InputError: a model without statistics, or a folder that is none.
@@ -112,23 +118,18 @@ def bench_footage(
     if other is not None and not other.is_dir():
         raise InputError(f"--other {other} is no folder")
     rows: list[dict[str, Any]] = []
-    with one_thread(), tempfile.TemporaryDirectory() as made:
-        home = Path(made)
-        for split in ("train", "test", "test-unseen", "long"):
-            for name, treatment in TREATMENTS.items():
-                scores = [
-                    _score(llm, _known(home, split, seed, number, treatment))
-                    for number in range(clips)
-                ]
-                rows.append(_row(llm, "made world", split, name, scores))
-                save(rows)
-        found: dict[str, list[float]] = defaultdict(list)
-        for kind, file, span in _others(home, other):
-            with suppress(VidllmError):  # no video, or a pattern that this FFmpeg lacks
-                found[kind].append(_score(llm, file, *span))
-        for kind, scores in found.items():
-            rows.append(_row(llm, "other", kind, "", scores))
-        save(rows)
+    plan = [(split, name) for split in _SPLITS for name in TREATMENTS]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        work = partial(_known_scores, llm.footage, llm.model.vision, seed, clips)
+        known = pool.map(work, plan)
+        others = _other_scores(llm, other)  # meanwhile
+        for (split, name), scores in zip(plan, known, strict=True):
+            named = {f"{split} {number}": score for number, score in enumerate(scores)}
+            rows.append(_row(llm, "made world", split, name, named))
+            save(rows)
+    rows += [_row(llm, "other", kind, "", scores) for kind, scores in others.items()]
+    save(rows)
     return rows
 
 
@@ -147,25 +148,55 @@ def footage_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _row(
-    llm: VideoLLM, footage: str, kind: str, treatment: str, scores: list[float]
+    llm: VideoLLM, footage: str, kind: str, treatment: str, scores: dict[str, float]
 ) -> dict[str, Any]:
     assert llm.footage is not None
     most = llm.footage.card.threshold
-    refused = sum(score > most for score in scores)
-    wrong = refused if footage == "made world" else len(scores) - refused
+    refused = [name for name, score in scores.items() if score > most]
+    wrong = refused if footage == "made world" else [n for n in scores if n not in refused]
     return {
         "footage": footage, "kind": kind, "treatment": treatment, "clips": len(scores),
-        "refused": refused, "wrong": wrong, "lowest": round(min(scores), 2),
-        "highest": round(max(scores), 2), "threshold": most,
+        "refused": len(refused), "wrong": len(wrong), "lowest": round(min(scores.values()), 2),
+        "highest": round(max(scores.values()), 2), "threshold": most,
+        "which are wrong": "; ".join(f"{name} ({scores[name]:.2f})" for name in wrong),
     }  # fmt: skip
 
 
-def _score(
-    llm: VideoLLM, file: Path, start: float | None = None, end: float | None = None
-) -> float:
-    clip = load_video(file, frames=llm.usual_frames, start=start, end=end)
+def _other_scores(llm: VideoLLM, given: Path | None) -> dict[str, dict[str, float]]:
+    """Scores of all other footage by kind and name."""
     assert llm.footage is not None
-    return llm.footage.score(llm.model.vision, clip_pixels(clip, llm.model.vision.image_size))
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    with one_thread(), tempfile.TemporaryDirectory() as made:
+        home = Path(made)
+        for kind, file, span in _others(home, given):
+            with suppress(VidllmError):  # no video, or a pattern that this FFmpeg lacks
+                own = str(len(found[kind])) if file.parent == home else file.stem
+                at = "" if span[0] is None else f" from {span[0]:.0f} s"
+                found[kind][own + at] = _score(llm.footage, llm.model.vision, file, *span)
+    return {kind: scores for kind, scores in found.items() if scores}
+
+
+def _known_scores(
+    footage: KnownFootage, vision: nn.Module, seed: int, clips: int, what: tuple[str, str]
+) -> list[float]:
+    """Scores of so many clips of a split, all of one treatment. Runs in a process of its own."""
+    split, name = what
+    with one_thread(), tempfile.TemporaryDirectory() as made:
+        return [
+            _score(footage, vision, _known(Path(made), split, seed, number, TREATMENTS[name]))
+            for number in range(clips)
+        ]
+
+
+def _score(
+    footage: KnownFootage,
+    vision: nn.Module,
+    file: Path,
+    start: float | None = None,
+    end: float | None = None,
+) -> float:
+    clip = load_video(file, frames=_READ, start=start, end=end)
+    return footage.score(vision, clip_pixels(clip, int(vision.image_size)))
 
 
 def _known(home: Path, split: str, seed: int, number: int, how: Treatment) -> Path:
@@ -240,6 +271,9 @@ def _others(home: Path, given: Path | None) -> Iterator[tuple[str, Path, Span]]:
         yield "plain colour with grain", write_frames(file, plain(colour, 9, number)), whole
     for number in range(24):
         yield "drawn shapes", write_frames(file, shapes(number)), whole
+    for number in range(12):
+        yield "plots", write_frames(file, plots(number)), whole
+        yield "slides of symbols", write_frames(file, symbols(number)), whole
     for pattern in _PATTERNS:
         if (frames := _pattern(pattern)) is not None:
             yield "test patterns", write_frames(file, frames), whole
@@ -290,6 +324,53 @@ def slides(seed: int) -> np.ndarray:
         for line in range(6):
             words = " ".join(f"word{n}" for n in rng.integers(0, 99, 7))
             pen.text((40, 90 + 40 * line), f"- {words}", font=ImageFont.load_default(18), fill=ink)
+        pages += [np.asarray(image)] * (FRAMES // 4)
+    return np.stack(pages)
+
+
+def plots(seed: int) -> np.ndarray:
+    """A curve of coloured lines that grows on light or dark ground, with axes."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    rng = np.random.default_rng([31, seed])
+    dark = seed % 2 == 1
+    ground, ink = ((24, 26, 32), (200, 200, 200)) if dark else ((255, 255, 255), (40, 40, 40))
+    lines = 90 + rng.normal(0, 8, (3, 12 * FRAMES)).cumsum(1)
+    colours = [tuple(int(v) for v in rng.integers(30, 230, 3)) for _ in lines]
+    frames, face = [], ImageFont.load_default(10)
+    for t in range(FRAMES):
+        image = Image.new("RGB", (320, 180), ground)
+        pen = ImageDraw.Draw(image)
+        pen.line([(30, 10), (30, 160), (310, 160)], fill=ink)
+        for tick in range(5):
+            pen.text((5, 150 - 35 * tick), str(25 * tick), font=face, fill=ink)
+        for line, colour in zip(lines, colours, strict=True):
+            seen = line[: 12 * (t + 1)]
+            points = [(30 + 280 * i / (12 * FRAMES), float(v)) for i, v in enumerate(seen)]
+            pen.line(points, fill=colour, width=2)
+        frames.append(np.asarray(image))
+    return np.stack(frames)
+
+
+def symbols(seed: int) -> np.ndarray:
+    """Slides of symbols and words of DejaVu Sans on plain ground, light or dark."""
+    from matplotlib import get_data_path
+    from PIL import Image, ImageDraw, ImageFont
+
+    rng = np.random.default_rng([37, seed])
+    low, high = ((10, 80), (170, 256)) if seed % 2 else ((200, 256), (0, 110))
+    ground = tuple(int(v) for v in rng.integers(*low, 3))
+    face = str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+    small, large = (ImageFont.truetype(face, size) for size in (18, 72))
+    signs = list("☀☃☕☘☢☯☮♠♨♻⚖⚙⚡⚽✂✌✎✓✖❄❤➜★♥♣♦☁☂☎✈✉♫⚓")
+    pages = []
+    for _ in range(4):
+        image = Image.new("RGB", (640, 360), ground)
+        pen = ImageDraw.Draw(image)
+        for place, sign in enumerate(rng.choice(signs, 3, replace=False)):
+            ink = tuple(int(v) for v in rng.integers(*high, 3))
+            pen.text((60 + 200 * place, 90), str(sign), font=large, fill=ink)
+            pen.text((60 + 200 * place, 220), f"item {place + 1}", font=small, fill=ink)
         pages += [np.asarray(image)] * (FRAMES // 4)
     return np.stack(pages)
 

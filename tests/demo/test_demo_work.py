@@ -31,6 +31,7 @@ from vidllm.demo.launch import launch
 from vidllm.demo.page import build
 from vidllm.demo.screen import Screen
 from vidllm.demo.settings import Settings
+from vidllm.models.native.footage import UNKNOWN
 from vidllm.models.shipped import sample_videos
 from vidllm.progress import StopSignal
 
@@ -253,6 +254,20 @@ def test_a_stop_also_ends_what_waits_for_the_model(do: Handlers, host: Host) -> 
     assert session.going == []
     shown = told(do.ask("what happens first?", *MENUS, 8.0, ANNE))
     assert shown["answer"] and "in all" in shown["status"]
+
+
+def test_footage_of_no_known_world_is_answered_under_a_banner(
+    do: Handlers, uploaded: Callable[[str], Path]
+) -> None:
+    told(do.video(str(uploaded("street.mp4")), "", *MENUS, ANNE))
+    for shown in (
+        told(do.ask("what happens first?", *MENUS, 4.0, ANNE)),
+        told(do.both("what happens first?", *MENUS, 4.0, ANNE)),
+    ):
+        assert UNKNOWN in shown["problem"] and "anyway=True" in shown["python"]
+    told(do.video(SAMPLE, "", *MENUS, ANNE))
+    shown = told(do.ask("what happens first?", *MENUS, 4.0, ANNE))
+    assert UNKNOWN not in shown["problem"] and "anyway" not in shown["python"]
 
 
 def test_a_late_answer_does_not_write_over_a_newer_one() -> None:

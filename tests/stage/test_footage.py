@@ -63,19 +63,21 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _known(tmp_path_factory.mktemp("stage"), "test", 3, 1, TREATMENTS["crf 35"])
 
 
-@pytest.mark.parametrize("name", TREATMENTS)
+@pytest.mark.parametrize(
+    ("split", "name"),
+    [("test", "vp9"), ("long", "pillarbox, mpeg4"), ("train", "90 x 160, crf 35"),
+     ("test-unseen", "1 frame")],
+)  # fmt: skip
 def test_clips_of_the_made_world_are_known_whatever_was_done_to_them(
-    llm: VideoLLM, tmp_path: Path, name: str
+    llm: VideoLLM, tmp_path: Path, split: str, name: str
 ) -> None:
-    for split in ("test", "long"):
-        clip = load_video(_known(tmp_path, split, 4, 2, TREATMENTS[name]), frames=64)
-        assert llm.knows(clip), split
+    assert llm.knows(load_video(_known(tmp_path, split, 4, 2, TREATMENTS[name]), frames=64))
 
 
 @pytest.mark.parametrize(
     "frames",
-    [noise(0), noise(1), slides(0), slides(1), cells(0), plain((0, 0, 0)), plain((255, 255, 255)),
-     plain((60, 70, 50)), plain((60, 70, 50), 9.0), noise(1)[:1]],
+    [noise(0), slides(0), slides(1), cells(0), plain((0, 0, 0)), plain((60, 70, 50), 9.0),
+     noise(1)[:1]],
 )  # fmt: skip
 def test_other_footage_is_not_known(llm: VideoLLM, tmp_path: Path, frames: np.ndarray) -> None:
     assert not llm.knows(load_video(write_frames(tmp_path / "x.mp4", frames), frames=64))

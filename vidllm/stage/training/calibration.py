@@ -1,13 +1,15 @@
 """`vidllm train footage`: what the made world looks like to a model's vision tower.
 
 Scenes of the training split, from seeds that training itself does not reach, are rendered, made
-worse as codecs, scalers and letterboxes do, and run through the tower. Half of the clips give the
-mean and the covariance of its features, the other half what distance is usual.
+worse as codecs, scalers and letterboxes do, and run through the tower. Three quarters of the clips
+give the mean and the covariance of its features, the others what distance is usual and, by the
+score that few of them exceed, the threshold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,26 +39,30 @@ from ..tracks import tracks
 #: The first scene: beyond the clips that training draws and the frames that its tower sees.
 FIRST = 50_000_000
 #: Layers of the project's own tower: what is near the pixels tells worlds apart best.
-CONV_LAYERS = ("stem.0", "stem.2", "stem.4")
-#: The threshold is so many deviations above the highest score of the held-out half.
-MARGIN = 1.0
+CONV_LAYERS = ("stem.2", "stem.4")
+#: The threshold is the score that this share of the clips kept out exceeds, as rendered; files of
+#: many frames, whose scores are medians, lie lower.
+REFUSED = 0.002
 #: Of the least contrast of any clip a frame must have this share, or it shows nothing.
 CONTRAST_SHARE = 0.3
-_SHRINK = 1e-3  # of the mean variance, added to all: directions that never vary stay finite
+#: One clip of so many is kept out of the mean and the covariance.
+_HELD = 4
+_SHRINK = 1e-2  # added to variances about 1: directions that never vary stay finite
+_LEAST_DEVIATION = 1e-4  # as well
 
 
 def calibrate(
     model: NativeVideoLLM,
     *,
-    clips: int = 1600,
-    frames: int = 4,
+    clips: int = 6000,
+    frames: int = 2,
     seed: int = 0,
     layers: Sequence[str] = (),
 ) -> KnownFootage:
     """Measure the statistics of the made world for a model.
 
     Args:
-        clips: at least 100; half give the features' covariance, half the usual distance.
+        clips: at least 100, each of another scene; a quarter is kept for the usual distance.
         frames: of a clip. seed: of the scenes and of what is done to them.
         layers: of the tower, by name; its own for the project's tower.
 
@@ -81,16 +87,21 @@ def calibrate(
             assert picture is not None  # a scene has a background that varies
             parts.append(features(vision, names, picture))
         made = [
-            _layer([p[at] for p in parts[::2]], [p[at] for p in parts[1::2]])
+            _layer(
+                [part[at] for number, part in enumerate(parts) if number % _HELD],
+                [part[at] for part in parts[::_HELD]],
+            )
             for at in range(len(names))
         ]
-    highest = max(
+    scores = torch.tensor([
         max(layer.score(part) for layer, part in zip(made, clip, strict=True))
-        for clip in parts[1::2]
-    )
+        for clip in parts[::_HELD]
+    ])  # fmt: skip
+    most = round(float(scores.quantile(1 - REFUSED)), 2)
+    floor = round(CONTRAST_SHARE * min(least), 4)
+    highest = round(float(scores.max()), 2)
     told = {"split": "train", "first": FIRST + seed * clips, "clips": clips, "frames": frames,
-            "seed": seed, "highest": round(highest, 4)}  # fmt: skip
-    most, floor = round(highest + MARGIN, 2), round(CONTRAST_SHARE * min(least), 4)
+            "held": len(scores), "highest": highest, "seed": seed}  # fmt: skip
     card = Card(FORMAT, names, most, floor, tower_mark(vision), "", told)
     return KnownFootage(card, tuple(made))
 
@@ -116,14 +127,13 @@ def calibrate_folder(folder: Path, **options: object) -> KnownFootage:
 
 def _layer(fitted: list[Tensor], held: list[Tensor]) -> Layer:
     rows = torch.cat(fitted).double()
-    mean = rows.mean(0)
-    values, vectors = torch.linalg.eigh(torch.cov((rows - mean).T))
-    values = values.clamp_min(0) + _SHRINK * values.mean()
+    mean, deviation = rows.mean(0), rows.std(0).clamp_min(_LEAST_DEVIATION)
+    values, vectors = torch.linalg.eigh(torch.cov(((rows - mean) / deviation).T))
     # Half precision halves the file; scores are of what is stored.
-    whiten = (vectors / values.sqrt()).half()
-    plain = Layer(mean.float(), whiten, torch.tensor([0.0, 1.0]))
+    whiten = (vectors / (values.clamp_min(0) + _SHRINK).sqrt()).half()
+    plain = Layer(mean.float(), deviation.float(), whiten.float(), torch.tensor([0.0, 1.0]))
     scores = torch.tensor([plain.score(part) for part in held])
-    return Layer(plain.mean, whiten, torch.stack([scores.mean(), scores.std()]))
+    return replace(plain, scale=torch.stack([scores.mean(), scores.std()]))
 
 
 def _clip(
