@@ -33,7 +33,6 @@ COST = Object(
         "spent": _NUMBERS,
         "shared_by": Integer(1),
         "own": Array(String()),
-        "spent": _NUMBERS,
     }
 )
 #: A map of kept tokens, see `TokenMap.as_dict`.

@@ -1,7 +1,7 @@
 """Prompts that must not change unnoticed: tests/prompts/TASK.json holds them.
 
-`VIDLLM_UPDATE_PROMPTS=1 pytest tests/eval/test_tasks_prompts.py` writes the files anew; a change of a
-prompt is a change of the benchmark, and belongs into CHANGELOG.md.
+`VIDLLM_UPDATE_PROMPTS=1 pytest tests/eval/test_tasks_prompts.py` writes the files anew; a change
+of a prompt is a change of the benchmark, and belongs into CHANGELOG.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the tests of hub models found, kept as a file: the source of docs/models.md.
 
-`VIDLLM_MODELS_MATRIX=FILE pytest tests/models/test_hf_*.py tests/models/test_models_page.py` writes it; the hooks
-are in conftest.py.
+`VIDLLM_MODELS_MATRIX=FILE pytest tests/models/test_hf_*.py tests/models/test_models_page.py` writes
+it; the hooks are in conftest.py.
 """
 
 from __future__ import annotations

@@ -19,11 +19,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from vidllm.compressors import aim, aim_prune, mustdrop
-from vidllm.models.hooks.decode_steps import DecodeSteps
-from vidllm.models.hooks.decoding import Prefix, Views, generate_from, past_of
-from vidllm.models.hooks.kv_cache import Prefill
 from vidllm.compressors.aim_prune import retention
+from vidllm.models.hooks.decode_steps import DecodeSteps
+from vidllm.models.hooks.decoding import generate_from, past_of
+from vidllm.models.hooks.kv_cache import Prefill
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 

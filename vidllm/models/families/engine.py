@@ -37,8 +37,9 @@ from ..engine import (
     pooled,
     uncounted,
 )
+from ..hooks.pruning import bare
 from ..hooks.session import Session
-from ..hooks.state import Report, bare
+from ..hooks.state import Report
 from ..loading import choose_compressor, load_hub
 from ..locks import compressed_once
 from ..native.config import NativeConfig

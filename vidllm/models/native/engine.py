@@ -37,8 +37,9 @@ from ..engine import (
     uncounted,
 )
 from ..hooks.cache_choice import CacheChoice
-from ..hooks.decoding import Trace, decoder_layers, generate_from
+from ..hooks.decoding import Trace, generate_from
 from ..hooks.eviction import evict
+from ..hooks.kv_cache import decoder_layers
 from ..loading import choose_compressor, choose_device, choose_dtype, load_native
 from ..locks import one_at_a_time
 from ..question import check_room, longest, positions_of
