@@ -137,6 +137,7 @@ def load_native(folder: str, attn: str | None) -> tuple[NativeVideoLLM, PreTrain
     model = _weights(NativeVideoLLM, folder, attn, torch.float32)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer("when?", add_special_tokens=False)  # fields that loading does not look at
     except Exception as error:  # whatever the tokenizer's files hold
         raise _unreadable(folder, error) from error
     _check_words(folder, model, tokenizer)
@@ -181,6 +182,7 @@ def load_hub(
     pixels = pixel_options(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer("when?", add_special_tokens=False)  # fields that loading does not look at
     except Exception as error:  # whatever the tokenizer's class trips over
         raise InputError(
             f"the tokenizer of '{folder}' cannot be loaded: put tokenizer.json and "

@@ -115,7 +115,8 @@ def lie(data: bytearray, draw: random.Random, kind: str) -> None:
 def _found(data: bytearray, names: Sequence[bytes], draw: random.Random) -> tuple[bytes, int]:
     there = [name for name in names if name in data]
     name = draw.choice(there or list(names))
-    places, at = [], data.find(name)
+    places: list[int] = []
+    at = data.find(name)
     while at >= 0 and len(places) < 200:
         places.append(at)
         at = data.find(name, at + 1)

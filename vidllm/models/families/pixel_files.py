@@ -78,6 +78,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 _NOWHERE = "no model '{}': it is no folder, and the hub lacks it or is out of reach"
 _EDGES = {"shortest_edge", "longest_edge"}
 _SIDES = {"height", "width"}
+_LONGEST = 2**14  # pixels of a side, far more than models take
 #: What `size` must hold, one of these.
 _SIZES: dict[str, tuple[set[str], ...]] = {
     **dict.fromkeys(("qwen2_5_vl", "qwen3_vl", "video_llama_3"), (_EDGES,)),
@@ -166,6 +167,8 @@ def complete(family: str, options: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(
             f"size of {FAMILIES[family][0]} is {_named(_SIZES[family])} in pixels, not {size!r}"
         )
+    if set(size) == _SIDES and max(size.values()) > _LONGEST:
+        raise InputError(f"size is at most {_LONGEST} pixels a side, not {dict(size)!r:.80}")
     for key in ("patch_size", "temporal_patch_size", "merge_size", "max_video_tokens"):
         if key in made and not _counts(made[key]):
             raise InputError(f"{key} is a positive whole number, not {made[key]!r}")
@@ -195,7 +198,7 @@ def _known(family: str) -> None:
 
 
 def _counts(*values: Any) -> bool:
-    return all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
+    return all(isinstance(v, int) and not isinstance(v, bool) and 0 < v < 2**40 for v in values)
 
 
 def _named(sizes: tuple[set[str], ...]) -> str:
