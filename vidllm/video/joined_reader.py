@@ -64,7 +64,7 @@ class JoinedReader:
             reader.listener = self.listener
             own = [index - begin for index in indices if begin <= index < after]
             if own:
-                taken = reader.read(own, lambda i, picture, begin=begin: take(begin + i, picture))  # type: ignore[misc]
+                taken = reader.read(own, _shifted(take, begin))
                 found.update({begin + i: what for i, what in taken.items()})
                 self.blank |= {begin + i for i in reader.blank}
         return found
@@ -78,6 +78,15 @@ class JoinedReader:
         """Give the file back."""
         for reader in self._readers:
             reader.close()
+
+
+def _shifted(take: Take[T], begin: int) -> Take[T]:
+    """Takes the frames of a recording whose first frame is ``begin`` in the file."""
+
+    def taken(index: int, picture: np.ndarray) -> T:
+        return take(begin + index, picture)
+
+    return taken
 
 
 def _one_behind_the_other(lines: list[Timeline], notes: list[str]) -> Timeline:
