@@ -190,7 +190,7 @@ def test_statistics_are_checked_where_they_are_loaded(llm: VideoLLM, tmp_path: P
     card = json.loads((tmp_path / CARD).read_text())
     wrong = (
         {**card, "threshold": "4"}, {**card, "contrast": -1}, {**card, "layers": []},
-        {**card, "more": 1}, {**card, "sha256": "0"}, {**card, "format": 2}, [],
+        {**card, "more": 1}, {**card, "sha256": "0"}, {**card, "format": 1}, [],
     )  # fmt: skip
     for facts in wrong:
         (tmp_path / CARD).write_text(json.dumps(facts))
