@@ -196,7 +196,7 @@ def _score(
     end: float | None = None,
 ) -> float:
     clip = load_video(file, frames=_READ, start=start, end=end)
-    return footage.score(vision, clip_pixels(clip, int(vision.image_size)))
+    return footage.score(vision, clip_pixels(clip, int(cast(Any, vision).image_size)))
 
 
 def _known(home: Path, split: str, seed: int, number: int, how: Treatment) -> Path:

@@ -58,7 +58,7 @@ def upright(picture: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
 
 def display_matrix(frame: VideoFrame) -> np.ndarray | None:
     """(3, 3) int32 of a frame; None where it has none."""
-    data = frame.side_data.get(Type.DISPLAYMATRIX.name)
+    data: Any = frame.side_data.get(Type.DISPLAYMATRIX.name)
     if data is None or data.buffer_size < 36:
         return None
     return np.frombuffer(bytes(data)[:36], "=i4").reshape(3, 3)
