@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -121,7 +122,8 @@ def bench_footage(
     plan = [(split, name) for split in _SPLITS for name in TREATMENTS]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        work = partial(_known_scores, llm.footage, llm.model.vision, seed, clips)
+        own = deepcopy(llm.model.vision)  # pickled while the model's own is at work
+        work = partial(_known_scores, llm.footage, own, seed, clips)
         known = pool.map(work, plan)
         others = _other_scores(llm, other)  # meanwhile
         for (split, name), scores in zip(plan, known, strict=True):
