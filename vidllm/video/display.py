@@ -6,7 +6,7 @@ undone (interlacing, HDR transfer, projections) is told in a note.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from av.sidedata.sidedata import Type

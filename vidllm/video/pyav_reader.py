@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
+from typing import Any
 
 import av
 import numpy as np
@@ -44,7 +45,7 @@ _TABLES = 400_000
 _WAITING = 16  # pictures that a decoder holds back at most
 # Pictures are converted on the thread that decodes: threads of a converter's own take more CPU time
 # than they save, and a forked process waits for ever for those that it did not inherit.
-_ALONE: dict[str, int] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 18 else {}
+_ALONE: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 18 else {}
 _PROBE = 48  # pictures: B-frames show within so many, if a file has any
 
 
@@ -63,7 +64,7 @@ class PyAVReader:
         self._extra: list[Source] = []  # for runs side by side
         self._slow: Source | None = None
         self._told: dict[str, None] = {}  # a set that keeps its order
-        self._kept = False  # whether a frame waits for being collected
+        self._kept: bool = False  # whether a frame waits for being collected
         self._matrices: dict[tuple[float, bool, int], np.ndarray | None] = {}
         self._blank: set[int] = set()  # packets
         self.blank: set[int] = set()
