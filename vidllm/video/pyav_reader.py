@@ -65,7 +65,7 @@ class PyAVReader:
         self._slow: Source | None = None
         self._told: dict[str, None] = {}  # a set that keeps its order
         self._kept: bool = False  # whether a frame waits for being collected
-        self._matrices: dict[tuple[float, bool, int], np.ndarray | None] = {}
+        self._matrices: dict[tuple[Any, ...], np.ndarray | None] = {}
         self._blank: set[int] = set()  # packets
         self.blank: set[int] = set()
         self._unlike: bool | None = None  # whether no two frames have the same time
