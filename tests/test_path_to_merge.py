@@ -17,7 +17,7 @@ from vidllm.models.shipped import sample_videos
 ROOT = Path(__file__).resolve().parent.parent
 OURS = tuple(str(ROOT / folder) + "/" for folder in ("vidllm", "compressors", "encoders"))
 #: Files entered at most: from a clip, and how many more it takes to read the clip from a file.
-CEILINGS = {"native": (31, 11), "hub": (39, 11)}
+CEILINGS = {"native": (31, 12), "hub": (39, 11)}
 
 
 class Reached(BaseException):

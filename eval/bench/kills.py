@@ -205,7 +205,7 @@ _STARTER = """
 import json, os, sys
 import av, safetensors, torch, transformers, vidllm.ask.video_llm, vidllm.stage.training.loop
 import vidllm.eval.run.evaluate, vidllm.longvideo.build
-from vidllm.cli import main
+from vidllm.cli.main import main
 for line in sys.stdin:
     said, words = json.loads(line)
     child = os.fork()

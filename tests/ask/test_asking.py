@@ -21,7 +21,6 @@ from vidllm import InputError, VideoLLM, compress, load_video
 from vidllm.compressors import build
 from vidllm.models.answer import Answer
 from vidllm.models.families.engine import HubEngine
-from vidllm.models.families.prompting import write
 from vidllm.models.native.engine import native_engine
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.models.native.prompt import prompt_ids
@@ -228,7 +227,7 @@ def test_letters_of_hub_models_are_generates_own_logits(
     assert told.letters is not None
     with torch.inference_mode(), compress(llm.model, method, processor=llm.tokenizer) as c:
         seen = llm.engine.memory.encode(clip, c._session)
-        ids = llm.engine._ids(write(llm.engine.script, llm.engine.chat, seen.placed, QUESTION))
+        ids = llm.engine._ids(seen.placed, QUESTION, False)
         out: Any = llm.model.generate(
             **llm.engine.memory.arguments(seen, c._session, ids),
             max_new_tokens=2,

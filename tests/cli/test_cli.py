@@ -139,7 +139,7 @@ def test_help_and_version_go_to_standard_output(cli: Run) -> None:
 
 def test_help_loads_neither_torch_nor_the_plug_ins() -> None:
     code = (
-        "import sys, vidllm.cli; vidllm.cli.main(['--help']);"
+        "import sys; from vidllm.cli.main import main; main(['--help']);"
         "print(*sorted(m for m in sys.modules), file=sys.stderr)"
     )
     result = subprocess.run(

@@ -21,7 +21,7 @@ from vidllm.compressors import PyramidDrop, build, get
 from vidllm.compressors.aim_prune import importance_rows
 from vidllm.compressors.shared.in_tower import InTower
 from vidllm.compressors.vtg_llm import SlotSampler, VtgLlm
-from vidllm.models.hooks.pruning import Pruner
+from vidllm.models.hooks.pruning import Pruner, VideoRun
 from vidllm.tokens import VideoTokens
 from vidllm.tokens.tower_plan import TowerShape
 
@@ -251,13 +251,16 @@ def test_pyramiddrop_in_a_decoder() -> None:
         )
         place = torch.arange(start, start + there)
         pruner = Pruner(
-            cast(nn.ModuleList, model.layers), cast(nn.Module, model.norm), one, tokens, place,
-            hidden.shape[1], kept,
-        )  # fmt: skip
+            cast(nn.ModuleList, model.layers),
+            cast(nn.Module, model.norm),
+            one,
+            [VideoRun(0, tokens, place, kept)],
+            torch.ones(1, hidden.shape[1], dtype=torch.bool),
+        )
         with pruner.attached():
             model(inputs_embeds=hidden)
         handle.remove()
-        assert torch.equal(pruner.tokens.position + start, data[f"kept_in_stage{stage}"])
+        assert torch.equal(pruner.runs[0].tokens.position + start, data[f"kept_in_stage{stage}"])
         assert torch.allclose(seen[0], data[f"out{stage}"], atol=1e-6)
         hidden, there = data[f"out{stage}"], kept
 

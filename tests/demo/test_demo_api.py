@@ -164,7 +164,7 @@ def test_twins_share_weights_and_no_memory(llm: VideoLLM, clip: VideoClip) -> No
     assert other.model is llm.model and type(other) is type(llm)
     first = [llm.ask(clips[0], QUESTION, max_new_tokens=3), other.ask(clips[1], QUESTION)]
     calls: list[int] = []
-    tower = getattr(llm, "adapter", None)
+    tower = getattr(llm.engine, "adapter", None)
     module = llm.model.vision if tower is None else tower.tower
     mark = module.register_forward_pre_hook(lambda *_: calls.append(1))
     try:

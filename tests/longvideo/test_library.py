@@ -90,7 +90,7 @@ def test_windows_of_many_files_in_one_batch_say_what_each_says_alone(
         Reader(VideoIndex.load(file, llm), native_engine(llm))
         for file in sorted(made.glob("*.vidx"))
     ]
-    together = Many(readers)
+    together = Many(readers, readers[0].model)
     head, tail = prompt_ids(llm.tokenizer, llm.words("ground", QUERY))
     told: dict[int, list[Vote]] = {}
     rows = 0

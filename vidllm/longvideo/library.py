@@ -172,7 +172,7 @@ class VideoLibrary:
         there, readers, notes = self._usable(entries)
         keys = [_key(entry) for entry in there]
         if self._many is None or self._many[0] != keys:
-            self._many = keys, Many(readers)
+            self._many = keys, Many(readers, self.engine.model)
         hits = Hits()
         for number, span in self._many[1].ground(query, limit):
             hits.append(_hit(there[number], readers[number], span))

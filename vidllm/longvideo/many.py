@@ -67,14 +67,14 @@ class Many:
         readers: of the indexes, all with the same model.
     """
 
-    def __init__(self, readers: Sequence[Reader]) -> None:
-        self.readers = list(readers)
+    def __init__(self, readers: Sequence[Reader], model: nn.Module) -> None:
+        self.readers, self.model = list(readers), model
         self._coarse: list[tuple[Batch, list[_Window]]] | None = None
 
     @property
     def worked_on(self) -> nn.Module:
         """The model, which one thread asks at a time."""
-        return self.readers[0].model
+        return self.model
 
     @one_at_a_time
     def ground(self, query: str, limit: int) -> list[tuple[int, Span]]:

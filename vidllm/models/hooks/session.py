@@ -213,6 +213,9 @@ class Session:
 
     def _outside(self, _model: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
         self._take()
+        if self.closed:  # while it waited: the hook that would give the turn back is off
+            self._give()
+            return
         self.labels = kwargs.get("labels") is not None
         self.mine.reached = False
 
