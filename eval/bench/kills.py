@@ -248,7 +248,15 @@ def _index(folder: Path) -> Target:
 
     def command(out: Path) -> list[str]:
         out.mkdir(parents=True, exist_ok=True)
-        return ["index", str(video), "--out", str(out / "video.vidx"), "--device", "cpu"]
+        return [
+            "index",
+            str(video),
+            "--out",
+            str(out / "video.vidx"),
+            "--device",
+            "cpu",
+            "--anyway",
+        ]
 
     return Target(command, lambda out: {"video.vidx": (out / "video.vidx").read_bytes()})
 
