@@ -1,7 +1,6 @@
 """What a compressor decides (`Keep`, `Merge`, `Mix`), and how it acts on rows of any tensor.
 
-The half of `tokens.py` that knows nothing of videos; use it through `vidllm.tokens`, which
-exports all of it.
+It knows nothing of videos; use it through `vidllm.tokens`, which exports all of it.
 """
 
 from __future__ import annotations
