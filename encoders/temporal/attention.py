@@ -20,8 +20,16 @@ from torch.nn import functional as F
 from vidllm.errors import InputError
 
 from .band import band_attention, full_attention, rotate
-from .base import register_temporal
-from .stack import Mixer, Scan, StackEncoder, StackOptions, StackState, State, Time
+from .base import (
+    Mixer,
+    Scan,
+    StackEncoder,
+    StackOptions,
+    StackState,
+    State,
+    Time,
+    register_temporal,
+)
 
 Position = Literal["rotary", "none"]
 

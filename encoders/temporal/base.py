@@ -1,12 +1,20 @@
-"""What every temporal encoder promises, and the registry that finds one by name."""
+"""What every temporal encoder promises, the registry that finds one by name, and residual stacks.
+
+Encoders that read a clip as sequences give one `Mixer` a layer; reading order, residual layers,
+true seconds, padding and streaming stand here (`StackEncoder`).
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vidllm.errors import InputError
 from vidllm.errors.registry import Registry
@@ -150,3 +158,277 @@ def describe(dim: int = 256) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+Scan = Literal["raster", "slot"]
+Time = Literal["none", "step", "embedding"]
+#: What a mixer hands on to the next chunk: tensors in tuples, lists or dicts, or None.
+State = Any
+_SHORTEST, _LONGEST = 0.25, 3600.0  # seconds: periods of the time embedding
+
+
+class Mixer(nn.Module, ABC):
+    """One layer's mixing along a sequence; the residual and the norm stand around it.
+
+    `ways` is 2 where it reads the sequence backwards too; such a mixer cannot stream.
+    """
+
+    ways: int = 1
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        valid: Tensor | None = None,
+        scale: Tensor | None = None,
+        state: State = None,
+    ) -> tuple[Tensor, State]:
+        """Mix a sequence.
+
+        Args:
+            x: (B, L, D), normed. valid: (B, L) bool, True at real tokens, or None; what stands
+                at the others must not change the result at real ones.
+            scale: (B, L, ways) float32 step sizes relative to the usual one, or None; given only
+                under `time="step"`.
+            state: of the tokens before (`ways` 1 only), None at the start.
+
+        Returns:
+            (B, L, D), the change to be added, and the state after the last token (None where
+            `ways` is 2).
+        """
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Initialise again, after a general initialiser went over the model."""
+
+
+class BothWays(Mixer):
+    """Two causal mixers with weights of their own, one of them reading backwards; summed."""
+
+    ways = 2
+
+    def __init__(self, make: Callable[[], Mixer]) -> None:
+        super().__init__()
+        self.ahead, self.back = make(), make()
+
+    def reset_parameters(self) -> None:
+        self.ahead.reset_parameters()
+        self.back.reset_parameters()
+
+    def forward(
+        self,
+        x: Tensor,
+        valid: Tensor | None = None,
+        scale: Tensor | None = None,
+        state: State = None,
+    ) -> tuple[Tensor, State]:
+        ahead, _ = self.ahead(x, valid, None if scale is None else scale[..., :1])
+        back, _ = self.back(
+            x.flip(1),
+            None if valid is None else valid.flip(1),
+            None if scale is None else scale[..., 1:].flip(1),
+        )
+        return ahead + back.flip(1), None
+
+
+class TimeEmbedding(nn.Module):
+    """Sines and cosines of the seconds, periods from 0.25 s to an hour, through a linear layer."""
+
+    def __init__(self, dim: int, zero_init: bool) -> None:
+        super().__init__()
+        self.zero_init = zero_init
+        self.out = nn.Linear(2 * (dim // 2), dim, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.zero_init:
+            nn.init.zeros_(self.out.weight)
+        else:
+            nn.init.normal_(self.out.weight, std=0.02)
+
+    def forward(self, seconds: Tensor) -> Tensor:
+        """(B, T) seconds to (B, T, D)."""
+        count = self.out.in_features // 2
+        low, high = math.log(_SHORTEST), math.log(_LONGEST)
+        periods = torch.linspace(low, high, count, dtype=torch.float64).exp().to(seconds.device)
+        angle = 2 * math.pi * seconds.double()[..., None] / periods
+        waves = torch.cat([angle.sin(), angle.cos()], dim=-1).to(self.out.weight.dtype)
+        made: Tensor = self.out(waves)
+        return made
+
+
+@dataclass
+class StackState:
+    """What a stacked encoder carries from one chunk of frames to the next."""
+
+    last: Tensor  # (B,) seconds of the last frame
+    layers: list[State]
+
+
+@dataclass(frozen=True)
+class StackOptions:
+    """What every stacked encoder is asked for; see `StackEncoder`."""
+
+    layers: int
+    scan: Scan
+    bidirectional: bool
+    time: Time
+    gap: float | None
+    zero_init: bool
+
+
+class StackEncoder(TemporalEncoder):
+    """Residual layers x + Mixer(LayerNorm(x)) over a clip read as sequences.
+
+    Args:
+        dim: token width D.
+        make: builds one causal mixer, or with `own_ways` one that reads both ways itself.
+        layers: number of mixers.
+        scan: "raster" reads a clip as one sequence of T * N tokens (STORM); "slot" reads each
+            spatial slot over time alone (cheaper, mixes nothing in space).
+        bidirectional: also read the clip backwards.
+        time: "none"; "step" scales the steps of a frame by its true gap to the frame read before
+            it (held in [0.1, 10]), so that the state decays by seconds and not by frames;
+            "embedding" adds an embedding of the seconds to the tokens.
+        gap: seconds that count as one step under `time="step"`; None takes the mean gap of the
+            clip, which a stream cannot know.
+        zero_init: of the time embedding (the mixers take their own).
+        steps: whether the mixer understands `scale`.
+
+    Raises:
+        InputError: an unknown scan or time, or a mixer without steps under `time="step"`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        make: Callable[[], Mixer],
+        options: StackOptions,
+        *,
+        own_ways: bool = False,
+        steps: bool = True,
+    ) -> None:
+        super().__init__()
+        layers, bidirectional = options.layers, options.bidirectional
+        scan, time, gap = options.scan, options.time, options.gap
+        if scan not in ("raster", "slot"):
+            raise InputError(f"scan must be 'raster' or 'slot', not {scan!r}")
+        if time not in ("none", "step", "embedding"):
+            raise InputError(f"time must be 'none', 'step' or 'embedding', not {time!r}")
+        if time == "step" and not steps:
+            raise InputError(f"{self.name} has no step to scale: use time='embedding'")
+        if gap is not None and not gap > 0:
+            raise InputError(f"gap must be positive seconds, not {gap}")
+        if layers < 1:
+            raise InputError(f"layers must be at least 1, not {layers}")
+        self.dim, self.scan, self.time, self.gap = dim, scan, time, gap
+        self.bidirectional = bidirectional
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
+        two = bidirectional and not own_ways
+        self.mixers = nn.ModuleList(BothWays(make) if two else make() for _ in range(layers))
+        self.times = TimeEmbedding(dim, options.zero_init) if time == "embedding" else None
+
+    @property
+    def causal(self) -> bool:
+        return not self.bidirectional
+
+    @property
+    def streams(self) -> bool:
+        return self.causal and not (self.time == "step" and self.gap is None)
+
+    def reset_parameters(self) -> None:
+        """Give every layer its own initialisation again (after a general initialiser)."""
+        for module in (*self.norms, *self.mixers, self.times):
+            if module is not None:
+                module.reset_parameters()
+
+    def forward(self, x: Tensor, seconds: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Encode (B, T, N, D) at `seconds` (B, T), real where `mask` (B, T); same shape out."""
+        self.check(x, seconds, mask)
+        # Zeros instead of whatever stands there: NaN would reach the gradients of the norms.
+        tokens = x if mask is None else x.masked_fill(~mask[..., None, None], 0)
+        scale = self._scale(seconds, mask) if self.time == "step" else None
+        out, _ = self._layers(self._timed(tokens, seconds, mask), mask, scale, None)
+        return out if mask is None else torch.where(mask[..., None, None], out, x)
+
+    def stream(
+        self, x: Tensor, seconds: Tensor, state: StackState | None = None
+    ) -> tuple[Tensor, StackState]:
+        """The next frames of a video; see `TemporalEncoder.stream`."""
+        self.check(x, seconds, None)
+        if not self.streams:
+            why = "bidirectional=False" if self.bidirectional else "gap=SECONDS"
+            raise InputError(f"{self.name} cannot stream as it was built: give {why}")
+        scale = None
+        if self.time == "step":
+            scale = self._scale(seconds, None)
+            if state is not None:
+                since = (seconds[:, 0].double() - state.last) / float(self.gap or 1.0)
+                scale[:, 0, 0] = since.clamp(0.1, 10).float()
+        before = None if state is None else state.layers
+        out, after = self._layers(self._timed(x, seconds, None), None, scale, before)
+        return out, StackState(seconds[:, -1].double(), after)
+
+    def _layers(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        scale: Tensor | None,
+        before: Sequence[State] | None,
+    ) -> tuple[Tensor, list[State]]:
+        """All layers over (B, T, N, D), and the state of each after the last frame."""
+        tokens, valid, scale = self._laid_out(x, mask, scale)
+        after: list[State] = []
+        for i, (norm, mixer) in enumerate(zip(self.norms, self.mixers, strict=True)):
+            held = None if before is None else before[i]
+            change, held = mixer(norm(tokens), valid, scale, held)
+            if valid is not None:  # what padding would become stays out of the next layer
+                change = change.masked_fill(~valid[..., None], 0)
+            after.append(held)
+            tokens = tokens + change.to(tokens.dtype)
+        return self._back(tokens, x.shape), after
+
+    def _timed(self, x: Tensor, seconds: Tensor, mask: Tensor | None) -> Tensor:
+        if self.times is None:
+            return x
+        told = self.times(seconds)[:, :, None].to(x.dtype)
+        return x + (told if mask is None else told.masked_fill(~mask[..., None, None], 0))
+
+    def _laid_out(
+        self, x: Tensor, mask: Tensor | None, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Sequences (B', L, D), and per token what was told per frame."""
+        batch, frames, slots, dim = x.shape
+        axis = 0 if self.scan == "slot" else 1
+        if self.scan == "slot":
+            tokens = x.transpose(1, 2).reshape(batch * slots, frames, dim)
+        else:
+            tokens = x.reshape(batch, frames * slots, dim)
+        spread = [None if v is None else v.repeat_interleave(slots, axis) for v in (mask, scale)]
+        return tokens, spread[0], spread[1]
+
+    def _back(self, tokens: Tensor, shape: torch.Size) -> Tensor:
+        batch, frames, slots, dim = shape
+        if self.scan == "slot":
+            return tokens.view(batch, slots, frames, dim).transpose(1, 2)
+        return tokens.view(batch, frames, slots, dim)
+
+    def _scale(self, seconds: Tensor, mask: Tensor | None) -> Tensor:
+        """Gap to the frame read before, over the usual gap: (B, T, ways) float32.
+
+        The first frame of a direction has no gap and gets 1.
+        """
+        gap = seconds.double().diff(dim=1)
+        real = torch.ones_like(gap, dtype=torch.bool)
+        if mask is not None:
+            real = mask[:, 1:] & mask[:, :-1]
+        gap = gap.masked_fill(~real, 0)
+        usual = gap.sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+        if self.gap is not None:
+            usual = torch.full_like(usual, self.gap)
+        ratio = torch.where(real & (usual > 0), gap / usual.clamp(min=1e-9), 1.0)
+        ratio = ratio.clamp(0.1, 10).float()
+        ways = [F.pad(ratio, (1, 0), value=1.0)]
+        if self.bidirectional:
+            ways.append(F.pad(ratio, (0, 1), value=1.0))
+        return torch.stack(ways, dim=-1)

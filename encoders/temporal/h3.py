@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from vidllm.errors import InputError
 
-from .base import register_temporal
+from .base import Mixer, Scan, StackEncoder, StackOptions, State, Time, register_temporal
 from .diagonal import DiagonalSystem, convolve_steps
 from .longconv import check_block, check_steps, convolve, fir, silenced
-from .stack import Mixer, Scan, StackEncoder, StackOptions, State, Time
 
 
 class H3Mixer(Mixer):

@@ -18,9 +18,8 @@ from torch.nn import functional as F
 
 from vidllm.errors import InputError
 
-from .base import register_temporal
+from .base import Mixer, Scan, StackEncoder, StackOptions, State, Time, register_temporal
 from .longconv import DenseBlock, DenseSystem, check_block, convolve, silenced
-from .stack import Mixer, Scan, StackEncoder, StackOptions, State, Time
 
 
 def legendre_memory(order: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -20,9 +20,8 @@ from torch.nn import functional as F
 
 from vidllm.errors import InputError
 
-from .base import register_temporal
+from .base import Mixer, Scan, StackEncoder, StackOptions, State, Time, register_temporal
 from .longconv import DenseSystem, check_block, check_steps, convolve, silenced
-from .stack import Mixer, Scan, StackEncoder, StackOptions, State, Time
 
 
 def hippo_legs(size: int) -> tuple[Tensor, Tensor]:

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from vidllm.errors import InputError
 
-from .base import register_temporal
-from .selective import causal_conv, selective_scan
-from .stack import Mixer, Scan, StackEncoder, StackOptions, State, Time
+from .base import Mixer, Scan, StackEncoder, StackOptions, State, Time, register_temporal
+from .scan import causal_conv
+from .selective import selective_scan
 
 Directions = Literal["shared", "separate"]
 _STEPS = (1e-3, 1e-1, 1e-4)  # the first steps: from, to, and never below

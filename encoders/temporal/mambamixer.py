@@ -28,10 +28,9 @@ from torch.nn import functional as F
 
 from vidllm.errors import InputError
 
-from .base import register_temporal
+from .base import Scan, StackEncoder, StackOptions, State, Time, register_temporal
 from .mamba import Mamba1Mixer
 from .mambamixer_across import mix_across, tiles
-from .stack import Scan, StackEncoder, StackOptions, State, Time
 
 
 class ChannelMixer(nn.Module):

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from vidllm.errors import InputError
 
 from .attention import FeedForward
-from .base import register_temporal
+from .base import BothWays, Mixer, Scan, StackEncoder, StackOptions, State, Time, register_temporal
 from .mamba import Mamba1Mixer
-from .stack import BothWays, Mixer, Scan, StackEncoder, StackOptions, State, Time
 
 
 class Dropped(Mixer):

@@ -19,11 +19,9 @@ from torch.nn import functional as F
 
 from vidllm.errors import InputError
 
-from .base import register_temporal
+from .base import Mixer, Scan, StackEncoder, StackOptions, State, Time, register_temporal
 from .mamba import load_renamed
-from .scan import ssd_chunked
-from .selective import causal_conv
-from .stack import Mixer, Scan, StackEncoder, StackOptions, State, Time
+from .scan import causal_conv, ssd_chunked
 
 _BLOCK = 2048  # tokens that a causal mixer has in work at once
 

@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from vidllm.errors import InputError
 
-from .base import register_temporal
-from .stack import Mixer, StackEncoder, StackOptions, State, Time
+from .base import Mixer, StackEncoder, StackOptions, State, Time, register_temporal
 
 
 class TemporalConvMixer(Mixer):

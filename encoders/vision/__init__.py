@@ -19,9 +19,8 @@ from .base import (
     register_vision,
     vision_names,
 )
-from .conv import ConvTower
 from .dist import DistEncoder
-from .frame_tower import HUB_TYPES, HubTower, build_tower, load_vision, to_pixels
+from .frame_tower import HUB_TYPES, ConvTower, HubTower, build_tower, load_vision, to_pixels
 from .framewise import FramewiseEncoder
 from .squeezetime import SqueezeTimeEncoder
 

@@ -1,4 +1,9 @@
-"""Towers that see single frames: vision models of transformers, whole or with merging inside."""
+"""Towers that see single frames: a small convolutional one, and vision models of transformers.
+
+The small one learns from scratch in minutes on a CPU: four strided stages with ConvNeXt-like blocks
+(Liu et al., 2022) end in a grid of cells. It is the tower of the shipped weights. Those of
+transformers run whole or with merging inside.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +19,68 @@ from vidllm.errors import InputError
 from vidllm.tokens import Merge, Mix, VideoTokens, split_budget
 from vidllm.tokens.tower_plan import Reducer, TowerMethod, TowerShape, TowerTokens
 
-from .conv import ConvTower
 from .layers import cut, to_patches
 from .merging import blank, merging, tower_layers
 from .signals import SIGNALS, watch
+
+
+class ConvBlock(nn.Module):
+    """x + MLP(norm(depthwise conv(x))), all at one resolution."""
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.norm = nn.BatchNorm2d(width)
+        self.up = nn.Conv2d(width, 3 * width, 1)
+        self.down = nn.Conv2d(3 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(self.depthwise(x))
+        return x + self.down(nn.functional.gelu(self.up(hidden)))
+
+
+class ConvTower(nn.Module):
+    """Frames (F, 3, S, S) in 0..1 to cells (F, (S/16)², hidden_size), row by row.
+
+    `image_size` S must be a multiple of 16. A learned embedding of the cell's place is added.
+    """
+
+    #: A convolution attends to nothing: no signals beside the cells.
+    provides: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        image_size: int = 64,
+        hidden_size: int = 192,
+        widths: Sequence[int] = (24, 64, 128),
+        blocks: Sequence[int] = (1, 2, 2),
+    ) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.hidden_size = hidden_size
+        self.side = image_size // 16
+        a, b, c = widths
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, a, 3, stride=2, padding=1),
+            nn.BatchNorm2d(a),
+            nn.GELU(),
+            nn.Conv2d(a, b, 3, stride=2, padding=1),
+            *(ConvBlock(b, 5) for _ in range(blocks[0])),
+            nn.BatchNorm2d(b),
+            nn.Conv2d(b, c, 3, stride=2, padding=1),
+            *(ConvBlock(c, 5) for _ in range(blocks[1])),
+            nn.BatchNorm2d(c),
+            nn.Conv2d(c, hidden_size, 3, stride=2, padding=1),
+            *(ConvBlock(hidden_size, 3) for _ in range(blocks[2])),
+        )
+        self.norm = nn.LayerNorm(hidden_size)
+        self.place = nn.Parameter(torch.zeros(self.side**2, hidden_size))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        pixels = ((frames - 0.4) * 3.0).contiguous(memory_format=torch.channels_last)
+        grid = self.stem(pixels)
+        return self.norm(grid.flatten(2).transpose(1, 2)) + self.place
+
 
 #: Types of transformers vision configs that are known to work here.
 HUB_TYPES: tuple[str, ...] = (

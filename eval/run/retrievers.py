@@ -22,7 +22,7 @@ from vidllm.encoders.vision import HubTower
 from vidllm.encoders.vision.merging import MergingRun, merging, tower_layers
 from vidllm.errors import InputError, WorkError
 from vidllm.models.answer import Receipt
-from vidllm.progress.stopwatch import Stopwatch
+from vidllm.progress import Stopwatch
 from vidllm.tokens import TokenMap, VideoTokens
 from vidllm.tokens.tower_plan import TowerShape
 

@@ -23,8 +23,7 @@ from vidllm.models.answer import Answer
 from vidllm.models.families.engine import HubEngine
 from vidllm.models.native.engine import native_engine
 from vidllm.models.native.model import NativeVideoLLM
-from vidllm.models.native.prompt import prompt_ids
-from vidllm.models.question import letters_of
+from vidllm.models.question import letters_of, prompt_ids
 from vidllm.stage.training.tokenizer import build_tokenizer
 from vidllm.timecode import get_timecode
 from vidllm.tokens import budget_of

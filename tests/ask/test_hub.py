@@ -27,8 +27,7 @@ from vidllm import InputError, VideoLLM, WorkError, load_video
 from vidllm.ask.options import choose_frames
 from vidllm.models.families.engine import HubEngine
 from vidllm.models.families.pixels import video_pixels
-from vidllm.models.families.prompting import chat
-from vidllm.models.families.scripts import SCRIPTS, in_words
+from vidllm.models.families.scripts import SCRIPTS, chat, in_words
 from vidllm.tokens import budget_of
 from vidllm.video import VideoClip
 

@@ -16,8 +16,9 @@ from videos import write_video
 
 from vidllm import InputError, VideoLLM, load_video
 from vidllm.models.families.engine import HubEngine
-from vidllm.models.families.pixels import pixel_options, video_pixels
-from vidllm.models.families.prompting import beside, write
+from vidllm.models.families.pixel_files import pixel_options
+from vidllm.models.families.pixels import video_pixels
+from vidllm.models.families.scripts import beside, write
 
 
 class Processor:
@@ -77,7 +78,7 @@ def test_the_page_runs(
     assert re.search(r"frames, keep [\d.]+: \d+ of at most 1568 video tokens", said)
     assert space["first"].receipt.frames == 16
     families = re.findall(r"^\| ([A-Z][^|]+?) \|.*\| (\d+) \|$", text, re.M)
-    from vidllm.models.families import FAMILIES
+    from vidllm.models.families.family import FAMILIES
     from vidllm.models.families.scripts import SCRIPTS
 
     told = {named: int(frames) for named, frames in families}

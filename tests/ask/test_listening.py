@@ -21,7 +21,7 @@ from vidllm.cost.spending import Spending
 from vidllm.models.families.engine import HubEngine
 from vidllm.models.hooks.decoding import Trace, generate_from
 from vidllm.models.native.engine import native_engine
-from vidllm.models.native.prompt import prompt_ids
+from vidllm.models.question import prompt_ids
 from vidllm.progress import Listener, Stopped, StopSignal
 from vidllm.timecode import AbsoluteTime, TextTime
 from vidllm.timecode.scoring import scored_spans, whole_times

@@ -28,7 +28,7 @@ from vidllm.encoders.vision import build_vision
 from vidllm.errors import InputError
 from vidllm.models.native.engine import Prompt, answer_prompt
 from vidllm.models.native.model import NativeVideoLLM
-from vidllm.progress.stopwatch import Stopwatch
+from vidllm.progress import Stopwatch
 from vidllm.tokens import VideoTokens
 
 

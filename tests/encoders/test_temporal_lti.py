@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidllm.encoders.temporal import get_temporal
+from vidllm.encoders.temporal.base import Mixer
 from vidllm.encoders.temporal.diagonal import DiagonalSystem, convolve_steps
 from vidllm.encoders.temporal.h3 import H3Mixer
 from vidllm.encoders.temporal.lmu import LMUMixer, legendre_memory
 from vidllm.encoders.temporal.longconv import DenseSystem, convolve, fir, recurrence
 from vidllm.encoders.temporal.lssl import LSSLMixer, bilinear, hippo_legs
-from vidllm.encoders.temporal.stack import Mixer
 from vidllm.errors import InputError
 
 EXACT = 1e-10

@@ -22,7 +22,7 @@ from vidllm.longvideo.fitting import Fitting, statement
 from vidllm.longvideo.many import Many, _Votes
 from vidllm.longvideo.marks import model_mark
 from vidllm.models.native.engine import native_engine
-from vidllm.models.native.prompt import PROMPTS, prompt_ids
+from vidllm.models.question import PROMPTS, prompt_ids
 
 QUERY = "the red star spins"
 PLAN = {"fps": 1.0, "precision": "float32"}

@@ -22,7 +22,7 @@ from vidllm.longvideo.choosing import Vote, elected, grouped, middle, tiou
 from vidllm.longvideo.scan import expected_iou
 from vidllm.longvideo.windows import Cuts, Level, clock, nearest
 from vidllm.models.native.engine import native_engine
-from vidllm.models.native.prompt import prompt_ids
+from vidllm.models.question import prompt_ids
 
 QUERY = "the red star spins"
 

@@ -20,11 +20,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 from vidllm import InputError
 from vidllm.compressors import get
 from vidllm.compressors.shared import positions as pos
-from vidllm.models.hooks.decode_steps import DecodeSteps
-from vidllm.models.hooks.decoding import past_of
-from vidllm.models.hooks.eviction import evict
-from vidllm.models.hooks.kv_cache import Prefill, decoder_layers
-from vidllm.models.hooks.positions import close_gaps
+from vidllm.models.hooks.cache import Prefill, close_gaps, decoder_layers, evict
+from vidllm.models.hooks.decoding import DecodeSteps, past_of
 
 
 def rope_models() -> dict[str, Any]:

@@ -16,13 +16,11 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 from vidllm import InputError
 from vidllm.compressors import DyCokeCache, build, get
 from vidllm.models.engine import by_question
-from vidllm.models.hooks.cache_choice import CacheChoice
+from vidllm.models.hooks.cache import CacheChoice, Prefill, decoder_layers, evict
 from vidllm.models.hooks.decoding import generate_from
-from vidllm.models.hooks.eviction import evict
-from vidllm.models.hooks.kv_cache import Prefill, decoder_layers
 from vidllm.models.native.engine import Prompt, answer_prompt
 from vidllm.models.native.model import NativeVideoLLM
-from vidllm.progress.stopwatch import Stopwatch
+from vidllm.progress import Stopwatch
 
 PROMPTS = [[10, 11, 12, 4], [20, 4], [30, 31, 32, 33, 34, 35, 4]]
 

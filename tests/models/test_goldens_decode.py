@@ -20,9 +20,8 @@ from transformers import (
 )
 
 from vidllm.compressors.aim_prune import retention
-from vidllm.models.hooks.decode_steps import DecodeSteps
-from vidllm.models.hooks.decoding import generate_from, past_of
-from vidllm.models.hooks.kv_cache import Prefill
+from vidllm.models.hooks.cache import Prefill
+from vidllm.models.hooks.decoding import DecodeSteps, generate_from, past_of
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 

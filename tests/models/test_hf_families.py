@@ -10,8 +10,8 @@ from hf_tiny import FAMILIES, Image, Video, hf_inputs, hf_model, tokenizer
 from torch import Tensor
 
 from vidllm.ask.compression import compress
-from vidllm.models.families import adapter_for
-from vidllm.models.hooks.tower_signals import watch
+from vidllm.models.families.family import adapter_for
+from vidllm.models.hooks.tower import watch
 
 ONE = [[3, Video(4), 6]]
 

@@ -25,9 +25,8 @@ from hf_tiny import FAMILIES, hf_model
 
 from vidllm.errors import InputError
 from vidllm.models.families import pixels
-from vidllm.models.families.pixel_files import complete
-from vidllm.models.families.pixel_sizes import target_sizes
-from vidllm.models.families.pixels import pixel_options, tokens_per_frame, video_pixels
+from vidllm.models.families.pixel_files import complete, pixel_options
+from vidllm.models.families.pixels import target_sizes, tokens_per_frame, video_pixels
 
 TESTS = Path(__file__).parents[1]
 APART = TESTS.parent / "build" / "torchvision"

@@ -14,7 +14,7 @@ from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from vidllm import InputError
 from vidllm.ask.compression import Compression, compress
-from vidllm.models.families import adapter_for
+from vidllm.models.families.family import adapter_for
 
 ONE = [[3, Video(4), 6]]
 TWO = [[3, Video(4), 6], [5, Image(), 2, Video(4), 4]]

@@ -17,7 +17,7 @@ from torch import Tensor
 from vidllm import InputError
 from vidllm.ask.compression import compress
 from vidllm.compressors import build
-from vidllm.models.families import adapter_for
+from vidllm.models.families.family import adapter_for
 
 MERGING = ("internvl", "smolvlm")
 WHOLE = {

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from vidllm import InputError
 from vidllm.compressors import Scorer, build, find, names
-from vidllm.models.hooks.eviction import evict
-from vidllm.models.hooks.kv_cache import decoder_layers
+from vidllm.models.hooks.cache import decoder_layers, evict
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.tokens import VideoTokens
 

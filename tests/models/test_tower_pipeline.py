@@ -19,7 +19,7 @@ from vidllm.encoders.vision import HubTower
 from vidllm.models.native.clip_memory import NativeClip
 from vidllm.models.native.engine import native_engine
 from vidllm.models.native.model import NativeVideoLLM
-from vidllm.progress.stopwatch import Stopwatch
+from vidllm.progress import Stopwatch
 from vidllm.stage.training.tokenizer import build_tokenizer
 from vidllm.timecode import get_timecode
 from vidllm.tokens import VideoTokens

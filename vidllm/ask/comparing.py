@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vidllm.models.answer import Answer, Receipt
-from vidllm.progress import Listener
-from vidllm.progress.stopwatch import Stopwatch
+from vidllm.progress import Listener, Stopwatch
 from vidllm.timecode import Span
 from vidllm.video import VideoClip
 

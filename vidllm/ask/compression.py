@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from vidllm.compressors import Chain, Compressor, build
 from vidllm.cost.flops import Decoder, kv_bytes_per_token
 from vidllm.errors import InputError
-from vidllm.models.families import adapter_for
-from vidllm.models.hooks.prefix import Prefix
+from vidllm.models.engine import compressed_once
+from vidllm.models.families.family import adapter_for
+from vidllm.models.hooks.prefill import Prefix
 from vidllm.models.hooks.session import Session
 from vidllm.models.hooks.state import Report
-from vidllm.models.locks import compressed_once
 
 __all__ = ["Compression", "CompressionReceipt", "Prefix", "compress"]
 

@@ -20,7 +20,7 @@ from vidllm.errors.bounds import memory_answered
 from vidllm.longvideo import index_video
 from vidllm.longvideo.index import VideoIndex
 from vidllm.models.answer import Answer
-from vidllm.models.engine import Engine, check_early, longest_answer
+from vidllm.models.engine import Engine, check_early, longest_answer, one_at_a_time
 from vidllm.models.families.engine import HubEngine
 from vidllm.models.loading import (
     choose_compressor,
@@ -29,14 +29,12 @@ from vidllm.models.loading import (
     has_temporal,
     model_kind,
 )
-from vidllm.models.locks import one_at_a_time
 from vidllm.models.native.engine import NativeEngine
 from vidllm.models.native.footage import KnownFootage, UnknownFootage, warning
 from vidllm.models.native.model import NativeConfig, NativeVideoLLM
 from vidllm.models.question import letters_of, questions_of
 from vidllm.models.shipped import default_model, find_model
-from vidllm.progress import Listener
-from vidllm.progress.stopwatch import Stopwatch
+from vidllm.progress import Listener, Stopwatch
 from vidllm.timecode import Span, TimeCode
 from vidllm.tokens import TokenMap
 from vidllm.video import Limits, VideoClip, load_video

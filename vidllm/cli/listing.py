@@ -57,7 +57,7 @@ def _compressors() -> list[dict[str, Any]]:
 def _models() -> list[dict[str, Any]]:
     """What is shipped, and the families of hub models that are served."""
     from vidllm.cost.presets import PRESETS
-    from vidllm.models.families import FAMILIES
+    from vidllm.models.families.family import FAMILIES
     from vidllm.models.folder import read_config
     from vidllm.models.shipped import shipped_models, weights_dir
 

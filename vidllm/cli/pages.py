@@ -145,7 +145,7 @@ def models_matrix() -> dict[str, Any]:
 
 def _models() -> list[str]:
     from vidllm.cost.presets import PRESETS
-    from vidllm.models.families import FAMILIES
+    from vidllm.models.families.family import FAMILIES
 
     found = models_matrix()
     versions, matrix = found["versions"], found["matrix"]

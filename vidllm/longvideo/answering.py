@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from vidllm.cost.flops import kv_bytes_per_token
 from vidllm.errors import InputError
 from vidllm.models.answer import Answer, Receipt
-from vidllm.models.engine import USUAL_ANSWER
-from vidllm.models.locks import one_at_a_time
-from vidllm.models.native.prompt import PROMPTS, prompt_ids, unknown_words
-from vidllm.progress.stopwatch import Stopwatch
+from vidllm.models.engine import USUAL_ANSWER, one_at_a_time
+from vidllm.models.question import PROMPTS, prompt_ids, unknown_words
+from vidllm.progress import Stopwatch
 from vidllm.timecode import Span
 
 from .choosing import LOOKS, Vote, elected, grouped

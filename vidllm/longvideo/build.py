@@ -17,8 +17,7 @@ from vidllm.encoders.vision import VisionEncoder
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.bounds import INDEX_FPS, check, within
 from vidllm.errors.disk import UnwrittenError
-from vidllm.models.engine import Engine
-from vidllm.models.locks import alone
+from vidllm.models.engine import Engine, alone
 from vidllm.models.native.engine import NOT_NATIVE, HasEngine, NativeEngine, native_engine
 from vidllm.models.native.footage import FRAMES, UnknownFootage, warning
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vidllm.errors import InputError
-from vidllm.models.locks import alone
+from vidllm.models.engine import alone
 from vidllm.tokens import VideoTokens
 
 from .parts import Parts

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from vidllm.models.native.model import NativeVideoLLM
-from vidllm.models.native.prompt import PROMPTS, prompt_ids
+from vidllm.models.question import PROMPTS, prompt_ids
 
 from .scan import Batch, WindowAnswer, video_cache
 

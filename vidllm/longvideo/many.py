@@ -16,9 +16,8 @@ import torch
 from torch import nn
 
 from vidllm.cost.flops import kv_bytes_per_token
-from vidllm.models.engine import USUAL_ANSWER
-from vidllm.models.locks import one_at_a_time
-from vidllm.models.native.prompt import prompt_ids
+from vidllm.models.engine import USUAL_ANSWER, one_at_a_time
+from vidllm.models.question import prompt_ids
 from vidllm.timecode import Span
 
 from .answering import KEPT_BYTES, Reader

@@ -22,8 +22,8 @@ from vidllm.errors.bounds import check, lacks_memory
 from vidllm.errors.paths import is_folder
 from vidllm.timecode import get_timecode
 
-from .families import FAMILIES
-from .families.pixels import pixel_options
+from .families.family import FAMILIES
+from .families.pixel_files import pixel_options
 from .families.scripts import SCRIPTS
 from .folder import check_folder
 from .native.model import NativeConfig, NativeVideoLLM
@@ -173,7 +173,7 @@ def load_hub(
 
     Returns:
         The model on the CPU, its tokenizer, its chat template or None, and the options of its
-        pixels (see `models.hf.pixels.pixel_options`).
+        pixels (see `families.pixel_files.pixel_options`).
 
     Raises:
         InputError: files of the tokenizer or of the preprocessor that are missing.

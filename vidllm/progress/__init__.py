@@ -6,8 +6,10 @@ Nothing runs beside the call: every method of a listener is called on the call's
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vidllm.errors import WorkError
@@ -100,3 +102,37 @@ def attentive(listener: Listener | None, *modules: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@dataclass
+class Stopwatch:
+    """Wall seconds by stage, in the order in which the stages first ran, told to a listener."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    listener: Listener | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count what runs inside towards `name`. Raises `Stopped` where the listener says so."""
+        self.begin(name)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - began)
+
+    def begin(self, name: str) -> None:
+        """Tell the listener of a stage, unless it wants the work to end."""
+        check(self.listener)
+        if self.listener is not None:
+            self.listener.stage(name)
+            check(self.listener)
+
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        if self.listener is not None:
+            self.listener.seconds(name, self.seconds[name])
+
+    def copy(self) -> Stopwatch:
+        """Another one that goes on from here, for the same listener."""
+        return Stopwatch(dict(self.seconds), self.listener)

@@ -19,13 +19,12 @@ from vidllm.tokens import VideoTokens
 from vidllm.video import VideoClip
 
 from ..engine import TowerCounter, uncounted, weights_state
-from ..hooks.prefix import Prefix
+from ..hooks.prefill import Prefix
 from ..hooks.session import Session
-from ..hooks.tower_signals import Sight
+from ..hooks.tower import Sight
 from .family import Adapter
 from .pixels import video_pixels
-from .prompting import beside, place
-from .scripts import Placed
+from .scripts import Placed, beside, place
 
 
 @dataclass
@@ -91,7 +90,7 @@ class HubClipMemory:
     last method that merges inside it.
 
     Args:
-        model: of transformers. adapter: of it. marks: see `prompting.marks_of`. options: of
+        model: of transformers. adapter: of it. marks: see `scripts.marks_of`. options: of
             `video_pixels`.
     """
 

@@ -19,8 +19,7 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCrit
 
 from vidllm.compressors import Compressor
 from vidllm.errors import InputError
-from vidllm.progress import Listener, attentive, check
-from vidllm.progress.stopwatch import Stopwatch
+from vidllm.progress import Listener, Stopwatch, attentive, check
 from vidllm.timecode import Span, TextTime, answer_text, unfinished
 from vidllm.timecode.scoring import scored_spans
 from vidllm.tokens import Keep, VideoTokens
@@ -34,6 +33,7 @@ from ..engine import (
     TowerCounter,
     by_question,
     check_early,
+    compressed_once,
     pooled,
     uncounted,
 )
@@ -41,14 +41,12 @@ from ..hooks.pruning import bare
 from ..hooks.session import Session
 from ..hooks.state import Report
 from ..loading import choose_compressor, load_hub
-from ..locks import compressed_once
-from ..native.config import NativeConfig
+from ..native.model import NativeConfig
 from ..question import check_room, check_text, positions_of
-from . import FAMILIES, adapter_for
 from .clips import HubClip, HubClipMemory, wait
+from .family import FAMILIES, adapter_for
 from .pixels import tokens_per_frame
-from .prompting import chat, marks_of, shorten, write
-from .scripts import SCRIPTS, TASKS, Placed, Script
+from .scripts import SCRIPTS, TASKS, Placed, Script, chat, marks_of, shorten, write
 
 
 class HubEngine(Engine):

@@ -6,8 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..hooks.tower_merging import MaskedLayer
-from ..hooks.tower_signals import Sight, dense_signals, fold_square
+from ..hooks.tower import MaskedLayer, Sight, dense_signals, fold_square
 from .frame_images import FramesAsImages
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..hooks.tower_signals import Sight, dense_signals
+from ..hooks.tower import Sight, dense_signals
 from .family import Adapter, Clip
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..hooks.tower_signals import Sight, fold_groups, packed_signals
+from ..hooks.tower import Sight, fold_groups, packed_signals
 from .family import Adapter, Clip, grid_from, grids_of
 
 

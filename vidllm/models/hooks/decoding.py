@@ -1,20 +1,191 @@
-"""From a prompt whose video is in the KV cache to answers: several questions about one prefill."""
+"""From a prompt whose video is in the KV cache to answers: several questions about one prefill.
+
+Decode steps go on over caches that are shorter than the prompt (`DecodeSteps`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vidllm.errors import InputError
 
-from .cache_choice import CacheChoice
-from .decode_steps import DecodeSteps, Past
-from .kv_cache import Prefill
+from .batches import layer_mask
+from .cache import CacheChoice, Prefill, Rotary
+
+
+@dataclass
+class Past:
+    """What a cache holds that was made from a compressed prompt.
+
+    Attributes:
+        valid: for every layer (B, n) bool on the CPU, entries that are no padding; layers that
+            hold the same share one tensor.
+        shift: for every layer (B,) how far the positions of what comes next have moved back;
+            empty where they have not.
+        seen: columns of the full attention mask so far. next: the positions that come next,
+            (B, 1), or (P, B, 1) for M-RoPE. choice: of what a decode step reads, if any.
+    """
+
+    valid: list[Tensor]
+    shift: list[Tensor] = field(default_factory=list)
+    seen: int = 0
+    next: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    choice: CacheChoice | None = None
+
+
+class DecodeSteps:
+    """The caches of compressed prompts, and the step that is under way.
+
+    A layer gets the mask of what its cache has entries for, and rotary tables of its own where
+    positions have moved.
+
+    Args:
+        decoder: the text model, without its head.
+
+    Attributes:
+        past: what the pass under way goes on from, or None. pasts: of all caches.
+    """
+
+    def __init__(self, decoder: Any) -> None:
+        self.decoder = decoder
+        self.layers = cast(nn.ModuleList, decoder.layers)
+        self.past: Past | None = None
+        self.pasts: WeakKeyDictionary[Any, Past] = WeakKeyDictionary()
+        self._steps = 0
+        self._positions = torch.empty(0, dtype=torch.long)
+        self._masks: dict[int, Any] = {}
+        self._rotary: Rotary | None = None
+        self._tables: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+
+    def attach(self, stack: ExitStack, *, choosing: bool) -> None:
+        """Hooks on the layers, and for a method that chooses at every step on their attention;
+        the stack takes them off."""
+        for i, layer in enumerate(self.layers):
+            handle = layer.register_forward_pre_hook(self._differs(i), with_kwargs=True)
+            stack.callback(handle.remove)
+            if choosing:
+                attention = cast(nn.Module, layer.self_attn)
+                handle = attention.register_forward_hook(self._chooses(i), with_kwargs=True)
+                stack.callback(handle.remove)
+
+    def close(self) -> None:
+        """No step is under way."""
+        self.past = None
+        self._masks.clear()
+        self._tables.clear()
+
+    def grow(self, positions: Tensor, fresh: Tensor) -> Tensor:
+        """Begin a pass over new tokens.
+
+        Args:
+            positions: (B, W) of them, in the uncompressed sequence. fresh: (B, W) bool, those
+                that are no padding.
+
+        Returns:
+            (B, n + W) bool on the CPU: what the first layer's cache will hold.
+        """
+        past = cast(Past, self.past)
+        longer = {id(v): torch.cat([v, fresh.cpu()], dim=1) for v in past.valid}
+        past.valid[:] = [longer[id(v)] for v in past.valid]  # a choice changes it as well
+        self._positions = positions
+        self._masks.clear()
+        self._tables.clear()
+        return past.valid[0]
+
+    def go_on(self, cache: Any, length: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Before a hub model: whether its call fits this cache, and the positions that come next.
+
+        Raises:
+            InputError: a call that is no step of this cache's own answer.
+        """
+        past = self.pasts[cache]
+        given = kwargs.get("input_ids")
+        given = kwargs["inputs_embeds"] if given is None else given
+        batch, fresh = given.shape[:2]
+        mask = kwargs.get("attention_mask")
+        fits = past.valid[0].shape == (batch, length)
+        if not fits or (mask is not None and mask.shape[-1] != past.seen + fresh):
+            raise InputError(
+                "this cache is shorter than its prompt, so only its own answer can go on: pass the "
+                "whole conversation without past_key_values, and no assisted decoding"
+            )
+        if kwargs.get("position_ids") is None:
+            more = torch.arange(fresh, device=past.next.device)
+            kwargs = {**kwargs, "position_ids": past.next + more}
+        self.past = past
+        return kwargs
+
+    def resume(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Before its text model: the mask of what the cache holds and of what comes now."""
+        past = cast(Past, self.past)
+        self._steps = 0 if past.choice is None else len(past.choice.history)
+        embeds: Tensor = kwargs["inputs_embeds"]
+        mask, fresh = kwargs.get("attention_mask"), torch.ones(embeds.shape[:2], dtype=torch.bool)
+        if mask is not None:
+            fresh = mask[:, past.seen :].bool()
+        valid = self.grow(kwargs["position_ids"], fresh)
+        whole = mask is None and bool(valid.all())
+        return {**kwargs, "attention_mask": None if whole else valid.to(embeds.device, torch.long)}
+
+    def done(self, kwargs: dict[str, Any]) -> bool:
+        """Behind it: where the next step stands; False if a choice was passed by."""
+        past, position = cast(Past, self.past), kwargs["position_ids"]
+        chosen = past.choice is None or len(past.choice.history) > self._steps
+        past.next = position[..., -1:] + 1
+        past.seen += position.shape[-1]
+        self.close()
+        return chosen
+
+    def _chooses(self, i: int) -> Any:
+        def hook(
+            attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _out: Any
+        ) -> None:
+            choice = None if self.past is None else self.past.choice
+            if choice is None or choice.first != i + 1:
+                return
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if hidden.shape[1] != 1:
+                raise InputError(f"{choice.method.name} goes on one token at a time")
+            choice.step(attention, kwargs["past_key_values"], hidden, kwargs["position_embeddings"])
+
+        return hook
+
+    def _differs(self, i: int) -> Any:
+        def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            past, own = self.past, {}
+            if past is None:
+                return None
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if past.valid[i] is not past.valid[0]:
+                own["attention_mask"] = self._mask(past.valid[i], hidden)
+            if past.shift and bool(past.shift[i].any()):
+                own["position_embeddings"] = self._turned(past.shift[i], hidden.dtype)
+            return (args, {**kwargs, **own}) if own else None
+
+        return hook
+
+    def _mask(self, valid: Tensor, hidden: Tensor) -> Any:
+        if id(valid) not in self._masks:
+            how = str(self.decoder.config._attn_implementation)
+            self._masks[id(valid)] = layer_mask(how, valid, hidden.shape[1], hidden)
+        return self._masks[id(valid)]
+
+    def _turned(self, shift: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin (B, W, r) of positions that have moved back by shift (B,)."""
+        key = tuple(shift.tolist())
+        if key not in self._tables:
+            self._rotary = self._rotary or Rotary(self.decoder)
+            places = self._positions - shift[:, None].to(self._positions.device)
+            self._tables[key] = self._rotary.tables(places, dtype)
+        return self._tables[key]
 
 
 @dataclass

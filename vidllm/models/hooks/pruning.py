@@ -3,7 +3,7 @@
 While a prompt is read, hooks on the layers take out the tokens that a method names, for good:
 later layers neither compute nor cache them. Positions stay those of the full sequence. What a
 method needs of the layer before is computed from that layer's queries and keys for the few rows
-that count (`probes`), beside any attention implementation. The rows of a batch may lose different
+that count (`probe`), beside any attention implementation. The rows of a batch may lose different
 numbers of tokens and hold several videos.
 """
 
@@ -21,13 +21,103 @@ from torch import Tensor, nn
 from vidllm.compressors import Compressor
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens, cut_counts
-from vidllm.tokens.selection import Keep, Selection, chosen
+from vidllm.tokens.video_tokens import Keep, Selection, chosen
 
 from .batches import gather, layer_mask, pack
-from .bypass import in_checkpoint
-from .probes import DECODER_SIGNALS, pivots, probe
 
-__all__ = ["DECODER_SIGNALS", "PrefillMethod", "Pruner", "VideoRun", "bare"]
+#: Signals that the decoder gives to methods of the stages "prefill" and "cache".
+DECODER_SIGNALS: tuple[str, ...] = (
+    "decoder-attention",
+    "decoder-text-attention",
+    "decoder-keys",
+    "decoder-importance",
+    "decoder-normed",
+    "prefill-survivors",
+)
+_PIVOTS = 4  # words of the question that a method may compare with (DART)
+
+
+def probe(
+    method: Compressor,
+    attention: nn.Module,
+    hidden: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    video: Tensor,
+    words: Tensor,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The method's needs, from hidden states (L, D) of one prompt that enter an attention layer.
+
+    Args:
+        cos, sin: (L, d) of the positions.
+        video: (V,) long, where the video's tokens stand. words: (W,) those of the text behind it.
+
+    Returns:
+        The signals, and the summed size (W,) of the words' keys.
+
+    Raises:
+        InputError: a method that reads the question, and no question.
+    """
+    width = int(attention.head_dim)  # type: ignore[arg-type]
+    keys = heads(attention, "k", hidden, width, cos, sin)  # (H_kv, L, d)
+    video, words = video.to(hidden.device), words.to(hidden.device)
+    out: dict[str, Tensor] = {}
+    for need in method.needs:
+        if need == "decoder-keys":
+            out[need] = keys[:, video].transpose(0, 1).flatten(1)
+        elif need == "decoder-attention":
+            last = torch.tensor([len(hidden) - 1], device=hidden.device)
+            out[need] = _rows(attention, hidden, keys, cos, sin, last).mean(0)[-1, video]
+        elif need == "decoder-text-attention":
+            if not len(words):
+                raise InputError(f"{method.name} needs a question after the video")
+            rows = _rows(attention, hidden, keys, cos, sin, words)
+            out[need] = rows.mean(0)[:, video].T
+        elif need == "decoder-importance":
+            from vidllm.compressors.aim_prune import importance_rows
+
+            def block(start: int, stop: int) -> Tensor:
+                some = torch.arange(start, stop, device=hidden.device)
+                return _rows(attention, hidden, keys, cos, sin, some, sharp=True)
+
+            out[need] = importance_rows(block, len(hidden), temperature=0.1)[video]
+    return out, keys[:, words].abs().sum((0, 2))
+
+
+def pivots(normed: Tensor, size: Tensor) -> Tensor:
+    """Of the words' normed states (W, D) those with the largest keys."""
+    return normed[size.topk(min(_PIVOTS, len(normed))).indices]
+
+
+def heads(
+    attention: nn.Module, kind: str, hidden: Tensor, width: int, cos: Tensor, sin: Tensor
+) -> Tensor:
+    """Queries or keys (H, L, d) of hidden states (L, D), as the attention layer makes them."""
+    projected = getattr(attention, f"{kind}_proj")(hidden).unflatten(-1, (-1, width))
+    norm = getattr(attention, f"{kind}_norm", None)
+    x = (projected if norm is None else norm(projected)).transpose(0, 1)
+    half = x.shape[-1] // 2
+    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+    return cast(Tensor, x * cos + turned * sin).float()
+
+
+def _rows(
+    attention: nn.Module,
+    hidden: Tensor,
+    keys: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    which: Tensor,
+    sharp: bool = False,
+) -> Tensor:
+    """Causal attention (H, R, L) of the query rows `which` (R,); `sharp` gives its logits."""
+    width = keys.shape[-1]
+    query = heads(attention, "q", hidden[which], width, cos[which], sin[which])
+    every = keys.repeat_interleave(query.shape[0] // keys.shape[0], dim=0)
+    logits = query @ every.transpose(-1, -2) * float(attention.scaling)  # type: ignore[arg-type]
+    late = torch.arange(keys.shape[1], device=hidden.device)[None] > which[:, None]
+    logits = logits.masked_fill(late, torch.finfo(logits.dtype).min)
+    return logits if sharp else torch.softmax(logits, dim=-1)
 
 
 class PrefillMethod(Protocol):
@@ -307,3 +397,10 @@ def _survivors(rounds: Sequence[Selection], count: int) -> Tensor:
 
 def _is_keep(selection: Selection) -> bool:
     return isinstance(selection, Keep)
+
+
+def in_checkpoint() -> bool:
+    """Whether this code runs inside `torch.utils.checkpoint`, which backward runs again; the
+    reentrant one shows only in that no gradients are kept."""
+    top = cast(Any, torch._C._autograd)._top_saved_tensors_default_hooks(True)
+    return top is not None and getattr(top[0], "__module__", "") == "torch.utils.checkpoint"

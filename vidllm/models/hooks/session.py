@@ -23,19 +23,24 @@ from torch import Tensor, nn
 from vidllm.compressors import LATE, Compressor
 from vidllm.errors import InputError
 
+from ..engine import Shared
 from ..families.family import Adapter, Clip
-from ..locks import Shared
-from .bypass import Net, check_compiled, within_compiled
-from .cache_choice import CacheChoice
-from .checks import around_generate, check, check_cache, check_call, check_generate
-from .decode_steps import DecodeSteps, Past
-from .eviction import CachedVideo, evict_rows
-from .prefill import dense_planes, reduce, select
-from .prefix import Prefix
+from .cache import CacheChoice, CachedVideo, evict_rows
+from .checks import (
+    Net,
+    around_generate,
+    check,
+    check_cache,
+    check_call,
+    check_compiled,
+    check_generate,
+    within_compiled,
+)
+from .decoding import DecodeSteps, Past
+from .prefill import Prefix, dense_planes, reduce, select
 from .pruning import Pruner, VideoRun, bare
 from .state import Call, Report, count_videos, numbered
-from .tower_merging import TowerMerger, merges_inside
-from .tower_signals import Sight, watch
+from .tower import Sight, TowerMerger, merges_inside, watch
 
 
 class Session:

@@ -11,9 +11,9 @@ from vidllm.compressors import Compressor
 from vidllm.tokens import VideoTokens
 
 from ..families.family import Clip
-from .cache_choice import CacheChoice
+from .cache import CacheChoice
 from .pruning import Pruner
-from .tower_signals import Sight
+from .tower import Sight
 
 
 @dataclass

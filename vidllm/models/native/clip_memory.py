@@ -16,8 +16,7 @@ from vidllm.tokens import VideoTokens
 from vidllm.video import VideoClip
 
 from ..engine import TowerCounter, uncounted, weights_state
-from .config import NativeConfig
-from .model import NativeVideoLLM
+from .model import NativeConfig, NativeVideoLLM
 
 _PART = 32  # frames that are resized at once
 

@@ -17,8 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from vidllm.compressors import Compressor
 from vidllm.encoders.vision import VisionEncoder
 from vidllm.errors import InputError, WorkError
-from vidllm.progress import Listener, attentive, check
-from vidllm.progress.stopwatch import Stopwatch
+from vidllm.progress import Listener, Stopwatch, attentive, check
 from vidllm.timecode import Span, get_timecode, unfinished
 from vidllm.timecode.scoring import scored_spans, whole_times
 from vidllm.tokens import VideoTokens
@@ -34,20 +33,17 @@ from ..engine import (
     by_question,
     check_early,
     longest_answer,
+    one_at_a_time,
     uncounted,
 )
-from ..hooks.cache_choice import CacheChoice
+from ..hooks.cache import CacheChoice, decoder_layers, evict
 from ..hooks.decoding import Trace, generate_from
-from ..hooks.eviction import evict
-from ..hooks.kv_cache import decoder_layers
 from ..loading import choose_compressor, choose_device, choose_dtype, load_native
-from ..locks import one_at_a_time
-from ..question import check_room, longest, positions_of
+from ..question import PROMPTS, check_room, longest, positions_of, prompt_ids, unknown_words, wrap
 from ..shipped import default_model
 from .clip_memory import ClipMemory, NativeClip, slots_of, window
 from .footage import KnownFootage, clip_pixels, load_known
 from .model import NativeConfig, NativeVideoLLM
-from .prompt import PROMPTS, prompt_ids, unknown_words, wrap
 
 #: Said where another model is given for an index.
 NOT_NATIVE = (

@@ -27,6 +27,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     DynamicCache,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -37,14 +38,124 @@ from vidllm.encoders.vision import HubTower, VisionEncoder, build_vision, load_v
 from vidllm.errors import InputError
 from vidllm.tokens import Merge, Mix, VideoTokens
 
-from ..hooks.cache_choice import CacheChoice
+from ..hooks.cache import CacheChoice, Prefill, decoder_layers
 from ..hooks.decoding import generate_from
-from ..hooks.kv_cache import Prefill, decoder_layers
 from ..hooks.pruning import DECODER_SIGNALS, Pruner, VideoRun
-from .config import NativeConfig
-from .layers import TimeEmbedding, VideoNorm
 
-__all__ = ["NativeConfig", "NativeVideoLLM", "Prefill"]
+
+class NativeConfig(PreTrainedConfig):
+    """What a native model is made of.
+
+    Args:
+        vision: config of the tower, {"type": "conv" or a transformers type, …}.
+        text: config of the decoder LLM as a dict with its "model_type".
+        temporal: temporal encoders in order, each {"name": …, options}; [] for none.
+        downsample: side of the square of cells that the projector folds into one token.
+        time_code: "relative", "absolute" or "text" (see `vidllm.timecode`).
+        time_tokens: number of relative time tokens.
+        time_token_start: id of the first relative time token.
+        time_embedding: add the time span of every token to it.
+        stamps: write the time of every frame before its tokens.
+        frames: frames sampled by default.
+        compressors, keep: what the model was trained with; the default of `VideoLLM`.
+    """
+
+    model_type = "vidllm-native"
+
+    def __init__(
+        self,
+        vision: dict[str, Any] | None = None,
+        text: dict[str, Any] | None = None,
+        temporal: list[dict[str, Any]] | None = None,
+        downsample: int = 1,
+        time_code: str = "relative",
+        time_tokens: int = 100,
+        time_token_start: int = 0,
+        time_embedding: bool = True,
+        stamps: bool = False,
+        frames: int = 64,
+        compressors: str = "none",
+        keep: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        self.vision = vision or {"type": "conv"}
+        self.text = text or {"model_type": "qwen2"}
+        self.temporal = temporal if temporal is not None else []
+        self.downsample = downsample
+        self.time_code = time_code
+        self.time_tokens = time_tokens
+        self.time_token_start = time_token_start
+        self.time_embedding = time_embedding
+        self.stamps = stamps
+        self.frames = frames
+        self.compressors = compressors
+        self.keep = keep
+        super().__init__(**kwargs)
+
+    @property
+    def reads_sentences(self) -> bool:
+        """Whether the whole model was trained from nothing, on questions of a sentence."""
+        return bool(self.vision.get("type") == "conv")
+
+
+AutoConfig.register(NativeConfig.model_type, NativeConfig)
+
+
+class TimeProjection(nn.Linear):
+    """From time features to the LLM's width; how it starts is its own (see `reset_parameters`).
+
+    The initialiser of transformers passes over modules without parameters of their own, so this
+    must be the layer and not its parent.
+    """
+
+    def __init__(self, width: int, dim: int, ends: bool) -> None:
+        self.ends = ends
+        super().__init__(width, dim, bias=False)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Two ends: start as their mean, as large as a token. Else: start as nothing at all."""
+        self.weight.zero_()
+        if self.ends:
+            self.weight += 1.25 * torch.cat([torch.eye(self.out_features)] * 2, dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """Seconds (start, end) of every token to vectors of the LLM's width."""
+
+    def __init__(self, config: NativeConfig, dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.relative = config.time_code == "relative"
+        self.project = TimeProjection(2 * dim if self.relative else 128, dim, self.relative)
+
+    def forward(self, span: Tensor, duration: Tensor, table: Tensor) -> Tensor:
+        """`span` (…, L, 2) and `duration` (…) seconds, `table` (V, D) → (…, L, D)."""
+        if not self.relative:
+            rates = torch.exp(torch.linspace(0, -math.log(8192.0), 32, device=span.device))
+            angle = span.float()[..., None] * rates
+            waves = torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2)
+            return cast(Tensor, self.project(waves.to(table.dtype)))
+        last = self.config.time_tokens - 1
+        place = (last * span / duration[..., None, None]).clamp(0, last).float()
+        low = place.floor().clamp(max=last - 1)
+        weight = (place - low)[..., None].to(table.dtype)
+        first = self.config.time_token_start
+        rows = table[first : first + self.config.time_tokens]
+        low_row = low.long()
+        mixed = rows[low_row] * (1 - weight) + rows[low_row + 1] * weight
+        return cast(Tensor, self.project(mixed.flatten(-2)))
+
+
+class VideoNorm(nn.LayerNorm):
+    """Brings video tokens to the size of word embeddings, so that their time is heard beside them
+    and the decoder's layers can change them."""
+
+    size: float = 0.1
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, self.size)
+        nn.init.zeros_(self.bias)
 
 
 class NativeVideoLLM(PreTrainedModel):

@@ -113,7 +113,7 @@ def calibrate_folder(folder: Path, **options: object) -> KnownFootage:
         InputError: no model of this project there. WorkError: it cannot be read or written.
     """
     from vidllm.models.loading import load_native, model_kind
-    from vidllm.models.native.config import NativeConfig
+    from vidllm.models.native.model import NativeConfig
 
     if not (folder / "config.json").is_file():
         raise InputError(f"--out {folder} holds no model: give the folder of a trained one")

@@ -1,9 +1,14 @@
-"""Merging inside a hub model's vision tower, for families whose projector looks at one token alone.
+"""A hub model's vision tower: what it thinks of its own tokens, and merging inside it.
 
-The cells that make one token (the square of a pixel shuffle) merge as one. The tower then runs on
-fewer tokens, layer by layer; behind its last layer every original cell gets a copy of what it
-became, so that the projector finds its grid whole, and of equal tokens one goes to the decoder.
-That is exact: equal squares give equal tokens.
+Signals are attention received, and keys: as `encoders.vision.signals`, for towers that run inside a
+model of transformers. The input of one attention layer is caught by a hook, and only the queries
+and keys of that layer are computed again, beside whatever attention the tower runs.
+
+Merging is for families whose projector looks at one token alone. The cells that make one token (the
+square of a pixel shuffle) merge as one. The tower then runs on fewer tokens, layer by layer; behind
+its last layer every original cell gets a copy of what it became, so that the projector finds its
+grid whole, and of equal tokens one goes to the decoder. That is exact: equal squares give equal
+tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +16,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -21,17 +28,196 @@ from vidllm.compressors import Compressor
 from vidllm.compressors.shared.in_tower import InTower, tower_part
 from vidllm.encoders.vision.merging import MergingRun, tower_layers
 from vidllm.errors import InputError
-from vidllm.tokens import VideoTokens
+from vidllm.tokens import Merge, VideoTokens
 from vidllm.tokens.tower_plan import TowerShape
 
-from .bypass import runs_twice
-from .tower_signals import Inside, Sight
+_LEAST = 2**16  # logits of attention that may be held at once
+_CALLS = 4  # of a tower that are remembered: images and videos of one prompt are two
+
+
+@dataclass
+class Inside:
+    """What merged inside the tower of one video.
+
+    Attributes:
+        tokens: of the video behind the tower, without features. rest: what is left to do.
+    """
+
+    tokens: VideoTokens
+    rest: Compressor
+
+    def join(self, view: VideoTokens) -> VideoTokens:
+        """A video's projected tokens, copies among them, as those that are left."""
+        found = self.tokens
+        after = view.apply(Merge(found.source, found.position, "size"))
+        rows = view.features[found.position.to(view.features.device)]
+        deep = {n.replace("-", "_"): plane for n, plane in found.signals.items()}
+        return after.with_features(rows).with_signals(**deep)
+
+
+@dataclass
+class Sight:
+    """One call of a vision tower.
+
+    Attributes:
+        inputs: its keyword arguments. output: what it gave, with `last_hidden_state`.
+        attention: the attention layer that was watched, or None; hidden: (..., N, D), the states
+            that entered it; arguments: its other ones, by name.
+        signals: what was made of these states, once it was (`read`).
+        inside: what merged inside the tower, by each video's first token; method: the one that
+            did it, by all its options, or "".
+    """
+
+    inputs: Mapping[str, Any]
+    output: Any = None
+    attention: nn.Module | None = None
+    hidden: Tensor = field(default_factory=lambda: torch.empty(0))
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
+    inside: Mapping[int, Inside] = field(default_factory=dict)
+    method: str = ""
+
+    def read(self, signals: Mapping[str, Tensor]) -> None:
+        """Keep what was made of the states in their place: they are wide, and as long as the
+        video. Zeros of their shape without storage are left."""
+        self.signals, self.arguments = dict(signals), {}
+        self.hidden = self.hidden.new_zeros(1).expand(self.hidden.shape)
+
+
+@contextmanager
+def watch(tower: nn.Module, attention: nn.Module | None = None) -> Iterator[deque[Sight]]:
+    """Keep the last calls of a tower, and what goes into one of its attention layers.
+
+    Yields:
+        The calls, the last one behind; whoever has read them clears them.
+    """
+    sights: deque[Sight] = deque(maxlen=_CALLS)
+    under_way: list[Sight] = []  # none while backward runs a layer a second time
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        named = dict(zip(("pixel_values", "grid_thw"), args, strict=False))
+        sights.append(Sight({**named, **kwargs}, attention=attention))
+        under_way[:] = [sights[-1]]
+
+    def behind(_module: nn.Module, _args: Any, output: Any) -> None:
+        for sight in under_way:
+            sight.output = output
+        under_way.clear()
+
+    def enters(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for sight in under_way:
+            sight.hidden = (args[0] if args else kwargs["hidden_states"]).detach()
+            sight.arguments = kwargs
+
+    handles = [
+        tower.register_forward_pre_hook(before, with_kwargs=True),
+        tower.register_forward_hook(behind),
+    ]
+    if attention is not None:
+        handles.append(attention.register_forward_pre_hook(enters, with_kwargs=True))
+    try:
+        yield sights
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def queries_keys(attention: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., H, d) queries and keys of hidden states (..., D), before rotation, in float32."""
+    heads = int(attention.num_heads)
+    if hasattr(attention, "qkv"):
+        query, key, _ = attention.qkv(hidden).unflatten(-1, (3, heads, -1)).unbind(-3)
+    else:
+        query, key = attention.q_proj(hidden), attention.k_proj(hidden)
+        if hasattr(attention, "q_norm"):  # over all heads at once
+            query, key = attention.q_norm(query), attention.k_norm(key)
+        query, key = query.unflatten(-1, (heads, -1)), key.unflatten(-1, (heads, -1))
+    return query.float(), key.float()
+
+
+def received(query: Tensor, key: Tensor, states: Tensor) -> Tensor:
+    """(n,) attention that keys (n, H, d) get, mean over queries (q, H, d) and heads.
+
+    Some queries at a time: fewer logits than the layer's MLP has activations for all `states`, so
+    that the peak of memory stays the tower's own.
+    """
+    heads, count = query.shape[1], len(key)
+    total = key.new_zeros(count)
+    most = max(_LEAST, states.numel() // 4) // (heads * count)
+    for some in query.split(max(1, most)):
+        logits = torch.einsum("qhd,khd->hqk", some * key.shape[-1] ** -0.5, key)
+        total += torch.softmax(logits, dim=-1).sum((0, 1))
+    return total / (heads * len(query))
+
+
+def dense_signals(sight: Sight, patches: int) -> dict[str, Tensor]:
+    """Signals of a tower that sees frames (F, N, D), its last `patches` tokens being patches.
+
+    Returns:
+        "cls-attention" (F, patches): softmax row of the CLS token, or where there is none the
+        mean of all rows; mean over heads. "vision-keys" (F, patches, d): mean over heads.
+    """
+    attention, attended, keys = sight.attention, [], []
+    for hidden in sight.hidden.split(1):
+        query, key = queries_keys(attention, hidden)
+        special = hidden.shape[1] - patches
+        rows = query[:, :1] if special else query
+        attended.append(received(rows[0], key[0], sight.hidden)[None, special:])
+        keys.append(key.mean(2)[:, special:])
+    return {"cls-attention": torch.cat(attended), "vision-keys": torch.cat(keys)}
+
+
+def packed_signals(sight: Sight) -> dict[str, Tensor]:
+    """Signals (N,) and (N, d) of a tower without CLS token that packs all frames into (N, D).
+
+    Attention is within a frame and after rotation; keys are those before it.
+    """
+    attention, kwargs = sight.attention, sight.arguments
+    bounds: list[int] = kwargs["cu_seqlens"].tolist()
+    cos, sin = (t.float()[:, None] for t in kwargs["position_embeddings"])
+    attended, keys = [], []
+    for start, end in pairwise(bounds):
+        query, key = queries_keys(attention, sight.hidden[start:end])
+        q, k = (x * cos[start:end] + _turned(x) * sin[start:end] for x in (query, key))
+        attended.append(received(q, k, sight.hidden))
+        keys.append(key.mean(1))
+    return {"cls-attention": torch.cat(attended), "vision-keys": torch.cat(keys)}
+
+
+def fold_square(signals: Mapping[str, Tensor], fold: int) -> dict[str, Tensor]:
+    """Patches (F, S * S, ...) to tokens of fold x fold patches, (F * (S / fold)², ...)."""
+    planes = {}
+    for name, plane in signals.items():
+        side = int(plane.shape[1] ** 0.5)
+        cells = plane.unflatten(1, (side // fold, fold, side // fold, fold)).mean((2, 4))
+        planes[name] = cells.flatten(0, 2)
+    return planes
+
+
+def fold_groups(signals: Mapping[str, Tensor], group: int) -> dict[str, Tensor]:
+    """Patches (N, ...) whose tokens are `group` patches in a row each, to (N / group, ...)."""
+    return {name: plane.unflatten(0, (-1, group)).mean(1) for name, plane in signals.items()}
+
+
+def _turned(x: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    return torch.cat([-x[..., half:], x[..., :half]], dim=-1)
 
 
 def merges_inside(method: Compressor) -> InTower | None:
     """The method that merges inside a vision tower: of a chain only the first does."""
     first = method.methods[0]
     return first if isinstance(first, InTower) and first.tower else None
+
+
+def runs_twice(module: nn.Module) -> bool:
+    """Whether backward will run parts of a module a second time (gradient checkpointing)."""
+    if not (torch.is_grad_enabled() and module.training):
+        return False
+    return any(
+        bool(getattr(m, "gradient_checkpointing", False)) or type(m).__name__ == "CheckpointWrapper"
+        for m in module.modules()
+    )
 
 
 class TowerMerger:
