@@ -59,12 +59,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from vidllm.ask.compression import compress
-    from vidllm.ask.video_llm import Answer, VideoLLM
+    from vidllm.ask.video_llm import VideoLLM
     from vidllm.compressors import Compressor
     from vidllm.errors import InputError, VidllmError, WorkError
     from vidllm.longvideo.index import VideoIndex
     from vidllm.longvideo.library import VideoLibrary
-    from vidllm.models.answer import Receipt
+    from vidllm.models.answer import Answer, Receipt
     from vidllm.progress import Listener, Stopped, StopSignal
     from vidllm.timecode import Span
     from vidllm.tokens import TokenMap, VideoTokens

@@ -17,9 +17,8 @@ from .lssl import LSSLEncoder
 from .mamba import MambaEncoder
 from .mambamixer import MambaMixerEncoder
 from .s_mamba import SMambaEncoder
-from .scan import ssd_chunked
 from .selective import selective_scan
-from .ssd import SSDEncoder
+from .ssd import SSDEncoder, ssd_chunked
 from .storm import StormEncoder, StormProjector
 from .temporal_conv import TemporalConvEncoder
 from .tsm import ShiftEncoder

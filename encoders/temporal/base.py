@@ -432,3 +432,27 @@ class StackEncoder(TemporalEncoder):
         if self.bidirectional:
             ways.append(F.pad(ratio, (0, 1), value=1.0))
         return torch.stack(ways, dim=-1)
+
+
+def causal_conv(
+    x: Tensor, weight: Tensor, bias: Tensor, tail: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The short depthwise convolution that stands before a scan.
+
+    Shift, multiply, add: for four taps faster than a depthwise Conv1d, and no transpose.
+
+    Args:
+        x: (B, L, C); weight: (taps, C), the last tap at the token itself; bias: (C,).
+        tail: (B, taps - 1, C), the tokens before, zeros when None.
+
+    Returns:
+        (B, L, C) and the tail for the tokens that follow.
+    """
+    taps, weight = weight.shape[0], weight.to(x.dtype)
+    if tail is None:
+        tail = x.new_zeros(x.shape[0], taps - 1, x.shape[-1])
+    padded = torch.cat([tail.to(x.dtype), x], dim=1)
+    out = bias.to(x.dtype) + padded[:, taps - 1 :] * weight[-1]
+    for k in range(taps - 1):
+        out = torch.addcmul(out, padded[:, k : k + x.shape[1]], weight[k])
+    return out, padded[:, x.shape[1] :].clone()

@@ -19,8 +19,16 @@ from torch.nn import functional as F
 
 from vidllm.errors import InputError
 
-from .base import Mixer, Scan, StackEncoder, StackOptions, State, Time, register_temporal
-from .scan import causal_conv
+from .base import (
+    Mixer,
+    Scan,
+    StackEncoder,
+    StackOptions,
+    State,
+    Time,
+    causal_conv,
+    register_temporal,
+)
 from .selective import selective_scan
 
 Directions = Literal["shared", "separate"]

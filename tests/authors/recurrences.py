@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vidllm.encoders.temporal.aaren import Summary, _merge
-from vidllm.encoders.temporal.scan import _check_ssd
 from vidllm.encoders.temporal.selective import _check
+from vidllm.encoders.temporal.ssd import _check_ssd
 
 
 def ssd_recurrent(

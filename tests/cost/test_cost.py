@@ -184,7 +184,7 @@ def test_a_whole_run_of_the_native_model_against_the_counter(make: str, keep: fl
     shape = from_config(model.config, "m")
     assert shape.grid(frames) == tokens.grid
     plan = plan_of(Late(keep), tokens.grid, shape.decoder.layers)
-    assert plan.last == len(made[0][1]) and len(made[0][0][0]) == answer
+    assert plan.last == len(made[0].kept) and len(made[0].ids[0]) == answer
     cost = cost_of(shape, plan, frames, text=len(head) + len(tail), answer=answer)
     assert cost.total == near(seen)
 
@@ -231,11 +231,11 @@ def test_a_plan_is_what_a_run_leaves(spec: str) -> None:
     grid = (7, model.grid_side, model.grid_side)
     tokens = model.encode(torch.rand(7, 3, 32, 32), np.arange(7.0), 7.0, wants=method.needs)
     prompt = Prompt([1, 2, 3], [[4, 5, 6, 7]], tokens, 7.0)
-    _, kept, cached = answer_prompt(model, prompt, method, Stopwatch(), max_new_tokens=3, eos=-1)
+    made = answer_prompt(model, prompt, method, Stopwatch(), max_new_tokens=3, eos=-1)
     plan = plan_of(method, grid, 2)
     assert plan.total == len(tokens)
-    assert sum(plan.cached) / 2 == pytest.approx(cached)
-    assert len(kept) == min(plan.last, plan.cached[-1])
+    assert sum(plan.cached) / 2 == pytest.approx(made.cached)
+    assert len(made.kept) == min(plan.last, plan.cached[-1])
 
 
 def test_plans_refuse_what_only_the_video_decides() -> None:

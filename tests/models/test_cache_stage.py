@@ -197,10 +197,8 @@ def test_questions_share_one_prefill_and_the_receipt_says_what_was_read(spec: st
 
     def ask(tails: list[list[int]], watch: Stopwatch) -> tuple[list[list[int]], int, float]:
         prompt = Prompt(HEAD, tails, tokens, duration)
-        replies, kept, cached = answer_prompt(
-            model, prompt, method, watch, max_new_tokens=5, eos=-1
-        )
-        return replies, len(kept), cached
+        made = answer_prompt(model, prompt, method, watch, max_new_tokens=5, eos=-1)
+        return made.ids, len(made.kept), made.cached
 
     both, kept, cached = ask(PROMPTS, Stopwatch())
     assert kept == 6 < cached < 24 and not by_question(method)

@@ -43,14 +43,12 @@ class AskOptions(TypedDict, total=False):
     times: bool
 
 
-def chosen(own: Compressor, compressor: Method, tokens: int | None = None) -> Compressor:
-    """The compressors of a call: None for the model's own.
+def chosen(compressor: Compressor | str, tokens: int | None = None) -> Compressor:
+    """The compressors that a call names.
 
     Raises:
         InputError: a spec that is wrong, or without a share where no number of tokens is met.
     """
-    if compressor is None:
-        return own
     if not isinstance(compressor, str):
         return compressor
     made = build(compressor)
@@ -61,24 +59,24 @@ def chosen(own: Compressor, compressor: Method, tokens: int | None = None) -> Co
     return made
 
 
-def within(method: Compressor, tokens: int | None) -> Compressor:
-    """A method with an exact budget where one is given.
+def within(method: Compressor, tokens: int) -> Compressor:
+    """A method with an exact budget.
 
     Raises:
         InputError: a budget below 1, or one that a method with a count of its own cannot take.
     """
-    if tokens is None or method.name == "none":
+    if method.name == "none":
         return method
     return replace(method, keep=1.0, budget=tokens)
 
 
-def check_fits(method: Compressor, frames: int, total: int, tokens: int | None) -> None:
+def check_fits(method: Compressor, frames: int, total: int, tokens: int) -> None:
     """See that a method can meet so many tokens.
 
     Raises:
         InputError: nothing removes tokens, and there are too many.
     """
-    if tokens is not None and total > tokens and method.name == "none":
+    if total > tokens and method.name == "none":
         raise InputError(
             f"{frames} frames are {total} video tokens, more than {tokens}, and nothing "
             "removes any: name a compressor, or use fewer frames"

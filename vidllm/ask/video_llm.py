@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, overload
 
 from torch import nn
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from vidllm.compressors import Compressor
-from vidllm.cost.memory import peak_memory
+from vidllm.cost.memory import tensor_peak
 from vidllm.cost.spending import Spending, weighed
 from vidllm.errors import InputError
 from vidllm.errors.bounds import check as check_number
@@ -21,25 +21,17 @@ from vidllm.longvideo import index_video
 from vidllm.longvideo.index import VideoIndex
 from vidllm.models.answer import Answer
 from vidllm.models.engine import Engine, check_early, longest_answer, one_at_a_time
-from vidllm.models.families.engine import HubEngine
-from vidllm.models.loading import (
-    choose_compressor,
-    choose_device,
-    choose_dtype,
-    has_temporal,
-    model_kind,
-)
 from vidllm.models.native.engine import NativeEngine
 from vidllm.models.native.footage import KnownFootage, UnknownFootage, warning
-from vidllm.models.native.model import NativeConfig, NativeVideoLLM
+from vidllm.models.native.model import NativeVideoLLM
 from vidllm.models.question import letters_of, questions_of
-from vidllm.models.shipped import default_model, find_model
 from vidllm.progress import Listener, Stopwatch
 from vidllm.timecode import Span, TimeCode
 from vidllm.tokens import TokenMap
 from vidllm.video import Limits, VideoClip, load_video
 
 from .letters import letter_scores
+from .loading import load_engine
 from .options import (
     AskOptions,
     Choices,
@@ -52,9 +44,6 @@ from .options import (
     fitting_frames,
     within,
 )
-from .recipes import get_recipe
-
-__all__ = ["Answer", "VideoLLM"]
 
 
 class VideoLLM:
@@ -154,20 +143,17 @@ class VideoLLM:
         for option, value in (("fps", fps), ("tokens", tokens), ("seed", seed), ("frames", frames)):
             if value is not None and not isinstance(value, str):
                 check_number(option, value)
-        named = None if recipe is None else get_recipe(recipe)
-        folder = str(default_model()) if name is None else find_model(str(name))
-        if named is not None and compressors is None:
-            if named.temporal:
-                named.check_model(str(name or Path(folder).name), has_temporal(folder))
-            compressors, keep = named.compressors, named.keep if keep is None else keep
-        place = choose_device(device)
-        kind = choose_dtype(dtype, place)
-        if compressors is not None:  # what is wrong here must not wait for the weights
-            choose_compressor(NativeConfig(), compressors, keep, tokens)
-        options: dict[str, Any] = {"compressors": compressors, "keep": keep, "tokens": tokens}
-        native = model_kind(folder) == NativeConfig.model_type
-        load = NativeEngine.load if native else HubEngine.load
-        engine = load(folder, attn, place, kind, seed=seed, **options)
+        engine = load_engine(
+            name,
+            recipe=recipe,
+            compressors=compressors,
+            keep=keep,
+            device=device,
+            dtype=dtype,
+            attn=attn,
+            tokens=tokens,
+            seed=seed,
+        )
         return cls.of(engine, frames=frames, fps=fps, tokens=tokens, reader=reader, seed=seed)
 
     @property
@@ -290,9 +276,10 @@ class VideoLLM:
         self._check_times(times)
         letters = letters_of(questions, choices)
         watch, most = Stopwatch(listener=listener), self._most(tokens)
-        method = within(chosen(self.compressor, compressor, most), most)
+        method, device = self._method(compressor, most), self.model.device
+        measured = self.measures_memory or device.type == "cuda"
         with (
-            peak_memory(self.model.device, self.measures_memory) as peak,
+            tensor_peak(device) if measured else nullcontext() as peak,
             engine.at_work(method, listener) as work,
         ):
             if not isinstance(video, VideoClip):
@@ -304,14 +291,17 @@ class VideoLLM:
             shared = engine.sharing_notes(clip, method, len(questions))
             with watch.stage("encode"):  # some methods merge inside the vision tower
                 total = engine.check_room(clip, questions, max_new_tokens, times)
-                check_fits(method, len(clip), total, most)
+                if most is not None:
+                    check_fits(method, len(clip), total, most)
                 encoded = engine.encode(clip, work, weighed)
                 unknown = self._check_footage(clip, anyway)
-            check_fits(method, len(clip), encoded.total, most)
+            if most is not None:
+                check_fits(method, len(clip), encoded.total, most)
             said = engine.generate(clip, encoded, questions, work, watch, longest, times)
+        most_mb = None if peak is None else peak.megabytes
         answers = []
         for text, one, some in zip(questions, said, letters, strict=True):
-            receipt = self.spending.receipt(len(clip), encoded, one, peak.megabytes)
+            receipt = self.spending.receipt(len(clip), encoded, one, most_mb)
             made = engine.decode(one, text, clip, times)
             fit = (*method.notes(), *fit_notes(method, receipt, most))
             answers.append(
@@ -371,7 +361,7 @@ class VideoLLM:
                 question where there is none.
         """
         engine, most = self.engine, self._most(tokens)
-        method = within(chosen(self.compressor, compressor, most), most)
+        method = self._method(compressor, most)
         engine.check_serves(method)
         check_early(method)
         if method.query_aware:
@@ -380,7 +370,8 @@ class VideoLLM:
         with engine.at_work(method) as work:
             clip = self.sample(video, tokens=most, compressor=compressor, **sampling)
             encoded = engine.encode(clip, work, weighed)
-            check_fits(method, len(clip), encoded.total, most)
+            if most is not None:
+                check_fits(method, len(clip), encoded.total, most)
             kept = engine.preview(clip, encoded, question, work, times)
         return TokenMap.of(kept, encoded.slots)
 
@@ -435,7 +426,7 @@ class VideoLLM:
                 raise InputError("frames='auto' picks frames for a number of tokens: give tokens")
             if fps is not None:
                 raise InputError("give only one of frames and fps")
-            method = chosen(self.compressor, compressor, tokens)
+            method = self.compressor if compressor is None else chosen(compressor, tokens)
             peek = load_video(video, frames=1, limits=limits or Limits(), **part)
             frames = fitting_frames(peek, tokens, limits or Limits(), method, self.count)
         return load_video(video, frames=frames, fps=fps, limits=limits, listener=listener, **part)
@@ -462,6 +453,11 @@ class VideoLLM:
         if tokens is not None:
             check_number("tokens", tokens)
         return tokens
+
+    def _method(self, compressor: Method, most: int | None) -> Compressor:
+        """The compressors of a call, with an exact budget where one is given."""
+        method = self.compressor if compressor is None else chosen(compressor, most)
+        return method if most is None else within(method, most)
 
     def _check_times(self, times: bool) -> None:
         if times and not self.engine.writes_times:

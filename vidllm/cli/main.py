@@ -43,7 +43,8 @@ from .options import (
 from .plugins import Commands, EndedByKey
 
 if TYPE_CHECKING:
-    from vidllm.ask.video_llm import Answer, VideoLLM
+    from vidllm.ask.video_llm import VideoLLM
+    from vidllm.models.answer import Answer
     from vidllm.video import VideoClip
 
 #: What the system says of a path that is wrong, rather than of work that failed.

@@ -6,17 +6,11 @@ The process's own size tells little of a CPU run: what torch frees is kept for l
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Allocated(TorchDispatchMode):
@@ -80,26 +74,3 @@ class CudaPeak:
 def tensor_peak(device: torch.device) -> Allocated | CudaPeak:
     """A block that tells its `megabytes` of tensors on this device."""
     return CudaPeak(device) if device.type == "cuda" else Allocated()
-
-
-@dataclass
-class Peak:
-    """The most memory that a call held, in MB; None where nothing measures it."""
-
-    megabytes: float | None = None
-
-
-@contextmanager
-def peak_memory(device: torch.device, tensors: bool = False) -> Iterator[Peak]:
-    """Measure a call: CUDA's allocator says it for nothing; on a CPU tensors must be counted.
-
-    Args:
-        device: of the model. tensors: count them on a CPU, which takes time at every operation.
-    """
-    peak = Peak()
-    if device.type != "cuda" and not tensors:
-        yield peak
-        return
-    with tensor_peak(device) as seen:
-        yield peak
-    peak.megabytes = seen.megabytes

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidllm.errors.paths import input_file
+
 if TYPE_CHECKING:
     from vidllm.models.engine import Engine
     from vidllm.models.native.engine import HasEngine
@@ -62,7 +64,6 @@ def index_video(
             that is possible `path` is an index of it, whose `notes` say what is missing.
     """
     from vidllm.compressors import build as build_method
-    from vidllm.errors.paths import input_file
 
     from .build import Plan, build, indexing_engine
     from .index import VideoIndex

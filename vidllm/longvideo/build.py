@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vidllm import __version__
 from vidllm.compressors import Compressor
 from vidllm.compressors import build as build_method
 from vidllm.encoders.vision import VisionEncoder
@@ -288,8 +289,6 @@ def _facts(
     reader: str,
     unknown: tuple[str, ...],
 ) -> dict[str, Any]:
-    from vidllm import __version__
-
     method = method_facts(engine.compressor)
     return {
         "vidllm": __version__,

@@ -23,7 +23,8 @@ from ..hooks.prefill import Prefix
 from ..hooks.session import Session
 from ..hooks.tower import Sight
 from .family import Adapter
-from .pixels import video_pixels
+from .pixel_files import complete
+from .pixels import pixels_of
 from .scripts import Placed, beside, place
 
 
@@ -91,14 +92,15 @@ class HubClipMemory:
 
     Args:
         model: of transformers. adapter: of it. marks: see `scripts.marks_of`. options: of
-            `video_pixels`.
+            `pixels.video_pixels`.
     """
 
     def __init__(
         self, model: Any, adapter: Adapter, marks: Mapping[str, str], options: Mapping[str, Any]
     ) -> None:
         self.model, self.adapter = model, adapter
-        self.marks, self.options = dict(marks), dict(options)
+        self.kind, self.marks = str(adapter.config.model_type), dict(marks)
+        self.options = complete(self.kind, options)
         self._kept: list[HubClip] = []
 
     def last(self, clip: VideoClip) -> HubClip | None:
@@ -118,7 +120,7 @@ class HubClipMemory:
     ) -> HubClip:
         """A clip through the vision tower, unless it went through it in the same way before."""
         video, weights = self.open(clip), weights_state(self.model)
-        inside = _merging(session.method, video.grid)
+        inside = "" if session.merger is None else _merging(session.method, video.grid)
         end = clip.duration if clip.end is None else min(clip.end, clip.duration)
         # What a method is told of time: not what the prompt rounds it to, but the clip's own.
         session.adapter.tell_seconds((video.slots, end))
@@ -160,8 +162,7 @@ class HubClipMemory:
 
     def _prepared(self, clip: VideoClip) -> HubClip:
         frames = torch.from_numpy(clip.frames.copy())
-        kind = str(self.adapter.config.model_type)
-        pixels: dict[str, Any] = dict(video_pixels(kind, frames, self.options))
+        pixels: dict[str, Any] = dict(pixels_of(self.kind, frames, self.options))
         placed = place(self.adapter, self.marks, pixels, clip.seconds.tolist(), clip.duration)
         end = clip.duration if clip.end is None else min(clip.end, clip.duration)
         size = next(self.adapter.decoder.parameters()).element_size()

@@ -54,7 +54,15 @@ def video_pixels(family: str, frames: Tensor, options: Mapping[str, Any]) -> dic
     Raises:
         InputError: frames or options that the family does not take.
     """
-    settings = complete(family, options)
+    return pixels_of(family, frames, complete(family, options))
+
+
+def pixels_of(family: str, frames: Tensor, settings: Mapping[str, Any]) -> dict[str, Tensor]:
+    """As `video_pixels`, from settings that are `complete` already.
+
+    Raises:
+        InputError: frames that the family does not take.
+    """
     if frames.dim() != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8:
         raise InputError(
             "frames are (T, H, W, 3) bytes (uint8), "

@@ -43,11 +43,6 @@ def gather(x: Tensor, index: Tensor) -> Tensor:
     return x[torch.arange(len(x), device=x.device)[:, None], index]
 
 
-def makes_masks(attention: str) -> bool:
-    """Whether the library has a mask function for an attention of this name."""
-    return attention in AttentionMaskInterface()
-
-
 def layer_mask(attention: str, valid: Tensor, queries: int, states: Tensor) -> Any:
     """The mask of the last `queries` of K columns of a layer; None where it needs none.
 

@@ -20,12 +20,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from transformers import AttentionMaskInterface
 
 from vidllm.compressors import Compressor
 from vidllm.errors import InputError
 
 from ..families.family import Adapter
-from .batches import makes_masks
 from .tower import merges_inside
 
 #: Values of `cache_implementation` whose caches grow with what is put into them.
@@ -48,7 +48,7 @@ def check(adapter: Adapter, method: Compressor, late: list[Compressor]) -> None:
             "method without that need (vidllm list compressors)"
         )
     how = str(config._attn_implementation)
-    if how != "eager" and not makes_masks(how):
+    if how != "eager" and how not in AttentionMaskInterface():
         raise InputError(
             f"{method.name} on {family}: attention '{how}' has no mask function, so it cannot be "
             "told what was left out: load the model with attn_implementation='sdpa'"

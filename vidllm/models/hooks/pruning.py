@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vidllm.compressors import Compressor
+from vidllm.compressors.aim_prune import importance_rows
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens, cut_counts
 from vidllm.tokens.video_tokens import Keep, Selection, chosen
@@ -74,7 +75,6 @@ def probe(
             rows = _rows(attention, hidden, keys, cos, sin, words)
             out[need] = rows.mean(0)[:, video].T
         elif need == "decoder-importance":
-            from vidllm.compressors.aim_prune import importance_rows
 
             def block(start: int, stop: int) -> Tensor:
                 some = torch.arange(start, stop, device=hidden.device)

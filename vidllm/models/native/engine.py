@@ -6,8 +6,8 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, cast
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -66,17 +66,23 @@ class Prompt:
     stamps: Sequence[Sequence[int]] | None = None
 
 
-@dataclass
-class Record(Trace):
-    """What `answer_prompt` notes beside its answers.
+class Replies(NamedTuple):
+    """The answers to a `Prompt`.
 
     Attributes:
+        ids: new ids of every question. kept: the video tokens that were left in the end.
+        cached: how many the KV cache held in the mean over the decoder's layers.
         counts: where in the decoder how many video tokens were.
         apart: for every question how many of its tokens were read behind the video's pass.
+        trace: log-probabilities of what was answered.
     """
 
-    counts: Counts = field(default_factory=lambda: Counts(0, 0, (), ()))
-    apart: list[int] = field(default_factory=list)
+    ids: list[list[int]]
+    kept: VideoTokens
+    cached: float
+    counts: Counts
+    apart: list[int]
+    trace: Trace
 
 
 @torch.inference_mode()
@@ -88,22 +94,21 @@ def answer_prompt(
     *,
     max_new_tokens: int,
     eos: int,
-    record: Record | None = None,
-) -> tuple[list[list[int]], VideoTokens, float]:
+    heard: Callable[[list[list[int]]], None] | None = None,
+) -> Replies:
     """Answer the questions of a prompt; a method that reads the question gets one at a time.
 
-    Returns:
-        New ids of every question; the video tokens that were left in the end; and how many the
-        KV cache held in the mean over the decoder's layers.
+    Args:
+        heard: called behind every decode step with all new ids so far, a row a question.
     """
-    tails, depth = list(prompt.tails), len(decoder_layers(model.language_model))
+    tails = list(prompt.tails)
     with watch.stage("compress"):
         kept, late = method.before_decoder(prompt.tokens, _query(model, method, tails[0]))
     inside = late[0] if late and late[0][1] < len(kept) else None
     choice = None
     if inside is not None and inside[0].stage == "cache":  # at work while answering
         choice, inside = CacheChoice(*inside), None
-    entering = len(kept)
+    entering, depth, trace = len(kept), len(decoder_layers(model.language_model)), Trace(heard)
     with watch.stage("prefill"):
         if inside is None:
             prefix = model.prefill(prompt.head, kept, prompt.duration, prompt.stamps)
@@ -125,24 +130,22 @@ def answer_prompt(
     kept = prefix.kept or kept
     cached: Sequence[float] = prefix.video_per_layer() or layers
     with watch.stage("generate"):
-        replies = generate_from(
+        ids = generate_from(
             model.language_model,
             prefix,
             tails,
             max_new_tokens=max_new_tokens,
             eos=eos,
             choice=choice,
-            trace=record,
+            trace=trace,
         )
     read = cached
     if choice is not None:
         kept, cached = choice.active(kept), choice.video_per_layer()
         step = sum(choice.read) / len(choice.read) if choice.read else entering  # of one step
         read = [entering] * choice.first + [step] * (depth - choice.first)
-    if record is not None:
-        record.counts = Counts(prompt.tokens.total, entering, layers, read)
-        record.apart = [len(tail) for tail in tails]
-    return replies, kept, sum(cached) / len(cached)
+    counts = Counts(prompt.tokens.total, entering, layers, read)
+    return Replies(ids, kept, sum(cached) / len(cached), counts, [*map(len, tails)], trace)
 
 
 def _query(model: NativeVideoLLM, method: Compressor, tail: Sequence[int]) -> torch.Tensor | None:
@@ -368,29 +371,28 @@ class NativeEngine(Engine):
 
         `before` names the stages that are over, and how many answers share each.
         """
-        record = Record(self._hear(watch, clip, prompt.duration))
-        replies, kept, cached = answer_prompt(
+        replies, kept, cached, counts, apart, trace = answer_prompt(
             self.model,
             prompt,
             method,
             watch,
             max_new_tokens=most,
             eos=int(cast(int, self.tokenizer.eos_token_id)),
-            record=record,
+            heard=self._hear(watch, clip, prompt.duration),
         )
         beside = len(prompt.head) + sum(map(len, prompt.stamps or ()))
         shared = {**dict.fromkeys(watch.seconds, len(replies)), **before}
         return [
             Generation(
                 ids,
-                record.scores[row],
-                record.first[row],
+                trace.scores[row],
+                trace.first[row],
                 kept,
                 len(kept),
                 cached,
-                record.counts,
+                counts,
                 beside + len(prompt.tails[row]),
-                record.apart[row],
+                apart[row],
                 min(most, len(ids) + 1),  # what ended it was a token too
                 dict(watch.seconds),
                 shared,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vidllm.encoders.vision import ConvTower, to_pixels
 from vidllm.errors import InputError
+from vidllm.models.loading import load_native, model_kind
 from vidllm.models.native.footage import (
     FORMAT,
     Card,
@@ -29,7 +30,7 @@ from vidllm.models.native.footage import (
     tower_mark,
     without_bars,
 )
-from vidllm.models.native.model import NativeVideoLLM
+from vidllm.models.native.model import NativeConfig, NativeVideoLLM
 
 from ..files import one_thread
 from ..render import VIDEO_SIZE, render, to_uint8
@@ -112,9 +113,6 @@ def calibrate_folder(folder: Path, **options: object) -> KnownFootage:
     Raises:
         InputError: no model of this project there. WorkError: it cannot be read or written.
     """
-    from vidllm.models.loading import load_native, model_kind
-    from vidllm.models.native.model import NativeConfig
-
     if not (folder / "config.json").is_file():
         raise InputError(f"--out {folder} holds no model: give the folder of a trained one")
     if model_kind(str(folder)) != NativeConfig.model_type:

@@ -1,0 +1,52 @@
+"""From the name of a model, or of a recipe, to the engine that `VideoLLM` asks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from vidllm.compressors import Compressor
+from vidllm.models.engine import Engine
+from vidllm.models.families.engine import HubEngine
+from vidllm.models.loading import (
+    choose_compressor,
+    choose_device,
+    choose_dtype,
+    has_temporal,
+    model_kind,
+)
+from vidllm.models.native.engine import NativeEngine
+from vidllm.models.native.model import NativeConfig
+from vidllm.models.shipped import default_model, find_model
+
+from .recipes import get_recipe
+
+
+def load_engine(
+    name: str | os.PathLike[str] | None,
+    *,
+    recipe: str | None,
+    compressors: str | Compressor | None,
+    keep: float | None,
+    device: str | None,
+    dtype: str | None,
+    attn: str | None,
+    tokens: int | None,
+    seed: int,
+) -> Engine:
+    """Load a model; all as for `VideoLLM.from_pretrained`."""
+    named = None if recipe is None else get_recipe(recipe)
+    folder = str(default_model()) if name is None else find_model(str(name))
+    if named is not None and compressors is None:
+        if named.temporal:
+            named.check_model(str(name or Path(folder).name), has_temporal(folder))
+        compressors, keep = named.compressors, named.keep if keep is None else keep
+    place = choose_device(device)
+    kind = choose_dtype(dtype, place)
+    if compressors is not None:  # what is wrong here must not wait for the weights
+        choose_compressor(NativeConfig(), compressors, keep, tokens)
+    options: dict[str, Any] = {"compressors": compressors, "keep": keep, "tokens": tokens}
+    native = model_kind(folder) == NativeConfig.model_type
+    load = NativeEngine.load if native else HubEngine.load
+    return load(folder, attn, place, kind, seed=seed, **options)
