@@ -30,7 +30,7 @@ from vidllm.cost.flops import Decoder
 from vidllm.cost.memory import tensor_peak
 from vidllm.errors import InputError, VidllmError
 from vidllm.models.families.family import adapter_for
-from vidllm.models.hooks.tower import merges_inside
+from vidllm.models.hooks.vision_tower import merges_inside
 
 from .model_shapes import Subject, build_subject
 

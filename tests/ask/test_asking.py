@@ -19,9 +19,9 @@ from torch import nn
 
 from vidllm import InputError, VideoLLM, compress, load_video
 from vidllm.compressors import build
+from vidllm.longvideo.build import native_engine
 from vidllm.models.answer import Answer
 from vidllm.models.families.engine import HubEngine
-from vidllm.models.native.engine import native_engine
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.models.question import letters_of, prompt_ids
 from vidllm.stage.training.tokenizer import build_tokenizer

@@ -18,9 +18,9 @@ from vidllm import Span, VideoLLM, WorkError, load_video
 from vidllm.compressors import build
 from vidllm.cost.flops import counted
 from vidllm.cost.spending import Spending
+from vidllm.longvideo.build import native_engine
 from vidllm.models.families.engine import HubEngine
 from vidllm.models.hooks.decoding import Trace, generate_from
-from vidllm.models.native.engine import native_engine
 from vidllm.models.question import prompt_ids
 from vidllm.progress import Listener, Stopped, StopSignal
 from vidllm.timecode import AbsoluteTime, TextTime

@@ -13,8 +13,8 @@ from tiny import generation, save_tiny, write_video
 from vidllm import InputError, Span, VideoLLM, WorkError, load_video
 from vidllm.compressors import build
 from vidllm.eval.run.answer_costs import CLIP_STAGES, costs_of, mean_costs, split, sum_costs
+from vidllm.longvideo.build import native_engine
 from vidllm.models.answer import Receipt
-from vidllm.models.native.engine import native_engine
 
 TIMES = [0.0, 0.033, 0.1, 0.5, 0.55, 1.2, 2.0, 2.04, 2.9, 3.5, 3.6, 4.4]
 

@@ -26,7 +26,7 @@ from vidllm.cost.shapes import from_config, shape_of, temporal_flops
 from vidllm.encoders.temporal import get_temporal
 from vidllm.encoders.vision import build_vision
 from vidllm.errors import InputError
-from vidllm.models.native.engine import Prompt, answer_prompt
+from vidllm.models.native.generation import Prompt, answer_prompt
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.progress import Stopwatch
 from vidllm.tokens import VideoTokens
@@ -177,7 +177,14 @@ def test_a_whole_run_of_the_native_model_against_the_counter(make: str, keep: fl
         seen = model.encode(pixels, seconds, float(frames))
         prompt = Prompt(head, [tail], seen, float(frames))
         made.append(
-            answer_prompt(model, prompt, Late(keep), Stopwatch(), max_new_tokens=answer, eos=-1)
+            answer_prompt(
+                model,
+                prompt,
+                *Late(keep).before_decoder(seen),
+                Stopwatch(),
+                max_new_tokens=answer,
+                eos=-1,
+            )
         )
 
     seen = counted(run)
@@ -231,7 +238,8 @@ def test_a_plan_is_what_a_run_leaves(spec: str) -> None:
     grid = (7, model.grid_side, model.grid_side)
     tokens = model.encode(torch.rand(7, 3, 32, 32), np.arange(7.0), 7.0, wants=method.needs)
     prompt = Prompt([1, 2, 3], [[4, 5, 6, 7]], tokens, 7.0)
-    made = answer_prompt(model, prompt, method, Stopwatch(), max_new_tokens=3, eos=-1)
+    left = method.before_decoder(tokens)
+    made = answer_prompt(model, prompt, *left, Stopwatch(), max_new_tokens=3, eos=-1)
     plan = plan_of(method, grid, 2)
     assert plan.total == len(tokens)
     assert sum(plan.cached) / 2 == pytest.approx(made.cached)

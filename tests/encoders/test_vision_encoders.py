@@ -24,7 +24,7 @@ from vidllm.encoders.vision import (
 )
 from vidllm.encoders.vision.heads import MeanHead, build_head
 from vidllm.errors import InputError
-from vidllm.models.native.clip_memory import slot_seconds
+from vidllm.models.native.model import slot_seconds
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,

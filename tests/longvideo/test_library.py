@@ -16,12 +16,12 @@ from videos import write_video
 from vidllm import InputError, VideoIndex, VideoLibrary, VideoLLM, WorkError
 from vidllm.longvideo import many
 from vidllm.longvideo.answering import Reader
+from vidllm.longvideo.build import native_engine
 from vidllm.longvideo.catalogue import SCHEMA
 from vidllm.longvideo.choosing import Vote
 from vidllm.longvideo.fitting import Fitting, statement
 from vidllm.longvideo.many import Many, _Votes
 from vidllm.longvideo.marks import model_mark
-from vidllm.models.native.engine import native_engine
 from vidllm.models.question import PROMPTS, prompt_ids
 
 QUERY = "the red star spins"

@@ -18,10 +18,10 @@ from vidllm import Answer, InputError, Limits, VideoIndex, VideoLLM
 from vidllm.encoders.vision import HubTower
 from vidllm.longvideo import answering, scan
 from vidllm.longvideo.answering import Reader
+from vidllm.longvideo.build import native_engine
 from vidllm.longvideo.choosing import Vote, elected, grouped, middle, tiou
 from vidllm.longvideo.scan import expected_iou
 from vidllm.longvideo.windows import Cuts, Level, clock, nearest
-from vidllm.models.native.engine import native_engine
 from vidllm.models.question import prompt_ids
 
 QUERY = "the red star spins"

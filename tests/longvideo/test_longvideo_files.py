@@ -18,10 +18,10 @@ from videos import bad_inputs, cut_file, damage_file, write_video
 
 from vidllm import InputError, VideoIndex, VideoLLM
 from vidllm.compressors import build
+from vidllm.longvideo.build import native_engine
 from vidllm.longvideo.marks import method_facts, method_of, method_words, model_mark, source_mark
 from vidllm.longvideo.store import IndexFile, is_index
 from vidllm.longvideo.windows import levels_for, on_screen
-from vidllm.models.native.engine import native_engine
 
 SMALL = {"size": (64, 48)}
 

@@ -18,7 +18,7 @@ from vidllm.compressors import DyCokeCache, build, get
 from vidllm.models.engine import by_question
 from vidllm.models.hooks.cache import CacheChoice, Prefill, decoder_layers, evict
 from vidllm.models.hooks.decoding import generate_from
-from vidllm.models.native.engine import Prompt, answer_prompt
+from vidllm.models.native.generation import Prompt, answer_prompt
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.progress import Stopwatch
 
@@ -197,7 +197,8 @@ def test_questions_share_one_prefill_and_the_receipt_says_what_was_read(spec: st
 
     def ask(tails: list[list[int]], watch: Stopwatch) -> tuple[list[list[int]], int, float]:
         prompt = Prompt(HEAD, tails, tokens, duration)
-        made = answer_prompt(model, prompt, method, watch, max_new_tokens=5, eos=-1)
+        left = method.before_decoder(tokens)
+        made = answer_prompt(model, prompt, *left, watch, max_new_tokens=5, eos=-1)
         return made.ids, len(made.kept), made.cached
 
     both, kept, cached = ask(PROMPTS, Stopwatch())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vidllm.ask.compression import compress
 from vidllm.models.families.family import adapter_for
-from vidllm.models.hooks.tower import watch
+from vidllm.models.hooks.vision_tower import watch
 
 ONE = [[3, Video(4), 6]]
 

@@ -16,7 +16,7 @@ from hf_tiny import FAMILIES, Image, Video, hf_inputs, hf_model, hooks_of, token
 
 from vidllm.ask.compression import compress
 from vidllm.compressors import build, names
-from vidllm.models.hooks.tower import merges_inside
+from vidllm.models.hooks.vision_tower import merges_inside
 
 SPECS = [
     *(n for n in names() if n not in ("none", "mustdrop-cache")),

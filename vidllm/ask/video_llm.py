@@ -30,8 +30,8 @@ from vidllm.timecode import Span, TimeCode
 from vidllm.tokens import TokenMap
 from vidllm.video import Limits, VideoClip, load_video
 
+from .engines import load_engine
 from .letters import letter_scores
-from .loading import load_engine
 from .options import (
     AskOptions,
     Choices,

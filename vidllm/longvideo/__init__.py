@@ -10,10 +10,9 @@ from vidllm.errors.paths import input_file
 
 if TYPE_CHECKING:
     from vidllm.models.engine import Engine
-    from vidllm.models.native.engine import HasEngine
     from vidllm.video import Limits
 
-    from .build import Progress
+    from .build import HasEngine, Progress
     from .index import VideoIndex
 
 __all__ = ["index_video"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -19,7 +19,7 @@ from vidllm.errors import InputError, WorkError
 from vidllm.errors.bounds import INDEX_FPS, check, within
 from vidllm.errors.disk import UnwrittenError
 from vidllm.models.engine import Engine, alone
-from vidllm.models.native.engine import NOT_NATIVE, HasEngine, NativeEngine, native_engine
+from vidllm.models.native.engine import NativeEngine
 from vidllm.models.native.footage import FRAMES, UnknownFootage, warning
 
 from .finishing import PRECISIONS, NoFramesError, finish
@@ -235,6 +235,32 @@ def _finished(
     if failure is not None:
         raise WorkError(f"{reached}{path} holds what was indexed; {failure.remedy}") from failure
     return done
+
+
+#: Said where another model is given for an index.
+NOT_NATIVE = (
+    "an index needs one of vidllm's own models with relative time tokens, such as the "
+    "shipped one: leave out --model"
+)
+
+
+class HasEngine(Protocol):
+    """What has an engine: a `VideoLLM`."""
+
+    @property
+    def engine(self) -> Engine: ...
+
+
+def native_engine(llm: HasEngine | Engine) -> NativeEngine:
+    """The engine of a model of this project.
+
+    Raises:
+        InputError: it is one of another family.
+    """
+    engine = llm if isinstance(llm, Engine) else llm.engine
+    if not isinstance(engine, NativeEngine):
+        raise InputError(NOT_NATIVE)
+    return engine
 
 
 def indexing_engine(llm: HasEngine | Engine) -> NativeEngine:

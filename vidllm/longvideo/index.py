@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vidllm.models.engine import Engine
-    from vidllm.models.native.engine import HasEngine, NativeEngine
+    from vidllm.models.native.engine import NativeEngine
 
     from .answering import Reader
+    from .build import HasEngine
 
 
 class VideoIndex:
@@ -53,7 +54,7 @@ class VideoIndex:
         self._reader: Reader | None = None
         self.made: dict[str, Any] | None = None  # how it was made, right after it was
         if llm is not None:
-            from vidllm.models.native.engine import native_engine
+            from .build import native_engine
 
             engine = native_engine(llm)
             self._check_model(engine, "this one")

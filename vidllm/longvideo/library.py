@@ -23,9 +23,10 @@ from .marks import is_index, model_mark, source_mark
 
 if TYPE_CHECKING:
     from vidllm.models.engine import Engine
-    from vidllm.models.native.engine import HasEngine, NativeEngine
+    from vidllm.models.native.engine import NativeEngine
 
     from .answering import Reader
+    from .build import HasEngine
     from .index import VideoIndex
     from .many import Many
 
@@ -91,7 +92,9 @@ class VideoLibrary:
         Raises:
             InputError: it is none of the project's own.
         """
-        from vidllm.models.native.engine import NativeEngine, native_engine
+        from vidllm.models.native.engine import NativeEngine
+
+        from .build import native_engine
 
         if self._llm is None:
             self._llm = NativeEngine.load()

@@ -387,6 +387,28 @@ def longest_answer(max_new_tokens: int | None) -> int:
     return int(max_new_tokens)
 
 
+def check_needs(method: Compressor, provides: Sequence[str], who: str) -> None:
+    """Refuse a method that needs what a model does not give.
+
+    Args:
+        provides: signals that there are. who: does not give others.
+
+    Raises:
+        InputError: with the needs that are missing, or the method that must stand before it.
+    """
+    missing = [need for need in method.needs if need not in provides]
+    if missing:
+        raise InputError(
+            f"{method.name} needs {' and '.join(missing)}, which {who} does not give: choose a "
+            "method without that need (vidllm list compressors)"
+        )
+    if method.late and method.late[0].follows:
+        raise InputError(
+            f"{method.name} keeps what a method between the decoder's layers kept: write for "
+            f"example mustdrop-filter,{method.late[0].name}"
+        )
+
+
 def check_early(method: Compressor) -> None:
     """Refuse a method whose choice is not known before the LLM runs.
 

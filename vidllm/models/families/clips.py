@@ -21,7 +21,7 @@ from vidllm.video import VideoClip
 from ..engine import TowerCounter, uncounted, weights_state
 from ..hooks.prefill import Prefix
 from ..hooks.session import Session
-from ..hooks.tower import Sight
+from ..hooks.vision_tower import Sight
 from .family import Adapter
 from .pixel_files import complete
 from .pixels import pixels_of

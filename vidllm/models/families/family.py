@@ -19,7 +19,7 @@ from vidllm.tokens.video_tokens import Keep
 
 from ..engine import Shared
 from ..hooks.pruning import DECODER_SIGNALS
-from ..hooks.tower import Sight
+from ..hooks.vision_tower import Sight
 
 _BEFORE = 24  # ids before a frame in which its time is looked for
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
-from ..hooks.tower import Sight
+from ..hooks.vision_tower import Sight
 from .family import Adapter, Clip
 
 

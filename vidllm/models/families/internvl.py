@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..hooks.tower import MaskedLayer, Sight, dense_signals, fold_square
+from ..hooks.vision_tower import MaskedLayer, Sight, dense_signals, fold_square
 from .frame_images import FramesAsImages
 
 

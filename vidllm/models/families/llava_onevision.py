@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..hooks.tower import Sight, dense_signals
+from ..hooks.vision_tower import Sight, dense_signals
 from .family import Adapter, Clip
 
 

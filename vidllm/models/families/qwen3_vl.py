@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..hooks.tower import Sight, fold_groups, packed_signals
+from ..hooks.vision_tower import Sight, fold_groups, packed_signals
 from .family import Adapter, Clip, grid_from, grids_of
 
 

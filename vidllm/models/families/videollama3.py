@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..hooks.tower import Sight, packed_signals
+from ..hooks.vision_tower import Sight, packed_signals
 from .family import Adapter, Clip, grid_from, grids_of
 
 

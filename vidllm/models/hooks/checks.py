@@ -25,8 +25,9 @@ from transformers import AttentionMaskInterface
 from vidllm.compressors import Compressor
 from vidllm.errors import InputError
 
+from ..engine import check_needs
 from ..families.family import Adapter
-from .tower import merges_inside
+from .vision_tower import merges_inside
 
 #: Values of `cache_implementation` whose caches grow with what is put into them.
 _GROWING = (None, "dynamic", "offloaded", "quantized")
@@ -41,12 +42,7 @@ def check(adapter: Adapter, method: Compressor, late: list[Compressor]) -> None:
         InputError: names the method, the model and the reason.
     """
     family, config = adapter.family, cast(Any, adapter.decoder).config
-    missing = [need for need in method.needs if need not in adapter.provides]
-    if missing:
-        raise InputError(
-            f"{method.name} needs {' and '.join(missing)}, which {family} does not give: choose a "
-            "method without that need (vidllm list compressors)"
-        )
+    check_needs(method, adapter.provides, family)
     how = str(config._attn_implementation)
     if how != "eager" and how not in AttentionMaskInterface():
         raise InputError(
@@ -81,11 +77,6 @@ def check(adapter: Adapter, method: Compressor, late: list[Compressor]) -> None:
             raise InputError(
                 f"{item.name}: {family} keeps its positions: leave out positions={where}"
             )
-    if late and late[0].follows:
-        raise InputError(
-            f"{method.name} keeps what a method between the decoder's layers kept: write for "
-            f"example mustdrop-filter,{late[0].name}"
-        )
 
 
 def check_generate(adapter: Adapter, method: Compressor, arguments: Mapping[str, Any]) -> None:

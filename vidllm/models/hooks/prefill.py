@@ -27,7 +27,7 @@ from ..families.family import Adapter
 from .batches import gather, pack
 from .cache import check_entries
 from .state import Call
-from .tower import Sight, merges_inside
+from .vision_tower import Sight, merges_inside
 
 
 def select(

@@ -40,7 +40,7 @@ from .decoding import DecodeSteps, Past
 from .prefill import Prefix, dense_planes, reduce, select
 from .pruning import Pruner, VideoRun, bare
 from .state import Call, Report, count_videos, numbered
-from .tower import Sight, TowerMerger, merges_inside, watch
+from .vision_tower import Sight, TowerMerger, merges_inside, watch
 
 
 class Session:

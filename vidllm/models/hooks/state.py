@@ -13,7 +13,7 @@ from vidllm.tokens import VideoTokens
 from ..families.family import Clip
 from .cache import CacheChoice
 from .pruning import Pruner
-from .tower import Sight
+from .vision_tower import Sight
 
 
 @dataclass

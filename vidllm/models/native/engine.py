@@ -1,22 +1,28 @@
-"""The project's own model as an `Engine`: a clip's tokens, compressed, prefilled, and answered."""
+"""The project's own model as an `Engine`: a clip's tokens, fewer of them, and answers from these.
+
+The last clip's tokens are remembered (`ClipMemory`). The method at work makes fewer of them before
+the decoder; prefill and decoding stand in `generation`.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from vidllm.compressors import Compressor
-from vidllm.encoders.vision import VisionEncoder
-from vidllm.errors import InputError, WorkError
+from vidllm.encoders.vision import VisionEncoder, to_pixels
+from vidllm.errors import WorkError
 from vidllm.progress import Listener, Stopwatch, attentive, check
 from vidllm.timecode import Span, get_timecode, unfinished
 from vidllm.timecode.scoring import scored_spans, whole_times
@@ -25,127 +31,140 @@ from vidllm.video import VideoClip
 
 from ..answer import shift_seconds
 from ..engine import (
-    Counts,
     Decoded,
     Engine,
     Generation,
     TowerCounter,
     by_question,
     check_early,
+    check_needs,
     longest_answer,
     one_at_a_time,
     uncounted,
+    weights_state,
 )
-from ..hooks.cache import CacheChoice, decoder_layers, evict
-from ..hooks.decoding import Trace, generate_from
 from ..loading import choose_compressor, choose_device, choose_dtype, load_native
 from ..question import PROMPTS, check_room, longest, positions_of, prompt_ids, unknown_words, wrap
 from ..shipped import default_model
-from .clip_memory import ClipMemory, NativeClip, slots_of, window
 from .footage import KnownFootage, clip_pixels, load_known
-from .model import NativeConfig, NativeVideoLLM
+from .generation import Prompt, answer_prompt
+from .model import NativeConfig, NativeVideoLLM, slots_of, window
 
-#: Said where another model is given for an index.
-NOT_NATIVE = (
-    "an index needs one of vidllm's own models with relative time tokens, such as the "
-    "shipped one: leave out --model"
-)
+_PART = 32  # frames that are resized at once
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """Ids before the video, the video tokens, and ids after it, one row a question.
-
-    `stamps` are the ids written before every frame, or None; `duration` is in seconds.
-    """
-
-    head: Sequence[int]
-    tails: Sequence[Sequence[int]]
-    tokens: VideoTokens
-    duration: float
-    stamps: Sequence[Sequence[int]] | None = None
-
-
-class Replies(NamedTuple):
-    """The answers to a `Prompt`.
+class NativeClip:
+    """An `EncodedClip` of the project's own models.
 
     Attributes:
-        ids: new ids of every question. kept: the video tokens that were left in the end.
-        cached: how many the KV cache held in the mean over the decoder's layers.
-        counts: where in the decoder how many video tokens were.
-        apart: for every question how many of its tokens were read behind the video's pass.
-        trace: log-probabilities of what was answered.
+        tokens: before compression. rest: what is left for the method at work to do with them.
     """
 
-    ids: list[list[int]]
-    kept: VideoTokens
-    cached: float
-    counts: Counts
-    apart: list[int]
-    trace: Trace
+    tokens: VideoTokens
+    rest: Compressor
+    slots: np.ndarray
+    tower_flops: float | None = None
+
+    @property
+    def total(self) -> int:
+        return self.tokens.total
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        return self.tokens.grid
+
+    @property
+    def element_size(self) -> int:
+        return self.tokens.features.element_size()
 
 
-@torch.inference_mode()
-def answer_prompt(
-    model: NativeVideoLLM,
-    prompt: Prompt,
-    method: Compressor,
-    watch: Stopwatch,
-    *,
-    max_new_tokens: int,
-    eos: int,
-    heard: Callable[[list[list[int]]], None] | None = None,
-) -> Replies:
-    """Answer the questions of a prompt; a method that reads the question gets one at a time.
+@dataclass
+class _Remembered:
+    """What a clip became; `inside` is what merged in the tower, with its budget, or None, and
+    `flops` what the tower did then."""
 
-    Args:
-        heard: called behind every decode step with all new ids so far, a row a question.
+    clip: weakref.ref[VideoClip]
+    weights: int
+    inside: tuple[Compressor, int | None] | None
+    signals: bool
+    tokens: VideoTokens
+    flops: float | None
+
+
+@dataclass
+class ClipMemory:
+    """From clips to their tokens; the last clip is remembered for as long as it lives.
+
+    Of a clip two things are kept: what it became as it is, and with what the last method made of
+    it that merges inside the vision tower. What another method or other weights made is never
+    taken, nor tokens without the signals that a method reads.
     """
-    tails = list(prompt.tails)
-    with watch.stage("compress"):
-        kept, late = method.before_decoder(prompt.tokens, _query(model, method, tails[0]))
-    inside = late[0] if late and late[0][1] < len(kept) else None
-    choice = None
-    if inside is not None and inside[0].stage == "cache":  # at work while answering
-        choice, inside = CacheChoice(*inside), None
-    entering, depth, trace = len(kept), len(decoder_layers(model.language_model)), Trace(heard)
-    with watch.stage("prefill"):
-        if inside is None:
-            prefix = model.prefill(prompt.head, kept, prompt.duration, prompt.stamps)
-        else:
-            prefix = model.prefill(
-                prompt.head,
-                kept,
-                prompt.duration,
-                prompt.stamps,
-                tail=tails[0],
-                method=inside[0],
-                budget=inside[1],
-            )
-            tails = [tails[0][-1:]]
-        layers: Sequence[float] = prefix.video_per_layer() or [entering] * depth
+
+    model: NativeVideoLLM
+    kept: list[_Remembered] = field(default_factory=list)
+
+    def encode(
+        self,
+        clip: VideoClip,
+        methods: Sequence[Compressor],
+        inside: Compressor | None = None,
+        count_tower: TowerCounter = uncounted,
+    ) -> tuple[VideoTokens, Compressor | None]:
+        """Video tokens of a clip, with the signals that `methods` read as far as the tower has
+        them.
+
+        Args:
+            inside: a method whose first part may merge inside the vision tower.
+            count_tower: counts the tower's FLOPs where it does.
+
+        Returns:
+            The tokens, and what is left of `inside` to do with them: where nothing merged in the
+            tower, all of it.
+        """
+        model, merge = self.model, None
         if inside is not None:
-            for method_behind, _ in late[1:]:
-                prefix = evict(prefix, method_behind, kept, model.language_model)
-    kept = prefix.kept or kept
-    cached: Sequence[float] = prefix.video_per_layer() or layers
-    with watch.stage("generate"):
-        ids = generate_from(
-            model.language_model,
-            prefix,
-            tails,
-            max_new_tokens=max_new_tokens,
-            eos=eos,
-            choice=choice,
-            trace=trace,
-        )
-    read = cached
-    if choice is not None:
-        kept, cached = choice.active(kept), choice.video_per_layer()
-        step = sum(choice.read) / len(choice.read) if choice.read else entering  # of one step
-        read = [entering] * choice.first + [step] * (depth - choice.first)
-    counts = Counts(prompt.tokens.total, entering, layers, read)
-    return Replies(ids, kept, sum(cached) / len(cached), counts, [*map(len, tails)], trace)
+            merge, inside = model.tower_part(inside, len(clip))
+            methods = (inside, *methods)
+        reads = tuple({name for method in methods for name in (*method.needs, *method.uses)})
+        signals = bool(set(reads) & set(model.vision.provides))
+        weights = weights_state(model.vision, model.projector, model.temporal)
+        for known in self.kept:
+            if (
+                known.clip() is clip
+                and known.weights == weights
+                and known.inside == merge
+                and (known.signals or not signals)
+            ):
+                tokens = known.tokens
+                if known.signals and not signals:  # as a fresh call would give them
+                    tokens = replace(tokens, signals={})
+                return tokens, inside
+        start, duration = window(model.config, clip)
+        size = model.vision.image_size
+        # In parts: as float32, frames are many times their bytes.
+        frames = torch.from_numpy(clip.frames.copy()).split(_PART)
+        pixels = torch.cat([to_pixels(part.to(model.device), size) for part in frames])
+        # The method may be changed after this call: what is compared later is how it was.
+        how = copy.deepcopy(merge)
+        times = clip.seconds - start
+        if merge is None:
+            flops, tokens = None, model.encode(pixels, times, duration, reads)
+        else:
+            with count_tower(model.vision, model.projector) as counted:
+                tokens = model.encode(pixels, times, duration, reads, merge)
+            flops = counted.flops
+        made = _Remembered(weakref.ref(clip, self._gone), weights, how, signals, tokens, flops)
+        same = [s for s in self.kept if s.clip() is clip and (s.inside is None) != (merge is None)]
+        self.kept = [*same, made]
+        return tokens, inside
+
+    def flops(self, tokens: VideoTokens) -> float | None:
+        """FLOPs of the vision tower that made these tokens, where it merged some on the way."""
+        return next((s.flops for s in self.kept if s.tokens.source is tokens.source), None)
+
+    def _gone(self, _clip: object) -> None:
+        self.kept = [known for known in self.kept if known.clip() is not None]
 
 
 def _query(model: NativeVideoLLM, method: Compressor, tail: Sequence[int]) -> torch.Tensor | None:
@@ -250,22 +269,7 @@ class NativeEngine(Engine):
         return self._known[clip]
 
     def check_serves(self, method: Compressor) -> None:
-        """Refuse a method that needs what the model cannot tell.
-
-        Raises:
-            InputError: with the needs that are missing.
-        """
-        missing = [need for need in method.needs if need not in self.model.provides]
-        if missing:
-            raise InputError(
-                f"{method.name} needs {' and '.join(missing)}, which this model's vision tower "
-                "does not give: choose a method without that need (vidllm list compressors)"
-            )
-        if method.late and method.late[0].follows:
-            raise InputError(
-                f"{method.name} keeps what a method between the decoder's layers kept: write for "
-                f"example mustdrop-filter,{method.late[0].name}"
-            )
+        check_needs(method, self.model.provides, "this model's vision tower")
 
     def check_questions(self, questions: Sequence[str], answer: int | None) -> None:
         prompts = [prompt_ids(self.tokenizer, text) for text in questions]
@@ -358,6 +362,7 @@ class NativeEngine(Engine):
             made += self._generate(clip, prompt, method, watch.copy(), answer, before)
         return made
 
+    @torch.inference_mode()
     def _generate(
         self,
         clip: VideoClip,
@@ -371,10 +376,15 @@ class NativeEngine(Engine):
 
         `before` names the stages that are over, and how many answers share each.
         """
+        with watch.stage("compress"):
+            left, late = method.before_decoder(
+                prompt.tokens, _query(self.model, method, prompt.tails[0])
+            )
         replies, kept, cached, counts, apart, trace = answer_prompt(
             self.model,
             prompt,
-            method,
+            left,
+            late,
             watch,
             max_new_tokens=most,
             eos=int(cast(int, self.tokenizer.eos_token_id)),
@@ -467,22 +477,3 @@ class NativeEngine(Engine):
         texts = self.code.stamps(video.slots - origin, duration)
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return [list(row) for row in ids]
-
-
-class HasEngine(Protocol):
-    """What has an engine: a `VideoLLM`."""
-
-    @property
-    def engine(self) -> Engine: ...
-
-
-def native_engine(llm: HasEngine | Engine) -> NativeEngine:
-    """The engine of a model of this project.
-
-    Raises:
-        InputError: it is one of another family.
-    """
-    engine = llm if isinstance(llm, Engine) else llm.engine
-    if not isinstance(engine, NativeEngine):
-        raise InputError(NOT_NATIVE)
-    return engine

@@ -37,6 +37,7 @@ from vidllm.encoders.temporal import get_temporal
 from vidllm.encoders.vision import HubTower, VisionEncoder, build_vision, load_vision
 from vidllm.errors import InputError
 from vidllm.tokens import Merge, Mix, VideoTokens
+from vidllm.video import VideoClip
 
 from ..hooks.cache import CacheChoice, Prefill, decoder_layers
 from ..hooks.decoding import generate_from
@@ -459,3 +460,28 @@ class NativeVideoLLM(PreTrainedModel):
             eos=eos,
             choice=choice,
         )
+
+
+def window(config: NativeConfig, clip: VideoClip) -> tuple[float, float]:
+    """Origin and length of the time line that the model is told, in seconds.
+
+    Relative time tokens are spread over the range that was looked at, so that a minute out of
+    an hour is told as finely as a minute; absolute codes stay in the whole video's seconds.
+    """
+    if config.time_code != "relative":
+        return 0.0, clip.duration
+    end = clip.duration if clip.end is None else min(clip.end, clip.duration)
+    return clip.start, max(end - clip.start, 1e-3)
+
+
+def slot_seconds(tokens: VideoTokens) -> np.ndarray:
+    """The middle of what every slot of uncompressed tokens covers, (S,) seconds."""
+    middle = tokens.span.double().mean(1).view(tokens.grid[0], -1)[:, 0]
+    return middle.numpy()
+
+
+def slots_of(config: NativeConfig, clip: VideoClip, tokens: VideoTokens) -> np.ndarray:
+    """(T,) seconds of the video at which the slots of uncompressed tokens are."""
+    if tokens.grid[0] == len(clip):
+        return clip.seconds
+    return slot_seconds(tokens) + window(config, clip)[0]
