@@ -68,7 +68,7 @@ class Session:
         self._report: Shared[Report | None] = Shared(None)
         self.sights: deque[Sight] = deque()
         self.call: Call | None = None
-        self.decoding = DecodeSteps(self.decoder)
+        self.decoding: DecodeSteps | None = None  # from the first shorter cache on
         self.inner = ExitStack()
         self.labels = False
         self._prefix: Shared[Prefix | None] = Shared(None)
@@ -141,6 +141,7 @@ class Session:
                 stack.callback(handle.remove)
             if self.late:
                 choosing = any(hasattr(item, "step") for item in self.late)
+                self.decoding = DecodeSteps(self.decoder)
                 self.decoding.attach(stack, choosing=choosing)
             stack.enter_context(around_generate(adapter.model, self._generating))
             attention = adapter.attention if self.wants else None
@@ -186,7 +187,8 @@ class Session:
         self.net.leave()
         self.inner.close()
         self.call = None
-        self.decoding.close()
+        if self.decoding is not None:
+            self.decoding.close()
 
     @contextmanager
     def _generating(self, arguments: Mapping[str, Any]) -> Iterator[None]:
@@ -257,7 +259,7 @@ class Session:
                 "and without past_key_values"
             )
         if length:
-            if cache in self.decoding.pasts:
+            if self.decoding is not None and cache in self.decoding.pasts:
                 kwargs = self.decoding.go_on(cache, length, kwargs)
             return (), kwargs
         if ids is None:
@@ -333,7 +335,7 @@ class Session:
             return None
         self.mine.read = True
         self.net.enter()
-        if self.decoding.past is not None:
+        if self.decoding is not None and self.decoding.past is not None:
             return args, self.decoding.resume(kwargs)
         call = self.call
         if call is None:
@@ -411,7 +413,7 @@ class Session:
         self.net.leave()
         if "forward" in vars(self.decoder) and self.net.watching:
             self.net.missed |= not self.net.read  # what was replaced has not run the layers
-        if self.decoding.past is not None:
+        if self.decoding is not None and self.decoding.past is not None:
             self.net.missed |= not self.decoding.done(kwargs)
             return
         call = self.call
@@ -455,9 +457,9 @@ class Session:
             or any(len(a) < len(c.where) for a, c in zip(call.after, call.clips, strict=True))
         )
         if cache is not None and shorter:
-            self.decoding.pasts[cache] = Past(
-                valid, [], call.ids.shape[1], cast(Tensor, call.position), choice
-            )
+            past = Past(valid, [], call.ids.shape[1], cast(Tensor, call.position), choice)
+            self.decoding = self.decoding or DecodeSteps(self.decoder)
+            self.decoding.pasts[cache] = past
         if self.prefix is not None and not call.reused:
             self.prefix.fill(call, cache, self.adapter.core, self.method)
         runs = call.after if pruner is None else [run.tokens for run in pruner.runs]
