@@ -170,7 +170,6 @@ def bench_recognition(
                 batch=batch,
                 lr=SETUPS[name].lr,
                 warmup=min(50, steps // 10),
-                smoothing=0.0,
                 seed=seed,
                 device=device,
             )

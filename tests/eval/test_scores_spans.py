@@ -13,7 +13,6 @@ import pytest
 
 from vidllm.errors import InputError
 from vidllm.eval.scores import gqa, retrieval, spans
-from vidllm.eval.scores.common import percent
 from vidllm.eval.scores.metrics import iou
 from vidllm.timecode import RelativeTime
 
@@ -171,7 +170,3 @@ def test_scores_load_no_torch() -> None:
     code = "; ".join([*lines, "import sys; print('torch' in sys.modules)"])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-
-
-def test_percent_prints_as_scripts_do() -> None:
-    assert percent(1 / 3) == 33.33 and percent(0.12345, 1) == 12.3
