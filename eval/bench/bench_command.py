@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from vidllm.cli.options import AsJson, Debug, clean_output, emit, one_of, say
+from vidllm.cli.tables import console
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.bounds import check, short
 from vidllm.errors.paths import output_file
@@ -56,9 +57,7 @@ def video(
         if json:
             emit(result)
         else:
-            from rich.console import Console
-
-            Console().print(render_table(result))
+            console(80).print(render_table(result))
 
 
 @app.command()
@@ -449,9 +448,5 @@ def _show(
     if json:
         emit({"rows": rows, "csv": str(out)})
         return
-    from rich.console import Console
-
-    console = Console()
-    # A file or a pipe has no width of its own: wide enough for the widest table.
-    (console if console.is_terminal else Console(width=180)).print(table(rows))
+    console(180).print(table(rows))
     say(f"written to {out}")

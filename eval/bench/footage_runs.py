@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from vidllm.cli.tables import table
 from vidllm.errors import InputError, VidllmError
 from vidllm.models.native.footage import KnownFootage, clip_pixels
 from vidllm.stage.files import clip_scene, one_thread
@@ -137,16 +138,12 @@ def bench_footage(
 
 def footage_table(rows: list[dict[str, Any]]) -> Table:
     """The rows for people."""
-    from rich.table import Table
-
-    table = Table(title="Footage that is refused")
-    for name in ("footage", "kind", "treatment", "clips", "refused", "wrong", "scores"):
-        table.add_column(name)
-    for row in rows:
-        table.add_row(row["footage"], row["kind"], row["treatment"], str(row["clips"]),
-                      str(row["refused"]), str(row["wrong"]),
-                      f"{row['lowest']:.2f} – {row['highest']:.2f}")  # fmt: skip
-    return table
+    names = ("footage", "kind", "treatment", "clips", "refused", "wrong")
+    found = [
+        [*(row[name] for name in names), f"{row['lowest']:.2f} – {row['highest']:.2f}"]
+        for row in rows
+    ]
+    return table(found, left=(*names, "scores"), title="Footage that is refused")
 
 
 def _row(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vidllm.cli.tables import table
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.paths import output_folder
 from vidllm.longvideo import index_video
@@ -301,11 +302,6 @@ def _frozen(folder: Path, scene: Any) -> Path:
 
 def long_table(rows: Sequence[Row]) -> Table:
     """The rows as a rich table."""
-    from rich.table import Table
-
-    table = Table(title="Long videos")
-    for column in COLUMNS:
-        table.add_column(column, justify="right" if column == "value" else "left")
-    for row in rows:
-        table.add_row(row["part"], row["case"], row["measure"], f"{row['value']:g}")
-    return table
+    *text, value = COLUMNS
+    found = [[*(row[name] for name in text), f"{row[value]:g}"] for row in rows]
+    return table(found, left=text, right=(value,), title="Long videos")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vidllm.cli.tables import markdown_table
 from vidllm.errors import InputError
 from vidllm.stage.annotations import write_text
 
@@ -198,17 +199,12 @@ def markdown(rows: Sequence[Row]) -> str:
     found = grids(rows)
     parts = [f"Needle test: {_caption(found)}."]
     for grid in found:
-        head = ["depth", *grid.lengths]
-        lines = [
-            f"**{_name(grid.setting)} · {grid.kind}**",
-            "",
-            f"| {' | '.join(head)} |",
-            f"|{'---|' * len(head)}",
+        rows = [
+            [depth, *(_cell(grid, y, x) for x in range(len(grid.lengths)))]
+            for y, depth in enumerate(grid.depths)
         ]
-        for y, depth in enumerate(grid.depths):
-            cells = [_cell(grid, y, x) for x in range(len(grid.lengths))]
-            lines.append(f"| {' | '.join([depth, *cells])} |")
-        parts.append("\n".join(lines))
+        lines = markdown_table(["depth", *grid.lengths], rows)
+        parts.append("\n".join([f"**{_name(grid.setting)} · {grid.kind}**", "", *lines]))
     return "\n\n".join(parts) + "\n"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vidllm.cli.tables import markdown_table
 from vidllm.errors.writing import csv_text
 
 from .outcome import Outcome, best_of, flop_unit, name_of
@@ -140,11 +141,9 @@ def markdown(found: Sequence[Section]) -> str:
             title = section.task + (f" · {part.name}" if part.name else "")
             lines = [f"## {_text(title)}", "", about(part), ""]
             lines += [f"> {_text(note)}" for note in part.notes] + [""] * bool(part.notes)
-            lines.append("| setting | " + " | ".join(_text(c.title) for c in heads) + " |")
-            lines.append("|---|" + "---:|" * len(heads))
-            for outcome, cells in rows:
-                shown_cells = [_mark(cell) for cell in cells]
-                lines.append(f"| {_text(name_of(outcome))} | " + " | ".join(shown_cells) + " |")
+            names = ["setting", *(_text(column.title) for column in heads)]
+            texts = [[_text(name_of(outcome)), *map(_mark, cells)] for outcome, cells in rows]
+            lines += markdown_table(names, texts, numbers=True)
             said = "; ".join(f"{_text(c.title)}: {c.help}" for c in heads)
             lines += ["", f"{said}. **Bold**: the best at its share of tokens.", ""]
             parts.append("\n".join(lines))

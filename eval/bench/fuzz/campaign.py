@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidllm.cli.tables import table
 from vidllm.errors import InputError, VidllmError, WorkError
 from vidllm.errors.bounds import lacks_memory
 from vidllm.errors.printable import printable
@@ -356,10 +357,6 @@ def counts(rows: Sequence[Row]) -> list[Row]:
 
 def fuzz_table(rows: Sequence[Row]) -> Table:
     """The counts of all mutations together, for people."""
-    from rich.table import Table
-
-    table = Table("target", "outcome", "count")
     found = Counter((row["target"], row["outcome"]) for row in rows)
-    for (name, outcome), count in sorted(found.items()):
-        table.add_row(name, outcome, str(count))
-    return table
+    cells = [(*key, count) for key, count in sorted(found.items())]
+    return table(cells, left=("target", "outcome", "count"))
