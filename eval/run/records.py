@@ -159,7 +159,7 @@ class RunFolder:
         """
         found = read_journals(self.path)
         if not found and (self.path / ANSWERS).is_file():
-            found = {key_of(row): row for _, row in read_lines(self.path / ANSWERS)}
+            found = {key_of(row): row for _, _, row in read_lines(self.path / ANSWERS)}
             for cost in _costs(self.path / COSTS):
                 name = str(cost.pop("setting")), str(cost.pop("id"))
                 if name in found:
