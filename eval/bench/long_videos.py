@@ -266,9 +266,8 @@ def _fresh(path: Path) -> Path:
 def _frozen(folder: Path, scene: Any) -> Path:
     """A scene whose picture stands still, without noise, while nothing happens."""
     import av
-    import torch
 
-    from vidllm.stage.render import VIDEO_SIZE, render, to_uint8
+    from vidllm.stage.render import VIDEO_SIZE, render_tracks, to_uint8
     from vidllm.stage.tracks import tracks
 
     path = folder / f"frozen-{scene.seed}.mp4"
@@ -286,14 +285,7 @@ def _frozen(folder: Path, scene: Any) -> Path:
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "20", "preset": "veryfast"}
         for at in range(0, len(shown), 64):
             seconds = shown[at : at + 64]
-            moving, count = tracks(scene, seconds), len(seconds)
-            painted = render(
-                torch.from_numpy(moving.state),
-                torch.from_numpy(moving.glyph).expand(count, -1),
-                torch.from_numpy(moving.background).expand(count, -1, -1),
-                torch.zeros(count),
-                torch.from_numpy(seconds).float(),
-            )
+            painted = render_tracks(tracks(scene, seconds), seconds, noise=0.0)
             for picture in to_uint8(painted).numpy():
                 out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         out.mux(stream.encode(None))
