@@ -10,7 +10,7 @@ import typer
 
 from vidllm.errors import InputError
 
-from .options import DTYPES, AsJson, Debug, clean_output, emit, hide_bars, one_of, tell
+from .options import DTYPES, AsJson, Debug, clean_output, emit, hide_bars, one_of, shares_of, tell
 from .tables import console, table
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def cost(
             _show_paper(paper, json)
             return
         measured = None if seconds is None else _seconds(seconds)
-        shares = _shares(keep)
+        shares: list[float | None] = [None] if keep is None else [*shares_of("--keep", keep)]
         from vidllm.cost.prediction import cost_of, even_plan, limit, plan_of, timed
         from vidllm.cost.shapes import shape_of
 
@@ -148,21 +148,6 @@ def cost(
         if rows[0].times:
             tell(f"Limit by the measured seconds, with no prefill: {rows[0].times['limit']:.2f} ×")
         _tell_notes(notes)
-
-
-def _shares(keep: str | None) -> list[float | None]:
-    if keep is None:
-        return [None]
-    shares: list[float | None] = []
-    for word in keep.split(","):
-        try:
-            share = float(word)
-        except ValueError:
-            raise InputError(f"--keep is a list of shares such as 1,0.5, not {keep!r}") from None
-        if not 0 < share <= 1:  # also refuses NaN
-            raise InputError(f"--keep must be above 0 and at most 1, got {share:g}")
-        shares.append(share)
-    return shares
 
 
 def _seconds(text: str) -> dict[str, float]:
