@@ -121,7 +121,7 @@ def test_gqa_counts_missing_spans_unless_official() -> None:
 
 
 def test_alignment_keeps_sentences_without_a_prediction() -> None:
-    from vidllm.eval.scores.alignment import recall_at_1
+    from vidllm.encoders.heads.alignment import recall_at_1
 
     assert recall_at_1([2.0, None, 7.0], [[(1, 3)], [(1, 3)], []]).value == 0.5
 
