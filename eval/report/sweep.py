@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vidllm.cli.tables import markdown_table
+from vidllm.cli.tables import markdown_table, three_digits
 
 #: Scores that a cell shows beside the headline, by task.
 BESIDE: Mapping[str, tuple[str, ...]] = {"stage": ("R1@0.5", "qa_accuracy")}
@@ -63,9 +63,5 @@ def _tokens(one: Mapping[str, Any]) -> str:
 def _cell(one: Mapping[str, Any], beside: Sequence[str]) -> str:
     share = (one["relative"] or {}).get("share")
     told = "" if share is None else f" ({100 * share:.0f} %)"
-    values = [_three(one["headline"]["value"]) + told]
-    return " · ".join([*values, *(_three(one["scores"].get(name)) for name in beside)])
-
-
-def _three(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    values = [three_digits(one["headline"]["value"]) + told]
+    return " · ".join([*values, *(three_digits(one["scores"].get(name)) for name in beside)])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vidllm.cli.tables import markdown_table
+from vidllm.cli.tables import markdown_table, three_digits
 from vidllm.errors.writing import csv_text
 
 from .outcome import Outcome, best_of, flop_unit, name_of
@@ -58,7 +58,7 @@ def columns(part: Part) -> list[Column]:
         Column(
             part.headline,
             "headline score with its 95 % interval (bootstrap over videos)",
-            lambda o: (_three(o.score), _interval(o.low, o.high)),
+            lambda o: (three_digits(o.score), _interval(o.low, o.high)),
             lambda o: o.score,
         ),
         Column(
@@ -239,7 +239,8 @@ def score_rows(part: Part, names: Sequence[str]) -> list[tuple[Outcome, list[Cel
         for name in names:
             ours, theirs = outcome.scores.get(name), outcome.official.get(name)
             differs = name in outcome.official and theirs != ours
-            cells.append(Cell(_three(ours), False, f"official {_three(theirs)}" * differs))
+            official = f"official {three_digits(theirs)}" if differs else ""
+            cells.append(Cell(three_digits(ours), False, official))
         rows.append((outcome, cells))
     return rows
 
@@ -249,15 +250,11 @@ def group_table(part: Part, group: str) -> tuple[list[str], list[tuple[Outcome, 
     every = [o.groups.get(group, {}) for o in part.outcomes]
     names = list(dict.fromkeys(name for one in every for name in one))
     rows = [
-        (o, [Cell(_three(one[n].value if n in one else None)) for n in names])
+        (o, [Cell(three_digits(one[n].value if n in one else None)) for n in names])
         for o, one in zip(part.outcomes, every, strict=True)
         if one
     ]
     return names, rows
-
-
-def _three(value: float | None) -> str:
-    return DASH if value is None else f"{value:.3f}"
 
 
 def _interval(low: float | None, high: float | None) -> str:

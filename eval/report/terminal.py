@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from vidllm.cli.options import say
-from vidllm.cli.tables import console
+from vidllm.cli.tables import console, three_digits
 from vidllm.errors import WorkError
 
 #: Scores and settings that are shown; all of them stand in results.json.
@@ -56,7 +56,7 @@ def _settings(results: Mapping[str, Any], official: bool) -> Table:
         share = relation.get("share")
         table.add_row(
             one["label"],
-            number(value),
+            three_digits(value),
             interval,
             "" if share is None else f"{100 * share:.1f} %",
             "" if relation.get("p") is None else f"{relation['p']:.3f}",
@@ -95,7 +95,7 @@ def _scores(settings: Sequence[Mapping[str, Any]], names: Sequence[str], officia
         row = []
         for one in settings:
             value = one["scores"].get(name)
-            row.append(number(one["official"].get(name, value) if official else value))
+            row.append(three_digits(one["official"].get(name, value) if official else value))
         table.add_row(name, *row)
     return table
 
@@ -105,9 +105,9 @@ def _differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     found: dict[str, list[str]] = {}
     for one in settings:
         told = [
-            f"{name} {number(value)} (ours {number(one['scores'][name])})"
+            f"{name} {three_digits(value)} (ours {three_digits(one['scores'][name])})"
             if name in one["scores"]
-            else f"{name} {number(value)}"
+            else f"{name} {three_digits(value)}"
             for name, value in one["official"].items()
         ]
         if told:
@@ -154,8 +154,8 @@ def show_comparison(rows: Sequence[Mapping[str, Any]], names: tuple[str, str]) -
         test = row["mcnemar"]
         table.add_row(
             row["setting"],
-            number(row["first"]),
-            number(row["second"]),
+            three_digits(row["first"]),
+            three_digits(row["second"]),
             f"{row['difference']:+.3f}",
             f"{row['low']:+.3f} … {row['high']:+.3f}",
             f"{row['p']:.3f}",
@@ -169,10 +169,5 @@ def show_comparison(rows: Sequence[Mapping[str, Any]], names: tuple[str, str]) -
     console(_WIDE).print(table)
 
 
-def number(value: float | None) -> str:
-    """A score for people."""
-    return "–" if value is None else f"{value:.3f}"
-
-
 def _span(low: float, high: float) -> str:
-    return f"{number(low)}–{number(high)}"
+    return f"{three_digits(low)}–{three_digits(high)}"

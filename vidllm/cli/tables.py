@@ -36,6 +36,11 @@ def table(
     return made
 
 
+def three_digits(value: float | None) -> str:
+    """A score with three digits behind the point; a dash where there is none."""
+    return "–" if value is None else f"{value:.3f}"
+
+
 def console(width: int) -> Console:
     """Standard output: as wide as its terminal, or so wide where it is a file or a pipe."""
     from rich.console import Console
