@@ -6,12 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from . import Listener, check
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass
