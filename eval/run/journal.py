@@ -33,7 +33,7 @@ RESERVE = 1 << 20
 
 
 @dataclass(frozen=True)
-class Said:
+class Prediction:
     """What an asker got for an item.
 
     Args:
@@ -50,7 +50,7 @@ class Said:
 
 
 def row_of(
-    setting: str, item: Item, number: int, said: Said, parsed: Any, value: float | None
+    setting: str, item: Item, number: int, said: Prediction, parsed: Any, value: float | None
 ) -> Row:
     """The row of an answer: all that it takes to score it again.
 
