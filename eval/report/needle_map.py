@@ -200,12 +200,12 @@ def markdown(rows: Sequence[Row]) -> str:
     found = grids(rows)
     parts = [f"Needle test: {_caption(found)}."]
     for grid in found:
-        rows = [
+        lines = [
             [depth, *(_cell(grid, y, x) for x in range(len(grid.lengths)))]
             for y, depth in enumerate(grid.depths)
         ]
-        lines = markdown_table(["depth", *grid.lengths], rows)
-        parts.append("\n".join([f"**{_name(grid.setting)} · {grid.kind}**", "", *lines]))
+        table = markdown_table(["depth", *grid.lengths], lines)
+        parts.append("\n".join([f"**{_name(grid.setting)} · {grid.kind}**", "", *table]))
     return "\n\n".join(parts) + "\n"
 
 
