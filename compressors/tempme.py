@@ -1,7 +1,7 @@
 """TempMe (arXiv 2409.01156): merge inside frames, then join neighbouring clips and merge across.
 
-The authors' merge and schedule stand in `vidllm.tokens.matching`, where the tower
-`vidllm.encoders.vision.tempme` uses them; `Tempme` is the method on `VideoTokens`.
+The authors' merge and schedule stand in `vidllm.tokens.matching`; `Tempme` is the method on
+`VideoTokens`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Tempme(InTower):
     MLP of the first two thirds of the layers; then frames are joined before a layer, their tokens
     merge across by features and attend to each other, and merge inside the row by that layer's
     keys; the joins stand at layers 8, 9 and 10 of 12. Else, and with `tower` false, it acts on
-    the tower's output. The tower for retrieval, with LoRA, is `vidllm.encoders.vision.tempme`.
+    the tower's output.
 
     Attributes:
         joins: clips joined at every level, as the authors' option writes it.

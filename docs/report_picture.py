@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from vidllm.errors import VidllmError
 from vidllm.eval.report.load import find_folders, load_run
-from vidllm.eval.report.outcome import Outcome, methods
+from vidllm.eval.report.outcome import Outcome
 from vidllm.eval.report.plots import costs_of, draw_score_against
 from vidllm.eval.report.study import Part, sections
 from vidllm.eval.report.style import DARK, DRAWN, LIGHT, Theme, dress, png, tag_column
@@ -66,12 +66,11 @@ def draw(theme: Theme, part: Part, second: str) -> Figure:
         (second, other),
     ]
     tokens = next(cost for cost in costs_of(part.outcomes) if cost.name == "tokens")
-    palette = methods(part.outcomes)
     tags = []
     for place, (name, outcomes) in zip(axes, sides, strict=True):
         dress(place, theme)
         shown = NAMES.get(name, name)
-        tags.append(draw_score_against(place, theme, outcomes, tokens, shown, None, "", palette))
+        tags.append(draw_score_against(place, theme, outcomes, tokens, shown))
     told = dict(facts(part))
     words = [part.runs[0].task, *(f"{k} {told[k]}" for k in ("split", "frames") if k in told)]
     words += [f"{told[k]} {k}" for k in ("questions", "videos") if k in told]

@@ -33,14 +33,8 @@ class DiagonalSystem:
         """The tables over `length` tokens."""
         return _DiagonalBlock(self, length)
 
-    def step(self, held: Tensor, u: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """One token; `scale` (B,) multiplies the step. See `longconv.System`."""
-        rate = self.rate if scale is None else scale[:, None, None] * self.rate
-        state = rate.exp() * _paired(held) + rate.expm1() * self.gain * u[..., None]
-        return _unpaired(state), torch.einsum("gms,bgs->bgm", self.C, state).real * 2
-
     def start(self, batch: int) -> Tensor:
-        """See `longconv.System`."""
+        """A state of zeros (B, G, 2 S)."""
         groups, states = self.rate.shape
         return self.rate.real.new_zeros(batch, groups, 2 * states)
 

@@ -4,7 +4,7 @@ Every feature g has a system of its own, one input and M outputs wide:
 
     h_t = A h_{t-1} + B u_t,    y_t = C h_t,    so that    y = K * u with K_k = C A^k B.
 
-`recurrence` runs it token by token. `convolve` gives the same from four tables over a block of q
+`convolve` gives what running it token by token gives, from four tables over a block of q
 tokens: the kernel K (inside the block), A^j B (what an input leaves in the state at the end),
 C A^(i+1) (what the state before adds to an output), and A^q (from block to block). The cost is
 linear in the length, nothing is longer than a block, and a stream is the same with a state given.
@@ -25,7 +25,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -35,16 +34,6 @@ from vidllm.errors import InputError
 
 _TOEPLITZ = 128  # tokens: longest block that is a matrix product
 _SHORTEST = 16  # tokens: shortest block that is chosen here
-
-
-class System(Protocol):
-    """Discrete state spaces, one a feature, that can go token by token."""
-
-    def start(self, batch: int) -> Tensor:
-        """A state of zeros (B, G, S)."""
-
-    def step(self, held: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """State (B, G, S) and input (B, G) to the next state and the output (B, G, M)."""
 
 
 class Block(ABC):
@@ -77,15 +66,6 @@ class DenseSystem:
     def block(self, length: int) -> DenseBlock:
         """The tables over `length` tokens."""
         return DenseBlock(self, length)
-
-    def step(self, held: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """See `System`."""
-        held = torch.einsum("gij,bgj->bgi", self.A, held) + self.B * u[..., None]
-        return held, torch.einsum("gms,bgs->bgm", self.C, held)
-
-    def start(self, batch: int) -> Tensor:
-        """See `System`."""
-        return self.B.new_zeros(batch, *self.B.shape)
 
 
 class DenseBlock(Block):
@@ -161,23 +141,13 @@ def silenced(x: Tensor, valid: Tensor | None, state: object) -> Tensor:
     return x.masked_fill(~valid[..., None], 0)
 
 
-def recurrence(u: Tensor, system: System, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The systems token by token; slow, the reference. Arguments and results as `convolve`."""
-    held = system.start(u.shape[0]) if state is None else state
-    outputs = []
-    for t in range(u.shape[1]):
-        held, y = system.step(held, u[:, t])
-        outputs.append(y)
-    return torch.stack(outputs, dim=1), held
-
-
 def convolve(
     u: Tensor,
     tables: Callable[[int], Block],
     state: Tensor | None = None,
     block: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The same as `recurrence` by convolutions over blocks of tokens.
+    """The outputs of the systems by convolutions over blocks of tokens.
 
     Args:
         u: (B, L, G) inputs, a feature a system; any number of features where one system serves all.

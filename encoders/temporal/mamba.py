@@ -163,67 +163,6 @@ class Mamba1Mixer(Mixer):
         b, c = (torch.stack(way, dim=2) for way in zip(*maps, strict=True))
         return torch.cat(steps, dim=-1), b, c
 
-    @torch.no_grad()
-    def load_transformers_state(self, state: dict[str, Tensor]) -> None:
-        """Take the weights of transformers' `MambaMixer`, or of `mamba_ssm.Mamba` (same names).
-
-        Args:
-            state: their `state_dict()`, of one mixer.
-
-        Raises:
-            InputError: this mixer reads both ways, or the weights are of another form.
-        """
-        if self.ways != 1:
-            raise InputError("such weights are of one direction: build with bidirectional=False")
-        load_renamed(
-            self,
-            state,
-            {
-                "in_proj.weight": "in_proj.weight",
-                "conv1d.weight": "conv_weight",
-                "conv1d.bias": "conv_bias",
-                "x_proj.weight": "x_proj",
-                "dt_proj.weight": "dt_proj",
-                "dt_proj.bias": "dt_bias",
-                "A_log": "A_log",
-                "D": "D",
-                "out_proj.weight": "out_proj.weight",
-            },
-        )
-
-
-@torch.no_grad()
-def load_renamed(module: nn.Module, state: dict[str, Tensor], names: dict[str, str]) -> None:
-    """Copy `state` into the parameters that `names` maps its keys to.
-
-    A depthwise Conv1d weight (C, 1, K) becomes (K, C); a weight shared by all directions becomes
-    the first direction's.
-
-    Raises:
-        InputError: a key is missing or not known, or a shape does not fit; nothing was copied.
-    """
-    odd = sorted(set(names) ^ set(state))
-    if odd:
-        raise InputError(
-            f"these weights do not fit this mixer: {', '.join(odd)} missing or unknown"
-        )
-    own = dict(module.named_parameters())
-    made = {}
-    for key, name in names.items():
-        value = state[key]
-        if key.startswith("conv1d.weight"):
-            value = value.squeeze(1).t()
-        if value.dim() + 1 == own[name].dim():
-            value = value[None]
-        if value.shape != own[name].shape:
-            raise InputError(
-                f"{key} is {tuple(value.shape)} where this mixer has {tuple(own[name].shape)}: "
-                "build it with the sizes of the weights"
-            )
-        made[name] = value
-    for name, value in made.items():
-        own[name].copy_(value)
-
 
 @register_temporal("mamba")
 class MambaEncoder(StackEncoder):

@@ -29,7 +29,6 @@ from .base import (
     causal_conv,
     register_temporal,
 )
-from .mamba import load_renamed
 
 # One product carries the state over this many chunks; longer sequences go block by block, so
 # that the cost stays linear in the length.
@@ -320,23 +319,6 @@ class SSDMixer(Mixer):
         gated = gated.flatten(-2)
         out: Tensor = self.out_proj((gated * self.norm_weight.to(exact)).to(joined.dtype))
         return out, (tail, held) if self.ways == 1 else None
-
-    def load_transformers_state(self, state: dict[str, Tensor]) -> None:
-        """Take the weights of transformers' `Mamba2Mixer`.
-
-        Args:
-            state: its `state_dict()`. This mixer needs the same state, head_dim, expand and conv,
-                `groups` = n_groups and `eps` = layer_norm_epsilon (Mamba-2's: 8 and 1e-5).
-
-        Raises:
-            InputError: this mixer reads both ways, or the weights are of another form.
-        """
-        if self.ways != 1:
-            raise InputError("such weights are of one direction: build with bidirectional=False")
-        same = ("A_log", "D", "dt_bias", "in_proj.weight", "out_proj.weight")
-        names = {name: name for name in same}
-        names |= {"conv1d.weight": "conv_weight", "conv1d.bias": "conv_bias"}
-        load_renamed(self, state, names | {"norm.weight": "norm_weight"})
 
 
 @register_temporal("ssd")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from vidllm.cli.options import AsJson, Debug, clean_output, emit, one_of, say
+from vidllm.cli.options import AsJson, Debug, clean_output, emit, one_of, say, shares_of
+from vidllm.cli.tables import console
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.bounds import check, short
 from vidllm.errors.paths import output_file
@@ -56,9 +58,7 @@ def video(
         if json:
             emit(result)
         else:
-            from rich.console import Console
-
-            Console().print(render_table(result))
+            console(80).print(render_table(result))
 
 
 @app.command()
@@ -221,7 +221,7 @@ def models(
             _names(names),
             _names(methods),
             frames=_counts("--frames", frames),
-            keeps=_shares("--keeps", keeps),
+            keeps=shares_of("--keeps", keeps),
             scale=(1.0 if where == "cuda" else 0.1) if scale is None else scale,
             runs=runs,
             new_tokens=new_tokens,
@@ -247,21 +247,11 @@ def long(
     debug: Debug = False,
 ) -> None:
     """Index long videos and ask them: speed, memory, reuse, hits by length and depth."""
-    import tempfile
-
     from .long_videos import bench_long, long_table
 
     with clean_output(json):
-        where = folder or Path(tempfile.gettempdir()) / "vidllm-bench"
-        rows: Rows = []
-        save = _saver(out)
-
-        def keep(row: dict[str, Any]) -> None:
-            rows.append(row)
-            save(rows)
-            say(f"{row['part']} · {row['case']} · {row['measure']}: {row['value']:g}")
-
-        bench_long(_names(parts), where, keep, clips=clips, seed=seed)
+        rows, keep = _keeper(out, "{part} · {case} · {measure}: {value:g}")
+        bench_long(_names(parts), _place(folder, "bench"), keep, clips=clips, seed=seed)
         _show(rows, long_table, out, json)
 
 
@@ -283,20 +273,11 @@ def kills(
     debug: Debug = False,
 ) -> None:
     """Kill eval, index and train at random moments; they must end as if nothing had been."""
-    import tempfile
-
     from .kills import bench_kills, counts, kills_table
 
     with clean_output(json):
-        where = folder or Path(tempfile.gettempdir()) / "vidllm-bench-kills"
-        rows: Rows = []
-        save = _saver(out)
-
-        def keep(row: dict[str, Any]) -> None:
-            rows.append(row)
-            save(rows)
-            say(f"{row['target']} · run {row['run']} · {row['signal'] or 'none'}: {row['outcome']}")
-
+        where = _place(folder, "bench-kills")
+        rows, keep = _keeper(out, "{target} · run {run} · {signal}: {outcome}")
         bench_kills(_names(targets), where, kills=number, seed=seed, keep=keep)
         if json:
             emit({"rows": rows, "counts": counts(rows), "csv": str(out)})
@@ -331,13 +312,11 @@ def fuzz(
     debug: Debug = False,
 ) -> None:
     """Damage media, indexes, runs and weights; all must be read rightly or refused in one line."""
-    import tempfile
-
     from .fuzz.campaign import bench_fuzz, counts, fuzz_table
     from .fuzz.outcomes import FAULTS
 
     with clean_output(json):
-        where = folder or Path(tempfile.gettempdir()) / "vidllm-bench-fuzz"
+        where = _place(folder, "bench-fuzz")
         save, done = _saver(out), 0
 
         def keep(row: dict[str, Any]) -> None:
@@ -399,14 +378,9 @@ def _device(name: str) -> str:
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _shares(option: str, text: str) -> list[float]:
-    try:
-        shares = [float(part) for part in _names(text)]
-    except ValueError:
-        raise InputError(f"{option} is a list of shares such as 1,0.5, not {short(text)}") from None
-    for share in shares:
-        check("keep", share, option)
-    return shares
+def _place(folder: Path | None, name: str) -> Path:
+    """Where a measurement works if nobody says where."""
+    return folder or Path(tempfile.gettempdir()) / f"vidllm-{name}"
 
 
 def _names(text: str) -> list[str]:
@@ -433,6 +407,19 @@ def _saver(out: Path) -> Callable[[Rows], None]:
     return save
 
 
+def _keeper(out: Path, words: str) -> tuple[Rows, Callable[[dict[str, Any]], None]]:
+    """The rows so far, and what takes one more: it is written, and said in these words."""
+    rows: Rows = []
+    save = _saver(out)
+
+    def keep(row: dict[str, Any]) -> None:
+        rows.append(row)
+        save(rows)
+        say(words.format(**{name: "none" if value == "" else value for name, value in row.items()}))
+
+    return rows, keep
+
+
 def _alike(rows: Rows) -> Rows:
     """Whole numbers as floats in columns with floats or gaps, as readers of tables have them."""
     kinds = {name: {type(row.get(name)) for row in rows} for row in rows for name in row}
@@ -449,9 +436,5 @@ def _show(
     if json:
         emit({"rows": rows, "csv": str(out)})
         return
-    from rich.console import Console
-
-    console = Console()
-    # A file or a pipe has no width of its own: wide enough for the widest table.
-    (console if console.is_terminal else Console(width=180)).print(table(rows))
+    console(180).print(table(rows))
     say(f"written to {out}")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from vidllm.cli.tables import table
 from vidllm.compressors import find, get, names
 from vidllm.cost.flops import QWEN2_7B
 from vidllm.errors import InputError, VidllmError
@@ -156,27 +157,18 @@ def _measure(
 
 def compressor_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows as a rich table."""
-    from rich.table import Table
 
-    table = Table(
-        title="Cost of compressors beside the prefill of Qwen2-7B (prefill time estimated from "
-        "FLOPs and this machine's matrix products)"
-    )
-    for column in ("compressor", "stage"):
-        table.add_column(column)
-    for column in ("frames", "keep", "kept", "ms", "of prefill FLOPs", "of prefill time", "MB"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        start = [row["compressor"], row["stage"], str(row["frames"]), f"{row['keep']:.0%}"]
+    def cells(row: dict[str, Any]) -> list[object]:
+        start = [row["compressor"], row["stage"], row["frames"], f"{row['keep']:.0%}"]
         if "error" in row:
-            table.add_row(*start, "–", "–", "–", "–", "–")
-            continue
-        table.add_row(
-            *start,
-            f"{row['kept']:.1%}",
-            f"{row['ms']:.1f}",
-            f"{row['flops_share']:.3%}",
-            f"{row['time_share']:.2%}",
-            f"{row['peak_mb']:.0f}",
-        )
-    return table
+            return [*start, *"–––––"]
+        shares = f"{row['flops_share']:.3%}", f"{row['time_share']:.2%}"
+        return [*start, f"{row['kept']:.1%}", f"{row['ms']:.1f}", *shares, f"{row['peak_mb']:.0f}"]
+
+    return table(
+        map(cells, rows),
+        left=("compressor", "stage"),
+        right=("frames", "keep", "kept", "ms", "of prefill FLOPs", "of prefill time", "MB"),
+        title="Cost of compressors beside the prefill of Qwen2-7B (prefill time estimated from "
+        "FLOPs and this machine's matrix products)",
+    )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from vidllm.cli.tables import table
 from vidllm.encoders.temporal import get_alike, temporal_names
 from vidllm.errors import InputError
 
@@ -204,23 +205,18 @@ def bench_encoders(
 
 def encoder_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows as a rich table: one line an encoder and width, milliseconds by length."""
-    from rich.table import Table
-
-    table = Table(title="Milliseconds of one causal layer, batch 1")
     lengths = sorted({row["length"] for row in rows})
-    table.add_column("encoder")
-    for column in ("D", *(f"L={n}" for n in lengths), "grows as", "peak MB"):
-        table.add_column(column, justify="right")
+    found = []
     for name, dim in dict.fromkeys((row["encoder"], row["dim"]) for row in rows):
         mine = {r["length"]: r for r in rows if (r["encoder"], r["dim"]) == (name, dim)}
         cells = [f"{mine[n]['ms']:.1f}" if "ms" in mine[n] else "–" for n in lengths]
         slope = next(iter(mine.values()))["exponent"]
         peaks = [r["peak_mb"] for r in mine.values() if "peak_mb" in r]
-        table.add_row(
-            name,
-            str(dim),
-            *cells,
-            f"L^{slope:.2f}" if slope else "–",
-            f"{max(peaks):.0f}" if peaks else "–",
-        )
-    return table
+        growth_cell = f"L^{slope:.2f}" if slope else "–"
+        found.append([name, dim, *cells, growth_cell, f"{max(peaks):.0f}" if peaks else "–"])
+    return table(
+        found,
+        left=("encoder",),
+        right=("D", *(f"L={n}" for n in lengths), "grows as", "peak MB"),
+        title="Milliseconds of one causal layer, batch 1",
+    )

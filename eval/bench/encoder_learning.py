@@ -9,7 +9,6 @@ frame or near it: an encoder without memory is at chance, and one with a short r
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vidllm.cli.tables import table
 from vidllm.encoders.temporal import get_alike, temporal_names
 from vidllm.errors import InputError
+
+from .measure import spread_cell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -178,20 +180,19 @@ def bench_learning(
 
 def learning_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows as a rich table: means over the seeds, lowest and highest in brackets."""
-    from rich.table import Table
-
-    table = Table(title="Right answers: memory, order (chance 17 %), duration (50 %)")
-    table.add_column("encoder")
     lengths = sorted({row["frames"] for row in rows})
-    for what in ASKED:
-        for frames in lengths:
-            table.add_column(f"{what} {frames}", justify="right")
+    found = []
     for name in dict.fromkeys(row["encoder"] for row in rows):
-        cells = []
-        for key in ASKED:
-            for frames in lengths:
-                mine = [r[key] for r in rows if (r["encoder"], r["frames"]) == (name, frames)]
-                mean = statistics.mean(mine)
-                cells.append(f"{mean:.0%} ({min(mine):.0%}–{max(mine):.0%})")
-        table.add_row(name, *cells)
-    return table
+        mine = [row for row in rows if row["encoder"] == name]
+        cells = [
+            spread_cell([row[key] for row in mine if row["frames"] == frames])
+            for key in ASKED
+            for frames in lengths
+        ]
+        found.append([name, *cells])
+    return table(
+        found,
+        left=("encoder",),
+        right=[f"{what} {frames}" for what in ASKED for frames in lengths],
+        title="Right answers: memory, order (chance 17 %), duration (50 %)",
+    )

@@ -26,10 +26,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from vidllm.cli.tables import table
 from vidllm.errors import InputError, VidllmError
 from vidllm.models.native.footage import KnownFootage, clip_pixels
 from vidllm.stage.files import clip_scene, one_thread
-from vidllm.stage.render import VIDEO_SIZE, render, to_uint8
+from vidllm.stage.render import VIDEO_SIZE, render_tracks, to_uint8
 from vidllm.stage.tracks import tracks
 from vidllm.video import load_video
 
@@ -137,16 +138,12 @@ def bench_footage(
 
 def footage_table(rows: list[dict[str, Any]]) -> Table:
     """The rows for people."""
-    from rich.table import Table
-
-    table = Table(title="Footage that is refused")
-    for name in ("footage", "kind", "treatment", "clips", "refused", "wrong", "scores"):
-        table.add_column(name)
-    for row in rows:
-        table.add_row(row["footage"], row["kind"], row["treatment"], str(row["clips"]),
-                      str(row["refused"]), str(row["wrong"]),
-                      f"{row['lowest']:.2f} – {row['highest']:.2f}")  # fmt: skip
-    return table
+    names = ("footage", "kind", "treatment", "clips", "refused", "wrong")
+    found = [
+        [*(row[name] for name in names), f"{row['lowest']:.2f} – {row['highest']:.2f}"]
+        for row in rows
+    ]
+    return table(found, left=(*names, "scores"), title="Footage that is refused")
 
 
 def _row(
@@ -221,16 +218,8 @@ def _known(home: Path, split: str, seed: int, number: int, how: Treatment) -> Pa
 
 def _painted(scene: Scene, seconds: np.ndarray, seed: int) -> np.ndarray:
     """Frames (F, 128, 128, 3) uint8 of a scene at some seconds."""
-    moving, count = tracks(scene, seconds), len(seconds)
-    painted = render(
-        torch.from_numpy(moving.state),
-        torch.from_numpy(moving.glyph).expand(count, -1),
-        torch.from_numpy(moving.background).expand(count, -1, -1),
-        torch.full((count,), moving.noise),
-        torch.from_numpy(seconds).float(),
-        generator=torch.Generator().manual_seed(seed),
-    )
-    return to_uint8(painted).numpy()
+    grain = torch.Generator().manual_seed(seed)
+    return to_uint8(render_tracks(tracks(scene, seconds), seconds, generator=grain)).numpy()
 
 
 def write_frames(

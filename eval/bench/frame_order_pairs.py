@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vidllm.errors import InputError
-from vidllm.stage.render import render
+from vidllm.stage.render import render_tracks
 from vidllm.stage.scenes import make_scene, rng_for
 from vidllm.stage.tracks import MAX_DISTRACTORS, RGB, tracks
 
@@ -82,15 +82,8 @@ def _drawn(task: StagePairs, seed: int, kind: str) -> tuple[Tensor, Tensor, Tens
     still = np.full(task.frames, rng.uniform(0, scene.duration))
     shown = tracks(replace(scene, actors=(actor,), events=()), still)
     order = _act(kind, shown.state[:, MAX_DISTRACTORS], actor.colour, rng)
-    frames = render(
-        torch.from_numpy(shown.state),
-        torch.from_numpy(shown.glyph).expand(task.frames, -1),
-        torch.from_numpy(shown.background).expand(task.frames, -1, -1),
-        torch.full((task.frames,), shown.noise),
-        torch.from_numpy(still.astype(np.float32)),
-        size=task.size,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    grain = torch.Generator().manual_seed(seed)
+    frames = render_tracks(shown, still, size=task.size, generator=grain)
     seconds = torch.arange(task.frames) / rng.uniform(4, 12)
     return frames, seconds.float(), torch.from_numpy(order)
 

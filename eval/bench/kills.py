@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidllm.cli.tables import table
 from vidllm.errors import InputError, WorkError
 
 if TYPE_CHECKING:
@@ -305,9 +306,5 @@ def counts(rows: Sequence[Row]) -> list[Row]:
 
 def kills_table(rows: Sequence[Row]) -> Table:
     """The counts, for people."""
-    from rich.table import Table
-
-    table = Table("target", "signal", "outcome", "count")
-    for row in counts(rows):
-        table.add_row(*(str(value) for value in row.values()))
-    return table
+    found = [list(row.values()) for row in counts(rows)]
+    return table(found, left=("target", "signal", "outcome", "count"))

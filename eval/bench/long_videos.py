@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vidllm.cli.tables import table
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.paths import output_folder
 from vidllm.longvideo import index_video
@@ -265,9 +266,8 @@ def _fresh(path: Path) -> Path:
 def _frozen(folder: Path, scene: Any) -> Path:
     """A scene whose picture stands still, without noise, while nothing happens."""
     import av
-    import torch
 
-    from vidllm.stage.render import VIDEO_SIZE, render, to_uint8
+    from vidllm.stage.render import VIDEO_SIZE, render_tracks, to_uint8
     from vidllm.stage.tracks import tracks
 
     path = folder / f"frozen-{scene.seed}.mp4"
@@ -285,14 +285,7 @@ def _frozen(folder: Path, scene: Any) -> Path:
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "20", "preset": "veryfast"}
         for at in range(0, len(shown), 64):
             seconds = shown[at : at + 64]
-            moving, count = tracks(scene, seconds), len(seconds)
-            painted = render(
-                torch.from_numpy(moving.state),
-                torch.from_numpy(moving.glyph).expand(count, -1),
-                torch.from_numpy(moving.background).expand(count, -1, -1),
-                torch.zeros(count),
-                torch.from_numpy(seconds).float(),
-            )
+            painted = render_tracks(tracks(scene, seconds), seconds, noise=0.0)
             for picture in to_uint8(painted).numpy():
                 out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         out.mux(stream.encode(None))
@@ -301,11 +294,6 @@ def _frozen(folder: Path, scene: Any) -> Path:
 
 def long_table(rows: Sequence[Row]) -> Table:
     """The rows as a rich table."""
-    from rich.table import Table
-
-    table = Table(title="Long videos")
-    for column in COLUMNS:
-        table.add_column(column, justify="right" if column == "value" else "left")
-    for row in rows:
-        table.add_row(row["part"], row["case"], row["measure"], f"{row['value']:g}")
-    return table
+    *text, value = COLUMNS
+    found = [[*(row[name] for name in text), f"{row[value]:g}"] for row in rows]
+    return table(found, left=text, right=(value,), title="Long videos")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import threading
 import time
 from collections.abc import Sequence
@@ -40,6 +41,10 @@ def growth(lengths: Sequence[int], values: Sequence[float]) -> float:
     pairs = [(math.log(n), math.log(v)) for n, v in zip(lengths, values, strict=True) if v > 0]
     if len(pairs) < 2:
         return math.nan
-    x = sum(p[0] for p in pairs) / len(pairs)
-    y = sum(p[1] for p in pairs) / len(pairs)
-    return sum((a - x) * (b - y) for a, b in pairs) / sum((a - x) ** 2 for a, _ in pairs)
+    x, y = zip(*pairs, strict=True)
+    return statistics.linear_regression(x, y).slope
+
+
+def spread_cell(shares: Sequence[float]) -> str:
+    """Shares for a table: their mean, the lowest and the highest in brackets."""
+    return f"{statistics.mean(shares):.0%} ({min(shares):.0%}–{max(shares):.0%})"

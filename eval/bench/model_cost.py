@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers.generation.streamers import BaseStreamer
 
 from vidllm.ask.compression import Compression, compress
+from vidllm.cli.tables import table
 from vidllm.compressors import build, find, names
 from vidllm.cost.flops import Decoder
 from vidllm.cost.memory import tensor_peak
@@ -281,35 +282,23 @@ def _against(row: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
 
 def models_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows as a rich table."""
-    from rich.table import Table
+
+    def cells(row: dict[str, Any]) -> list[object]:
+        keep = "–" if row["keep"] is None else f"{row['keep']:.0%}"
+        start = [row["model"], row["compressor"], row["frames"], keep]
+        if "error" in row:
+            return [*start, "–", row["error"]]
+        ratios = (f"{row[name]:.2f}" for name in ("speed_up", "flops_ratio", "quotient"))
+        speeds = (f"{row[name]:.1f}" for name in ("ttft_ms", "decode_tps"))
+        memory = f"{row['peak_mb']:.0f}", f"{row['peak_share']:.0%}"
+        return [*start, row["kept"], f"{row['prefill_ms']:.1f}", *ratios, *speeds, *memory]
 
     first = rows[0]
-    table = Table(
-        title=f"Prefill measured against FLOPs predicted: {first['device']}, {first['dtype']}, "
-        f"scale {first['scale']:g} (aim: quotient 0.8 or more, memory 100 % or less)"
-    )
-    for column in ("model", "compressor"):
-        table.add_column(column)
     columns = ["frames", "keep", "tokens", "prefill ms", "speed-up", "FLOPs ratio", "quotient"]
-    columns += ["TTFT ms", "tokens/s", "peak MB", "of full"]
-    for column in columns:
-        table.add_column(column, justify="right")
-    for row in rows:
-        keep = "–" if row["keep"] is None else f"{row['keep']:.0%}"
-        start = [row["model"], row["compressor"], str(row["frames"]), keep]
-        if "error" in row:
-            table.add_row(*start, "–", row["error"])
-            continue
-        table.add_row(
-            *start,
-            str(row["kept"]),
-            f"{row['prefill_ms']:.1f}",
-            f"{row['speed_up']:.2f}",
-            f"{row['flops_ratio']:.2f}",
-            f"{row['quotient']:.2f}",
-            f"{row['ttft_ms']:.1f}",
-            f"{row['decode_tps']:.1f}",
-            f"{row['peak_mb']:.0f}",
-            f"{row['peak_share']:.0%}",
-        )
-    return table
+    return table(
+        map(cells, rows),
+        left=("model", "compressor"),
+        right=[*columns, "TTFT ms", "tokens/s", "peak MB", "of full"],
+        title=f"Prefill measured against FLOPs predicted: {first['device']}, {first['dtype']}, "
+        f"scale {first['scale']:g} (aim: quotient 0.8 or more, memory 100 % or less)",
+    )

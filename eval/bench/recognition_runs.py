@@ -12,7 +12,6 @@ order (`StagePairs`), and tested on new actors, places and backgrounds. Shares o
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vidllm.cli.tables import table
 from vidllm.errors import InputError
 
 from .frame_order_pairs import PAIRS, StagePairs
+from .measure import spread_cell
 from .recognition import RecognitionSettings, fit_recognition, recognition_logits
 
 if TYPE_CHECKING:
@@ -170,7 +171,6 @@ def bench_recognition(
                 batch=batch,
                 lr=SETUPS[name].lr,
                 warmup=min(50, steps // 10),
-                smoothing=0.0,
                 seed=seed,
                 device=device,
             )
@@ -200,17 +200,10 @@ def bench_recognition(
 
 def recognition_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows as a rich table: means over the seeds, lowest and highest in brackets."""
-    from rich.table import Table
-
-    table = Table(title="Right answers: all ten (chance 10 %), kind (20 %), order (50 %)")
-    table.add_column("encoder")
     columns = [*SCORES, *(f"order {name}" for name in PAIRS)]
-    for column in columns:
-        table.add_column(column, justify="right")
+    found = []
     for name in dict.fromkeys(row["encoder"] for row in rows):
-        cells = []
-        for column in columns:
-            mine = [row[column] for row in rows if row["encoder"] == name]
-            cells.append(f"{statistics.mean(mine):.0%} ({min(mine):.0%}–{max(mine):.0%})")
-        table.add_row(name, *cells)
-    return table
+        mine = [row for row in rows if row["encoder"] == name]
+        found.append([name, *(spread_cell([row[column] for row in mine]) for column in columns)])
+    title = "Right answers: all ten (chance 10 %), kind (20 %), order (50 %)"
+    return table(found, left=("encoder",), right=columns, title=title)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vidllm.cli.tables import table
 from vidllm.errors import InputError
 from vidllm.errors.paths import output_folder
 from vidllm.video import load_video
@@ -111,32 +112,29 @@ def bench_video(
 
 def render_table(result: dict[str, Any]) -> Table:
     """The result of ``bench_video`` as a rich table, verdicts in the caption."""
-    from rich.table import Table
-
     width, height = result["size"]
-    table = Table(
-        title=f"{result['frames']} uniform frames, {width}x{height} H.264, {result['fps']} fps,"
-        f" median of {result['runs']}",
-    )
-    table.add_column("reader")
-    table.add_column("file")
-    for column in ("seconds", "best", "same frames as ours"):
-        table.add_column(column, justify="right")
     lengths = {"short": result["seconds_short"], "long": result["seconds_long"]}
-    for row in result["rows"]:
-        table.add_row(
+    found = [
+        [
             row["reader"],
             f"{lengths[row['file']]} s",
-            f"{row['seconds']:.3f}",
-            f"{row['best']:.3f}",
+            *(f"{row[name]:.3f}" for name in ("seconds", "best")),
             f"{row['same']} of {result['frames']}",
-        )
+        ]
+        for row in result["rows"]
+    ]
     growth, against = result["hour_over_minute"], result["over_decord"]
     caption = f"long over short: {growth:.2f} (to stay below {_HOUR_LIMIT:g})"
     if against is not None:
         caption += f" · ours over decord, worse file: {against:.2f} (at most {_DECORD_LIMIT:.2f})"
-    table.caption = caption + (" · holds" if result["holds"] else " · DOES NOT HOLD")
-    return table
+    return table(
+        found,
+        left=("reader", "file"),
+        right=("seconds", "best", "same frames as ours"),
+        title=f"{result['frames']} uniform frames, {width}x{height} H.264, {result['fps']} fps,"
+        f" median of {result['runs']}",
+        caption=caption + (" · holds" if result["holds"] else " · DOES NOT HOLD"),
+    )
 
 
 def _read_ours(path: Path, frames: int) -> np.ndarray:

@@ -41,7 +41,6 @@ def category_bars(
     headline: str,
     *,
     palette: Sequence[str],
-    title: str = "",
 ) -> Figure:
     """The headline in every category of a group, a bar an outcome, with 95 % intervals."""
     groups = [outcome.groups.get(group, {}) for outcome in outcomes]
@@ -49,7 +48,7 @@ def category_bars(
     counts = {name: max(one[name].n for one in groups if name in one) for name in names}
     high = 0.115 * (len(outcomes) + 0.9)
     figure, axes = new_figure(theme, 4.2, 0.95 + max(4 * high, len(names) * high))
-    name_axes(axes, theme, headline, f"by {group}", title)
+    name_axes(axes, theme, headline, f"by {group}")
     step = 1 / (len(outcomes) + 0.9)
     for k, (outcome, at) in enumerate(
         zip(outcomes, _colours(theme, outcomes, palette), strict=True)
@@ -92,7 +91,6 @@ def span_error_bars(
     *,
     palette: Sequence[str],
     share: bool = False,
-    title: str = "",
 ) -> Figure:
     """Histograms of start and end errors, one above the other, on one scale.
 
@@ -121,13 +119,8 @@ def span_error_bars(
         axes.axvline(0, color=theme.soft, lw=0.8, zorder=2)
         axes.yaxis.set_major_locator(MaxNLocator(3))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g} %"))
-        head = f"{title} · " if title else ""
-        axes.set_title(
-            f"{head}error of the {name}, share of answers",
-            fontsize=8.5,
-            color=theme.ink,
-            loc="left",
-        )
+        head = f"error of the {name}, share of answers"
+        axes.set_title(head, fontsize=8.5, color=theme.ink, loc="left")
     bottom.set_xlabel(
         f"{unit}; too early ← 0 → too late; what is farther off lies in the outer bins",
         fontsize=_TEXT,
@@ -144,11 +137,10 @@ def iou_histogram(
     errors: Sequence[SpanErrors],
     *,
     palette: Sequence[str],
-    title: str = "",
 ) -> Figure:
     """The IoU of first spans; answers without a span are at 0."""
     figure, axes = new_figure(theme, 4.2, 3.0)
-    name_axes(axes, theme, "IoU of the first span; 0 where there is none", "answers", title)
+    name_axes(axes, theme, "IoU of the first span; 0 where there is none", "answers")
     bins = np.linspace(0, 1, 21)
     for outcome, at, found in zip(
         outcomes, _colours(theme, outcomes, palette), errors, strict=True
@@ -162,11 +154,11 @@ def iou_histogram(
 
 
 def both_accuracies(
-    theme: Theme, outcomes: Sequence[Outcome], letters: Sequence[Letters], *, title: str = ""
+    theme: Theme, outcomes: Sequence[Outcome], letters: Sequence[Letters]
 ) -> Figure:
     """Accuracy of generated letters and of the most probable ones, a line an outcome."""
     figure, axes = new_figure(theme, 4.2, 0.95 + 0.2 * max(4, len(outcomes)))
-    name_axes(axes, theme, "accuracy", "two ways to read an answer", title)
+    name_axes(axes, theme, "accuracy", "two ways to read an answer")
     generated, likely = theme.lines[1], theme.lines[0]
     rows = list(range(len(outcomes)))
     for row, found in zip(rows, letters, strict=True):
@@ -203,11 +195,10 @@ def reliability(
     letters: Sequence[Letters],
     *,
     palette: Sequence[str],
-    title: str = "",
 ) -> Figure:
     """How often the most probable letter is right, by its probability among the options."""
     figure, axes = new_figure(theme, 4.2, 3.3)
-    name_axes(axes, theme, "probability of the letter, %", "right, %", title)
+    name_axes(axes, theme, "probability of the letter, %", "right, %")
     axes.plot([0, 100], [0, 100], color=theme.soft, lw=0.9, ls=(0, (3, 2)), zorder=2)
     for outcome, at, found in zip(
         outcomes, _colours(theme, outcomes, palette), letters, strict=True

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vidllm.errors import InputError
-from vidllm.errors.paths import input_folder, look, shown
+from vidllm.errors.paths import input_file, input_folder, look, shown
 from vidllm.errors.printable import printable
-from vidllm.errors.schema import Mismatch, parse, validate
+from vidllm.errors.schema import Mismatch, parse
 
-from ..run.folder_checks import check_config, check_truth
-from ..run.folder_schemas import RESULTS, ROW
+from ..run.folder_checks import check_truth
+from ..run.folder_schemas import RESULTS
 from ..run.headline import matching
-from ..run.journal import item_of, journals, response_of
-from ..run.records import ANSWERS, CONFIG, labels_of
+from ..run.journal import item_of, journals, read_lines, response_of
+from ..run.records import ANSWERS, CONFIG, RunFolder, labels_of
 from ..run.records import RESULTS as RESULTS_FILE
 from ..run.results import summarise, task_of
 from ..tasks.base import Item, Response
@@ -116,51 +116,6 @@ def find_folders(given: Sequence[Path]) -> list[Path]:
     return found
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The one object of a file.
-
-    Raises:
-        InputError: not readable, or not a JSON object.
-    """
-    try:
-        value = parse(file.read_bytes(), file)
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{file} is damaged: it holds {type(value).__name__}, not an object")
-    return value
-
-
-def lines(file: Path, *, may_end_early: bool = False) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """The objects of a JSON-lines file: number of the line, byte at which it begins, object.
-
-    Args:
-        may_end_early: a last line without an end is left out, as a killed run leaves it.
-
-    Raises:
-        InputError: a line that is no JSON object; file and number of the line are named.
-    """
-    offset = 0
-    try:
-        with file.open("rb") as stream:
-            for count, line in enumerate(stream, 1):
-                begin, offset = offset, offset + len(line)
-                if may_end_early and not line.endswith(b"\n"):
-                    return
-                if not line.strip():
-                    continue
-                yield count, begin, _object(line, file, count)
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
-
-
-def _object(line: bytes, file: Path, number: int) -> dict[str, Any]:
-    value = parse(line, f"{file} line {number}")
-    if not isinstance(value, dict):
-        raise InputError(f"{file} line {number} is damaged: not a JSON object")
-    return value
-
-
 @dataclass
 class Answers:
     """The rows of files: questions by id, rows by setting and id, and what scoring takes."""
@@ -180,11 +135,7 @@ class Answers:
         Raises:
             InputError: a damaged line, or one without a field that it needs.
         """
-        for number, offset, entry in lines(file, may_end_early=journal):
-            where = f"{file} line {number}"
-            if missing := [name for name in ROW.required if name not in entry]:
-                raise InputError(f"{where} has no field {missing[0]!r}")
-            validate(entry, ROW, where)
+        for where, offset, entry in read_lines(file, finished=not journal):
             key = entry["setting"], entry["id"]
             attempt = entry.get("attempt", 0)
             if attempt <= self._attempts.get(key, -1):
@@ -217,13 +168,7 @@ def load_run(folder: Path) -> Run:
     Raises:
         InputError: no run, no answer yet, or a damaged file; one line names it.
     """
-    config = read_json(folder / CONFIG)
-    for name, kind in (("task", str), ("settings", list), ("items", int), ("seed", int)):
-        if not isinstance(config.get(name), kind):
-            raise InputError(
-                f"{folder / CONFIG} is damaged: the field {name!r} is wrong or missing"
-            )
-    check_config(config, folder / CONFIG)
+    config = RunFolder(folder).config()
     labels = labels_of(config)
     found, notes = Answers(), []
     results = _results_of(folder, config)
@@ -275,9 +220,10 @@ def _unknown(folder: Path, reason: object) -> InputError:
 
 def _results_of(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """results.json, if it is there and of the run that run.json tells of."""
-    if not (folder / RESULTS_FILE).is_file():
+    file = folder / RESULTS_FILE
+    if not file.is_file():
         return None
-    results = read_json(folder / RESULTS_FILE)
+    results = parse(input_file(file, "results").read_bytes(), file)
     try:
         RESULTS.check(results, "")
     except Mismatch as error:

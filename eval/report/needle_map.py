@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vidllm.cli.tables import markdown_table
 from vidllm.errors import InputError
 from vidllm.stage.annotations import write_text
 
+from ..run.journal import in_order
+from ..run.records import RunFolder, labels_of
 from ..tasks.needle_clips import FPS
 
 if TYPE_CHECKING:
@@ -198,17 +200,12 @@ def markdown(rows: Sequence[Row]) -> str:
     found = grids(rows)
     parts = [f"Needle test: {_caption(found)}."]
     for grid in found:
-        head = ["depth", *grid.lengths]
         lines = [
-            f"**{_name(grid.setting)} · {grid.kind}**",
-            "",
-            f"| {' | '.join(head)} |",
-            f"|{'---|' * len(head)}",
+            [depth, *(_cell(grid, y, x) for x in range(len(grid.lengths)))]
+            for y, depth in enumerate(grid.depths)
         ]
-        for y, depth in enumerate(grid.depths):
-            cells = [_cell(grid, y, x) for x in range(len(grid.lengths))]
-            lines.append(f"| {' | '.join([depth, *cells])} |")
-        parts.append("\n".join(lines))
+        table = markdown_table(["depth", *grid.lengths], lines)
+        parts.append("\n".join([f"**{_name(grid.setting)} · {grid.kind}**", "", *table]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -230,40 +227,15 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The answers of a run's folder, each with how many frames were sampled.
 
     Raises:
-        InputError: a file that is missing or damaged.
+        InputError: no run is there, none of its answers yet, or a file is damaged.
     """
-    rows = list(_lines(folder / "answers.jsonl"))
-    config = folder / "run.json"
-    fps = _json(config, config.read_text(encoding="utf-8")).get("fps") if config.exists() else None
-    costs = folder / "costs.jsonl"
-    frames: dict[tuple[Any, Any], Any] = {}
-    if costs.exists():
-        frames = {(c.get("setting"), c.get("id")): c.get("frames") for c in _lines(costs)}
-    return [
-        {**row, "frames": frames.get((row.get("setting"), row.get("id"))), "fps": fps}
-        for row in rows
-    ]
-
-
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError:
-        raise InputError(
-            f"{file} is missing: give the --out folder of a finished `vidllm eval needle`"
-        ) from None
-    for line in text.splitlines():
-        yield _json(file, line)
-
-
-def _json(file: Path, text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise InputError(f"{file} is damaged: run `vidllm eval needle` again into its folder")
-    return found
+    run = RunFolder(folder)
+    config = run.config()
+    rows = in_order(run.rows(), labels_of(config))
+    if not rows:
+        raise InputError(f"{folder} has no answers yet: run `vidllm eval needle` to its end")
+    fps = config.get("fps")
+    return [{**row, "frames": row.get("cost", {}).get("frames"), "fps": fps} for row in rows]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,6 +29,8 @@ from .style import (
 )
 
 Limits = tuple[float, float]
+#: Inches of a plot, across and up.
+SIZE = (4.2, 3.3)
 
 
 @dataclass(frozen=True)
@@ -76,19 +78,15 @@ def score_against(
     headline: str,
     *,
     limits: Limits | None = None,
-    title: str = "",
-    palette: Sequence[str] | None = None,
-    size: tuple[float, float] = (4.2, 3.3),
 ) -> Figure:
     """Score against a cost, a line a method, the Pareto front and the uncompressed run marked.
 
     Args:
         outcomes: of comparable settings; those without score or cost are left out.
         limits: of the score axis, so that several plots can share it.
-        palette: methods in the order that gives their colours; those of `outcomes` if absent.
     """
-    figure, axes = new_figure(theme, *size)
-    tags = draw_score_against(axes, theme, outcomes, cost, headline, limits, title, palette)
+    figure, axes = new_figure(theme, *SIZE)
+    tags = draw_score_against(axes, theme, outcomes, cost, headline, limits)
     tag_column(axes, theme, tags)
     return figure
 
@@ -99,9 +97,7 @@ def draw_score_against(
     outcomes: Sequence[Outcome],
     cost: Cost,
     headline: str,
-    limits: Limits | None,
-    title: str,
-    palette: Sequence[str] | None,
+    limits: Limits | None = None,
 ) -> list[Tag]:
     """As `score_against`, into axes that are there.
 
@@ -109,8 +105,8 @@ def draw_score_against(
         The labels, for `tag_column` when all axes of the figure are drawn.
     """
     shown = [(o, c, o.score) for o in outcomes if (c := cost.of(o)) and o.score is not None]
-    look = looks(palette or methods(outcomes), theme)
-    name_axes(axes, theme, cost.axis, headline, title, "○ Pareto front")
+    look = looks(methods(outcomes), theme)
+    name_axes(axes, theme, cost.axis, headline, "○ Pareto front")
     if not shown:
         _nothing(axes, theme)
         return []
@@ -149,20 +145,12 @@ def draw_score_against(
     return tags
 
 
-def relative_over_keep(
-    theme: Theme,
-    outcomes: Sequence[Outcome],
-    headline: str,
-    *,
-    title: str = "",
-    palette: Sequence[str] | None = None,
-    size: tuple[float, float] = (4.2, 3.3),
-) -> Figure:
+def relative_over_keep(theme: Theme, outcomes: Sequence[Outcome], headline: str) -> Figure:
     """What is left of the uncompressed score, in percent, over the share of tokens kept."""
-    figure, axes = new_figure(theme, *size)
+    figure, axes = new_figure(theme, *SIZE)
     shown = [(o, 100 * o.relative) for o in outcomes if o.relative is not None]
-    look = looks(palette or methods(outcomes), theme)
-    name_axes(axes, theme, "video tokens kept, %", f"{headline}, % of uncompressed", title)
+    look = looks(methods(outcomes), theme)
+    name_axes(axes, theme, "video tokens kept, %", f"{headline}, % of uncompressed")
     rest = [(o, r) for o, r in shown if not o.is_full]
     if not rest:
         _nothing(axes, theme)
@@ -185,13 +173,11 @@ def relative_over_keep(
     return figure
 
 
-def seconds_by_stage(
-    theme: Theme, outcomes: Sequence[Outcome], *, title: str = "", width: float = 4.2
-) -> Figure:
+def seconds_by_stage(theme: Theme, outcomes: Sequence[Outcome]) -> Figure:
     """Where the seconds of an answer go: a bar a setting, a part a stage."""
     shown = [o for o in outcomes if o.seconds]
-    figure, axes = new_figure(theme, width, 0.9 + 0.2 * max(4, len(shown)))
-    name_axes(axes, theme, "seconds spent an answer", "where the seconds go", title)
+    figure, axes = new_figure(theme, SIZE[0], 0.9 + 0.2 * max(4, len(shown)))
+    name_axes(axes, theme, "seconds spent an answer", "where the seconds go")
     if not shown:
         _nothing(axes, theme)
         return figure

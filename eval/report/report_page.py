@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from vidllm import __version__
+from vidllm.cli.tables import three_digits
 from vidllm.errors import InputError
 from vidllm.errors.printable import printable
 
@@ -203,10 +204,11 @@ def _case(case: Case, seen: Pictures) -> dict[str, Any]:
     if case.full is not None:
         answers.insert(0, (name_of_label(FULL), case.full))
     kind = f"{item.kind} · " if item.kind else ""
+    value = f"value {three_digits(row.value)}"
     return {
         "setting": name_of_label(row.setting),
         "loss": case.loss is not None,
-        "head": f"−{case.loss:.3f}" if case.loss is not None else f"value {_value(row.value)}",
+        "head": value if case.loss is None else f"−{case.loss:.3f}",
         "where": f"{kind}{item.id} · video {item.video or item.vid}",
         "prompt": item.prompt,
         "truth": _words(plain_truth(case)),
@@ -214,7 +216,7 @@ def _case(case: Case, seen: Pictures) -> dict[str, Any]:
             {
                 "name": name,
                 "text": one.response.error or one.response.text or "(nothing)",
-                "value": "" if one.value is None else f"value {_value(one.value)}",
+                "value": "" if one.value is None else f"value {three_digits(one.value)}",
             }
             for name, one in answers
         ],
@@ -222,7 +224,7 @@ def _case(case: Case, seen: Pictures) -> dict[str, Any]:
         "notes": seen.notes,
         "stills": seen.stills,
         "time": _time(case, seen),
-        "others": [(name_of_label(label), _value(value)) for label, value in case.others],
+        "others": [(name_of_label(label), three_digits(value)) for label, value in case.others],
     }
 
 
@@ -322,7 +324,3 @@ def _entry(value: Any) -> str:
 
 def _words(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _value(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

@@ -9,10 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from vidllm.cli.tables import three_digits
+
 from ..run.answer_costs import mean_costs
 from ..run.journal import Key, Row, in_order, item_of, response_of
 from ..tasks.stage import Stage
-from .terminal import number
 
 _ROWS = ("mIoU", "R1@0.3", "R1@0.5", "R1@0.7", "qa_accuracy")
 _ALONE = ("parse_failures", "why_mIoU", "why_accuracy", "highlights_mIoU", "caption_f1")
@@ -54,7 +55,7 @@ def show(result: Mapping[str, Any]) -> None:
         others = [_number(scores.get(row)) for scores in baselines.values()]
         table.add_row(row, _number(result[row]), *others)
         if row == "mIoU" and result["mIoU_ci95"]:
-            table.add_row("  95 %", "–".join(map(number, result["mIoU_ci95"])))
+            table.add_row("  95 %", "–".join(map(three_digits, result["mIoU_ci95"])))
     table.add_section()
     for name, scores in result["mIoU_by_length"].items():
         table.add_row(f"mIoU of {name}", _number(scores["mIoU"]))
@@ -79,4 +80,4 @@ def _costs(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else number(value)
+    return "" if value is None else three_digits(value)

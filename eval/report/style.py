@@ -126,12 +126,11 @@ def dress(axes: Axes, theme: Theme) -> None:
     axes.set_axisbelow(True)
 
 
-def name_axes(axes: Axes, theme: Theme, x: str, y: str, title: str = "", key: str = "") -> None:
+def name_axes(axes: Axes, theme: Theme, x: str, y: str, key: str = "") -> None:
     """Names below and, set level, above the axes; `key` explains a sign, above at the right."""
     axes.set_xlabel(x, fontsize=_SMALL, color=theme.ink)
     axes.set_ylabel("")
-    head = f"{title} · {y}" if title else y
-    axes.set_title(head, fontsize=_SMALL + 0.5, color=theme.ink, loc="left", pad=7)
+    axes.set_title(y, fontsize=_SMALL + 0.5, color=theme.ink, loc="left", pad=7)
     if key:
         axes.set_title(key, fontsize=_SMALL - 0.5, color=theme.soft, loc="right", pad=7)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vidllm.cli.tables import markdown_table, three_digits
+
 #: Scores that a cell shows beside the headline, by task.
 BESIDE: Mapping[str, tuple[str, ...]] = {"stage": ("R1@0.5", "qa_accuracy")}
 
@@ -30,16 +32,14 @@ def markdown(results: Mapping[str, Any]) -> str:
     rest = [one for one in settings if one["compressor"] != "none"]
     columns = list(dict.fromkeys(_column(one) for one in rest))
     heads = [_head(column, rest) for column in columns]
-    lines = [f"| compressor | {' | '.join(heads)} |", f"|---|{'---|' * len(columns)}"]
-    for one in full:
-        empty = " |" * (len(columns) - 1)
-        lines.append(f"| none{_tokens(one)} | {_cell(one, beside)} |{empty}")
+    rows = [[f"none{_tokens(one)}", _cell(one, beside), *[""] * (len(columns) - 1)] for one in full]
     for name in dict.fromkeys(one["compressor"] for one in rest):
         cells = {_column(one): _cell(one, beside) for one in rest if one["compressor"] == name}
-        lines.append(f"| {name} | {' | '.join(cells.get(column, '–') for column in columns)} |")
+        rows.append([name, *(cells.get(column, "–") for column in columns)])
     shown = f"{results['headline']} (share of the uncompressed {results['headline']})"
     names = {"qa_accuracy": "QA accuracy"}
     words = " · ".join([shown, *(names.get(name, name) for name in beside)])
+    lines = markdown_table(["compressor", *heads], rows)
     return "\n".join([*lines, "", f"A cell: {words}."])
 
 
@@ -63,9 +63,5 @@ def _tokens(one: Mapping[str, Any]) -> str:
 def _cell(one: Mapping[str, Any], beside: Sequence[str]) -> str:
     share = (one["relative"] or {}).get("share")
     told = "" if share is None else f" ({100 * share:.0f} %)"
-    values = [_three(one["headline"]["value"]) + told]
-    return " · ".join([*values, *(_three(one["scores"].get(name)) for name in beside)])
-
-
-def _three(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    values = [three_digits(one["headline"]["value"]) + told]
+    return " · ".join([*values, *(three_digits(one["scores"].get(name)) for name in beside)])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vidllm.cli.tables import markdown_table, three_digits
 from vidllm.errors.writing import csv_text
 
 from .outcome import Outcome, best_of, flop_unit, name_of
@@ -57,7 +58,7 @@ def columns(part: Part) -> list[Column]:
         Column(
             part.headline,
             "headline score with its 95 % interval (bootstrap over videos)",
-            lambda o: (_three(o.score), _interval(o.low, o.high)),
+            lambda o: (three_digits(o.score), _interval(o.low, o.high)),
             lambda o: o.score,
         ),
         Column(
@@ -140,11 +141,9 @@ def markdown(found: Sequence[Section]) -> str:
             title = section.task + (f" · {part.name}" if part.name else "")
             lines = [f"## {_text(title)}", "", about(part), ""]
             lines += [f"> {_text(note)}" for note in part.notes] + [""] * bool(part.notes)
-            lines.append("| setting | " + " | ".join(_text(c.title) for c in heads) + " |")
-            lines.append("|---|" + "---:|" * len(heads))
-            for outcome, cells in rows:
-                shown_cells = [_mark(cell) for cell in cells]
-                lines.append(f"| {_text(name_of(outcome))} | " + " | ".join(shown_cells) + " |")
+            names = ["setting", *(_text(column.title) for column in heads)]
+            texts = [[_text(name_of(outcome)), *map(_mark, cells)] for outcome, cells in rows]
+            lines += markdown_table(names, texts, numbers=True)
             said = "; ".join(f"{_text(c.title)}: {c.help}" for c in heads)
             lines += ["", f"{said}. **Bold**: the best at its share of tokens.", ""]
             parts.append("\n".join(lines))
@@ -240,7 +239,8 @@ def score_rows(part: Part, names: Sequence[str]) -> list[tuple[Outcome, list[Cel
         for name in names:
             ours, theirs = outcome.scores.get(name), outcome.official.get(name)
             differs = name in outcome.official and theirs != ours
-            cells.append(Cell(_three(ours), False, f"official {_three(theirs)}" * differs))
+            official = f"official {three_digits(theirs)}" if differs else ""
+            cells.append(Cell(three_digits(ours), False, official))
         rows.append((outcome, cells))
     return rows
 
@@ -250,15 +250,11 @@ def group_table(part: Part, group: str) -> tuple[list[str], list[tuple[Outcome, 
     every = [o.groups.get(group, {}) for o in part.outcomes]
     names = list(dict.fromkeys(name for one in every for name in one))
     rows = [
-        (o, [Cell(_three(one[n].value if n in one else None)) for n in names])
+        (o, [Cell(three_digits(one[n].value if n in one else None)) for n in names])
         for o, one in zip(part.outcomes, every, strict=True)
         if one
     ]
     return names, rows
-
-
-def _three(value: float | None) -> str:
-    return DASH if value is None else f"{value:.3f}"
 
 
 def _interval(low: float | None, high: float | None) -> str:

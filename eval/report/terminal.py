@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from vidllm.cli.options import say
+from vidllm.cli.tables import console, three_digits
 from vidllm.errors import WorkError
 
 #: Scores and settings that are shown; all of them stand in results.json.
 MOST_SCORES, MOST_SETTINGS, MOST_LINES = 24, 4, 6
+#: Columns of a table where there is no terminal.
+_WIDE = 160
 #: How many videos are named behind a reason.
 NAMED = 5
 
@@ -27,16 +28,16 @@ def show(results: Mapping[str, Any], *, official: bool = False, scores: bool = T
         official: show the scores of the benchmark's own script in the place of ours.
         scores: show the other scores too, as far as they are few.
     """
-    console = _console()
-    console.print(_settings(results, official))
+    out = console(_WIDE)
+    out.print(_settings(results, official))
     settings = list(results["results"].values())
     names = list(dict.fromkeys(name for one in settings for name in one["scores"]))
     if len(names) > MOST_SCORES:  # those of parts go
         names = [name for name in names if "/" not in name]
     if scores and 1 < len(names) <= MOST_SCORES and len(settings) <= MOST_SETTINGS:
-        console.print(_scores(settings, names, official))
+        out.print(_scores(settings, names, official))
     for line in _differences(settings):
-        console.print(line, markup=False, highlight=False)
+        out.print(line, markup=False, highlight=False)
 
 
 def _settings(results: Mapping[str, Any], official: bool) -> Table:
@@ -55,7 +56,7 @@ def _settings(results: Mapping[str, Any], official: bool) -> Table:
         share = relation.get("share")
         table.add_row(
             one["label"],
-            number(value),
+            three_digits(value),
             interval,
             "" if share is None else f"{100 * share:.1f} %",
             "" if relation.get("p") is None else f"{relation['p']:.3f}",
@@ -94,7 +95,7 @@ def _scores(settings: Sequence[Mapping[str, Any]], names: Sequence[str], officia
         row = []
         for one in settings:
             value = one["scores"].get(name)
-            row.append(number(one["official"].get(name, value) if official else value))
+            row.append(three_digits(one["official"].get(name, value) if official else value))
         table.add_row(name, *row)
     return table
 
@@ -104,9 +105,9 @@ def _differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     found: dict[str, list[str]] = {}
     for one in settings:
         told = [
-            f"{name} {number(value)} (ours {number(one['scores'][name])})"
+            f"{name} {three_digits(value)} (ours {three_digits(one['scores'][name])})"
             if name in one["scores"]
-            else f"{name} {number(value)}"
+            else f"{name} {three_digits(value)}"
             for name, value in one["official"].items()
         ]
         if told:
@@ -153,8 +154,8 @@ def show_comparison(rows: Sequence[Mapping[str, Any]], names: tuple[str, str]) -
         test = row["mcnemar"]
         table.add_row(
             row["setting"],
-            number(row["first"]),
-            number(row["second"]),
+            three_digits(row["first"]),
+            three_digits(row["second"]),
             f"{row['difference']:+.3f}",
             f"{row['low']:+.3f} … {row['high']:+.3f}",
             f"{row['p']:.3f}",
@@ -165,18 +166,8 @@ def show_comparison(rows: Sequence[Mapping[str, Any]], names: tuple[str, str]) -
             str(row["videos"]),
         )
     table.caption = f"paired by question, drawn by video; right for McNemar: {test['right']}"
-    _console().print(table)
-
-
-def _console() -> Console:
-    """As wide as the terminal; wide enough for every column where there is none."""
-    return Console() if sys.stdout.isatty() else Console(width=160)
-
-
-def number(value: float | None) -> str:
-    """A score for people."""
-    return "–" if value is None else f"{value:.3f}"
+    console(_WIDE).print(table)
 
 
 def _span(low: float, high: float) -> str:
-    return f"{number(low)}–{number(high)}"
+    return f"{three_digits(low)}–{three_digits(high)}"

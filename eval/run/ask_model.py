@@ -23,7 +23,7 @@ from vidllm.progress import Listener, Stopped
 
 from ..tasks.base import Item, Response, Task
 from .answer_costs import CLIP_STAGES, costs_of, split
-from .journal import Said
+from .journal import Prediction
 from .run_settings import Setting
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Asker(Protocol):
         """What every item is asked under, the uncompressed run first."""
         ...
 
-    def ask(self, clip: VideoClip, items: Sequence[Item], setting: Setting) -> list[Said]:
+    def ask(self, clip: VideoClip, items: Sequence[Item], setting: Setting) -> list[Prediction]:
         """Answers to all items about a clip, in their order.
 
         The same clip comes again with the next setting, so that what does not depend on the
@@ -117,7 +117,7 @@ class ModelAsker:
             "device_name": device_name(device),
         }
 
-    def ask(self, clip: VideoClip, items: Sequence[Item], setting: Setting) -> list[Said]:
+    def ask(self, clip: VideoClip, items: Sequence[Item], setting: Setting) -> list[Prediction]:
         """See `Asker`; raises what the model raises."""
         import torch
 
@@ -139,7 +139,7 @@ class ModelAsker:
         encode = self._remember(clip, setting.method, answers[0])
         costs = costs_of([answer.receipt for answer in answers], encode)
         return [
-            Said(
+            Prediction(
                 response_to(answer, clip),
                 None if answer.kept is None else answer.kept.as_dict(),
                 cost,
@@ -214,12 +214,14 @@ def response_to(answer: Answer, clip: VideoClip) -> Response:
     )
 
 
-def failed(error: BaseException) -> Said:
+def failed(error: BaseException) -> Prediction:
     """What is recorded where there is no answer."""
-    return Said(Response(error=reason_of(error)))
+    return Prediction(Response(error=reason_of(error)))
 
 
-def ask_all(asker: Asker, clip: VideoClip, items: Sequence[Item], setting: Setting) -> list[Said]:
+def ask_all(
+    asker: Asker, clip: VideoClip, items: Sequence[Item], setting: Setting
+) -> list[Prediction]:
     """Ask everything at once, or, where that fails, one thing after the other.
 
     A question that cannot be answered is recorded as failed, with its reason, and takes no other

@@ -33,7 +33,7 @@ RESERVE = 1 << 20
 
 
 @dataclass(frozen=True)
-class Said:
+class Prediction:
     """What an asker got for an item.
 
     Args:
@@ -50,7 +50,7 @@ class Said:
 
 
 def row_of(
-    setting: str, item: Item, number: int, said: Said, parsed: Any, value: float | None
+    setting: str, item: Item, number: int, said: Prediction, parsed: Any, value: float | None
 ) -> Row:
     """The row of an answer: all that it takes to score it again.
 
@@ -160,21 +160,26 @@ def journals(folder: Path) -> list[Path]:
     return sorted(folder.glob("rows-*.jsonl"))
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, Row]]:
-    """The whole lines of a file of rows with their numbers; half a line at the end is left out.
+def read_lines(path: Path, *, finished: bool = False) -> Iterator[tuple[str, int, Row]]:
+    """The rows of a file: where each stands, for messages, the byte at which it begins, the row.
+
+    Args:
+        finished: half a line at the end is damage; of a journal it is left out.
 
     Raises:
-        InputError: a file that cannot be read, or a whole line that is no row.
+        InputError: a line that is damaged; it is named.
     """
+    offset = 0
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") and not finished:
                     return
                 where = f"line {number} of {path}"
                 row = parse(line, where, ADVICE)
                 validate(row, ROW, where, ADVICE)
-                yield number, row
+                yield where, offset, row
+                offset += len(line)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {reason(error)}") from error
 
@@ -187,12 +192,12 @@ def read_journals(folder: Path) -> dict[Key, Row]:
     """
     rows: dict[Key, Row] = {}
     for path in journals(folder):
-        for number, row in read_lines(path):
+        for where, _, row in read_lines(path):
             before = rows.get(key_of(row))
             tries = [one.get("attempt", 0) for one in (before, row) if one is not None]
             if before is not None and tries[0] == tries[1]:
                 reason = f"{row['id']!r} under {row['setting']!r} is answered twice"
-                raise InputError(damage(f"line {number} of {path}", reason, "delete one line"))
+                raise InputError(damage(where, reason, "delete one line"))
             if before is None or tries[0] < tries[1]:
                 rows[key_of(row)] = row
     return rows

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from vidllm.errors import InputError, WorkError
 from vidllm.errors.paths import output_folder
 from vidllm.errors.plain import plain
 from vidllm.errors.schema import damage, parse, validate
+from vidllm.errors.writing import whole_file
 
 from ..tasks.base import Item
 from .folder_checks import check_config, check_rows
@@ -159,7 +159,7 @@ class RunFolder:
         """
         found = read_journals(self.path)
         if not found and (self.path / ANSWERS).is_file():
-            found = {key_of(row): row for _, row in read_lines(self.path / ANSWERS)}
+            found = {key_of(row): row for _, _, row in read_lines(self.path / ANSWERS)}
             for cost in _costs(self.path / COSTS):
                 name = str(cost.pop("setting")), str(cost.pop("id"))
                 if name in found:
@@ -224,15 +224,10 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         WorkError: it cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8", errors="surrogatepass", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        with whole_file(path) as part:
+            part.write_bytes(text.encode("utf-8", "surrogatepass"))
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise WorkError(
             f"{path} cannot be written: {reason(error)}; the answers are kept, run the same "
             "command again"

@@ -28,7 +28,7 @@ from vidllm.tokens.tower_plan import TowerShape
 
 from ..tasks.base import Item, Response
 from .answer_costs import costs_of
-from .journal import Said
+from .journal import Prediction
 from .run_settings import Setting
 from .vectors import write_vector
 
@@ -272,20 +272,20 @@ class RetrievalAsker:
             "device_name": device_name(weight.device),
         }
 
-    def ask(self, clip: VideoClip, items: Sequence[Item], setting: Setting) -> list[Said]:
+    def ask(self, clip: VideoClip, items: Sequence[Item], setting: Setting) -> list[Prediction]:
         """A vector each: of the caption (kind "text"), or of the clip."""
-        found: list[Said] = []
+        found: list[Prediction] = []
         seen: Embedding | None = None
         videos = sum(item.kind != "text" for item in items)  # that one embedding serves
         for item in items:
             if item.kind == "text":
                 said = self.embedder.embed_text(item.prompt)
-                found.append(Said(Response(raw=write_vector(said), duration=clip.duration)))
+                found.append(Prediction(Response(raw=write_vector(said), duration=clip.duration)))
                 continue
             seen = self.embedder.embed_video(clip, setting.method) if seen is None else seen
             response = Response(raw=write_vector(seen.vector), duration=clip.duration)
             cost = costs_of([seen.receipt] * videos)[0]
-            found.append(Said(response, seen.kept.as_dict(), cost, len(clip)))
+            found.append(Prediction(response, seen.kept.as_dict(), cost, len(clip)))
         return found
 
 

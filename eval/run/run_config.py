@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vidllm.errors import InputError
 from vidllm.errors.paths import input_folder
+from vidllm.errors.writing import sha256
 
 from ..tasks.base import Item, Task, check_split
 from ..tasks.files import HUB, annotation_files
@@ -143,14 +143,8 @@ def resolved(
 
 def fingerprints(task: Task, data: Path, split: str) -> dict[str, str]:
     """sha256 of the annotation files, by their place below the data folder."""
-    found = {}
-    for path in annotation_files(task, data, split):
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        found[path.relative_to(data).as_posix()] = digest.hexdigest()
-    return found
+    paths = annotation_files(task, data, split)
+    return {path.relative_to(data).as_posix(): sha256(path) for path in paths}
 
 
 def commit() -> str | None:

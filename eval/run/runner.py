@@ -16,7 +16,7 @@ from vidllm.progress.interruption import Halt
 from ..tasks.base import Item, Task
 from .ask_model import Asker, ask_all, failed
 from .clips import Clip, open_clip, share_of
-from .journal import Journal, Key, Row, Said, item_of, key_of, response_of, row_of
+from .journal import Journal, Key, Prediction, Row, item_of, key_of, response_of, row_of
 from .run_settings import Setting
 
 if TYPE_CHECKING:
@@ -102,7 +102,9 @@ class Runner:
                 watch,
             )
 
-    def _rows(self, setting: Setting, items: Sequence[Item], said: Sequence[Said]) -> list[Row]:
+    def _rows(
+        self, setting: Setting, items: Sequence[Item], said: Sequence[Prediction]
+    ) -> list[Row]:
         """The rows that were not there yet."""
         rows = []
         for item, answer in zip(items, said, strict=True):
@@ -122,7 +124,7 @@ class Runner:
             watch(row)
 
 
-def scored(task: Task, label: str, item: Item, number: int, said: Said) -> Row:
+def scored(task: Task, label: str, item: Item, number: int, said: Prediction) -> Row:
     """The row of an answer with what the task reads in it."""
     failure = said.response.error is not None
     parsed = None if failure else task.read(item, said.response)

@@ -169,7 +169,6 @@ def soda_scores(
     truth: Sequence[References],
     scorer: PairScorer,
     *,
-    several: str = "mean",
     official: bool = False,
 ) -> Scores:
     """SODA_c: the mean over videos of the F of the best order-preserving match of events.
@@ -179,19 +178,15 @@ def soda_scores(
 
     Args:
         predicted: events of each video; None or empty for none: counts 0 and stays.
-        truth: the references of each video.
+        truth: the references of each video; the F of several annotators are averaged (VTimeLLM).
         scorer: similarity of two sentences, e.g. `caption_scorers.Meteor()`.
-        several: with several annotators, the "mean" of their F (VTimeLLM) or the "max" in each
-            video (the `--multi_reference` of the authors' script).
         official: as VTG-LLM's script: videos without a prediction are left out, 1e-8 is added to
             unions, and events are matched in the order in which they are written; by default in
             the order of their times.
 
     Raises:
-        InputError: not one prediction a video, no or wrong true spans, or another `several`.
+        InputError: not one prediction a video, no or wrong true spans.
     """
-    if several not in ("mean", "max"):
-        raise InputError(f"several must be mean or max, not {several!r}")
     check(predicted, truth)
     tables: list[list[np.ndarray]] = []
     asked: list[tuple[np.ndarray, int, int, str, str]] = []
@@ -212,8 +207,7 @@ def soda_scores(
     values = scorer.scores([row[3] for row in asked], [row[4] for row in asked])
     for (overlap, i, j, _, _), value in zip(asked, values, strict=True):
         overlap[i, j] *= value
-    best = np.mean if several == "mean" else np.max
-    found = np.asarray([best([soda_f(t) for t in video], axis=0) for video in tables])
+    found = np.asarray([np.mean([soda_f(t) for t in video], axis=0) for video in tables])
     name = "SODA_c" if scorer.name == "METEOR" else f"SODA_c ({scorer.name})"
     p, r, f = found.reshape(-1, 3).T
     return {f"{name} P": average(p), f"{name} R": average(r), name: average(f)}

@@ -120,26 +120,15 @@ def mark(
     return marked
 
 
-def choose(
-    log_probabilities: Sequence[float] | np.ndarray, lengths: Sequence[int] | None = None
-) -> int | None:
+def choose(log_probabilities: Sequence[float] | np.ndarray) -> int | None:
     """The number of the most probable option; None where the best are equal or one is NaN.
 
-    Args:
-        log_probabilities: log p of each option, of its letter or summed over its text.
-        lengths: tokens of each text: the mean log p a token is compared instead of the sum.
-
     Raises:
-        InputError: no option, not one length an option, or a length below 1.
+        InputError: no option.
     """
     values = np.asarray(log_probabilities, dtype=np.float64)
     if not len(values):
         raise InputError("a question without options cannot be answered")
-    if lengths is not None:
-        same_length(options=values, lengths=lengths)
-        if min(lengths) < 1:
-            raise InputError(f"an option has at least one token, not {min(lengths)}")
-        values = values / np.asarray(lengths)
     best = values == values.max()
     if np.isnan(values).any() or best.sum() != 1 or math.isinf(float(values.max())):
         return None
@@ -147,10 +136,7 @@ def choose(
 
 
 def mark_log_probabilities(
-    log_probabilities: Sequence[Sequence[float] | None],
-    truth: Sequence[str],
-    *,
-    lengths: Sequence[Sequence[int]] | None = None,
+    log_probabilities: Sequence[Sequence[float] | None], truth: Sequence[str]
 ) -> list[Marked]:
     """Mark the most probable options, which have letters from A on; None for a failed run.
 
@@ -167,7 +153,7 @@ def mark_log_probabilities(
             names = string.ascii_uppercase[: len(row)]
             if len(right) != 1 or right not in names:
                 raise InputError(f"question {k}: the right answer {right!r} is none of {names}")
-            best = choose(row, None if lengths is None else lengths[k])
+            best = choose(row)
         choice = None if best is None else string.ascii_uppercase[best]
         marked.append(Marked(choice, choice == right, choice is not None))
     return marked

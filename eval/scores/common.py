@@ -1,4 +1,4 @@
-"""What all scores share: the mean of nothing, percentages as scripts print them, checks."""
+"""What all scores share: the mean of nothing, checks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,6 @@ Scores = dict[str, "float | None"]
 def average(values: Sequence[float] | np.ndarray) -> float | None:
     """The mean, not rounded; None of nothing."""
     return float(np.mean(values)) if len(values) else None
-
-
-def percent(share: float, digits: int = 2) -> float:
-    """A share in [0, 1] as the percentage that official scripts print (`digits` decimals)."""
-    return float(f"{100 * share:.{digits}f}")
 
 
 def same_length(**lists: Sequence[Any] | np.ndarray) -> int:

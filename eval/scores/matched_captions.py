@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vidllm.errors import InputError
-
 from .caption_scorers import PairScorer
 from .captions import TAUS, Event, References, check, overlaps
 
@@ -43,7 +41,6 @@ def caption_score(
     truth: Sequence[References],
     scorer: PairScorer,
     *,
-    idf: str | None = None,
     taus: Sequence[float] = TAUS,
     official: bool = False,
     seed: int = 0,
@@ -56,9 +53,8 @@ def caption_score(
     Args:
         predicted: events of each video; None or empty for none: the video counts 0 and stays.
         truth: the references of each video; events of several annotators are pooled.
-        scorer: e.g. `caption_scorers.Cider()`.
-        idf: the documents of CIDEr's idf: the true sentences of all videos ("corpus", default) or
-            of the video alone ("video"); either way predictions do not change it.
+        scorer: e.g. `caption_scorers.Cider()`, whose idf comes from the true sentences of all
+            videos ("corpus"), so that predictions do not change it.
         official: as the common script: idf "video" from the *pairs* of the video, so that it
             depends on the predictions and a single pair has CIDEr 0; a prediction without a match
             is scored against random letters, which are part of that corpus; METEOR's statistics
@@ -66,14 +62,9 @@ def caption_score(
         seed: of the random letters.
 
     Raises:
-        InputError: not one prediction a video, no or wrong true spans, or an unknown idf.
+        InputError: not one prediction a video, or no or wrong true spans.
     """
-    if idf not in (None, "corpus", "video") or (official and idf == "corpus"):
-        raise InputError(
-            f"idf {idf!r} is not offered: use corpus or video; official has video only"
-        )
     check(predicted, truth)
-    kind = (idf or ("video" if official else "corpus")) if scorer.uses_corpus else None
     true = [[event for events in references for event in events] for references in truth]
     said = [list(events or ()) for events in predicted]
     tables = [overlaps(t, s) for t, s in zip(true, said, strict=True)]
@@ -84,7 +75,8 @@ def caption_score(
             if s:
                 rows.append([_official(t, s, overlap, m, scorer, letters) for m in taus])
     else:
-        filled = _values(true, said, [o >= min(taus) for o in tables], scorer, kind)
+        filled = [np.zeros(overlap.shape) for overlap in tables]
+        _fill(filled, true, said, [overlap >= min(taus) for overlap in tables], scorer)
         for values, overlap in zip(filled, tables, strict=True):
             rows.append([_mean(values, overlap >= m) for m in taus])
     means = np.asarray(rows).mean(axis=0) if rows else np.zeros(len(taus))
@@ -92,7 +84,7 @@ def caption_score(
         name=scorer.name,
         value=float(means.mean()) if rows else None,
         by_tau={tau: float(value) for tau, value in zip(taus, means, strict=True)} if rows else {},
-        idf=kind,
+        idf=("video" if official else "corpus") if scorer.uses_corpus else None,
         videos=len(rows),
         unanswered=sum(not events for events in said),
     )
@@ -104,23 +96,6 @@ def _mean(values: np.ndarray, match: np.ndarray) -> float:
     return float(values[match].sum()) / count if count else 0.0
 
 
-def _values(
-    true: Sequence[Sequence[Event]],
-    said: Sequence[Sequence[Event]],
-    matches: Sequence[np.ndarray],
-    scorer: PairScorer,
-    idf: str | None,
-) -> list[np.ndarray]:
-    """(G, P) scores of the matching pairs of each video, 0 elsewhere."""
-    values = [np.zeros(match.shape) for match in matches]
-    if idf != "video":
-        _fill(values, true, said, matches, scorer)
-        return values
-    for k in range(len(values)):
-        _fill(values[k : k + 1], true[k : k + 1], said[k : k + 1], matches[k : k + 1], scorer)
-    return values
-
-
 def _fill(
     values: Sequence[np.ndarray],
     true: Sequence[Sequence[Event]],
@@ -128,7 +103,7 @@ def _fill(
     matches: Sequence[np.ndarray],
     scorer: PairScorer,
 ) -> None:
-    """Score with the true events of these videos as the corpus, each one document.
+    """(G, P) scores of the matching pairs of each video, with all true events as the corpus.
 
     A scorer takes its idf from the references of a call. So that every true event is in there
     once, call after call asks for the next match of each event, and for nothing where it has none.

@@ -11,12 +11,12 @@ import re
 import string
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .common import Interval
+from .common import Interval, Scores, average
 from .statistics import bootstrap
 
 THRESHOLDS: tuple[float, ...] = (0.3, 0.5, 0.7)
@@ -50,18 +50,6 @@ class Reply:
     spans: tuple[Interval, ...]
     said: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, row: dict[str, Any]) -> Reply:
-        """The reply of `as_dict`, other entries left aside."""
-        fields = {name: row[name] for name in cls.__dataclass_fields__}
-        for name in ("truth_spans", "spans"):
-            fields[name] = tuple((float(a), float(b)) for a, b in fields[name])
-        return cls(**{**fields, "said": tuple(fields["said"])})
-
     @property
     def iou(self) -> float:
         """IoU of the first span with the first true one; 0 without a span."""
@@ -76,6 +64,20 @@ class Reply:
     def is_right(self) -> bool:
         """Whether a short answer is the right one, up to case, blanks and punctuation."""
         return normal(self.text) == normal(self.truth)
+
+    @property
+    def value(self) -> float:
+        """IoU, the right cause with half of the span, F1 of events, or exact match, by kind."""
+        if self.kind == "ground":
+            return self.iou
+        if self.kind == "why":
+            cause = self.iou >= 0.5 and normal(self.said[0]) == normal(sentences(self.truth)[0])
+            return float(cause)
+        if self.kind == "highlights":
+            return set_iou(self.spans, self.truth_spans)
+        if self.kind == "caption":
+            return event_f1(self.spans, self.said, self.truth_spans, sentences(self.truth))
+        return float(self.is_right)
 
 
 def iou(one: Interval, two: Interval) -> float:
@@ -162,50 +164,60 @@ def mean(values: Sequence[float] | np.ndarray) -> float | None:
     return round(float(np.mean(values)), 4) if len(values) else None
 
 
-def summarise(replies: Sequence[Reply], qa_kinds: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def scores_of(replies: Sequence[Reply], qa_kinds: Sequence[str]) -> Scores:
     """All scores of a run; a score without a question of its kind is None.
 
     Args:
         replies: one a question.
         qa_kinds: kinds that are scored by exact answer.
+    """
+    by_kind = _by_kind(replies)
+    ious = [reply.iou for reply in by_kind.get("ground", [])]
+    right = {kind: [r.is_right for r in by_kind[kind]] for kind in qa_kinds if kind in by_kind}
+    scores: Scores = {"mIoU": average(ious)}
+    scores |= {f"R1@{m}": average([value >= m for value in ious]) for m in THRESHOLDS}
+    scores["qa_accuracy"] = average([one for found in right.values() for one in found])
+    scores["why_mIoU"] = average([reply.iou for reply in by_kind.get("why", [])])
+    for name, kind in (
+        ("why_accuracy", "why"),
+        ("highlights_mIoU", "highlights"),
+        ("caption_f1", "caption"),
+    ):
+        scores[name] = average([reply.value for reply in by_kind.get(kind, [])])
+    scores["parse_failures"] = average([not reply.spans for reply in replies if reply.is_timed])
+    return scores | {f"qa_accuracy/{kind}": average(found) for kind, found in right.items()}
+
+
+def summarise(replies: Sequence[Reply], qa_kinds: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """The scores of `scores_of` to four decimals, nested, with counts and an interval.
+
+    Args:
         seed: of the bootstrap.
     """
-    kinds = list(dict.fromkeys(r.kind for r in replies))
-    by_kind = {kind: [r for r in replies if r.kind == kind] for kind in kinds}
-    ground, why = by_kind.get("ground", []), by_kind.get("why", [])
-    short = [r for r in replies if r.kind in qa_kinds]
-    ious = [r.iou for r in ground]
+    by_kind = _by_kind(replies)
+    ground = by_kind.get("ground", [])
+    scores = {
+        n: None if v is None else round(v, 4) for n, v in scores_of(replies, qa_kinds).items()
+    }
+    others = ("parse_failures", "why_mIoU", "why_accuracy", "highlights_mIoU", "caption_f1")
     return {
         "n": len(replies),
         "clips": len({r.vid for r in replies}),
-        **span_scores(ious),
-        "mIoU_ci95": clustered_interval(ious, [r.vid for r in ground], seed),
+        **{name: scores[name] for name in ("mIoU", *(f"R1@{m}" for m in THRESHOLDS))},
+        "mIoU_ci95": clustered_interval([r.iou for r in ground], [r.vid for r in ground], seed),
         "mIoU_by_length": _by_length(ground),
-        "qa_accuracy": mean([r.is_right for r in short]),
-        "qa_by_kind": {
-            kind: mean([r.is_right for r in by_kind[kind]]) for kind in qa_kinds if kind in by_kind
-        },
-        "parse_failures": mean([not r.spans for r in replies if r.is_timed]),
-        "why_mIoU": mean([r.iou for r in why]),
-        "why_accuracy": mean([_explains(r) for r in why]),
-        "highlights_mIoU": mean(
-            [set_iou(r.spans, r.truth_spans) for r in by_kind.get("highlights", [])]
-        ),
-        "caption_f1": mean(
-            [
-                event_f1(r.spans, r.said, r.truth_spans, sentences(r.truth))
-                for r in by_kind.get("caption", [])
-            ]
-        ),
+        "qa_accuracy": scores["qa_accuracy"],
+        "qa_by_kind": {k: scores[f"qa_accuracy/{k}"] for k in qa_kinds if k in by_kind},
+        **{name: scores[name] for name in others},
         "n_by_kind": {kind: len(found) for kind, found in sorted(by_kind.items())},
     }
 
 
-def _explains(reply: Reply) -> bool:
-    """The right cause and a span that is at least half right."""
-    if reply.iou < 0.5:
-        return False
-    return normal(reply.said[0]) == normal(sentences(reply.truth)[0])
+def _by_kind(replies: Sequence[Reply]) -> dict[str, list[Reply]]:
+    found: dict[str, list[Reply]] = {}
+    for reply in replies:
+        found.setdefault(reply.kind, []).append(reply)
+    return found
 
 
 def _by_length(ground: Sequence[Reply]) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from ..scores.common import Interval
 from .base import TASKS, Item, Response
 from .files import annotation_files, field, objects, read_json, span, together
 from .spans_text import percent_span, script_text, tvg_span
-from .timed import FIND, SpanTask, query_text, seconds_of, span_groups
+from .timed import SpanTask, query_item, seconds_of
 
 #: Of the annotations by split, for the tasks on them.
 FILES: Mapping[str, tuple[str, ...]] = {
@@ -70,15 +70,7 @@ class ActivityNet(SpanTask):
         for path in annotation_files(self, data, split):
             for vid, duration, events in read_videos(path):
                 found += [
-                    Item(
-                        id=f"{path.stem}-{vid}-{k}",
-                        vid=vid,
-                        video=vid,
-                        prompt=FIND.format(query=query_text(sentence)),
-                        truth=list(true),
-                        duration=duration,
-                        groups=span_groups(true),
-                    )
+                    query_item(f"{path.stem}-{vid}-{k}", vid, sentence, true, duration=duration)
                     for k, (true, sentence) in enumerate(events)
                 ]
         return found

@@ -13,12 +13,12 @@ from typing import ClassVar
 
 from vidllm.errors import InputError
 
-from ..scores.common import Interval, Scores, same_length
+from ..scores.common import Interval, Scores
 from ..scores.spans import by_video, ious, rtl_scores
 from .base import TASKS, Item, Response
 from .files import annotation_files, field, read_records
 from .spans_text import first_span, lita_span
-from .timed import SpanTask, seconds_of
+from .timed import SpanTask, read_all, seconds_of
 
 #: LITA is asked the bare question; other models must be told what the answer starts with.
 PROMPT = (
@@ -73,11 +73,9 @@ class ActivityNetRTL(SpanTask):
         self, items: Sequence[Item], responses: Sequence[Response], *, official: bool = False
     ) -> Scores:
         """See `scores.spans.rtl_scores`."""
-        same_length(items=items, responses=responses)
-        pairs = list(zip(items, responses, strict=True))
-        read = self.official_span if official else first_span
-        said = [None if r.error is not None else read(i, r) for i, r in pairs]
+        said = read_all(self.official_span if official else first_span, items, responses)
         truth, videos = [i.truth for i in items], [i.vid for i in items]
+        pairs = zip(items, responses, strict=True)
         durations = [seconds_of(i, r) or 0.0 for i, r in pairs]
         return rtl_scores(said, truth, videos, durations, official=official)
 

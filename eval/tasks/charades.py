@@ -17,7 +17,7 @@ from ..scores.common import Interval
 from .base import TASKS, Item, Response
 from .files import HUB, annotation_files, field, hub_records, read_lines, span
 from .spans_text import script_text, tvg_span
-from .timed import SpanTask, query_text, span_groups
+from .timed import SpanTask, query_item
 
 #: lmms-eval's words, which are TimeChat's without the name of the data set; "seonds" is theirs.
 PROMPT = (
@@ -51,14 +51,7 @@ class Charades(SpanTask):
             (path,) = annotation_files(self, data, split)
             rows = [_line(line, where) for where, line in read_lines(path)]
         return [
-            Item(
-                id=f"{vid}-{k}",
-                vid=vid,
-                video=vid,
-                prompt=PROMPT.format(query=query_text(sentence)),
-                truth=list(true),
-                groups=span_groups(true),
-            )
+            query_item(f"{vid}-{k}", vid, sentence, true, prompt=PROMPT)
             for k, (vid, true, sentence) in enumerate(rows)
         ]
 

@@ -12,12 +12,12 @@ from vidllm.errors.schema import Array, Either, Number, String
 
 from ..scores.caption_scorers import Cider, Meteor, WordF1
 from ..scores.captions import Event, localisation_scores, soda_scores
-from ..scores.common import Scores, same_length
+from ..scores.common import Scores
 from ..scores.matched_captions import caption_score
 from .base import Item, Response
 from .captions_text import events, timechat_events
 from .spans_text import script_text
-from .timed import TimedTask
+from .timed import TimedTask, read_all
 
 #: annotator → event → [start, end, sentence], as it stands in the truth of an item.
 Told = list[list[list[float | str]]]
@@ -55,10 +55,8 @@ class DenseTask(TimedTask):
 
         CIDEr takes its idf from all true sentences; official from the pairs of each video.
         """
-        same_length(items=items, responses=responses)
         read = self.official_events if official else events
-        pairs = zip(items, responses, strict=True)
-        said = [[] if r.error is not None else read(i, r) for i, r in pairs]
+        said = [found or [] for found in read_all(read, items, responses)]
         truth = [_references(item) for item in items]
         found = localisation_scores(said, truth, official=official)
         names = ("SODA_c P", "SODA_c R", "SODA_c", "METEOR", "CIDEr")

@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 
 from vidllm.errors import InputError
 
-from ..scores.common import Scores, average, same_length
+from ..scores.common import Scores, average
 from .base import TASKS, TRUE_SPAN, Item, Response
 from .files import annotation_files, field, read_json, span
 from .spans_text import one_time
-from .timed import TimedTask, query_text
+from .timed import TimedTask, query_text, read_all
 
 PROMPT = (
     "At which second does the video show what the narrator says here: '{query}'? "
@@ -74,11 +74,10 @@ class HTMAlign(TimedTask):
     def scores(
         self, items: Sequence[Item], responses: Sequence[Response], *, official: bool = False
     ) -> Scores:
-        """See `scores.alignment.recall_at_1`."""
-        from ..scores.alignment import recall_at_1  # it loads torch
+        """See `vidllm.encoders.heads.alignment.recall_at_1`."""
+        from vidllm.encoders.heads.alignment import recall_at_1  # it loads torch
 
-        same_length(items=items, responses=responses)
-        said = [self.read(i, r) for i, r in zip(items, responses, strict=True)]
+        said = read_all(self.read, items, responses)
         windows = [[(item.truth[0], item.truth[1])] for item in items]
         recall = recall_at_1(said, windows, outward=official)
         unread = average([time is None for time in said])

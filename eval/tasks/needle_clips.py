@@ -121,7 +121,7 @@ def runs(scene: Scene) -> Iterator[tuple[np.ndarray, int]]:
     """
     import torch  # not at the top: the command line lists tasks before it needs torch
 
-    from vidllm.stage.render import VIDEO_SIZE, render, to_uint8
+    from vidllm.stage.render import VIDEO_SIZE, render_tracks, to_uint8
 
     event = scene.events[0]
     # As long ago: the same world, drawn by the same numbers, in which nothing happens.
@@ -145,13 +145,7 @@ def runs(scene: Scene) -> Iterator[tuple[np.ndarray, int]]:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # sums in one order: the number of cores must not show
         try:
-            painted = render(
-                torch.from_numpy(moving.state),
-                torch.from_numpy(moving.glyph).expand(len(still), -1),
-                torch.from_numpy(moving.background).expand(len(still), -1, -1),
-                torch.zeros(len(still)),
-                torch.from_numpy(still).float(),
-            )
+            painted = render_tracks(moving, still, noise=0.0)
         finally:
             torch.set_num_threads(threads)
         pictures = to_uint8((painted + moving.noise * noise).clamp_(0, 1)).numpy()

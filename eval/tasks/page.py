@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from vidllm.cli.tables import markdown_table
+
 from . import get_task, task_names
 from .base import FAMILIES, Task
 
@@ -63,12 +65,11 @@ def tasks_page() -> str:
         if not some:
             continue
         lines += ["", f"## {_ABOUT[family]}", ""]
-        lines += ["| task | what it asks, what it scores | headline | splits | paper |"]
-        lines += ["|---|---|---|---|---|"]
-        for task in some:
-            cells = [f"`{task.name}`", task.summary, task.headline, ", ".join(task.splits)]
-            lines.append(f"| {' | '.join([*cells, task.citation])} |")
-        lines.append("")
+        rows = [
+            (f"`{t.name}`", t.summary, t.headline, ", ".join(t.splits), t.citation) for t in some
+        ]
+        heads = ("task", "what it asks, what it scores", "headline", "splits", "paper")
+        lines += [*markdown_table(heads, rows), ""]
         lines += [line for task in some for line in _notes(task)]
     return "\n".join(lines).rstrip("\n") + "\n"
 

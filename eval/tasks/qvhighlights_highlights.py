@@ -11,14 +11,14 @@ import numpy as np
 from vidllm.errors import InputError
 from vidllm.errors.schema import Array, Integer, Object
 
-from ..scores.common import Scores, same_length
+from ..scores.common import Scores
 from ..scores.highlights import highlight_scores, rating_table
 from . import qvhighlights as qvh
 from .base import TASKS, Item, Response
 from .files import together
 from .highlights_text import curve, official_curve
 from .spans_text import script_text
-from .timed import TimedTask, query_text, seconds_of
+from .timed import TimedTask, query_text, read_all, seconds_of
 
 #: TimeChat's words, without the name of the data set.
 PROMPT = (
@@ -78,14 +78,12 @@ class QVHighlightsHighlights(TimedTask):
         self, items: Sequence[Item], responses: Sequence[Response], *, official: bool = False
     ) -> Scores:
         """See `scores.highlights.highlight_scores`."""
-        same_length(items=items, responses=responses)
-        pairs = zip(items, responses, strict=True)
-        said = [
-            official_curve(script_text(r), seconds_of(i, r) or 0.0, i.truth["clips"])
-            if official and r.error is None
-            else self.read(i, r)
-            for i, r in pairs
-        ]
+
+        def by_script(item: Item, response: Response) -> list[float] | None:
+            seconds = seconds_of(item, response) or 0.0
+            return official_curve(script_text(response), seconds, item.truth["clips"])
+
+        said = read_all(by_script if official else self.read, items, responses)
         return highlight_scores(said, [_table(item) for item in items], official=official)
 
 

@@ -8,13 +8,13 @@ from typing import ClassVar
 
 from vidllm.errors.schema import Array
 
-from ..scores.common import Scores, same_length
+from ..scores.common import Scores
 from ..scores.moments import average_precision, moment_scores, ranked
 from . import qvhighlights as qvh
 from .base import TASKS, TRUE_SPAN, Item, Response
 from .files import spans
 from .spans_text import all_spans
-from .timed import TimedTask, query_text
+from .timed import TimedTask, query_text, read_all
 
 PROMPT = (
     "Find every moment of the video that fits this description: '{query}'. Give the start and end "
@@ -65,6 +65,5 @@ class QVHighlightsMoments(TimedTask):
         self, items: Sequence[Item], responses: Sequence[Response], *, official: bool = False
     ) -> Scores:
         """See `scores.moments.moment_scores`."""
-        same_length(items=items, responses=responses)
-        said = [self.read(i, r) for i, r in zip(items, responses, strict=True)]
+        said = read_all(self.read, items, responses)
         return moment_scores(said, [item.truth for item in items], official=official)

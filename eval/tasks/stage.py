@@ -17,18 +17,8 @@ from vidllm.stage.questions import QA_KINDS, Question
 from vidllm.stage.scenes import SPLITS
 from vidllm.timecode import AbsoluteTime, RelativeTime, TextTime, TimeCode, answer_text
 
-from ..scores.common import Interval, Scores, average
-from ..scores.metrics import (
-    LENGTHS,
-    THRESHOLDS,
-    TIMED,
-    Reply,
-    event_f1,
-    normal,
-    sentences,
-    set_iou,
-    summarise,
-)
+from ..scores.common import Interval, Scores
+from ..scores.metrics import LENGTHS, TIMED, Reply, normal, scores_of, sentences, summarise
 from .base import TASKS, TRUE_SPAN, Item, Response, Task, check_split
 
 if TYPE_CHECKING:
@@ -116,32 +106,14 @@ class Stage(Task):
 
     def value(self, item: Item, response: Response) -> float:
         """IoU, exact match, right cause with half of the span, or F1 of events, by kind."""
-        reply = reply_of(item, response)
-        return float(reply.is_right) if reply.kind in QA_KINDS else _VALUES[reply.kind](reply)
+        return reply_of(item, response).value
 
     def scores(
         self, items: Sequence[Item], responses: Sequence[Response], *, official: bool = False
     ) -> Scores:
         """See docs/stage.md; there is no official script."""
-        by_kind: dict[str, list[Reply]] = {}
-        for pair in zip(items, responses, strict=True):
-            by_kind.setdefault(pair[0].kind, []).append(reply_of(*pair))
-        ground, why = by_kind.get("ground", []), by_kind.get("why", [])
-        ious = [reply.iou for reply in ground]
-        right = {kind: [r.is_right for r in by_kind[kind]] for kind in QA_KINDS if kind in by_kind}
-        timed = [reply for found in by_kind.values() for reply in found if reply.is_timed]
-        scores: Scores = {"mIoU": average(ious)}
-        scores |= {f"R1@{m}": average([value >= m for value in ious]) for m in THRESHOLDS}
-        scores["qa_accuracy"] = average([one for found in right.values() for one in found])
-        scores["why_mIoU"] = average([reply.iou for reply in why])
-        for name, kind in (
-            ("why_accuracy", "why"),
-            ("highlights_mIoU", "highlights"),
-            ("caption_f1", "caption"),
-        ):
-            scores[name] = average([_VALUES[kind](reply) for reply in by_kind.get(kind, [])])
-        scores["parse_failures"] = average([not reply.spans for reply in timed])
-        return scores | {f"qa_accuracy/{kind}": average(found) for kind, found in right.items()}
+        pairs = zip(items, responses, strict=True)
+        return scores_of([reply_of(*pair) for pair in pairs], QA_KINDS)
 
     def detail(
         self, items: Sequence[Item], responses: Sequence[Response], seed: int
@@ -194,24 +166,6 @@ def reply_of(item: Item, response: Response) -> Reply:
         spans=tuple(spans),
         said=tuple(said),
     )
-
-
-def _explains(reply: Reply) -> float:
-    """1 for the right cause and a span that is at least half right."""
-    if reply.iou < 0.5:
-        return 0.0
-    return float(normal(reply.said[0]) == normal(sentences(reply.truth)[0]))
-
-
-#: What an answer earns, by the kind of its question.
-_VALUES: dict[str, Callable[[Reply], float]] = {
-    "ground": lambda reply: reply.iou,
-    "why": _explains,
-    "highlights": lambda reply: set_iou(reply.spans, reply.truth_spans),
-    "caption": lambda reply: event_f1(
-        reply.spans, reply.said, reply.truth_spans, sentences(reply.truth)
-    ),
-}
 
 
 def _groups(question: Question, duration: float) -> dict[str, str]:

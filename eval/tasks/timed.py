@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
 
 from ..scores.common import Interval, Scores, same_length
 from ..scores.spans import grounding_scores, tiou
@@ -20,6 +20,8 @@ FIND = (
     "Please find the visual event described by the sentence '{query}', determining its starting "
     f"and ending times. The format should be: {SPAN_FORMAT}."
 )
+
+T = TypeVar("T")
 
 
 class TimedTask(Task):
@@ -73,12 +75,44 @@ class SpanTask(TimedTask):
         self, items: Sequence[Item], responses: Sequence[Response], *, official: bool = False
     ) -> Scores:
         """See `scores.spans.grounding_scores`."""
-        same_length(items=items, responses=responses)
-        read = self.official_span if official else first_span
-        pairs = zip(items, responses, strict=True)
-        said = [None if r.error is not None else read(i, r) for i, r in pairs]
+        said = read_all(self.official_span if official else first_span, items, responses)
         truth = [item.truth for item in items]
         return grounding_scores(said, truth, official=official and self.rounds)
+
+
+def read_all(
+    read: Callable[[Item, Response], T], items: Sequence[Item], responses: Sequence[Response]
+) -> list[T | None]:
+    """What `read` finds in each answer, None where there is no answer.
+
+    Raises:
+        InputError: not one response an item.
+    """
+    same_length(items=items, responses=responses)
+    pairs = zip(items, responses, strict=True)
+    return [None if r.error is not None else read(i, r) for i, r in pairs]
+
+
+def query_item(
+    name: str,
+    vid: str,
+    query: str,
+    true: Interval,
+    *,
+    prompt: str = FIND,
+    folder: str = "",
+    duration: float | None = None,
+) -> Item:
+    """The question for one true span, `name` its id; `prompt` has "{query}" in it."""
+    return Item(
+        id=name,
+        vid=vid,
+        video=folder + vid,
+        prompt=prompt.format(query=query_text(query)),
+        truth=list(true),
+        duration=duration,
+        groups=span_groups(true),
+    )
 
 
 def span_groups(span: Interval) -> dict[str, str]:

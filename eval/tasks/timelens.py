@@ -17,7 +17,7 @@ from ..scores.common import Interval
 from .base import TASKS, Item, Response
 from .files import HUB, annotation_files, field, hub_records, objects, read_json, span, together
 from .spans_text import script_text, timelens_span
-from .timed import FIND, SpanTask, query_text, span_groups
+from .timed import SpanTask, query_item
 
 
 @TASKS.register("timelens")
@@ -43,15 +43,7 @@ class TimeLens(SpanTask):
             (path,) = annotation_files(self, data, split)
             rows = list(_file_rows(path))
         return [
-            Item(
-                id=f"{vid}-{k}",
-                vid=vid,
-                video=f"{split}/{vid}",
-                prompt=FIND.format(query=query_text(query)),
-                truth=list(true),
-                duration=duration,
-                groups=span_groups(true),
-            )
+            query_item(f"{vid}-{k}", vid, query, true, folder=f"{split}/", duration=duration)
             for k, (vid, query, true, duration) in enumerate(rows)
         ]
 

@@ -20,12 +20,12 @@ from vidllm.errors import InputError
 from vidllm.errors.schema import Array, Number
 from vidllm.timecode import read_time
 
-from ..scores.common import Scores, average, same_length
+from ..scores.common import Scores, average
 from ..scores.summaries import rank_scores, tvsum_map
 from .base import TASKS, Item, Response
 from .files import annotation_files, field, read_cells, read_records
 from .highlights_text import curve
-from .timed import TimedTask, query_text
+from .timed import TimedTask, query_text, read_all
 
 SHOT_SECONDS = 2.0
 PROMPT = (
@@ -80,8 +80,7 @@ class TVSum(TimedTask):
         self, items: Sequence[Item], responses: Sequence[Response], *, official: bool = False
     ) -> Scores:
         """See `scores.summaries`: mAP of the first five, and correlations of all shots."""
-        same_length(items=items, responses=responses)
-        said = [self.read(i, r) for i, r in zip(items, responses, strict=True)]
+        said = read_all(self.read, items, responses)
         tables = [np.asarray(item.truth, dtype=np.float64) for item in items]
         found: Scores = {"mAP": average(tvsum_map(said, tables, official=official))}
         found |= rank_scores(said, tables, official=official)

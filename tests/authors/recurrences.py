@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from vidllm.encoders.temporal.aaren import Summary, _merge
+from vidllm.encoders.temporal.diagonal import DiagonalSystem, _paired, _unpaired
+from vidllm.encoders.temporal.longconv import DenseSystem
 from vidllm.encoders.temporal.selective import _check
 from vidllm.encoders.temporal.ssd import _check_ssd
 
@@ -78,3 +80,38 @@ def prefix_attention_recurrent(
         state = _merge(state, (s, (s > -math.inf).to(s.dtype), values[:, :, t]))
         means.append(state[2] / state[1].masked_fill(state[1] == 0, 1)[..., None])
     return torch.stack(means, 2), state
+
+
+System = DenseSystem | DiagonalSystem
+
+
+def start(system: System, batch: int) -> Tensor:
+    """A state of zeros (B, G, S)."""
+    if isinstance(system, DiagonalSystem):
+        return system.start(batch)
+    return system.B.new_zeros(batch, *system.B.shape)
+
+
+def step(
+    system: System, held: Tensor, u: Tensor, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """State (B, G, S) and input (B, G) to the next state and the output (B, G, M).
+
+    `scale` (B,) multiplies the step of a diagonal system.
+    """
+    if isinstance(system, DenseSystem):
+        held = torch.einsum("gij,bgj->bgi", system.A, held) + system.B * u[..., None]
+        return held, torch.einsum("gms,bgs->bgm", system.C, held)
+    rate = system.rate if scale is None else scale[:, None, None] * system.rate
+    state = rate.exp() * _paired(held) + rate.expm1() * system.gain * u[..., None]
+    return _unpaired(state), torch.einsum("gms,bgs->bgm", system.C, state).real * 2
+
+
+def recurrence(u: Tensor, system: System, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The systems token by token. Arguments and results as `longconv.convolve`."""
+    held = start(system, u.shape[0]) if state is None else state
+    outputs = []
+    for t in range(u.shape[1]):
+        held, y = step(system, held, u[:, t])
+        outputs.append(y)
+    return torch.stack(outputs, dim=1), held

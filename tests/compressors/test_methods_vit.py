@@ -11,11 +11,7 @@ import pytest
 import torch
 from authors import pyra as pyra_authors
 from authors import tome
-from torch import Tensor
-
-from vidllm.compressors import get
-from vidllm.compressors import pyra as pyra_module
-from vidllm.encoders.vision.tempme import (
+from authors.tempme import (
     TempMe,
     TempMeText,
     TempMeVideo,
@@ -23,7 +19,12 @@ from vidllm.encoders.vision.tempme import (
     load_clip,
     retrieval_metrics,
 )
+from torch import Tensor
+
+from vidllm.compressors import get
+from vidllm.compressors import pyra as pyra_module
 from vidllm.errors import InputError
+from vidllm.eval.scores.retrieval import retrieval_scores
 from vidllm.tokens import Keep, VideoTokens, matching
 from vidllm.tokens.matching import match
 
@@ -237,9 +238,14 @@ def test_retrieval_metrics_are_the_authors_and_count_ties_once() -> None:
         for faithful in (True, False):  # no ties here
             found = retrieval_metrics(similarity, faithful=faithful)
             assert all(found[k] == pytest.approx(v) for k, v in expected.items() if k != "cols")
+            scores = retrieval_scores(similarity.numpy(), official=faithful)
+            assert scores["R@1"] == pytest.approx(expected["R1"] / 100)
+            assert scores["MdR"] == pytest.approx(expected["MedianR"])
+            assert scores["MnR"] == pytest.approx(expected["MeanR"])
     flat = torch.zeros(4, 4)
     assert retrieval_metrics(flat)["R1"] == 0.0 and retrieval_metrics(flat)["MeanR"] == 4.0
     assert retrieval_metrics(flat, faithful=True)["R1"] == 25.0
+    assert retrieval_scores(flat.numpy(), official=True)["R@1"] == 0.25
     with pytest.raises(InputError, match="square"):
         retrieval_metrics(torch.zeros(2, 3))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from authors.recurrences import System, recurrence, start, step
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,13 +16,12 @@ from vidllm.encoders.temporal.base import Mixer
 from vidllm.encoders.temporal.diagonal import DiagonalSystem, convolve_steps
 from vidllm.encoders.temporal.h3 import H3Mixer
 from vidllm.encoders.temporal.lmu import LMUMixer, legendre_memory
-from vidllm.encoders.temporal.longconv import DenseSystem, convolve, fir, recurrence
+from vidllm.encoders.temporal.longconv import DenseSystem, convolve, fir
 from vidllm.encoders.temporal.lssl import LSSLMixer, bilinear, hippo_legs
 from vidllm.errors import InputError
 
 EXACT = 1e-10
 FEATURES, STATES, READS = 3, 4, 2
-System = DenseSystem | DiagonalSystem
 
 
 def near(a: Tensor, b: Tensor, tolerance: float = EXACT) -> bool:
@@ -75,7 +75,7 @@ def test_the_convolution_equals_the_recurrence(
 ) -> None:
     system: System = SYSTEMS[kind]()
     u = signal(length)
-    state = torch.randn_like(system.start(2)) if carried else None
+    state = torch.randn_like(start(system, 2)) if carried else None
     expected, last = recurrence(u, system, state)
     y, after = convolve(u, system.block, state, block)  # over 128 tokens a block: by FFT
     assert near(y, expected) and near(after, last)
@@ -85,7 +85,7 @@ def test_the_convolution_equals_the_recurrence(
 @pytest.mark.parametrize("block", [8, 150])
 def test_the_convolution_has_the_gradients_of_the_recurrence(kind: str, block: int) -> None:
     system: System = SYSTEMS[kind]()
-    u, state = signal(150), torch.randn_like(system.start(2))
+    u, state = signal(150), torch.randn_like(start(system, 2))
     given = [u, state, *vars(system).values()]
     for value in given:
         value.requires_grad_()
@@ -111,15 +111,15 @@ def test_a_step_of_every_token_equals_its_recurrence(length: int, carried: bool)
     system, u = diagonal(), signal(length)
     scale = 3 * torch.rand(2, length, dtype=torch.float64)
     scale[:, length // 2] = 0  # a token that is skipped
-    start = torch.randn_like(system.start(2)) if carried else system.start(2)
-    held, outputs = start, []
+    begin = torch.randn_like(start(system, 2)) if carried else start(system, 2)
+    held, outputs = begin, []
     for t in range(length):
-        held, y = system.step(held, u[:, t], scale[:, t])
+        held, y = step(system, held, u[:, t], scale[:, t])
         outputs.append(y)
-    y, after = convolve_steps(u, scale, system, start if carried else None)
+    y, after = convolve_steps(u, scale, system, begin if carried else None)
     assert near(y, torch.stack(outputs, 1)) and near(after, held)
-    even, last = convolve_steps(u, torch.ones_like(scale), system, start)
-    expected, final = convolve(u, system.block, start)
+    even, last = convolve_steps(u, torch.ones_like(scale), system, begin)
+    expected, final = convolve(u, system.block, begin)
     assert near(even, expected) and near(last, final)
 
 

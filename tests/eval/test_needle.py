@@ -309,11 +309,15 @@ def test_a_run_ends_in_heat_maps(home: Path, tmp_path: Path) -> None:
 def test_a_folder_without_a_needle_run_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert maps.main([str(tmp_path)]) == 2 and "answers.jsonl is missing" in capsys.readouterr().err
-    (tmp_path / "answers.jsonl").write_text('{"setting": "none@1", "kind": "ground"}\n')
-    assert maps.main([str(tmp_path)]) == 2 and "'groups' is missing" in capsys.readouterr().err
+    assert maps.main([str(tmp_path)]) == 2 and "holds no run.json" in capsys.readouterr().err
+    config = {"format": 1, "task": "needle", "items": 1, "seed": 0}
+    config["settings"] = [{"label": "none@1"}]
+    (tmp_path / "run.json").write_text(json.dumps(config))
+    assert maps.main([str(tmp_path)]) == 2 and "has no answers yet" in capsys.readouterr().err
     (tmp_path / "answers.jsonl").write_text("[1]\n")
     assert maps.main([str(tmp_path)]) == 2 and "is damaged" in capsys.readouterr().err
+    with pytest.raises(InputError, match="'groups' is missing"):
+        maps.grids([{"setting": "none@1", "kind": "ground"}])
     assert maps.main([]) == 2 and maps.main(["--help"]) == 0
     with pytest.raises(InputError, match="no answers of the needle test"):
         maps.grids([])

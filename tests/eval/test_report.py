@@ -232,17 +232,17 @@ def test_a_configuration_is_shown_flat_and_short() -> None:
     ("file", "text", "words"),
     [
         ("run.json", "{", "run.json is damaged"),
-        ("run.json", "[]", "it holds list"),
-        ("run.json", '{"task": "charades"}', "'settings' is wrong or missing"),
+        ("run.json", "[]", "it is no object"),
+        ("run.json", '{"task": "charades"}', "field format is missing"),
         ("results.json", "nonsense", "results.json is damaged"),
-        ("answers.jsonl", '{"setting": "none@1", "id": "x"\n', "answers.jsonl line 1 is damaged"),
+        ("answers.jsonl", '{"setting": "none@1", "id": "x"\n', "answers.jsonl is damaged"),
         (
             "answers.jsonl",
             '{"setting": "none@1", "id": "x"}\n',
-            "answers.jsonl line 1 has no field",
+            "answers.jsonl is damaged: field number is missing",
         ),
-        ("answers.jsonl", "[1]\n", "answers.jsonl line 1 is damaged: not a JSON object"),
-        ("answers.jsonl", "\n{\n", "answers.jsonl line 2"),
+        ("answers.jsonl", "[1]\n", "answers.jsonl is damaged: it is a list of 1, not an object"),
+        ("answers.jsonl", "\n{\n", "answers.jsonl is damaged: it is no JSON"),
     ],
 )
 def test_a_damaged_file_is_named(
@@ -284,7 +284,7 @@ def test_the_command_refuses_bad_folders_in_one_line(
         tmp_path / "nowhere": "does not exist",
         tmp_path / "empty": "is empty: give the --out folder of a vidllm eval",
         runs / "videos": "holds no run.json",
-        bad: "answers.jsonl line 61 is damaged",
+        bad: "line 61 of ",
     }
     for folder, words in cases.items():
         line = refused(cli("report", folder))

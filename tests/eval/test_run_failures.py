@@ -21,7 +21,7 @@ from vidllm.errors import InputError, WorkError
 from vidllm.eval.run.ask_model import ModelAsker, reason_of
 from vidllm.eval.run.clips import clips_of, items_of, video_folders
 from vidllm.eval.run.evaluate import evaluate
-from vidllm.eval.run.journal import Journal, Said, read_journals
+from vidllm.eval.run.journal import Journal, Prediction, read_journals
 from vidllm.eval.run.run_config import Order
 from vidllm.eval.run.run_settings import Setting, wanted
 from vidllm.eval.run.runner import Runner
@@ -59,11 +59,11 @@ class Truthful:
     def settings(self) -> Sequence[Setting]:
         return [Setting("none"), Setting("random", 0.5)]
 
-    def ask(self, clip: VideoClip, items: Sequence[Item], setting: Setting) -> list[Said]:
+    def ask(self, clip: VideoClip, items: Sequence[Item], setting: Setting) -> list[Prediction]:
         self.asked.append((setting.label, tuple(item.id for item in items)))
         self.trips(items, setting)
         told = [f"from {item.truth[0]} to {item.truth[1]} seconds" for item in items]
-        return [Said(Response(text, text, duration=clip.duration)) for text in told]
+        return [Prediction(Response(text, text, duration=clip.duration)) for text in told]
 
 
 def runner(asker: Truthful, data: Path, out: Path, **more: Any) -> tuple[Runner, Journal]:
@@ -198,7 +198,7 @@ def test_a_model_is_stopped_between_two_layers(
     asked, whole = order("charades", data, tmp_path / "out"), ModelAsker.ask
     seen: list[str] = []
 
-    def ask(self: ModelAsker, clip: VideoClip, items: Any, setting: Setting) -> list[Said]:
+    def ask(self: ModelAsker, clip: VideoClip, items: Any, setting: Setting) -> list[Prediction]:
         seen.append(setting.label)
         if len(seen) == 3:
             signal.raise_signal(signal.SIGTERM)

@@ -17,7 +17,7 @@ from vidllm.errors import InputError, WorkError
 from vidllm.eval.run.clips import clips_of, find_video, limited, share_of
 from vidllm.eval.run.journal import (
     Journal,
-    Said,
+    Prediction,
     in_order,
     item_of,
     key_of,
@@ -41,13 +41,13 @@ CONFIG: dict[str, Any] = {
 
 def row(number: int, setting: str = "none@1", **more: Any) -> dict[str, Any]:
     item = Item(f"q{number}", "v", "v.mp4", "when?", [0.0, 1.0])
-    said = Said(Response(f"from {number} é", duration=9.5), cost={"frames": 4, "seconds": {}})
+    said = Prediction(Response(f"from {number} é", duration=9.5), cost={"frames": 4, "seconds": {}})
     return row_of(setting, item, number, said, [0.0, float(number)], 0.5) | more
 
 
 def test_a_row_gives_its_item_and_response_back() -> None:
     response = Response("1 - 2", "<t1> <t2>", ((1.0, 2.0),), {"A": -0.5, "B": -1.0}, 29.97)
-    said = Said(response, {"grid": [1, 2, 2]}, {"frames": 8}, 8)
+    said = Prediction(response, {"grid": [1, 2, 2]}, {"frames": 8}, 8)
     made = json.loads(line_of(row_of("none@1", ITEM, 3, said, [1.0, 2.0], 1.0)))
     assert item_of(made) == ITEM  # its duration is not the response's
     assert response_of(made) == response

@@ -18,7 +18,7 @@ from vidllm.eval.report.sweep import is_sweep, markdown
 from vidllm.eval.run.answer_costs import costs_of, mean_costs, seconds_spent, sum_costs
 from vidllm.eval.run.compare_runs import compare, named
 from vidllm.eval.run.headline import Part, by_group, matching
-from vidllm.eval.run.journal import Said, key_of
+from vidllm.eval.run.journal import Prediction, key_of
 from vidllm.eval.run.records import RunFolder
 from vidllm.eval.run.results import finish, outcome_of, rescore, summarise, table
 from vidllm.eval.run.runner import scored
@@ -58,7 +58,7 @@ def folder_of(
                 "kv_kept_mb": 2 * float(keep), "flops": {"vision": 1e9}, "peak_mb": None,
                 "seconds": {"decode": 0.3, "prefill": 0.1}, "shared_by": 3,
             }  # fmt: skip
-            said = Said(response, cost={} if end is None else cost)
+            said = Prediction(response, cost={} if end is None else cost)
             row = scored(task, label, item, number, said)
             rows[key_of(row)] = row
     config = {
@@ -168,7 +168,7 @@ def test_a_task_may_say_itself_what_its_headline_is_the_mean_of(tmp_path: Path) 
     for number, (kind, vid) in enumerate((k, v) for k in ("text", "video") for v in "abc"):
         item = Item(f"{kind}-{vid}", vid, vid, "x", vid, kind=kind)
         vector = np.eye(3)["abc".index(vid)] if (kind, vid) != ("text", "c") else np.eye(3)[0]
-        said = Said(Response(raw=write_vector(vector), duration=1.0))
+        said = Prediction(Response(raw=write_vector(vector), duration=1.0))
         rows.append(scored(task, "none@1", item, number, said))
     outcome = outcome_of(task, "none@1", rows)
     assert list(outcome.parts) == ["samples"]
@@ -262,7 +262,7 @@ def test_two_runs_are_compared_question_by_question(
 def test_summaries_of_some_settings_alone() -> None:
     task, config = get_task("charades"), {"seed": 0, "items": 1}
     one = {"label": "aim@0.5", "compressor": "aim", "keep": 0.5, "tokens": None}
-    row = scored(task, "aim@0.5", items(1)[0], 0, Said(Response("0 - 5", duration=9.0)))
+    row = scored(task, "aim@0.5", items(1)[0], 0, Prediction(Response("0 - 5", duration=9.0)))
     found = summarise(task, {**config, "settings": [one]}, {key_of(row): row})
     assert found["results"]["aim@0.5"]["relative"] is None  # nothing to be relative to
     assert found["finished"]

@@ -258,15 +258,11 @@ def test_log_probabilities_choose_and_ties_do_not_win() -> None:
     assert choose([-2.0, -0.5, -1.0]) == 1 and choose([-1.0, -1.0]) is None
     assert choose([-1.0, math.nan]) is None and choose([-math.inf, -math.inf]) is None
     assert choose([-math.inf, -3.0]) == 1
-    assert choose([-4.0, -3.0], lengths=[4, 1]) == 0  # −1 against −3 a token
     marked = mark_log_probabilities([[-1, -2], [-1, -1], None, [-2, -1, -3]], ["A", "A", "A", "B"])
     assert [m.right for m in marked] == [True, False, False, True]
     assert [m.parsed for m in marked] == [True, False, False, True]
-    assert accuracy(mark_log_probabilities([[-4, -3]], ["A"], lengths=[[4, 1]])) == 1.0
     for call in (
         lambda: choose([]),
-        lambda: choose([-1.0], lengths=[0]),
-        lambda: choose([-1.0], lengths=[1, 2]),
         lambda: mark_log_probabilities([np.zeros(2)], ["C"]),
     ):
         with pytest.raises(InputError):

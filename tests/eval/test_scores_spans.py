@@ -13,7 +13,6 @@ import pytest
 
 from vidllm.errors import InputError
 from vidllm.eval.scores import gqa, retrieval, spans
-from vidllm.eval.scores.common import percent
 from vidllm.eval.scores.metrics import iou
 from vidllm.timecode import RelativeTime
 
@@ -122,7 +121,7 @@ def test_gqa_counts_missing_spans_unless_official() -> None:
 
 
 def test_alignment_keeps_sentences_without_a_prediction() -> None:
-    from vidllm.eval.scores.alignment import recall_at_1
+    from vidllm.encoders.heads.alignment import recall_at_1
 
     assert recall_at_1([2.0, None, 7.0], [[(1, 3)], [(1, 3)], []]).value == 0.5
 
@@ -171,7 +170,3 @@ def test_scores_load_no_torch() -> None:
     code = "; ".join([*lines, "import sys; print('torch' in sys.modules)"])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-
-
-def test_percent_prints_as_scripts_do() -> None:
-    assert percent(1 / 3) == 33.33 and percent(0.12345, 1) == 12.3

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from videos import write_video
 
-from vidllm.eval.run.journal import Row, Said, row_of
+from vidllm.eval.run.journal import Prediction, Row, row_of
 from vidllm.eval.run.records import FORMAT, RunFolder, prompts_mark
 from vidllm.eval.run.results import finish
 from vidllm.eval.tasks import get_task
@@ -223,7 +223,7 @@ def make_run(
                 label,
                 item,
                 number,
-                Said(response, kept, spent, None if failed else GRID[0]),
+                Prediction(response, kept, spent, None if failed else GRID[0]),
                 None if failed else made.read(item, response),
                 made.value(item, response),
             )

@@ -10,7 +10,8 @@ import typer
 
 from vidllm.errors import InputError
 
-from .options import DTYPES, AsJson, Debug, clean_output, emit, hide_bars, one_of, tell
+from .options import DTYPES, AsJson, Debug, clean_output, emit, hide_bars, one_of, shares_of, tell
+from .tables import console, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Predict FLOPs and KV cache, and how much faster a run can get at most.")
 
+_WIDE = 130  # columns of a table where there is no terminal
 _MOST_TOKENS = 2**24  # video tokens that are reckoned with
 _ASSUMED = (
     "FLOPs of matrix products and convolutions, two a multiplication with its addition, as "
@@ -93,7 +95,7 @@ def cost(
             _show_paper(paper, json)
             return
         measured = None if seconds is None else _seconds(seconds)
-        shares = _shares(keep)
+        shares: list[float | None] = [None] if keep is None else [*shares_of("--keep", keep)]
         from vidllm.cost.prediction import cost_of, even_plan, limit, plan_of, timed
         from vidllm.cost.shapes import shape_of
 
@@ -141,26 +143,11 @@ def cost(
                 }
             )
             return
-        _print(_table(shape, count, full, rows))
+        console(_WIDE).print(_table(shape, count, full, rows))
         tell(f"Limit of the end-to-end speed-up, by FLOPs with no video token left: {most:.2f} ×")
         if rows[0].times:
             tell(f"Limit by the measured seconds, with no prefill: {rows[0].times['limit']:.2f} ×")
         _tell_notes(notes)
-
-
-def _shares(keep: str | None) -> list[float | None]:
-    if keep is None:
-        return [None]
-    shares: list[float | None] = []
-    for word in keep.split(","):
-        try:
-            share = float(word)
-        except ValueError:
-            raise InputError(f"--keep is a list of shares such as 1,0.5, not {keep!r}") from None
-        if not 0 < share <= 1:  # also refuses NaN
-            raise InputError(f"--keep must be above 0 and at most 1, got {share:g}")
-        shares.append(share)
-    return shares
 
 
 def _seconds(text: str) -> dict[str, float]:
@@ -233,30 +220,28 @@ def _plain(row: _Row, full: Cost) -> dict[str, Any]:
 
 
 def _table(shape: Shape, frames: int, full: Cost, rows: list[_Row]) -> Table:
-    from rich.table import Table
-
     scale, unit = (1e12, "TFLOPs") if full.total >= 1e11 else (1e9, "GFLOPs")
-    table = Table(title=f"{shape.name}, {frames} frames: {unit} of one question")
-    table.add_column("compressor")
     timed = rows[0].times is not None
     columns = ["tokens", "in last layer", "vision", "temporal", "prefill", "decode", "all"]
     columns += ["prefill ×", "all ×", "KV MB", *(["seconds ×"] if timed else [])]
-    for column in columns:
-        table.add_column(column, justify="right")
+    found = []
     for row in [_Row(None, "(all tokens)", full, None), *rows]:
         cost = row.cost
         parts = (cost.vision, cost.temporal, cost.prefill, cost.decode, cost.total)
-        table.add_row(
+        cells = [
             row.method if row.keep is None else f"{row.method} {row.keep:g}",
-            str(cost.plan.entering),
-            str(cost.plan.last),
+            cost.plan.entering,
+            cost.plan.last,
             *(f"{part / scale:.4g}" for part in parts),
             f"{full.prefill / cost.prefill:.2f}",
             f"{full.total / cost.total:.2f}",
             f"{cost.kv_bytes / 1e6:.4g}",
-            *([f"{row.times['speed_up']:.2f}" if row.times else "1.00"] if timed else []),
-        )
-    return table
+        ]
+        if timed:
+            cells.append(f"{row.times['speed_up']:.2f}" if row.times else "1.00")
+        found.append(cells)
+    title = f"{shape.name}, {frames} frames: {unit} of one question"
+    return table(found, left=("compressor",), right=columns, title=title)
 
 
 def _show_paper(name: str, json: bool) -> None:
@@ -267,24 +252,17 @@ def _show_paper(name: str, json: bool) -> None:
     if json:
         emit({"paper": name, **found.as_dict()})
         return
-    from rich.table import Table
-
-    table = Table(title=found.title)
-    table.add_column("what")
-    table.add_column("published", justify="right")
-    table.add_column("reckoned here", justify="right")
-    for claim in found.claims:
-        said = "–" if claim.published is None else f"{claim.published:.3g}"
-        table.add_row(claim.what, said, f"{claim.ours:.4g}")
-    _print(table)
+    cells = [
+        (
+            claim.what,
+            "–" if claim.published is None else f"{claim.published:.3g}",
+            f"{claim.ours:.4g}",
+        )
+        for claim in found.claims
+    ]
+    heads = ("published", "reckoned here")
+    console(_WIDE).print(table(cells, left=("what",), right=heads, title=found.title))
     _tell_notes(found.assumptions)
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    console = Console()
-    (console if console.is_terminal else Console(width=130)).print(table)
 
 
 def _tell_notes(notes: list[str] | tuple[str, ...]) -> None:

@@ -134,7 +134,7 @@ def ask(
     if show_prompt:
         say(llm.prompt_text(clip, question, **more))
     more["anyway"] = options.anyway
-    _report(llm.ask(clip, question, max_new_tokens=max_new_tokens, **more), clip, options)
+    _answer(llm.ask(clip, question, max_new_tokens=max_new_tokens, **more), clip.path, options)
 
 
 @app.command()
@@ -157,7 +157,7 @@ def ground(
     if show_prompt:
         say(llm.prompt_text(clip, llm.words("ground", query), **more))
     more["anyway"] = options.anyway
-    _report(llm.ground_answer(clip, query, **more), clip, options)
+    _answer(llm.ground_answer(clip, query, **more), clip.path, options)
 
 
 @app.command()
@@ -180,7 +180,7 @@ def caption(
     if show_prompt:
         say(llm.prompt_text(clip, llm.words("caption"), **more))
     more["anyway"] = options.anyway
-    _report(llm.caption(clip, max_new_tokens=max_new_tokens, **more), clip, options)
+    _answer(llm.caption(clip, max_new_tokens=max_new_tokens, **more), clip.path, options)
 
 
 @app.command("list")
@@ -259,10 +259,6 @@ def _plain_index(max_new_tokens: int | None, show_prompt: bool, times: bool | No
     for name, value in {**given, "--times": times}.items():
         if value is not None:
             raise InputError(f"{name} does not go here: an index is asked as it was made")
-
-
-def _report(answer: Answer, clip: VideoClip, options: CommonOptions) -> None:
-    _answer(answer, clip.path, options)
 
 
 def _answer(answer: Answer, path: str, options: CommonOptions) -> None:

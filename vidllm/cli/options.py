@@ -15,12 +15,12 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_origin, get_type_hints
 
 import typer
 
 from vidllm.errors import InputError, WorkError
-from vidllm.errors.bounds import check
+from vidllm.errors.bounds import check, short
 from vidllm.errors.paths import is_folder
 from vidllm.errors.plain import plain
 from vidllm.errors.printable import printable, printable_json
@@ -272,23 +272,31 @@ class CommonOptions:
             build(self.compressor, keep=1.0 if self.keep is None else self.keep)
 
 
-def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a typer command every field of ``CommonOptions`` as an option of its own.
+def options_of(
+    kind: type[Any], command: Callable[..., Any], *, first: bool = False
+) -> Callable[..., Any]:
+    """Give a typer command the fields of a dataclass that are declared as options.
 
-    The command declares one parameter annotated ``CommonOptions`` and receives it filled and
-    checked. A parameter of its own with the name of a field takes that option's place; the field
-    keeps its default. Under ``--json``, what libraries print goes to standard error.
+    Args:
+        kind: the dataclass; of its fields those with an ``Annotated`` option count.
+        command: has a parameter annotated with ``kind``, which gets the object made of them; a
+            parameter of its own of the same name as a field takes that field's place.
+        first: the fields stand before the command's own parameters in its help.
     """
     hints = get_type_hints(command, include_extras=True)
-    holder = next(name for name, hint in hints.items() if hint is CommonOptions)
-    types = get_type_hints(CommonOptions, include_extras=True)
-    shared = [item for item in fields(CommonOptions) if item.name not in hints]
+    holder = next(name for name, hint in hints.items() if hint is kind)
+    types = get_type_hints(kind, include_extras=True)
+    shared = [
+        item
+        for item in fields(kind)
+        if get_origin(types[item.name]) is Annotated and item.name not in hints
+    ]
+    keyword = inspect.Parameter.KEYWORD_ONLY
     own = [
-        parameter.replace(annotation=hints.get(parameter.name, str))
+        parameter.replace(annotation=hints.get(parameter.name, str), kind=keyword)
         for parameter in inspect.signature(command).parameters.values()
         if parameter.name != holder
     ]
-    keyword = inspect.Parameter.KEYWORD_ONLY
     more = [
         inspect.Parameter(item.name, keyword, default=item.default, annotation=types[item.name])
         for item in shared
@@ -296,15 +304,28 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def run(**values: Any) -> Any:
-        options = CommonOptions(**{item.name: values.pop(item.name) for item in shared})
+        made = kind(**{item.name: values.pop(item.name) for item in shared})
+        return command(**values, **{holder: made})
+
+    every = [*more, *own] if first else [*own, *more]
+    run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in every}
+    return run
+
+
+def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a typer command the ``CommonOptions``, checked before it runs."""
+    hints = get_type_hints(command, include_extras=True)
+    holder = next(name for name, hint in hints.items() if hint is CommonOptions)
+
+    @functools.wraps(command)
+    def checked(**values: Any) -> Any:
+        options = values[holder]
         options.check()
         with clean_output(options.json):
-            return command(**values, **{holder: options})
+            return command(**values)
 
-    signature = inspect.Signature([p.replace(kind=keyword) for p in own] + more)
-    run.__signature__ = signature  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-    return run
+    return options_of(CommonOptions, checked)
 
 
 @contextlib.contextmanager
@@ -346,3 +367,14 @@ def one_of(option: str, value: str | None, words: tuple[str, ...]) -> None:
     """Raise ``InputError`` unless the value is absent or one of the words."""
     if value is not None and value not in words:
         raise InputError(f"{option} must be one of {', '.join(words)}, got {value!r}")
+
+
+def shares_of(option: str, text: str) -> list[float]:
+    """The shares of a list such as 1,0.5. Raises ``InputError`` for anything else."""
+    try:
+        shares = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise InputError(f"{option} is a list of shares such as 1,0.5, not {short(text)}") from None
+    for share in shares:
+        check("keep", share, option)
+    return shares

@@ -9,6 +9,8 @@ from typing import Any
 
 from vidllm.errors import InputError
 
+from .tables import markdown_table
+
 
 def page(kind: str) -> str:
     """The page docs/KIND.md.
@@ -20,12 +22,6 @@ def page(kind: str) -> str:
     if kind not in pages:
         raise InputError(f"--markdown is for {', '.join(pages)}, not for {kind}")
     return "\n".join(pages[kind]()) + "\n"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    lines += [f"| {' | '.join(cells)} |" for cells in rows]
-    return [line.replace("|  |", "| |").replace("|  |", "| |") for line in lines]
 
 
 def _compressors() -> list[str]:
@@ -58,7 +54,7 @@ def _compressors() -> list[str]:
             needs = ", ".join(entry["needs"])
             rows.append([f"`{entry['name']}`", entry["summary"], *flags, needs, entry["paper"]])
         if rows:
-            lines += ["", f"## {stage}: {where[stage]}", "", *_table(columns, rows)]
+            lines += ["", f"## {stage}: {where[stage]}", "", *markdown_table(columns, rows)]
     lines += ["", "## Where two are one", "", "Two names that leave the very same tokens:", ""]
     lines += [f"- `{e['name']}`: {e['same_as']}." for e in found if e["same_as"]]
     lines += [
@@ -103,7 +99,7 @@ def _encoders() -> list[str]:
             ]
         )
     columns = ["name", "what it does", "parameters", "state bytes", "streaming", "causal", "paper"]
-    lines += _table(columns, rows)
+    lines += markdown_table(columns, rows)
     lines += [
         "",
         "## Vision encoders",
@@ -115,12 +111,12 @@ def _encoders() -> list[str]:
         "",
     ]
     found = [vision.find_vision(name) for name in vision.vision_names()]
-    lines += _table(
+    lines += markdown_table(
         ["name", "what it does", "paper"], [[f"`{c.name}`", c.summary, c.paper] for c in found]
     )
     lines += ["", "## Heads", "", 'Beside a language model: `get_head("nasva", …)`.', ""]
     heads_there = [heads.find_head(name) for name in heads.head_names()]
-    lines += _table(
+    lines += markdown_table(
         ["name", "what it does", "paper"],
         [[f"`{c.name}`", c.summary, c.paper] for c in heads_there],
     )
@@ -169,7 +165,7 @@ def _models() -> list[str]:
         kind: [f"`{p.hub}`" for p in PRESETS.values() if p.hub and p.config["model_type"] == kind]
         for kind in families
     }
-    lines += _table(
+    lines += markdown_table(
         ["family", "`model_type`", "for example", "all tests"],
         [
             [name, f"`{kind}`", ", ".join(hubs[kind]), _share(_outcomes(found, kind))]
@@ -194,7 +190,7 @@ def _models() -> list[str]:
                 matrix[kind].get(w, {}).get(s, {}).get("whole", "") for w in ways for s in specs
             ]
             rows.append([name, stage, *cells, _share(whole)])
-    lines += [*_table([*columns, "keep=1.0"], rows), ""]
+    lines += [*markdown_table([*columns, "keep=1.0"], rows), ""]
     lines += [
         "The second of the two prompts has an image and two videos of unequal sizes; the first is",
         "padded on the left. A chain counts in every stage in which it acts. `NAME:tower=false`",
@@ -205,7 +201,7 @@ def _models() -> list[str]:
         f"Both attentions ({', '.join(ways)}), one and two prompts, and keep=1.0:",
         "",
     ]
-    lines += _table(
+    lines += markdown_table(
         ["compressors", "stage", *families.values()],
         [
             [
@@ -220,7 +216,7 @@ def _models() -> list[str]:
         ],
     )
     lines += ["", "## What else is tested on every family", ""]
-    lines += _table(
+    lines += markdown_table(
         ["test", *families.values()],
         [
             [test.removeprefix("test_").replace("_", " "), *(own.get(k, "–") for k in families)]
@@ -239,7 +235,9 @@ def _models() -> list[str]:
         "## What is refused, and why",
         "",
     ]
-    lines += _table(["asked for", "family", "answer"], _refusals(found["refused"], families))
+    lines += markdown_table(
+        ["asked for", "family", "answer"], _refusals(found["refused"], families)
+    )
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def train(
+    ctx: typer.Context,
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="stage, or footage: see below.")],
     out: Annotated[str, typer.Option("--out", help="Folder of the result.")],
     size: Annotated[
@@ -80,32 +82,9 @@ def train(
         from vidllm.stage.training.settings import TrainSettings
 
         build(compressor, keep=keep)
-        folder = run(
-            TrainSettings(
-                out=out,
-                size=size,
-                temporal=temporal,
-                reduce=reduction,
-                steps_see=steps_see,
-                steps_mix=steps_mix,
-                steps_answer=steps_answer,
-                batch=batch,
-                clips=clips,
-                frames=frames,
-                lr=lr,
-                init=init,
-                cells=cells,
-                minutes=minutes,
-                save_every=save_every,
-                resume=resume,
-                workers=workers,
-                threads=threads,
-                device=device,
-                compressors=compressor,
-                keep=keep,
-                seed=seed,
-            )
-        )
+        names = {item.name for item in fields(TrainSettings)}
+        given = {name: value for name, value in ctx.params.items() if name in names}
+        folder = run(TrainSettings(**given, reduce=reduction, compressors=compressor))
         step, steps = steps_of(folder)
         if json:
             emit({"out": str(folder), "step": step, "steps": steps})

@@ -11,12 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vidllm.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 #: One product a row: (rows, width in, width out).
 Linear = tuple[int, int, int]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from vidllm.errors import InputError
 from vidllm.errors.bounds import check
@@ -15,20 +17,21 @@ if TYPE_CHECKING:
     from vidllm.ask.video_llm import VideoLLM
 
 
+def _model(explained: str) -> Any:
+    return typer.Option(help=explained, rich_help_panel="The model")
+
+
+def _limit(explained: str) -> Any:
+    return typer.Option(help=explained, rich_help_panel="What visitors may do")
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a page.
+    """Settings of a page; those with words are options of ``vidllm demo``.
 
     Attributes:
-        model, compressor, keep, device, dtype, attn, seed: as `VideoLLM.from_pretrained`; the
-            compressor and share are those that the page begins with.
-        frames: that the page begins with; None for the model's own number.
-        max_upload_mb: of a file, in MB (10⁶ bytes). max_seconds, max_pixels: of a video.
-        max_frames: that can be sampled. max_memory_mb: frames of all visitors' videos that are
-            held at once; the longest unused are let go and read again when they are needed.
-        waiting: runs that may wait for the model; more are turned away.
-        max_question: characters of a question. max_uploads_mb: files of all visitors together.
-        max_idle_minutes: for which files and the memory of a visitor without an open page stay.
+        seed: as `VideoLLM.from_pretrained`, as are those of the model. MB are 10⁶ bytes; of the
+            frames that are held the longest unused are let go and read again when needed.
         hosts: names under which the page is reached beside its address and this machine's names.
         folder: for indices of long videos; None for the system's temporary folder.
 
@@ -36,38 +39,31 @@ class Settings:
         InputError: a limit that is not above 0.
     """
 
-    model: str | None = None
-    compressor: str | None = None
-    keep: float | None = None
-    device: str | None = None
-    dtype: str | None = None
-    attn: str | None = None
+    model: Annotated[str | None, _model("Shipped name, folder or hub name.")] = None
+    compressor: Annotated[str | None, _model("Token reducers that the page begins with.")] = None
+    keep: Annotated[float | None, _model("Share of the video tokens that it begins with.")] = None
+    frames: Annotated[int | None, _model("Frames that it begins with.")] = None
+    device: Annotated[str | None, _model("cpu, cuda, …; the best if absent.")] = None
+    dtype: Annotated[str | None, _model("Number type: auto, float32, …")] = None
+    attn: Annotated[str | None, _model("Attention: sdpa, eager, …")] = None
+    max_upload_mb: Annotated[float, _limit("Largest file, in MB.")] = 512.0
+    max_seconds: Annotated[float, _limit("Longest video.")] = 4 * 3600.0
+    max_pixels: Annotated[int, _limit("Pixels of a frame at most.")] = 4096 * 2304
+    max_frames: Annotated[int, _limit("Frames sampled at most.")] = 256
+    max_memory_mb: Annotated[float, _limit("Frames of all visitors held at once, in MB.")] = 2048.0
+    waiting: Annotated[int, _limit("Runs that may wait for the model.")] = 16
+    max_question: Annotated[int, _limit("Characters of a question at most.")] = 2000
+    max_uploads_mb: Annotated[float, _limit("Files of all visitors together, in MB.")] = 4096.0
+    max_idle_minutes: Annotated[
+        float, _limit("How long what a visitor left stays who has no page open.")
+    ] = 60.0
     seed: int = 0
-    frames: int | None = None
-    max_upload_mb: float = 512.0
-    max_seconds: float = 4 * 3600.0
-    max_pixels: int = 4096 * 2304
-    max_frames: int = 256
-    max_memory_mb: float = 2048.0
-    waiting: int = 16
-    max_question: int = 2000
-    max_uploads_mb: float = 4096.0
-    max_idle_minutes: float = 60.0
     hosts: tuple[str, ...] = ()
     folder: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_upload_mb",
-            "max_seconds",
-            "max_pixels",
-            "max_frames",
-            "max_memory_mb",
-            "waiting",
-            "max_question",
-            "max_uploads_mb",
-            "max_idle_minutes",
-        ):
+        limits = [f.name for f in fields(self) if f.name.startswith("max_")]
+        for name in (*limits, "waiting"):
             value = getattr(self, name)
             option = "--" + name.replace("_", "-")
             check(name, value, option)

@@ -85,10 +85,7 @@ def account(answer: Answer) -> str:
         f"<div><dt>{name}</dt><dd>{value}</dd><small>{more}</small></div>"
         for name, value, more in tiles
     )
-    notes = "".join(f"<li>{escape(note)}</li>" for note in answer.notes)
-    return f'<dl class="vl-tiles">{boxes}</dl>' + (
-        f'<ul class="vl-notes">{notes}</ul>' * bool(notes)
-    )
+    return f'<dl class="vl-tiles">{boxes}</dl>{_notes(answer.notes)}'
 
 
 def comparison(made: Comparison, name: str) -> str:
@@ -116,14 +113,11 @@ def comparison(made: Comparison, name: str) -> str:
     )
     shared = made.overlap
     told = "" if shared is None else f": their times overlap by {100 * shared:.0f} % (mean IoU)"
-    notes = "".join(f"<li>{escape(note)}</li>" for note in made.less.notes)
     verdict = ("yes", "✓ the answers agree") if made.agree else ("no", "✗ the answers differ")
     return (
         f'<p class="vl-verdict vl-{verdict[0]}">{verdict[1]}{told}</p>'
         f'<table class="vl-table"><thead><tr><th></th><th>full</th><th>{escape(name)}</th>'
-        f"<th>smaller by</th></tr></thead><tbody>{body}</tbody></table>"
-        + f'<ul class="vl-notes">{notes}</ul>'
-        * bool(notes)
+        f"<th>smaller by</th></tr></thead><tbody>{body}</tbody></table>{_notes(made.less.notes)}"
     )
 
 

@@ -6,7 +6,6 @@ work in one folder. Loads no model.
 
 from __future__ import annotations
 
-import difflib
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.disk import unwritten
 from vidllm.errors.paths import is_file, output_file, output_folder, shown
+from vidllm.errors.registry import did_you_mean
 
 #: Grows when a library of before can no longer be read; kept as SQLite's `user_version`.
 SCHEMA = 1
@@ -190,8 +190,7 @@ class Catalogue:
         row = db.execute("SELECT * FROM videos WHERE name = ?", (name,)).fetchone()
         if row is None:
             names = [one["name"] for one in db.execute("SELECT name FROM videos")]
-            close = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
-            hint = f"did you mean {' or '.join(close)}?" if close else "list shows what there is"
+            hint = did_you_mean(name, names, cutoff=0.5, otherwise="list shows what there is")
             raise InputError(f"no video {name!r} in {self.folder.name}: {hint}")
         return row
 

@@ -35,7 +35,7 @@ from .annotations import (
     write_text,
 )
 from .questions import Question
-from .render import VIDEO_SIZE, render, to_uint8
+from .render import VIDEO_SIZE, render_tracks, to_uint8
 from .scenes import Scene, make_scene, rng_for
 from .tracks import tracks
 
@@ -187,14 +187,7 @@ def scene_frames(scene: Scene) -> Iterator[np.ndarray]:
         seconds = np.arange(first, first + count) / scene.fps
         moving = tracks(scene, seconds)
         with one_thread():
-            painted = render(
-                torch.from_numpy(moving.state),
-                torch.from_numpy(moving.glyph).expand(count, -1),
-                torch.from_numpy(moving.background).expand(count, -1, -1),
-                torch.full((count,), moving.noise),
-                torch.from_numpy(seconds).float(),
-                generator=grain,
-            )
+            painted = render_tracks(moving, seconds, generator=grain)
         yield to_uint8(painted).numpy()
 
 

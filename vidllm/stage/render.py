@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .tracks import DISTRACTORS
+from .tracks import DISTRACTORS, Tracks
 from .words import NOUNS
 
 ATLAS_SIZE = 48
@@ -95,6 +95,31 @@ def render(
     )  # grey noise: a codec keeps it, colour noise it does not
     grain = torch.randn(shape, device=frames.device, generator=generator)
     return (frames + grain * noise[:, None, None, None]).clamp_(0, 1)
+
+
+def render_tracks(
+    shown: Tracks,
+    seconds: np.ndarray,
+    *,
+    noise: float | None = None,
+    size: int = VIDEO_SIZE,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The frames of tracks (F, 3, size, size) at their seconds (F,), on the CPU; see `render`.
+
+    Args:
+        noise: instead of the noise that the tracks have.
+    """
+    count = len(seconds)
+    return render(
+        torch.from_numpy(shown.state),
+        torch.from_numpy(shown.glyph).expand(count, -1),
+        torch.from_numpy(shown.background).expand(count, -1, -1),
+        torch.full((count,), shown.noise if noise is None else noise),
+        torch.from_numpy(seconds).float(),
+        size=size,
+        generator=generator,
+    )
 
 
 def to_uint8(frames: Tensor) -> Tensor:

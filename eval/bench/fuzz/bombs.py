@@ -8,7 +8,8 @@ import json
 import os
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -53,32 +54,31 @@ class BombTarget:
 
     # Media
 
-    def samples(self, box: bytes, at: int, count: int) -> Callable[[Path], Work]:
+    def samples(self, place: Path, *, box: bytes, at: int, count: int) -> Work:
         """An mp4 whose sample table states so many."""
+        data = bytearray(self._clip.read_bytes())
+        start = data.find(box) + at
+        data[start : start + 4] = struct.pack(">I", count)
+        return _reads(_written(place / "clip.mp4", bytes(data)))
 
-        def make(place: Path) -> Work:
-            data = bytearray(self._clip.read_bytes())
-            start = data.find(box) + at
-            data[start : start + 4] = struct.pack(">I", count)
-            return _reads(_written(place / "clip.mp4", bytes(data)))
-
-        return make
-
-    def sparse(self, hours: float, command: str) -> Callable[[Path], Work]:
+    def sparse(self, place: Path, *, hours: float, command: str) -> Work:
         """A file of hours whose frames are 40 µs apart."""
+        path = place / "clip.mkv"
+        _write_fast(path)
+        data = bytearray(path.read_bytes())
+        start = data.find(b"\x44\x89\x88") + 3
+        data[start : start + 8] = struct.pack(">d", hours * 3_600_000)
+        path.write_bytes(data)
+        return _reads(path) if command == "read" else self._indexes(path, place / "clip.vidx")
 
-        def make(place: Path) -> Work:
-            path = place / "clip.mkv"
-            _write_fast(path)
-            data = bytearray(path.read_bytes())
-            start = data.find(b"\x44\x89\x88") + 3
-            data[start : start + 8] = struct.pack(">d", hours * 3_600_000)
-            path.write_bytes(data)
-            if command == "read":
-                return _reads(path)
-            return self._indexes(path, place / "clip.vidx")
+    def gif(self, place: Path, *, limit: int) -> Work:
+        """A few kilobytes of plain colour, six frames of 8192 pixels a side."""
+        from PIL import Image
 
-        return make
+        path = place / "wide.gif"
+        pictures = [Image.new("P", (_SIDE, _SIDE), 3 + n) for n in range(6)]
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100)
+        return _reads(path, Limits(max_bytes=limit))
 
     def _indexes(self, video: Path, out: Path) -> Work:
         def work() -> tuple[str, str]:
@@ -91,26 +91,22 @@ class BombTarget:
 
     # Files
 
-    def model(self, change: Callable[[bytes], bytes], name: str) -> Callable[[Path], Work]:
+    def model(self, place: Path, *, name: str, change: Callable[[bytes], bytes]) -> Work:
         """The shipped model, away from its manifest, with one file changed."""
+        home = place / "model"
+        home.mkdir()
+        for file in default_model().iterdir():
+            if file.name != name:
+                (home / file.name).symlink_to(file)
+        _written(home / name, change((default_model() / name).read_bytes()))
 
-        def make(place: Path) -> Work:
-            home = place / "model"
-            home.mkdir()
-            for file in default_model().iterdir():
-                if file.name != name:
-                    (home / file.name).symlink_to(file)
-            _written(home / name, change((default_model() / name).read_bytes()))
+        def work() -> tuple[str, str]:
+            from vidllm.ask.video_llm import VideoLLM
 
-            def work() -> tuple[str, str]:
-                from vidllm.ask.video_llm import VideoLLM
+            VideoLLM.from_pretrained(home, device="cpu")
+            return CHANGED, "loaded"
 
-                VideoLLM.from_pretrained(home, device="cpu")
-                return CHANGED, "loaded"
-
-            return work
-
-        return make
+        return work
 
     def hours(self, place: Path) -> Work:
         """An index with right checksums over hours that its video does not have."""
@@ -148,7 +144,7 @@ class BombTarget:
 
     # Words
 
-    def question(self, text: str) -> Callable[[Path], Work]:
+    def question(self, _: Path, *, text: str) -> Work:
         """A question that no model has positions for."""
 
         def work() -> tuple[str, str]:
@@ -156,18 +152,14 @@ class BombTarget:
             clip = VideoClip(pictures, np.arange(2.0), 1.0, 2.0, np.arange(2), "made")
             return CHANGED, self._llm.ask(clip, text, max_new_tokens=2, anyway=True).text
 
-        return lambda _: work
+        return work
 
-    def command(self, *words: str) -> Callable[[Path], Work]:
+    def command(self, place: Path, *, words: Sequence[str]) -> Work:
         """A command line; VIDEO is the clip, DIR the case's folder, FIFO a pipe in it."""
-
-        def make(place: Path) -> Work:
-            os.mkfifo(place / "fifo")
-            names = {"VIDEO": str(self._clip), "FIFO": str(place / "fifo")}
-            line = [names.get(word, word).replace("DIR", str(place)) for word in words]
-            return lambda: _command(line)
-
-        return make
+        os.mkfifo(place / "fifo")
+        names = {"VIDEO": str(self._clip), "FIFO": str(place / "fifo")}
+        line = [names.get(word, word).replace("DIR", str(place)) for word in words]
+        return lambda: _command(line)
 
 
 def _reads(path: Path, limits: Limits | None = None) -> Work:
@@ -222,20 +214,6 @@ def _write_fast(path: Path) -> None:
         out.mux(stream.encode(None))
 
 
-def _gif(limit: int, frames: int = 6) -> Callable[[BombTarget, Path], Work]:
-    """A few kilobytes of plain colour, 8192 pixels a side."""
-
-    def make(_: BombTarget, place: Path) -> Work:
-        from PIL import Image
-
-        path = place / "wide.gif"
-        pictures = [Image.new("P", (_SIDE, _SIDE), 3 + n) for n in range(frames)]
-        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100)
-        return _reads(path, Limits(max_bytes=limit))
-
-    return make
-
-
 def _config(**fields: Any) -> Callable[[bytes], bytes]:
     def change(data: bytes) -> bytes:
         config = json.loads(data)
@@ -270,52 +248,37 @@ def _deep_spec() -> str:
 def _bombs() -> Iterator[tuple[str, Callable[[BombTarget, Path], Work]]]:
     for box, at in ((b"stts", 12), (b"ctts", 12), (b"stsz", 12), (b"stts", 8), (b"ctts", 8)):
         for power in (27, 31):
+            name = f"mp4: {box.decode()} of 2^{power} {'entries' if at == 8 else 'samples'}"
             count = 2**power - (power == 31)
-            what = "entries" if at == 8 else "samples"
-            yield (
-                f"mp4: {box.decode()} of 2^{power} {what}",
-                lambda t, p, b=box, a=at, c=count: t.samples(b, a, c)(p),  # type: ignore[misc]
-            )
+            yield name, partial(BombTarget.samples, box=box, at=at, count=count)
     for hours in (2000 / 3600, 20_000 / 3600, 23.0):
         for command in ("read", "index"):
-            yield (
-                f"mkv: frames 40 µs apart in {hours:.1f} h, {command}",
-                lambda t, p, h=hours, c=command: t.sparse(h, c)(p),  # type: ignore[misc]
-            )
-    yield from ((name, _gif(limit)) for name, limit in _LIMITS.items())
-    configs: dict[str, dict[str, Any]] = {
-        "10^12 layers": {"num_hidden_layers": 10**12},
-        "10^9 heads": {"num_attention_heads": 10**9},
-        "a width of 10^9": {"hidden_size": 10**9},
-        "a vocabulary of 10^12": {"vocab_size": 10**12},
+            name = f"mkv: frames 40 µs apart in {hours:.1f} h, {command}"
+            yield name, partial(BombTarget.sparse, hours=hours, command=command)
+    for name, limit in _LIMITS.items():
+        yield name, partial(BombTarget.gif, limit=limit)
+    configs: dict[str, Callable[[bytes], bytes]] = {
+        "10^12 layers": _config(num_hidden_layers=10**12),
+        "10^9 heads": _config(num_attention_heads=10**9),
+        "a width of 10^9": _config(hidden_size=10**9),
+        "a vocabulary of 10^12": _config(vocab_size=10**12),
+        "a number of 5,000 digits": _digits,
     }
-    for name, fields in configs.items():
-        yield (
-            f"config: {name}",
-            lambda t, p, f=fields: t.model(_config(**f), "config.json")(p),  # type: ignore[misc]
-        )
-    yield "config: a number of 5,000 digits", lambda t, p: t.model(_digits, "config.json")(p)
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        yield (
-            f"{name} nested 100,000 deep",
-            lambda t, p, n=name: t.model(lambda _: _nested(100_000), n)(p),  # type: ignore[misc]
-        )
-    for name, change in (
-        ("weights: offsets of 2^40", _offsets),
-        ("weights: a header of 2^63 bytes", lambda data: struct.pack("<Q", 2**63) + data[8:]),
-    ):
-        yield (
-            name,
-            lambda t, p, c=change: t.model(c, "model.safetensors")(p),  # type: ignore[misc]
-        )
-    yield "index: hours that do not exist", lambda t, p: t.hours(p)
-    yield "index: a header of 2^62 bytes", lambda t, p: t.index_length(p)
-    yield "run.json nested 100,000 deep", lambda t, p: t.run_folder(p)
+    for what, change in configs.items():
+        yield f"config: {what}", partial(BombTarget.model, name="config.json", change=change)
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        nested = partial(BombTarget.model, name=file, change=lambda _: _nested(100_000))
+        yield f"{file} nested 100,000 deep", nested
+    weights = partial(BombTarget.model, name="model.safetensors")
+    yield "weights: offsets of 2^40", partial(weights, change=_offsets)
+    header = struct.pack("<Q", 2**63)
+    yield "weights: a header of 2^63 bytes", partial(weights, change=lambda data: header + data[8:])
+    yield "index: hours that do not exist", BombTarget.hours
+    yield "index: a header of 2^62 bytes", BombTarget.index_length
+    yield "run.json nested 100,000 deep", BombTarget.run_folder
     for size in (30_000, 100_000, 1_000_000):
-        yield (
-            f"a question of {size} signs",
-            lambda t, p, n=size: t.question("when " * (n // 5))(p),  # type: ignore[misc]
-        )
+        text = "when " * (size // 5)
+        yield f"a question of {size} signs", partial(BombTarget.question, text=text)
     ask = ("ask", "VIDEO", "what happens?", "--device", "cpu")
     lines: dict[str, tuple[str, ...]] = {
         "a spec 300 deep": (*ask, "--compressor", _deep_spec()),
@@ -332,7 +295,7 @@ def _bombs() -> Iterator[tuple[str, Callable[[BombTarget, Path], Work]]]:
         "a model name of 5,000 signs": (*ask, "--model", "x" * 5000),
     }
     for name, words in lines.items():
-        yield f"command: {name}", lambda t, p, w=words: t.command(*w)(p)  # type: ignore[misc]
+        yield f"command: {name}", partial(BombTarget.command, words=words)
 
 
 #: Name to what makes it.

@@ -22,9 +22,12 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidllm.cli.tables import table
 from vidllm.errors import InputError, VidllmError, WorkError
 from vidllm.errors.bounds import lacks_memory
 from vidllm.errors.printable import printable
@@ -47,44 +50,19 @@ _ROOM = 6 << 30
 _PATIENCE = 20.0
 
 
-def _media() -> type[Target]:
-    from .media_cases import MediaTarget
-
-    return MediaTarget
-
-
-def _indexes() -> type[Target]:
-    from .index_cases import IndexTarget
-
-    return IndexTarget
-
-
-def _runs() -> type[Target]:
-    from .run_folder_cases import RunFolderTarget
-
-    return RunFolderTarget
-
-
-def _weights() -> type[Target]:
-    from .weights_cases import WeightsTarget
-
-    return WeightsTarget
-
-
-def _bombs() -> type[Target]:
-    from .bombs import BombTarget
-
-    return BombTarget
+def _target(module: str, name: str) -> type[Target]:
+    found: type[Target] = getattr(import_module(f".{module}", __package__), name)
+    return found
 
 
 #: What can be damaged. Each process of cases makes its target itself: this one runs no decoder and
 #: no model, whose threads a fork would leave behind.
 TARGETS: dict[str, Callable[[], type[Target]]] = {
-    "media": _media,
-    "indexes": _indexes,
-    "runs": _runs,
-    "weights": _weights,
-    "bombs": _bombs,
+    "media": partial(_target, "media_cases", "MediaTarget"),
+    "indexes": partial(_target, "index_cases", "IndexTarget"),
+    "runs": partial(_target, "run_folder_cases", "RunFolderTarget"),
+    "weights": partial(_target, "weights_cases", "WeightsTarget"),
+    "bombs": partial(_target, "bombs", "BombTarget"),
 }
 
 
@@ -356,10 +334,6 @@ def counts(rows: Sequence[Row]) -> list[Row]:
 
 def fuzz_table(rows: Sequence[Row]) -> Table:
     """The counts of all mutations together, for people."""
-    from rich.table import Table
-
-    table = Table("target", "outcome", "count")
     found = Counter((row["target"], row["outcome"]) for row in rows)
-    for (name, outcome), count in sorted(found.items()):
-        table.add_row(name, outcome, str(count))
-    return table
+    cells = [(*key, count) for key, count in sorted(found.items())]
+    return table(cells, left=("target", "outcome", "count"))

@@ -22,6 +22,7 @@ from .byte_damage import ANYWHERE, special
 from .json_damage import damage_json, written
 from .outcomes import ANSWER, CHANGED, WHOLE, Case
 
+_Damage = Callable[[bytearray, random.Random], None]
 _READ = (".json", ".jinja", ".safetensors")
 _ASKED = "when does the red star spin?"
 _LETTERS = [*map(chr, range(32, 127)), "\n"]
@@ -177,34 +178,37 @@ def _tensor_of(header: dict[str, Any], draw: random.Random) -> dict[str, Any]:
     return found
 
 
-def _offsets(data: bytearray, draw: random.Random) -> None:
-    header, rest = _header(data)
+def _in_header(change: Callable[[dict[str, Any], random.Random], object]) -> _Damage:
+    """Damage to the header of a safetensors file, whose tensors stay as they are."""
+
+    def damage(data: bytearray, draw: random.Random) -> None:
+        header, rest = _header(data)
+        change(header, draw)
+        _with(data, header, rest)
+
+    return damage
+
+
+def _offsets(header: dict[str, Any], draw: random.Random) -> None:
     _tensor_of(header, draw)["data_offsets"][draw.randrange(2)] = special(draw)
-    _with(data, header, rest)
 
 
-def _shape(data: bytearray, draw: random.Random) -> None:
-    header, rest = _header(data)
+def _shape(header: dict[str, Any], draw: random.Random) -> None:
     one = _tensor_of(header, draw)
     one["shape"] = draw.choice(([], one["shape"][::-1], [*one["shape"], 1], [2**40], [0], [-1]))
-    _with(data, header, rest)
 
 
-def _dtype(data: bytearray, draw: random.Random) -> None:
-    header, rest = _header(data)
+def _dtype(header: dict[str, Any], draw: random.Random) -> None:
     _tensor_of(header, draw)["dtype"] = draw.choice(("F16", "I32", "F64", "U8", "X", 3))
-    _with(data, header, rest)
+
+
+def _names(header: dict[str, Any], draw: random.Random) -> None:
+    name = draw.choice([name for name in header if name[0] != "_"])
+    header[draw.choice((f"{name}.x", "x"))] = header.pop(name)
 
 
 def _length(data: bytearray, draw: random.Random) -> None:
     data[:8] = struct.pack("<Q", draw.choice((0, 2**63, 2**64 - 1, 10**8, special(draw))))
-
-
-def _names(data: bytearray, draw: random.Random) -> None:
-    header, rest = _header(data)
-    name = draw.choice([name for name in header if name[0] != "_"])
-    header[draw.choice((f"{name}.x", "x"))] = header.pop(name)
-    _with(data, header, rest)
 
 
 def _beyond(data: bytearray, draw: random.Random) -> None:
@@ -215,19 +219,13 @@ def _beyond(data: bytearray, draw: random.Random) -> None:
     _with(data, header, rest[:at] + value + rest[at + 4 :])
 
 
-def _twisted(data: bytearray, draw: random.Random) -> None:
-    header, rest = _header(data)
-    damage_json(header, draw)
-    _with(data, header, rest)
-
-
 #: What safetensors files are made to say. A name or a number that fits is not to be told.
-_TENSORS: dict[str, Callable[[bytearray, random.Random], None]] = {
-    "lying offsets": _offsets,
-    "other shape": _shape,
-    "other type": _dtype,
+_TENSORS: dict[str, _Damage] = {
+    "lying offsets": _in_header(_offsets),
+    "other shape": _in_header(_shape),
+    "other type": _in_header(_dtype),
     "lying length": _length,
-    "other name": _names,
+    "other name": _in_header(_names),
     "numbers beyond all": _beyond,
-    "twisted header": _twisted,
+    "twisted header": _in_header(damage_json),
 }

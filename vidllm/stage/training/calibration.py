@@ -33,7 +33,7 @@ from vidllm.models.native.footage import (
 from vidllm.models.native.model import NativeConfig, NativeVideoLLM
 
 from ..files import one_thread
-from ..render import VIDEO_SIZE, render, to_uint8
+from ..render import VIDEO_SIZE, render_tracks, to_uint8
 from ..scenes import make_scene
 from ..tracks import tracks
 
@@ -141,15 +141,8 @@ def _clip(
     drawn = make_scene("train", scene)
     seconds = np.sort(rng.uniform(0, drawn.duration, count))
     moving = tracks(drawn, seconds)
-    painted = render(
-        torch.from_numpy(moving.state),
-        torch.from_numpy(moving.glyph).expand(count, -1),
-        torch.from_numpy(moving.background).expand(count, -1, -1),
-        torch.full((count,), moving.noise * float(rng.uniform(0, 1))),
-        torch.from_numpy(seconds).float(),
-        size=VIDEO_SIZE,
-        generator=noise,
-    )
+    grain = moving.noise * float(rng.uniform(0, 1))
+    painted = render_tracks(moving, seconds, noise=grain, generator=noise)
     kind = int(rng.integers(4))
     if kind == 1:
         painted = _coarse(painted, int(rng.integers(40, VIDEO_SIZE)), int(rng.integers(40, 129)))
