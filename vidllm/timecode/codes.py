@@ -17,6 +17,7 @@ from vidllm.errors.registry import did_you_mean
 
 from .base import Found, Parsed, Span, TimeCode, check_duration, clamped_span
 from .captions import listed_captions, sentences
+from .joints import widened
 from .reader import find_ranges, read_time
 from .reply import answer_part
 
@@ -126,9 +127,8 @@ class RelativeTime(TimeCode):
         found = []
         for one, two in pairs:
             times = self._value(one, duration), self._value(two, duration)
-            lead = _LEAD.search(answer[max(0, one.start() - 20) : one.start()])
-            first = one.start() if lead is None else one.start() - len(lead[0])
-            found.append(Found(clamped_span(*times, duration), first, two.end()))
+            place = widened(answer, one.start(), two.end())
+            found.append(Found(clamped_span(*times, duration), *place))
         return found
 
     def explanation(self, answer: str) -> str:
@@ -314,7 +314,6 @@ _CODES: dict[str, type[TimeCode]] = {
     code.name: code for code in (RelativeTime, AbsoluteTime, TextTime)
 }
 _MARK = re.compile(r"<(?:t(?P<index>\d+)|(?P<stamp>\d+\.?\d*|\.\d+))>")
-_LEAD = re.compile(r"\b(?:from|between)\s{1,9}$", re.IGNORECASE)
 _JOIN = re.compile(r"\s*(?:-|–|to)?\s*", re.IGNORECASE)
 _TOKEN = rf"<TIME_(?:{'|'.join(_DIGIT_WORDS[:-1])})>"
 _DIGIT_RUN = re.compile(rf"(?:{_TOKEN}\s*)*{_TOKEN}(?:\s*<TIME_DOT>\s*{_TOKEN})?")
