@@ -57,7 +57,7 @@ _BEFORE = re.compile(
     re.IGNORECASE,
 )
 _BEHIND = re.compile(
-    rf"{UNTIL}(?:\s{{0,9}}(?:of|in|into)\s(?:the|this)\s(?:video|clip|footage|recording|film)\b"
+    rf"(?:\s?[\u79d2\ucd08])?{UNTIL}(?:\s{{0,9}}(?:of|in|into)\s(?:the|this)\s(?:video|clip|footage|recording|film)\b"
     r"(?=\s{0,9}(?:[.,;:!?\n]|$)))?",
     re.IGNORECASE,
 )
