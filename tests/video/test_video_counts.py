@@ -104,6 +104,10 @@ def test_a_table_of_more_entries_than_the_file_holds_is_named(tmp_path: Path) ->
             path = overwrite(source, tmp_path / "b.mp4", box.encode(), at, struct.pack(">I", count))
             told = f'its table "{box}" claims {count} entries, which is more than the file can hold'
             assert overstated(Recording(path)) == told
+    constant = struct.pack(">II", 1, 2**31 - 1)  # samples of one byte each
+    path = overwrite(source, tmp_path / "b.mp4", b"stsz", 8, constant)
+    with pytest.raises(InputError, match=r'not one frame .*"stsz" claims 2147483647 entries'):
+        load_video(path, frames=2)
     path = overwrite(source, tmp_path / "b.mp4", b"stts", 8, struct.pack(">I", 2**31 - 1))
     with pytest.raises(InputError, match='"stts" claims 2147483647 entries'):
         load_video(path, frames=2)

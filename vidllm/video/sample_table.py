@@ -74,20 +74,22 @@ def overstated(recording: Recording) -> str | None:
     """Which of an MP4's tables states more entries than it has bytes for, in words; else None."""
     try:
         moov = _read_moov(recording)
-        return None if moov is None else _overstated(moov)
+        return None if moov is None else _overstated(moov, recording.size)
     except (OSError, struct.error, ValueError):
         return None
 
 
-def _overstated(body: memoryview) -> str | None:
+def _overstated(body: memoryview, size: int) -> str | None:
     for kind, inside in _boxes(body):
-        if kind in _NESTED and (found := _overstated(inside)):
+        if kind in _NESTED and (found := _overstated(inside, size)):
             return found
-        if kind not in _ENTRIES or (kind == b"stsz" and any(inside[4:8])):  # one size for all
+        if kind not in _ENTRIES:
             continue
         place, each = _ENTRIES[kind]
-        count = struct.unpack_from(">I", inside, place)[0]
-        if count * each > len(inside) - place - 4:
+        count, room = struct.unpack_from(">I", inside, place)[0], len(inside) - place - 4
+        if kind == b"stsz" and any(inside[4:8]):  # one size for all samples
+            each, room = struct.unpack_from(">I", inside, 4)[0], size
+        if count * each > room:
             return (
                 f'its table "{kind.decode()}" claims {count} entries, which is more than the file '
                 "can hold"
