@@ -265,6 +265,11 @@ def test_indexes_are_taken_as_they_are(
     hits = VideoLibrary(empty.folder, llm).ground(QUERY)
     assert hits == [] and hits.notes == ("fresh was made by another model: remove it and add it "
                                          "again",)  # fmt: skip
+    for video in videos[:4]:  # the same is said once of all
+        empty.add(indexed(strange, video, tmp_path / f"alien-{video.stem}.vidx").path)
+    assert VideoLibrary(empty.folder, llm).ground(QUERY).notes == (
+        "fresh, v00, v01 and 2 more were made by another model: remove them and add them again",
+    )
     with pytest.raises(InputError, match="limit"):
         library.ground(QUERY, limit=0)
     with pytest.raises(InputError, match="empty"):

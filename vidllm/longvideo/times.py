@@ -24,7 +24,8 @@ class AnswerTimes:
         start = config.time_token_start
         self.ids = range(start, start + config.time_tokens)
         self.tagged = any(
-            tag.strip("</>") in self._text(list(tokenizer(tag, add_special_tokens=False)["input_ids"]))
+            tag.strip("</>")
+            in self._text(list(tokenizer(tag, add_special_tokens=False)["input_ids"]))
             for tag in _TAGS
         )
 
