@@ -7,7 +7,8 @@ import sys
 
 import pytest
 from wordings import DURATION, TABLE, UNREAD
-from wordings_more import NOT_READ, READ
+from wordings_more import READ
+from wordings_unread import NOT_READ
 
 from vidllm.ask.moments import pieces
 from vidllm.eval.tasks import Item, Response

@@ -77,7 +77,7 @@ _COUNTED = re.compile(
     r"|child(?:ren)?|players?|dogs?|cats?|cars?|balls?|birds?|horses?|steps?|items?|objects?|shots?"
     r"|clips?|scenes?|moments?|events?|highlights?|parts?|pieces?|goals?|rounds?|laps?|cups?|eggs?"
     r"|slices?|others|more|victory|win|loss|defeat|draw|lead|of\s(?:them|\d|the\s(?:people|men|women"
-    rf"|players))|out\sof|may\s\d+|am|pm|a\.m|p\.m|o'clock|(?:de\s)?(?:{_MONTH}))\b"
+    rf"|players))|out\sof|may\s\d+|am|pm|a\.m|p\.m|gmt|utc|o'clock|(?:de\s)?(?:{_MONTH}))\b"
     r"|\s?(?:\u4eba|\u4e2a|\u500b|\u53ea|\u5e27|\u5e40|\u6b21|\u5e74|\u6708|\u65e5|\uba85|\uac1c)",
     re.IGNORECASE,
 )
@@ -93,13 +93,16 @@ _NAMED = re.compile(
     r"|\u043a\u0430\u0434\u0440\w{0,3}|win|won|wins|lost|lead|leads|led|may"
     rf"|{_MONTH})\s#?"
     r"|\bframes?\w{0,12}(?:\s(?:numbers?|from|between|idx|ind(?:ex|ices)))*[\s.:=#\"']{0,4}[\[(]?"
+    r"|(?:\b|_)(?:scores?|confidences?|probabilit\w{1,3}|likelihoods?|ious?|ratings?|bbox\w{0,3}|box(?:es)?"
+    r"|size|resolution|points?|coord\w{0,8}|fps)[\"']?\s?[:=]\s?\[{1,3}\s?"
     r"|(?:\u7b2c|\u5e27|\u5e40|\u30d5\u30ec\u30fc\u30e0|\ud504\ub808\uc784|\u767e\u5206\u4e4b)\s?"
     r"|\A\s(?:out\s)?of\s)\Z",
     re.IGNORECASE,
 )
 _FRAME = re.compile(r";\d\d(?![\d:.,])")
 #: The same for what looks like a clock.
-_DAYTIME = re.compile(r"\s?(?:am|pm|a\.m|p\.m|o'clock|uhr)\b", re.IGNORECASE)
+_DAYTIME = re.compile(r"\s?(?:am|pm|a\.m|p\.m|gmt|utc|o'clock|uhr)\b", re.IGNORECASE)
+_DATED = re.compile(r"\d{4}-\d\d-\d\d,?[T\s]\Z")
 _RATIO = re.compile(
     r"\b(?:scor(?:e|es|ed|ing)|ratio|aspect|won|lost|beat|lead|led|result)"
     r"(?:\s(?:is|was|of|by|the|final|at|stands))*:?\s?\Z",
@@ -285,6 +288,7 @@ def _one(text: str, begin: int, end: int, blob: str, behind: int, points: bool) 
         value, kind, end = (value or 0.0) * 60 + float(prime[1]), "units", prime.end()
     if kind == "clock":
         bad = bad or bool(_DAYTIME.match(text, end) or _FRAME.match(text, end))
+        bad = bad or bool(_DATED.search(text[max(start - 14, 0) : start]))
         bad = bad or bool(_RATIO.search(text[max(behind, start - 32, 0) : start]))
     elif kind in ("bare", "point", "comma"):
         bad = bad or (open_end and bool(_COUNTED.match(text, end)))

@@ -38,6 +38,7 @@ _LASTING = re.compile(
     re.IGNORECASE,
 )
 _LONG = re.compile(r"\s?(?:long|later|apart|ago|in\slength|in\sduration|each)\b", re.IGNORECASE)
+_UNIT_ELSE = re.compile(r"\bunits?[\"']?\s?[:=]\s?[\"']?(?:frame|percent|%|frac|ratio|norm)", re.I)
 _SHARE = re.compile(
     r"\s?of\s(?:the|its|this)\s(?:total\s|whole\s)?(?:video|clip|duration|length|footage)\b",
     re.IGNORECASE,
@@ -243,6 +244,8 @@ class _Text(Skeleton):
         if braced and "{" not in self.skeleton:
             return []
         inside = False
+        if _UNIT_ELSE.search(self.plain.text):
+            return []
         for mark in _EDGES.finditer(self.skeleton):
             if mark["cut"]:
                 held, label, inside = {}, "", mark[0] == "{"
@@ -264,7 +267,8 @@ class _Text(Skeleton):
                 if label == "end" and "start" in held and since - held["start"][3] > 82:
                     held, label = {}, ""
                     continue
-                if self.touched(mark.start(), 1) or self.touched(mark.start(), -1):
+                apart = _LONG.match(self.plain.text, number.end)  # "ends 4 seconds later"
+                if apart or self.touched(mark.start(), 1) or self.touched(mark.start(), -1):
                     held, label = {}, ""
                     continue
                 seconds *= each if number.kind in ("bare", "point", "comma") else 1.0
@@ -297,13 +301,12 @@ class _Text(Skeleton):
     def two(self) -> list[tuple[float, float, int, int]]:
         """A text with exactly two times by themselves."""
         found = self.lone()
-        if len(found) != 2 or len(list_markers(self.plain.text)) > 1:
+        said = self.plain.text
+        if len(found) != 2 or len(list_markers(said)) > 1 or _UNIT_ELSE.search(said):
             return []
         places = {begin for _, begin, _ in found}
         spots = sorted(at for at, k in self.which.items() if self.numbers[k].begin in places)
-        if any(
-            m.start() <= spots[0] and spots[-1] < m.end() for m in CHAIN.finditer(self.skeleton)
-        ):
+        if any(m.start() <= at < m.end() for m in CHAIN.finditer(self.skeleton) for at in spots):
             return []  # joined, but no range: "12-13 s to 15-16 s", years
         kinds = set()
         for at, k in self.which.items():

@@ -7,7 +7,7 @@ from bisect import bisect
 
 _EVENT = r"(?:event|moment|scene|action|activity|query|clip|segment|description|it|that|this)"
 _REFUSED = re.compile(
-    rf"\bno\ssuch\b|\bthere\s(?:is|was|are|were)\sno\s(?:{_EVENT}|time|point|instance|mention"
+    rf"\bno\s(?:such|relevant|matching|event|moment)\b|\bonly\ssee\b|\bthere\s(?:is|was|are|were)\sno\s(?:{_EVENT}|time|point|instance|mention"
     r"|evidence|sign)\b"
     rf"|\b{_EVENT}\s(?:(?:does|did|is|was)\snot|(?:does|did|is|was)n't|never|cannot\sbe|can't\sbe)"
     r"\s(?:occur|happen|appear|exist|take\splace|shown|present|visible|found|seen|in\sth)"
@@ -19,7 +19,7 @@ _REFUSED = re.compile(
     r"|(?:\u65e0\u6cd5(?:\u786e\u5b9a|\u627e\u5230|\u5224\u65ad)|\u6ca1\u6709\u627e\u5230"
     r"|\u672a\u627e\u5230|\u6ca1\u6709\u51fa\u73b0|\u672a\u51fa\u73b0|\u4e0d\u5b58\u5728)"
     # Of the video as a whole, or of what the model was shown.
-    r"|\b(?:video|clip|footage|recording|film)\s(?:lasts|runs|goes|extends|spans)\b"
+    r"|\b(?:video|clip|footage|recording|film)\s(?:(?:lasts|runs|goes|extends|spans)\b|is\s[^,.;\n]{1,20}\slong\b)"
     r"|\bframes?\s(?:are\s|were\s)?(?:sampled|taken)\b|\bsampled\s(?:at|from|every|between)\b",
     re.IGNORECASE,
 )

@@ -19,12 +19,12 @@ _UNFINISHED = (
     "tokens (max_new_tokens, --max-new-tokens)"
 )
 
-_THINK = (
-    r"<\|?\s*{0}\s*(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad"
-    r"|(?:begin|end)_of_thought)\s*\|?>|\[\s*{0}think(?:ing)?\s*\]|\u25c1\s*{0}think\s*\u25b7"
-    r"|<\|channel\|>\s*(?:analysis|commentary|final)\b"
+_THINKS = re.compile(
+    r"<\|?\s*/?\s*(?:\w{1,12}:|ant)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad"
+    r"|(?:begin|end)_of_thought)\s*\|?>|\[\s*/?think(?:ing)?\s*\]|\u25c1\s*/?think\s*\u25b7"
+    r"|<\|channel\|>\s*(?:analysis|commentary|final)\b",
+    re.IGNORECASE,
 )
-_THINKS = re.compile(_THINK.format("/?"), re.IGNORECASE)
 _ANSWERS = re.compile(
     r"<\|?\s*(/?)\s*(?:final_)?answer\s*\|?>|<\|(?:begin|end)_of_solution\|>", re.IGNORECASE
 )

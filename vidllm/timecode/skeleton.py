@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple, Self
+from typing import NamedTuple, TypeVar
 
 from .joints import ALSO, AMID, AT, BOTH, LEAD, SINCE, TO, UNTIL, WITH
 from .labels import END, START
@@ -40,6 +40,8 @@ _LABELLED = re.compile(
     rf"\b(?:{START}|{END})\w*[\"'\s:=]{{0,4}}(?:at|is|time)?[\"'\s:=]{{0,3}}\Z", re.IGNORECASE
 )
 
+_Read = TypeVar("_Read", bound="Skeleton")
+
 
 class Skeleton(NamedTuple):
     """A plain text, its numbers, and its skeleton: each number one character in it."""
@@ -52,7 +54,7 @@ class Skeleton(NamedTuple):
     stamps: frozenset[int]  # numbers that stand in angle brackets
 
     @classmethod
-    def of(cls, text: str) -> Self:
+    def of(cls: type[_Read], text: str) -> _Read:
         found = plain(text)
         numbers = list(read_numbers(found.text))
         place: list[int] = []
