@@ -15,11 +15,11 @@ import json
 import re
 from collections.abc import Sequence
 
-from vidllm.timecode import AbsoluteTime, RelativeTime, TextTime, answer_text
+from vidllm.timecode import AbsoluteTime, TextTime
 
 from ..scores.captions import Event
 from .base import Item, Response
-from .spans_text import length
+from .spans_text import length, tokens_as_seconds
 
 #: No video of these benchmarks is longer, where nobody says how long one is.
 _LONGEST = 1e6
@@ -33,29 +33,11 @@ def events(item: Item, response: Response) -> list[Event]:
     longest = _LONGEST if seconds is None else seconds
     if "<TIME_" in response.raw:
         found = AbsoluteTime().captions(response.raw, longest)
-    elif (rewritten := _rewritten(response, longest)) is not None:
-        found = TextTime().captions(rewritten, longest)
+    elif (written := tokens_as_seconds(response)) is not None:
+        found = TextTime().captions(written, longest)
     else:
         found = TextTime().captions(response.text, longest)
     return [Event(span.start, span.end, " ".join(words.split())) for span, words in found]
-
-
-def _rewritten(response: Response, longest: float) -> str | None:
-    """Time tokens as seconds in text; None without tokens, or where spans do not go with them.
-
-    Only the model's own code knows how long a token is: its spans are put where the tokens stand.
-    """
-    if not re.search(r"<t\d+>", response.raw):
-        return None
-    raw = answer_text(response.raw)
-    found = RelativeTime().find(raw, longest)
-    if len(found) != len(response.spans):
-        return None
-    text, last = "", 0
-    for (_, begin, end), (first, final) in zip(found, response.spans, strict=True):
-        text += f"{raw[last:begin]} {first:.3f} - {final:.3f} seconds "
-        last = end
-    return re.sub(r"</?\w+>|<\|\w+\|>", " ", text + raw[last:])
 
 
 def merge_alike(found: Sequence[Event], *, gap: float, ratio: float = 0.98) -> list[Event]:
@@ -101,7 +83,7 @@ def vtimellm_events(text: str, duration: float) -> list[Event] | None:
 def timechat_events(text: str) -> list[Event]:
     """As the script of TimeChat reads "start - end seconds, text" (VTG-LLM and TimeSuite too).
 
-    VTG-LLM's reads its digit tokens as digits before, see `spans_text.script_text`.
+    It is given digits and seconds where a model writes time tokens, see `spans_text.script_text`.
 
     All "number - number" of the lower-cased text are times; what is left between them, without
     the word "seconds", are the captions, pieces of at most 5 characters dropped; both lists are

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 
-from vidllm.timecode import AbsoluteTime, find_ranges, lone_times
+from vidllm.errors import InputError
+from vidllm.timecode import AbsoluteTime, RelativeTime, answer_text, find_ranges, lone_times
 
 from ..scores.common import Interval
 from .base import Item, Response
@@ -69,14 +70,43 @@ def length(item: Item, response: Response) -> float | None:
 
 
 def script_text(response: Response) -> str:
-    """What an official script is given: digit tokens as digits, as VTG-LLM's decoding gives them.
+    """What an official script is given: seconds in digits, "0012.3 - 0015.0 seconds".
 
-    Its "0012.3 - 0015.0 seconds" is what the scripts read; "12.3 s - 15.0 s", the text for people,
-    hides a range from them.
+    Digit tokens become digits, as VTG-LLM's decoding gives them. LITA's tokens are unknown to the
+    scripts of the benchmarks: pairs are written as the seconds that the model's code read.
+    The text for people, "12.3 s - 15.0 s", would hide a range from the scripts.
+
+    Raises:
+        InputError: pairs of LITA's tokens whose seconds are not in the response.
     """
-    if "<TIME_" not in response.raw:
-        return response.text
-    return re.sub(r"<\|\w{1,20}\|>|</s>", "", AbsoluteTime().in_digits(response.raw)).strip()
+    if "<TIME_" in response.raw:
+        digits = AbsoluteTime().in_digits(response.raw)
+        return re.sub(r"<\|\w{1,20}\|>|</s>", "", digits).strip()
+    written = tokens_as_seconds(response)
+    if written is None and RelativeTime().find(response.raw, 1.0):
+        raise InputError(
+            "an answer is in time tokens (<t12>) without their seconds, which official scripts "
+            "cannot read: run the model with its own time code"
+        )
+    return response.text if written is None else written.strip()
+
+
+def tokens_as_seconds(response: Response) -> str | None:
+    """LITA's tokens as "12.300 - 15.000 seconds"; None without a pair, or with other spans.
+
+    Only the model's own code knows how long a token is: its spans are put where the tokens stand.
+    """
+    if not re.search(r"<t\d+>", response.raw):
+        return None
+    raw = answer_text(response.raw)
+    found = RelativeTime().find(raw, 1.0)
+    if not found or len(found) != len(response.spans):
+        return None
+    text, last = "", 0
+    for (_, begin, end), (first, final) in zip(found, response.spans, strict=True):
+        text += f"{raw[last:begin]} {first:.3f} - {final:.3f} seconds "
+        last = end
+    return re.sub(r"</?\w+>|<\|\w+\|>", " ", text + raw[last:])
 
 
 def tvg_span(text: str, *, dashes: bool = False) -> Interval | None:

@@ -11,8 +11,9 @@ import eval_data
 import numpy as np
 import pytest
 
+from vidllm.errors import InputError
 from vidllm.eval.tasks import Item, Response, Task, dense, get_task
-from vidllm.timecode import AbsoluteTime
+from vidllm.timecode import AbsoluteTime, RelativeTime
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "dvc_detection_soda.npz"
 MISSING = [
@@ -135,6 +136,34 @@ def test_official_scores_of_digit_tokens(name: str, tmp_path: Path) -> None:
     for score in ("F1", "SODA_c (word-F1)"):
         assert official[score] == approx(expected[score]) and official[score] > 0.8  # type: ignore[operator]
     assert task.scores(items, answers)["F1"] == task.scores(items, plain)["F1"]
+
+
+@pytest.mark.usefixtures("no_java")
+@pytest.mark.filterwarnings("ignore:no SODA_c")
+@pytest.mark.parametrize("form", ["{} {} {} . ", "from {} to {} {} .\n"])
+@pytest.mark.parametrize("name", ["youcook2", "activitynet-dense"])
+def test_official_scores_of_relative_tokens(name: str, form: str, tmp_path: Path) -> None:
+    """The scripts are given the seconds of the model's own code."""
+    task, items = load(name, tmp_path)
+    code = RelativeTime(1000)
+
+    def said(item: Item) -> Response:
+        length = float(item.duration or 60.0)
+        raw = "".join(
+            form.format(code.encode(s, length), code.encode(e, length), text)
+            for s, e, text in item.truth[0]
+        )
+        spans = tuple((s.start, s.end) for s in code.parse(raw, length).spans)
+        return Response(code.readable(raw, length), raw + "</s>", spans, duration=length)
+
+    answers = [said(item) for item in items]
+    plain = [lines(item.truth[0]) for item in items]
+    official, expected = (task.scores(items, a, official=True) for a in (answers, plain))
+    for score in ("F1", "SODA_c (word-F1)"):
+        assert official[score] == approx(expected[score], 0.05) and official[score] > 0.8  # type: ignore[operator]
+    bare = [Response(one.text, one.raw, duration=one.duration) for one in answers]
+    with pytest.raises(InputError, match="time tokens"):
+        task.scores(items, bare, official=True)
 
 
 @needs_meteor

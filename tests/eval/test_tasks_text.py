@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vidllm.errors import InputError
 from vidllm.eval.scores.captions import Event
 from vidllm.eval.tasks import Item, Response
 from vidllm.eval.tasks.captions_text import (
@@ -28,7 +29,7 @@ from vidllm.eval.tasks.spans_text import (
     timelens_span,
     tvg_span,
 )
-from vidllm.timecode import AbsoluteTime
+from vidllm.timecode import AbsoluteTime, RelativeTime
 
 ITEM = Item("1", "v", "v", "?", None, duration=60.0)
 
@@ -239,6 +240,19 @@ def test_scripts_are_given_digits_for_digit_tokens() -> None:
     assert script_text(response) == "0012.3 - 0015.0 seconds."
     assert tvg_span(script_text(response)) == timelens_span(script_text(response)) == (12.3, 15.0)
     assert script_text(Response(text="5 - 9", raw="5 - 9</s>")) == "5 - 9"
+
+
+@pytest.mark.parametrize(
+    "raw", ["<t12> <t15>", "from <t12> to <t15> he waves .", "At <t12> - <t15>"]
+)
+def test_scripts_are_given_the_seconds_of_relative_tokens(raw: str) -> None:
+    code = RelativeTime()
+    spans = tuple((s.start, s.end) for s in code.parse(raw, 198.0).spans)
+    said = script_text(Response(text=code.readable(raw, 198.0), raw=raw, spans=spans))
+    assert tvg_span(said) == timelens_span(said) == (24.0, 30.0)
+    with pytest.raises(InputError, match="without their seconds"):
+        script_text(Response(text=code.readable(raw, 198.0), raw=raw))
+    assert script_text(Response(text="2.0 s", raw="<t1>")) == "2.0 s"  # one time is no pair
 
 
 def test_what_captioning_scripts_read() -> None:

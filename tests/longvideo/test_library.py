@@ -96,10 +96,17 @@ def test_windows_of_many_files_in_one_batch_say_what_each_says_alone(
     rows = 0
     for batch, windows in together._first():
         rows = max(rows, len(windows))
-        said = many.ask_batch(llm.model, batch, head, tail, readers[0].eos)
+        said = many.ask_batch(llm.model, batch, head, tail, llm.tokenizer)
         for window, one in zip(windows, said, strict=True):
             vote = readers[0].vote(window.start, window.length, one)
             told.setdefault(window.reader, []).append(vote)
+            # As the reader of all answers takes it, which rounds to hundredths.
+            raw = str(llm.tokenizer.decode(one.ids))
+            found = native_engine(llm).code.find(raw, window.length)
+            assert (one.times is None) == (not found)
+            if found:
+                start, end = (t - window.start for t in vote.span)
+                assert (start, end) == pytest.approx(found[0].span[:2], abs=0.006)
     assert rows >= 4  # from 16 seconds on all have sixteen frames
     for number, reader in enumerate(readers):
         alone = [vote for vote, _ in reader._scan(head, tail)]
@@ -142,7 +149,7 @@ def test_a_fit_is_the_probability_of_the_words_as_the_caption_of_the_span(
     _, batch = reader.levels[0]
     batch = batch.rows(slice(0, 1))
     head, tail = prompt_ids(tokenizer, llm.words("ground", QUERY))
-    said = many.ask_batch(model, batch, head, tail, reader.eos, keep=True)
+    said = many.ask_batch(model, batch, head, tail, reader.engine.tokenizer, keep=True)
     fitting = Fitting(tokenizer, f"when does {QUERY}?")
     (fit,) = fitting(model, batch, head, said)
     assert fitting(model, batch, head, said) == [fit]  # the cache is as it was
@@ -258,6 +265,11 @@ def test_indexes_are_taken_as_they_are(
     hits = VideoLibrary(empty.folder, llm).ground(QUERY)
     assert hits == [] and hits.notes == ("fresh was made by another model: remove it and add it "
                                          "again",)  # fmt: skip
+    for video in videos[:4]:  # the same is said once of all
+        empty.add(indexed(strange, video, tmp_path / f"alien-{video.stem}.vidx").path)
+    assert VideoLibrary(empty.folder, llm).ground(QUERY).notes == (
+        "fresh, v00, v01 and 2 more were made by another model: remove them and add them again",
+    )
     with pytest.raises(InputError, match="limit"):
         library.ground(QUERY, limit=0)
     with pytest.raises(InputError, match="empty"):

@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from wordings import DURATION, TABLE
+from wordings import DURATION, TABLE, UNREAD
+from wordings_more import READ
+from wordings_unread import NOT_READ
 
 from vidllm.ask.moments import pieces
 from vidllm.eval.tasks import Item, Response
@@ -30,7 +32,10 @@ def flat(spans: object) -> list[float]:
     return [float(t) for span in spans for t in span[:2]]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("answer", "spans"), TABLE, ids=range(len(TABLE)))
+WORDINGS = [*TABLE, *READ, *((text, UNREAD) for text in NOT_READ)]
+
+
+@pytest.mark.parametrize(("answer", "spans"), WORDINGS, ids=range(len(WORDINGS)))
 def test_every_wording_is_read_alike_by_all(answer: str, spans: list[tuple[float, float]]) -> None:
     expected = pytest.approx(flat(spans))
     assert flat(TextTime().parse(answer, DURATION).spans) == expected
@@ -41,7 +46,7 @@ def test_every_wording_is_read_alike_by_all(answer: str, spans: list[tuple[float
 
 
 def test_there_are_enough_wordings() -> None:
-    assert len(TABLE) >= 120 and len({text for text, _ in TABLE}) == len(TABLE)
+    assert len(WORDINGS) >= 700 and len({text for text, _ in WORDINGS}) == len(WORDINGS)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +83,84 @@ def test_sentences_go_with_their_spans(answer: str) -> None:
     item = Item("1", "v", "v", "?", None, duration=60.0)
     found = events(item, Response(text=answer, raw=answer))
     assert [(e.start, e.end, e.sentence.rstrip(".。")) for e in found] == said
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "De 0 à 5 secondes, A man enters. De 5 à 12 secondes, He waves.",
+        "0秒から5秒まで、A man enters。\n5秒から12秒まで、He waves。",
+        "A man enters（0秒から5秒まで）。\nHe waves（5秒から12秒まで）。",
+        "0초부터 5초까지 A man enters. 5초부터 12초까지 He waves.",
+        "在0秒到5秒之间，A man enters。在5秒到12秒之间，He waves。",
+        "- 从0秒开始，到5秒结束：A man enters\n- 从5秒开始，到12秒结束：He waves",
+        "A man enters entre 0 et 5 s.\nHe waves entre 5 et 12 s.",
+        "A man enters zwischen 0 und 5 Sekunden. He waves zwischen 5 und 12 Sekunden.",
+        "A man enters de 0 a 5 segundos. He waves de 5 a 12 segundos.",
+        "Da 0 a 5 secondi, A man enters. Da 5 a 12 secondi, He waves.",
+        "С 0 до 5 секунд A man enters. С 5 по 12 секунду He waves.",
+        "Van 0 tot 5 seconden A man enters. Van 5 tot 12 seconden He waves.",
+        "1) A man enters (during 0 - 5 s)\n2) He waves (during 5 - 12 s)",
+        "| # | Start | End | Event |\n|---|---|---|---|\n| 1 | 0.0 | 5.0 | A man enters |\n"
+        "| 2 | 5.0 | 12.0 | He waves |",
+        '{"events": [{"time": {"start": 0, "end": 5}, "text": "A man enters"},'
+        ' {"time": {"start": 5, "end": 12}, "text": "He waves"}]}',
+        '[{"start_ms": 0, "end_ms": 5000, "caption": "A man enters"},'
+        ' {"start_ms": 5000, "end_ms": 12000, "caption": "He waves"}]',
+    ],
+)
+def test_words_of_a_range_are_no_part_of_its_sentence(answer: str) -> None:
+    said = [(s.start, s.end, w.rstrip("。")) for s, w in TextTime().captions(answer, 60.0)]
+    assert said == [(0, 5, "A man enters"), (5, 12, "He waves")]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(
+            "12.5秒から15秒まで",
+            "12秒と15秒の間に",
+            "12秒から15秒にかけて",
+            "「12.5秒から15秒まで」",
+        ),
+        *(
+            "12.5초부터 15초까지",
+            "12초에서 15초 사이에",
+            "从12.5秒到15秒",
+            "在12秒和15秒之间",
+            "约12秒到15秒",
+        ),
+        *(
+            "自12秒起至15秒止",
+            "大约从12秒开始，到15秒结束",
+            "de 12,5 à 15 secondes",
+            "entre 12 et 15 s",
+        ),
+        *("de la seconde 12 à la seconde 15", "von 12,5 bis 15 Sekunden", "ab 12 s bis 15 s"),
+        *("zwischen 0:12 und 0:15", "desde 12,5 hasta 15 segundos", "de 12 a 15 segundos"),
+        *("entre los 12 y los 15 segundos", "da 12,5 a 15 secondi", "tra 12 e 15 secondi"),
+        *("dalle 0:12 alle 0:15", "de 12,5 até 15 segundos", "с 12,5 до 15 секунд", "с 12 по 15 с"),
+        *("от 12 до 15 секунд", "van 12,5 tot 15 seconden", "tussen 12 en 15 seconden"),
+        *("from 12 s until 15 s", "between 12 and 15 s", "at 12 - 15 s", "During 12 - 15 s"),
+        *("from 12s up to 15s", "from 12 to 15 seconds of the video", "Start: 12, End: 15"),
+        *("The event happens in 12 - 15 seconds.", "It starts at 12 s and ends at 15 s."),
+    ],
+)
+def test_a_range_alone_has_no_sentence(answer: str) -> None:
+    assert len(TextTime().parse(answer, 60.0).spans) == 1
+    assert TextTime().captions(answer, 60.0) == []
+
+
+def test_tokens_have_no_sentence_either() -> None:
+    a, b = (AbsoluteTime().encode(t, 0) for t in (12.5, 15))
+    for form in ("de {} à {} secondes", "{}秒から{}秒まで", "从{}秒到{}秒", "between {} and {}"):
+        assert AbsoluteTime().captions(form.format(a, b), 60.0) == []
+        assert RelativeTime().captions(form.format("<t10>", "<t20>"), 60.0) == []
+
+
+def test_what_counts_frames_is_no_caption() -> None:
+    said = '[{"start_frame": 0, "end_frame": 50, "caption": "A man enters"}]'
+    assert TextTime().captions(said, 60.0) == []
 
 
 def test_two_lone_times_are_no_caption() -> None:
@@ -140,6 +223,8 @@ def test_highlights_and_actions_come_from_the_answer() -> None:
 
 HEAVY = [
     *("5 - ", "1,", "12:", "from ", "starts at 5 end ", "<", "<think>", "**5", "[5,", '"5"', " "),
+    *("12. ", "5, 5 - ", "|5|6", "|-|\n|--|\n|5|6|\n", "no such 5 - 6. ", '{"a":}', "1. 5 ", "0: "),
+    *("de de x 5 - 6 ", "(5) ", "5 or ", "not ", "\nfinal answer:", "1 200 s ", "start (5) "),
     *("-", "5 min ", "the second ", "{", "A,", "answer is ", "!", "\\text{", "<TIME_ONE>", "秒5"),
 ]
 

@@ -12,6 +12,11 @@ import av
 import pytest
 from videos import overwrite, write_video
 
+from vidllm.errors import InputError
+from vidllm.video import load_video
+from vidllm.video.recordings import Recording
+from vidllm.video.sample_table import overstated
+
 # Each file is opened in one child that may take little more memory than a healthy one of them.
 READ_ALL = """
 import resource, sys
@@ -88,6 +93,24 @@ def test_no_count_costs_memory(tmp_path: Path) -> None:
     assert len(lines) == len(files) and lines[0] == "a.mp4 4 frames"
     assert not any("BREAK" in line for line in lines)
     assert int(grown.split()[1]) < 64 * 2**20
+
+
+def test_a_table_of_more_entries_than_the_file_holds_is_named(tmp_path: Path) -> None:
+    options = {"x264-params": "bframes=3"}
+    source = write_video(tmp_path / "a.mp4", 12, size=(64, 48), options=options)
+    assert overstated(Recording(source)) is None
+    for box, at in (("stts", 8), ("ctts", 8), ("stsc", 8), ("stco", 8), ("stsz", 12)):
+        for count in MOST:
+            path = overwrite(source, tmp_path / "b.mp4", box.encode(), at, struct.pack(">I", count))
+            told = f'its table "{box}" claims {count} entries, which is more than the file can hold'
+            assert overstated(Recording(path)) == told
+    constant = struct.pack(">II", 1, 2**31 - 1)  # samples of one byte each
+    path = overwrite(source, tmp_path / "b.mp4", b"stsz", 8, constant)
+    with pytest.raises(InputError, match=r'not one frame .*"stsz" claims 2147483647 entries'):
+        load_video(path, frames=2)
+    path = overwrite(source, tmp_path / "b.mp4", b"stts", 8, struct.pack(">I", 2**31 - 1))
+    with pytest.raises(InputError, match='"stts" claims 2147483647 entries'):
+        load_video(path, frames=2)
 
 
 @pytest.mark.parametrize("side", [4096, 8192])

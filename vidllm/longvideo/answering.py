@@ -63,7 +63,6 @@ class Reader:
     def __init__(self, index: IndexContents, engine: NativeEngine) -> None:
         self.index, self.engine, self.model = index, engine, engine.model
         self.method = method_of(index.facts["compressor"], engine)
-        self.eos = int(engine.tokenizer.eos_token_id)
         self.seconds, self.row = index.frames()
         self.tokens = index.tensor("tokens")
         self.cells = self.tokens.shape[1]
@@ -137,7 +136,9 @@ class Reader:
                 cuts = Cuts(((low, high),))
                 batch = self._clip(cuts)
                 read += batch.features.shape[1]
-                told = ask_batch(self.model, batch, head, tail, self.eos, most=128, timed=False)[0]
+                told = ask_batch(
+                    self.model, batch, head, tail, self.engine.tokenizer, most=128, timed=False
+                )[0]
                 raw = str(self.engine.tokenizer.decode(told.ids)).strip()
                 raws.append(raw)
                 for span, sentence in self.engine.code.captions(raw, cuts.length):
@@ -150,7 +151,7 @@ class Reader:
     def look(self, cuts: Cuts, head: Sequence[int], tail: Sequence[int]) -> tuple[int, Vote | None]:
         """Look closely at some pieces: tokens that were read, and the span that is said."""
         batch = self._clip(cuts)
-        told = ask_batch(self.model, batch, head, tail, self.eos)[0]
+        told = ask_batch(self.model, batch, head, tail, self.engine.tokenizer)[0]
         if told.times is None:
             return batch.features.shape[1], None
         inside = self.vote(0.0, cuts.length, told)
@@ -164,12 +165,12 @@ class Reader:
         for starts, batch in self.levels:
             keep = self._keeps(batch)
             if not keep:
-                said = ask_batch(self.model, batch, head, tail, self.eos, timed=timed)
+                said = ask_batch(self.model, batch, head, tail, self.engine.tokenizer, timed=timed)
             else:
                 said = []
                 for part in self._parts(batch):
                     said += ask_batch(
-                        self.model, part, head, tail, self.eos, timed=timed, keep=True
+                        self.model, part, head, tail, self.engine.tokenizer, timed=timed, keep=True
                     )
             for start, told in zip(starts.tolist(), said, strict=True):
                 found.append((self.vote(start, float(batch.length), told), told))
@@ -252,7 +253,7 @@ class Reader:
             cuts = Cuts.around(spans, 0.0, self.index.duration)
             batch = self._clip(cuts)
             read += batch.features.shape[1]
-            told = ask_batch(self.model, batch, head, tail, self.eos, timed=False)[0]
+            told = ask_batch(self.model, batch, head, tail, self.engine.tokenizer, timed=False)[0]
         words[self._words(told)] += _BEST / 2 * told.sure
         text = max(words, key=lambda word: words[word])
         where = ", ".join(f"{clock(a)}–{clock(b)}" for a, b in cuts.pieces)

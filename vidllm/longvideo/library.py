@@ -194,23 +194,33 @@ class VideoLibrary:
         there: Entries = []
         readers = []
         notes: Lines = []
+        others: Lines = []  # made by another model
+        warned: dict[str, Lines] = {}  # names by what is said of them
         for entry in entries:
             problem = entry.problem
             if problem is None and entry.model != model:
-                problem = f"{entry.name} was made by another model: remove it and add it again"
+                others.append(entry.name)
+                continue
             try:
                 if problem is None:
                     readers.append(self._reader(entry))
                     there.append(entry)
-                    told = warnings_in(readers[-1].index.notes)
-                    notes += [f"{entry.name}: {line}" for line in told]
+                    for line in warnings_in(readers[-1].index.notes):
+                        warned.setdefault(line, []).append(entry.name)
             except VidllmError as error:
                 problem = str(error)
             notes += [] if problem is None else [problem]
             if problem is None and not entry.complete:
                 notes.append(f"{entry.name} is indexed in part: add {entry.video} again to go on")
         self._readers = {_key(entry): r for entry, r in zip(there, readers, strict=True)}
-        return there, readers, notes
+        told = [f"{_named(names)}: {line}" for line, names in warned.items()]
+        if others:
+            one = len(others) == 1
+            was, it = ("was", "it") if one else ("were", "them")
+            told.append(
+                f"{_named(others)} {was} made by another model: remove {it} and add {it} again"
+            )
+        return there, readers, [*told, *notes]
 
     def _reader(self, entry: Entry) -> Reader:
         key = _key(entry)
@@ -253,6 +263,14 @@ class VideoLibrary:
         name = self._catalogue.claim(stem, source, index.facts["model"], file)
         index.save(self._catalogue.place(name))
         return self._catalogue.record(name, index.facts)
+
+
+def _named(names: Sequence[str]) -> str:
+    """Names in a sentence, the first of many."""
+    most = 3
+    if len(names) > most:
+        names = [*names[:most], f"{len(names) - most} more"]
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _key(entry: Entry) -> tuple[str, int, int]:

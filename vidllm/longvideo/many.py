@@ -160,7 +160,9 @@ class Many:
         votes: defaultdict[int, _Votes],
     ) -> None:
         reader = self.readers[0]
-        said: list[WindowAnswer] = ask_batch(reader.model, batch, head, tail, reader.eos, keep=True)
+        said: list[WindowAnswer] = ask_batch(
+            reader.model, batch, head, tail, reader.engine.tokenizer, keep=True
+        )
         fits = fitting(reader.model, batch, head, said)
         for window, told, fit in zip(windows, said, fits, strict=True):
             vote = reader.vote(window.start, window.length, told)

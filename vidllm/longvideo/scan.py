@@ -6,15 +6,17 @@ of their video tokens is kept for the next question.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from vidllm.models.native.model import NativeVideoLLM
+
+from .times import AnswerTimes
 
 ROWS = 64  # windows in a batch
 
@@ -54,7 +56,7 @@ class WindowAnswer:
 
     Attributes:
         ids: of the answer. sure: mean probability of its tokens, as exp of the mean logarithm.
-        times: the first two time tokens, by number; None when there are fewer.
+        times: the two time tokens, by number, of the first span that is read; None without one.
         score: of a span: the IoU with the truth that the model itself expects.
     """
 
@@ -70,7 +72,7 @@ def ask_batch(
     batch: Batch,
     head: Sequence[int],
     tail: Sequence[int],
-    eos: int,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     most: int = 48,
     timed: bool = True,
@@ -80,16 +82,17 @@ def ask_batch(
 
     Args:
         head, tail: ids before and after the video. most: new tokens.
-        timed: stop a row at its second time token.
+        tokenizer: of the model. timed: stop a row as soon as its first span is read.
         keep: keep the cache of the video in `batch` for the next call.
     """
     found: list[WindowAnswer] = []
+    reads = AnswerTimes(model.config, tokenizer)
     for start in range(0, len(batch.features), ROWS):
         if len(batch.features) > ROWS:
             part = slice(start, start + ROWS)
-            found += ask_batch(model, batch.rows(part), head, tail, eos, most=most, timed=timed)
+            found += _ask_rows(model, batch.rows(part), head, tail, reads, most, timed, False)
             continue
-        found += _ask_rows(model, batch, head, tail, eos, most, timed, keep)
+        found += _ask_rows(model, batch, head, tail, reads, most, timed, keep)
     return found
 
 
@@ -98,7 +101,7 @@ def _ask_rows(
     batch: Batch,
     head: Sequence[int],
     tail: Sequence[int],
-    eos: int,
+    reads: AnswerTimes,
     most: int,
     timed: bool,
     keep: bool,
@@ -111,11 +114,10 @@ def _ask_rows(
     ids = torch.tensor(list(tail), device=device).expand(rows, -1)
     place = len(head) + batch.total
     positions = torch.arange(place, place + len(tail), device=device).expand(rows, -1)
-    first, count = model.config.time_token_start, model.config.time_tokens
+    first, count, eos = reads.ids.start, len(reads.ids), reads.tokenizer.eos_token_id
     said: list[list[int]] = [[] for _ in range(rows)]
     sums = torch.zeros(rows, device=device)
-    times: list[list[int]] = [[] for _ in range(rows)]
-    laws: list[list[Tensor]] = [[] for _ in range(rows)]
+    laws: list[dict[int, Tensor]] = [{} for _ in range(rows)]  # of time tokens, by their place
     done = torch.zeros(rows, dtype=torch.bool, device=device)
     for _ in range(most):
         out = model.language_model(
@@ -129,28 +131,32 @@ def _ask_rows(
             token = int(new[row])
             if token == eos:
                 continue
+            if token in reads.ids:
+                laws[row][len(said[row])] = law[row]
             said[row].append(token)
-            if first <= token < first + count and len(times[row]) < 2:
-                times[row].append(token - first)
-                laws[row].append(law[row])
+            if timed and token in reads.ids and len(laws[row]) == 2 and reads.settled(said[row]):
+                done[row] = True
         done |= new == eos
-        if timed:
-            done |= torch.tensor([len(t) == 2 for t in times], device=device)
         if bool(done.all()):
             break
         ids, positions = new[:, None], positions[:, -1:] + 1
     if keep:
         cache.crop(seen - cache.get_seq_length())  # a negative number: tokens to take away
         batch.cache = cache
-    return [
-        WindowAnswer(
-            said[row],
-            float((sums[row] / (len(said[row]) + 1)).exp()),
-            (times[row][0], times[row][1]) if len(times[row]) == 2 else None,
-            expected_iou(times[row], laws[row]) if len(times[row]) == 2 else 0.0,
-        )
-        for row in range(rows)
-    ]
+    return [_window_answer(said[row], sums[row], laws[row], reads) for row in range(rows)]
+
+
+def _window_answer(
+    said: list[int], logs: Tensor, laws: Mapping[int, Tensor], reads: AnswerTimes
+) -> WindowAnswer:
+    """What a row says. `logs`: the sum of its log-probabilities, its end's too."""
+    sure = float((logs / (len(said) + 1)).exp())
+    found = reads.of(said)
+    if found is None:
+        return WindowAnswer(said, sure, None, 0.0)
+    start, end = (said[at] - reads.ids.start for at in found)
+    score = expected_iou((start, end), [laws[at] for at in found])
+    return WindowAnswer(said, sure, (start, end), score)
 
 
 def video_cache(model: NativeVideoLLM, batch: Batch, head: Sequence[int]) -> DynamicCache:

@@ -116,6 +116,9 @@ class Answer:
     letters: dict[str, float] | None = None
     kept: TokenMap | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(dict.fromkeys(self.notes)))  # each is said once
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON: spans as [start, end], their scores beside; `letters` where there are some.
 

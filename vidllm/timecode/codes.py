@@ -17,6 +17,7 @@ from vidllm.errors.registry import did_you_mean
 
 from .base import Found, Parsed, Span, TimeCode, check_duration, clamped_span
 from .captions import listed_captions, sentences
+from .joints import widened
 from .reader import find_ranges, read_time
 from .reply import answer_part
 
@@ -115,21 +116,35 @@ class RelativeTime(TimeCode):
         When the number of tokens is odd and some stand joined ("<t1> <t9>", "<t1> to <t9>"),
         only the joined pairs count, so that a lone time does not shift all that follow.
         """
+        found = []
+        for one, two in self._pairs(answer):
+            times = self._value(one, duration), self._value(two, duration)
+            place = widened(answer, one.start(), two.end())
+            found.append(Found(clamped_span(*times, duration), *place))
+        return found
+
+    def _pairs(self, answer: str) -> list[tuple[re.Match[str], re.Match[str]]]:
         # The authors' script reads the whole reply.
         begin, end = (0, len(answer)) if self.faithful else answer_part(answer)[:2]
         marks = list(_MARK.finditer(answer, begin, end))
         pairs = list(zip(marks[::2], marks[1::2], strict=False))
         if self.faithful:
-            pairs = pairs[:1]
-        elif len(marks) % 2:
-            pairs = _joined(answer, marks) or pairs
-        found = []
-        for one, two in pairs:
-            times = self._value(one, duration), self._value(two, duration)
-            lead = _LEAD.search(answer[max(0, one.start() - 20) : one.start()])
-            first = one.start() if lead is None else one.start() - len(lead[0])
-            found.append(Found(clamped_span(*times, duration), first, two.end()))
-        return found
+            return pairs[:1]
+        return (_joined(answer, marks) or pairs) if len(marks) % 2 else pairs
+
+    def count(self, answer: str) -> int:
+        """How many times a reply writes, in what it thinks too."""
+        return len(_MARK.findall(answer))
+
+    def token_pairs(self, answer: str) -> list[tuple[int, int]]:
+        """The ends of the spans of `find`, each as its number among the times of the reply."""
+        number = {mark.start(): k for k, mark in enumerate(_MARK.finditer(answer))}
+        return [(number[one.start()], number[two.start()]) for one, two in self._pairs(answer)]
+
+    def joined(self, answer: str) -> bool:
+        """Whether the first two times stand joined ("<t1> to <t9>"): then they are a span."""
+        marks = list(_MARK.finditer(answer))[:2]
+        return bool(_joined(answer, marks))
 
     def explanation(self, answer: str) -> str:
         """The answer without its first two times (LITA's reasoning text); all of it if fewer."""
@@ -314,7 +329,6 @@ _CODES: dict[str, type[TimeCode]] = {
     code.name: code for code in (RelativeTime, AbsoluteTime, TextTime)
 }
 _MARK = re.compile(r"<(?:t(?P<index>\d+)|(?P<stamp>\d+\.?\d*|\.\d+))>")
-_LEAD = re.compile(r"\b(?:from|between)\s{1,9}$", re.IGNORECASE)
 _JOIN = re.compile(r"\s*(?:-|–|to)?\s*", re.IGNORECASE)
 _TOKEN = rf"<TIME_(?:{'|'.join(_DIGIT_WORDS[:-1])})>"
 _DIGIT_RUN = re.compile(rf"(?:{_TOKEN}\s*)*{_TOKEN}(?:\s*<TIME_DOT>\s*{_TOKEN})?")

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import count, takewhile
 from typing import NamedTuple
 
 _HOUR = r"hours?|hrs?\.?|h|stunden?|std\.?|heures?|horas?|\u043c?\u0447\u0430\u0441\w{0,2}|\u0447"
 _MINUTE = (
     r"minutes?|mins?\.?|m|minuten?|minutos?|minuti?"
-    r"|\u043c\u0438\u043d\u0443\u0442\w?|\u043c\u0438\u043d\.?"
+    r"|\u043c\u0438\u043d\u0443\u0442\w{0,3}|\u043c\u0438\u043d\.?"
 )
 _SECOND = (
-    r"seconds?|secs?\.?|s|sekunden?|sek\.?|secondes?|segundos?|seg\.?|second[oi]"
-    r"|\u0441\u0435\u043a\u0443\u043d\u0434\w?|\u0441\u0435\u043a\.?|\u0441"
+    r"seconds?|secs?\.?|s|sekunden?|sekund\w?|sek\.?|secondes?|seconden|segundos?|seg\.?"
+    r"|second[oi]|\u0441\u0435\u043a\u0443\u043d\u0434\w{0,3}|\u0441\u0435\u043a\.?|\u0441"
 )
 _MILLI = r"milliseconds?|millis|msecs?|ms"
 # Chinese, Japanese and Korean units need no end of a word.
@@ -46,43 +47,62 @@ _PLAIN_NUMBER = re.compile(r"\d*\.?\d+")
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+\.\d+|\d{1,3}(?:,\d{3}){2,}")
 _THOUSANDS_DOTS = re.compile(r"\d{1,3}(?:\.\d{3})+,\d+|\d{1,3}(?:\.\d{3}){2,}")
 _COMMA = re.compile(r"\d+,\d+")
-_AND = re.compile(r"(?:,?\s?(?:and\s)?)(?=[\d.])", re.IGNORECASE)
+_AND = re.compile(r"(?:,?\s?(?:and\s)?|:\s?)(?=[\d.])", re.IGNORECASE)
+#: Thousands apart: "1 200 s"; without a unit it may as well be two numbers.
+_SPACED = re.compile(r"[1-9]\d{0,2}(?: \d{3})+(?:[.,]\d{1,2})?(?![\d.,:]*\d)")
 _MONTH = (
     r"jan(?:uary)?|feb(?:ruary)?|march|april|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
-    r"|nov(?:ember)?|dec(?:ember)?"
+    r"|nov(?:ember)?|dec(?:ember)?|enero|febrero|marzo|abril|mayo|junio|julio|agosto|octubre"
+    r"|(?:sept|nov|dic)iembre|janvier|f\u00e9vrier|mars|avril|mai|juin|juillet|ao\u00fbt"
+    r"|(?:sept|nov|d\u00e9c)embre|octobre|januar|februar|m\u00e4rz|juni|juli|oktober|dezember"
 )
 #: What no time may stand directly before or behind: it would be a piece of something else.
 _GLUED = re.compile(
-    r"[^\W\d_\u2e80-\uffff]|_|[%\u2030\u00b0^*/]|\s?/\s?\d|\d|\.\d|\s\.\s?\d|['·]\d"
+    r"[^\W\d_\u2e80-\uffff]|_|[%\u2030\u00b0^*/]|\s?/\s?\d|\d|\.\d|\s\.\s?\d"
+    r"|['·\u2027\u2022\u2219\u22c5]\d|\s?\u00d7|\s?(?:\u00b1|\+/?-)\s?\d"
     r"|-(?!(?:to|until|till)\b)[^\W\d_]",
     re.IGNORECASE,
 )
 _BEHIND = re.compile(
-    r"(?:[^\W\d_\u2e80-\uffff]|[_/#$\u20ac\u00a3\u00a5^*&@\u00b0\\]|\d\s?/\s?|\d\s\.\s?|:\d\d;|\d[:'·])\Z"
+    r"(?:[^\W\d_\u2e80-\uffff]|[_/#$\u20ac\u00a3\u00a5^*&@\u00b0\\]|\d\s?/\s?|\d\s\.\s?"
+    r"|:\d\d;|\d[:'·\u2027\u2022\u2219\u22c5]|\u00d7\s?|\u00b1\s?|\+/?-)\Z"
 )
 #: What makes a number without a unit a count, a date or a measure.
 _COUNTED = re.compile(
-    r"\s?[%\u2030\u00b0\u20ac\u00a3\u00a5]|\s?-?(?:percent|fps|k?hz|kg|g|km|cm|mm|kmh|mph|meters?|metres?"
+    r"\s?[%\u2030\u00b0\u20ac\u00a3\u00a5]|\s?-?(?:per\s?cent|prozent|pour\s?cent|por\s?cien?to"
+    r"|\u043f\u0440\u043e\u0446\u0435\u043d\u0442\w{0,3}|[kmgt]i?b(?:ps)?|[kmg]?bits?|[br]pm|dpi|db"
+    r"|mah|lbs?|oz|ml|fps|k?hz|kg|g|km|cm|mm|kmh|mph|meters?|metres?"
     r"|miles?|feet|foot|ft|inch(?:es)?|px|pixels?|dollars?|euros?|degrees?|points?|frames?|tokens?"
     r"|times|years?|days?|weeks?|months?|people|persons?|m[ea]n|wom[ea]n|boys?|girls?|kids?"
     r"|child(?:ren)?|players?|dogs?|cats?|cars?|balls?|birds?|horses?|steps?|items?|objects?|shots?"
     r"|clips?|scenes?|moments?|events?|highlights?|parts?|pieces?|goals?|rounds?|laps?|cups?|eggs?"
-    r"|slices?|others|more|victory|win|loss|defeat|draw|lead|of\s(?:them|the\s(?:people|men|women"
-    rf"|players))|out\sof|may\s\d+|am|pm|a\.m|p\.m|o'clock|{_MONTH})\b"
+    r"|slices?|others|more|victory|win|loss|defeat|draw|lead|of\s(?:them|\d|the\s(?:people|men|women"
+    rf"|players))|out\sof|may\s\d+|am|pm|a\.m|p\.m|gmt|utc|o'clock|(?:de\s)?(?:{_MONTH}))\b"
     r"|\s?(?:\u4eba|\u4e2a|\u500b|\u53ea|\u5e27|\u5e40|\u6b21|\u5e74|\u6708|\u65e5|\uba85|\uac1c)",
     re.IGNORECASE,
 )
 _NAMED = re.compile(
-    r"(?:\b(?:version|ver|v|scor(?:e|es|ed|ing)|ratio|aspect|frames?|lines?|pages?|pp?|chapters?|fig"
-    r"|figures?|no|number|level|season|episode|years?|channel|ages?|aged|copyright|resolution|size|confidence|probability|likelihood|iou)"
-    r"(?:\s(?:is|was|of|by|the|final))*[.:#\"]{0,2}\s?\(?"
-    r"|\b(?:option|scene|shot|clip|room|camera|players?|step|event|segment|moment|highlight|part"
-    rf"|caption|win|won|wins|lost|lead|leads|led|may|{_MONTH})\s#?|\u7b2c\s?)\Z",
+    r"(?:\b(?:version|ver|v|scor(?:e|es|ed|ing)|scoreboard|ratio|aspect|lines?|pages?|pp?|fig"
+    r"|chapters?|figures?|no|numbers?|level|season|episode|years?|channel|ages?|aged|copyright"
+    r"|resolution|size|confidence|probability|likelihood|iou|speed|bit\s?rate|iso|ind(?:ex|ices)"
+    r"|idx|tokens?|tied|drew|trail(?:s|ed|ing)?)"
+    r"(?:\s(?:is|was|of|by|the|final|numbers?|at|shows?|reads?|stands|now))*[.:#\"]{0,2}\s?\(?"
+    r"|\b(?:options?|scenes?|shots?|clip|rooms?|camera|players?|steps?|event|segment|moment"
+    r"|highlight|parts|part|caption|items?|questions?|rows?|columns?|images?|pictures?|photos?"
+    r"|slides?|tables?|sections?|bild(?:er)?|fotogramas?|cuadros?|cadres?|quadros?"
+    r"|\u043a\u0430\u0434\u0440\w{0,3}|win|won|wins|lost|lead|leads|led|may"
+    rf"|{_MONTH})\s#?"
+    r"|\bframes?\w{0,12}(?:\s(?:numbers?|from|between|idx|ind(?:ex|ices)))*[\s.:=#\"']{0,4}[\[(]?"
+    r"|(?:\b|_)(?:scores?|confidences?|probabilit\w{1,3}|likelihoods?|ious?|ratings?|bbox\w{0,3}|box(?:es)?"
+    r"|size|resolution|points?|coord\w{0,8}|fps)[\"']?\s?[:=]\s?\[{1,3}\s?"
+    r"|(?:\u7b2c|\u5e27|\u5e40|\u30d5\u30ec\u30fc\u30e0|\ud504\ub808\uc784|\u767e\u5206\u4e4b)\s?"
+    r"|\A\s(?:out\s)?of\s)\Z",
     re.IGNORECASE,
 )
 _FRAME = re.compile(r";\d\d(?![\d:.,])")
 #: The same for what looks like a clock.
-_DAYTIME = re.compile(r"\s?(?:am|pm|a\.m|p\.m|o'clock|uhr)\b", re.IGNORECASE)
+_DAYTIME = re.compile(r"\s?(?:am|pm|a\.m|p\.m|gmt|utc|o'clock|uhr)\b", re.IGNORECASE)
+_DATED = re.compile(r"\d{4}-\d\d-\d\d,?[T\s]\Z")
 _RATIO = re.compile(
     r"\b(?:scor(?:e|es|ed|ing)|ratio|aspect|won|lost|beat|lead|led|result)"
     r"(?:\s(?:is|was|of|by|the|final|at|stands))*:?\s?\Z",
@@ -101,7 +121,8 @@ _PRIMES = re.compile(r"'\s?(\d{1,2}(?:\.\d+)?)(?:\"|'')")
 _RUN = re.compile(r"[\w.,:/]*")
 _PART = re.compile(r"\d+(?:[.,]\d+)?|\.\d+")
 _CLOSED = frozenset(("", *'-~[(<,;"|0123456789\n'))
-_BULLET = re.compile(r"(?:^|(?<=\n))\s?(\d{1,3})[.)](?=\s\S)")
+_BULLET = re.compile(r"(?:^|(?<=\n))\s?(\d{1,3})([.)])(?=\s\S)(?=(\s[-+~]?\d{1,6}(?![\d.:]*\d))?)")
+_INLINE = re.compile(_BULLET.pattern.replace(r"(?:^|(?<=\n))\s?", r"(?<=[.;!?]\s)"))
 
 
 class Number(NamedTuple):
@@ -122,7 +143,7 @@ class Number(NamedTuple):
 
 def read_numbers(text: str) -> Iterator[Number]:
     """All numbers of a plain text, each whole, with its sign and its units."""
-    at, bullets = 0, {mark.start(1): mark.end() for mark in _BULLET.finditer(text)}
+    at, bullets = 0, list_markers(text)
     points = re.search(r"\d\.\d", text) is not None
     behind = 0  # where the last number ended
     while mark := _BLOB.search(text, at):
@@ -130,13 +151,39 @@ def read_numbers(text: str) -> Iterator[Number]:
         if begin in bullets:
             at = bullets[begin]
             continue
+        if spaced := _SPACED.match(text, begin):
+            unit = _UNIT.match(text, spaced.end())
+            end = spaced.end() if unit and unit.lastgroup == "s" else end
         for number in _read(text, begin, end, behind, points):
             at = behind = number.end
             yield number
 
 
+def list_markers(text: str) -> dict[int, int]:
+    """The numbers that count the lines of a list, "1." and "2)": where each begins and ends.
+
+    "12. 5 - 15" is no twelfth line without eleven before it: it may be a broken 12.5.
+    """
+    marks = list(_BULLET.finditer(text))
+    told = {int(mark[1]) for mark in marks}
+    top = len(list(takewhile(told.__contains__, count(1))))  # 1, 2, … without a gap
+    if top:
+        for mark in _INLINE.finditer(text):
+            if int(mark[1]) == top + 1:
+                top += 1
+                marks.append(mark)
+    return {
+        mark.start(1): mark.end()
+        for mark in marks
+        if mark[2] == ")" or not mark[3] or 1 <= int(mark[1]) <= top
+    }
+
+
 def _read(text: str, begin: int, end: int, behind: int, points: bool) -> Sequence[Number]:
     blob = text[begin:end]
+    if " " in blob:
+        one = _one(text, begin, end, blob.replace(" ", ""), behind, points)
+        return [one._replace(text=blob)]
     comma = _COMMA.fullmatch(blob)
     beside = text[max(0, begin - 1) : begin] + text[end : end + 1]
     if comma and (beside in ("[]", "()", "{}") or _between(text, begin, end)):
@@ -241,6 +288,7 @@ def _one(text: str, begin: int, end: int, blob: str, behind: int, points: bool) 
         value, kind, end = (value or 0.0) * 60 + float(prime[1]), "units", prime.end()
     if kind == "clock":
         bad = bad or bool(_DAYTIME.match(text, end) or _FRAME.match(text, end))
+        bad = bad or bool(_DATED.search(text[max(start - 14, 0) : start]))
         bad = bad or bool(_RATIO.search(text[max(behind, start - 32, 0) : start]))
     elif kind in ("bare", "point", "comma"):
         bad = bad or (open_end and bool(_COUNTED.match(text, end)))
@@ -300,4 +348,6 @@ def _compound(text: str, total: float, scale: float, end: int) -> tuple[float, i
 
 def _bad_before(text: str, begin: int) -> bool:
     """Whether what stands directly before a number makes it something else."""
+    if text[begin] == "." and text[max(0, begin - 2) : begin - 1].isdigit():
+        return True  # "12 .5"
     return bool(_BEHIND.search(text[max(begin - 4, 0) : begin]))

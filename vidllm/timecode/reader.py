@@ -9,48 +9,38 @@ what is left of one. `vidllm.timecode` decides what a range, or none, means.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from .numbers import Number, is_length, read_numbers
-from .reply import Plain, plain
-
-_FIRST_WORD = re.compile(r"\s(?!and\b|then\b)[^\W\d]", re.IGNORECASE)
+from .joints import WEAK
+from .labels import END, START, seconds_each
+from .numbers import Number, is_length, list_markers, read_numbers
+from .refusals import Refusals
+from .reply import plain
+from .skeleton import CHAIN, FIRST_WORD, OTHER, TIME, Skeleton
+from .tables import has_header, table_ranges
 
 _MEASURE = re.compile(
     r"\b(?:scores?|temperature|price|count|number|value|speed|volume|size)\s(?:\w+\s){0,2}\Z",
     re.IGNORECASE,
 )
-# In the skeleton a time is one character, and what only looks like one another.
-_T, _X = "\ue000", "\ue001"
-_TO = (
-    r"-+>?|=+>|~+|\.{2,}|\bto\b|\buntil\b|\btill\b|\bthrough\b|\bthru\b|\bup\sto\b|\bbis\b|\bhasta\b"
-    r"|\u00e0|\bjusqu'\u00e0|\b\u0434\u043e\b|\u5230|\u81f3|\u304b\u3089|\uc5d0\uc11c|\ubd80\ud130"
-)
-_AT = (
-    r"(?:\s?(?:\b(?:at|around|about|approximately|roughly|nearly|ca|t|the|second|seconds|time|mark"
-    r"|is|was|timestamp)\b|[:=~]))*\s?"
-)
-_LEAD = (
-    r"\b(?:from|between|von|zwischen|desde|entre|\u043e\u0442|\u0441)\b|\u4ece|\u5f9e|\u81ea|\u5728"
-)
-_JOINED = rf"\s?(?:{_TO}){_AT}"
-_ALSO = r"\b(?:and|und|et|y|e)\b|\u548c|\u4e0e|\u8207"
-_CHAIN = re.compile(
-    rf"(?P<both>{_LEAD}){_AT}{_T}\s?(?:{_ALSO}){_AT}{_T}(?!{_JOINED}[{_T}{_X}])"
-    rf"|(?:(?P<lead>{_LEAD}){_AT})?{_T}(?:{_JOINED}[{_T}{_X}])+"
-    rf"|[\[({{|]\s?{_T}\s?[,;|]\s?{_T}\s?[\])}}|]"
-    rf"|[\[({{]\s?{_T}{_JOINED}{_T}\s?[\])}}]",
+_EDGES = re.compile(
+    rf"\b(?P<start>(?:{START})\w*(?:\s?\([^()\n]{{1,12}}\))?|from)(?!\w)"
+    rf"|\b(?P<end>(?:{END})\w*(?:\s?\([^()\n]{{1,12}}\))?|to)(?!\w)"
+    rf"|(?P<time>{TIME})|(?P<odd>{OTHER})|(?P<cut>[{{}}])",
     re.IGNORECASE,
 )
-_DRESSED = re.compile(
-    rf"<\s?~?(?P<a>{_T})\s?>|\"\s?(?P<b>{_T})\s?\"|'\s?(?P<c>{_T})\s?'"
-    rf"|\(\s?~?(?P<d>{_T})\s?\)|\[\s?(?P<e>{_T})\s?\]|\{{\s?(?P<f>{_T})\s?\}}"
+#: Words before a range that make it a length; behind one, see `numbers.is_length`.
+_LASTING = re.compile(
+    r"\b(?:for|lasts?|lasting|lasted|takes?|took|every|duration\sof)"
+    r"(?:\s(?:about|around|exactly|only|just|roughly|approximately|between))*\s?\Z",
+    re.IGNORECASE,
 )
-_EDGES = re.compile(
-    rf"\b(?P<start>(?:start|begin)\w*|from)\b|\b(?P<end>(?:end|finish|stop|until)\w*|to)\b"
-    rf"|(?P<time>{_T})|(?P<odd>{_X})|(?P<cut>[{{}}])",
+_LONG = re.compile(r"\s?(?:long|later|apart|ago|in\slength|in\sduration|each)\b", re.IGNORECASE)
+_UNIT_ELSE = re.compile(r"\bunits?[\"']?\s?[:=]\s?[\"']?(?:frame|percent|%|frac|ratio|norm)", re.I)
+_SHARE = re.compile(
+    r"\s?of\s(?:the|its|this)\s(?:total\s|whole\s)?(?:video|clip|duration|length|footage)\b",
     re.IGNORECASE,
 )
 #: Words that may stand beside bare numbers which are times all the same.
@@ -115,9 +105,12 @@ def find_ranges(text: str, *, loose: bool = True) -> list[TextRange]:
         Seconds as written: not in order, not held in the video, below 0 where a sign says so.
     """
     found = _analysed(text)
-    ranges = found.labelled(braced=True) or found.joined() or found.labelled()
+    ranges = table_ranges(found.plain.text, found.numbers) or found.labelled(braced=True)
+    ranges = ranges or found.joined() or found.labelled()
     if not ranges and loose:
         ranges = found.stamped() or found.two()
+    refused = Refusals(found.plain.text)
+    ranges = [spot for spot in ranges if not refused.covers(spot[2], spot[3])]
     return [
         TextRange(first, last, found.plain.place[begin], found.plain.end(end))
         for first, last, begin, end in ranges
@@ -152,69 +145,68 @@ def _analysed(text: str) -> _Text:
     return _Text.of(text)
 
 
-class _Text(NamedTuple):
-    """A plain text, its numbers, and its skeleton: each number one character in it."""
-
-    plain: Plain
-    numbers: list[Number]
-    skeleton: str
-    place: list[int]  # of every character of the skeleton in the plain text
-    which: dict[int, int]  # the number at a place of the skeleton
-    stamps: frozenset[int]  # numbers that stand in angle brackets
-
-    @classmethod
-    def of(cls, text: str) -> _Text:
-        found = plain(text)
-        numbers = list(read_numbers(found.text))
-        place: list[int] = []
-        pieces: list[str] = []
-        last = 0
-        which: dict[int, int] = {}
-        for k, number in enumerate(numbers):
-            pieces.append(found.text[last : number.begin])
-            place += range(last, number.begin)
-            which[len(place)] = k
-            pieces.append(_X if number.seconds is None else _T)
-            place.append(number.begin)
-            last = number.end
-        pieces.append(found.text[last:])
-        place += range(last, len(found.text) + 1)
-        skeleton = "".join(pieces)
-        stamps: set[int] = set()
-        for _ in range(2):  # dress around a single time goes, and the next one around it
-            skeleton, place, which = _undressed(skeleton, place, which, stamps)
-        return cls(found, numbers, skeleton, place, which, frozenset(stamps))
-
-    @property
-    def points(self) -> bool:
-        """Whether the text has decimal points: its commas are then none."""
-        return any(n.kind == "point" or "." in n.text for n in self.numbers)
+class _Text(Skeleton):
+    """What may be read of a text."""
 
     def joined(self) -> list[tuple[float, float, int, int]]:
         """Ranges whose ends are joined."""
         ranges, plainly, doubtful = [], [], []
-        for found in _CHAIN.finditer(self.skeleton):
+        headed = has_header(self.plain.text)
+        for found in CHAIN.finditer(self.skeleton):
             at = [k for k in range(found.start(), found.end()) if k in self.which]
-            if len(at) != 2:
+            if len(at) != 2 or (headed and found["cells"]):
                 continue
             one, two = (self.numbers[self.which[k]] for k in at)
             lead = found["lead"] or found["both"]
-            if lead and not (one.plainly or two.plainly) and self.measured(found.start()):
-                continue
             pair = self.pair(one, two)
             if pair is None or self.spoilt(at[0], at[1]):
                 continue
+            if not self.is_range(found, at, pair):
+                continue
             begin = self.place[found.start()]
-            if lead is None and self.skeleton[found.start()] == _T:
+            if lead is None and self.skeleton[found.start()] == TIME:
                 begin = one.begin
             end = two.end if found.end() == at[1] + 1 else self.place[found.end() - 1] + 1
             ranges.append((*pair, begin, end))
             plainly.append(bool(lead) or one.plainly or two.plainly)
             bare = not plainly[-1]
-            doubtful.append(bare and bool(_FIRST_WORD.match(self.plain.text, two.end)))
+            doubtful.append(bare and bool(FIRST_WORD.match(self.plain.text, two.end)))
         if any(plainly):
             ranges = [found for found, odd in zip(ranges, doubtful, strict=True) if not odd]
         return ranges
+
+    def is_range(self, found: re.Match[str], at: Sequence[int], pair: tuple[float, float]) -> bool:
+        """Whether two joined times are a stretch: no score, years, length, share or measure."""
+        one, two = (self.numbers[self.which[k]] for k in at)
+        lead = found["lead"] or found["both"]
+        said = any(n.kind in ("clock", "unit", "units") for n in (one, two))
+        dashed = found[0][0] == TIME
+        joint = self.skeleton[at[0] + 1 : at[1]]
+        if joint.strip().lower() in WEAK and not (lead or said):
+            return False
+        if not lead or lead.lower() == "between":
+            length = _LASTING.search(self.skeleton[max(0, found.start() - 40) : found.start()])
+            if said and (length or (not lead and _LONG.match(self.plain.text, two.end))):
+                return False
+        if said:
+            return True
+        if self.measured(found.start()):
+            return False
+        if max(pair) <= 1 and _SHARE.match(self.plain.text, two.end):
+            return False
+        if one.kind != "bare" or two.kind != "bare":
+            return True
+        if (dashed or lead) and all(1900 <= time <= 2100 for time in pair):
+            return False  # years
+        if lead and lead.lower() not in ("from", "between"):
+            return not FIRST_WORD.match(self.plain.text, two.end)
+        if dashed and pair[0] > pair[1]:  # "3-0" is a score
+            return " " in joint and self.only_time_words()
+        return True
+
+    def only_time_words(self) -> bool:
+        words = set(re.findall(r"[^\W\d_]+", self.plain.text.lower()))
+        return words <= _TIME_WORDS
 
     def measured(self, at: int) -> bool:
         """Whether "from 3 to 5" at a place of the skeleton is what a score or a speed does."""
@@ -224,24 +216,12 @@ class _Text(NamedTuple):
         """Whether a number beside a range is a piece of one of its ends: nothing between them."""
         return self.touched(first, -1) or self.touched(last, 1)
 
-    def touched(self, at: int, way: int) -> bool:
-        k = at + way
-        while self.skeleton[k : k + 1] == " " and k > 0:
-            k += way
-        if k not in self.which:
-            return False
-        beside, this = self.numbers[self.which[k]], self.numbers[self.which[at]]
-        one, two = (this, beside) if way > 0 else (beside, this)
-        small = two.kind in ("bare", "point", "comma") and two.seconds is not None
-        if one.kind in ("unit", "units"):  # "1 min 20"
-            return one.scale >= 60 and (small or two.scale < one.scale)
-        split = one.kind == "bare" and two.kind == "unit"  # "1 000 s"
-        return abs(k - at) == 1 or (one.kind in ("bare", "point") and small) or split
-
     def pair(self, one: Number, two: Number) -> tuple[float, float] | None:
         """Seconds of the ends of a range; None where they do not go together."""
         if one.seconds is None or two.seconds is None or two.seconds < 0:
             return None
+        if " " in one.text + two.text and one.seconds > two.seconds:
+            return None  # no thousands: "event 1 200 s - 300 s"
         if "comma" in (one.kind, two.kind) and self.points:
             return None
         first, last = one.seconds, two.seconds
@@ -259,11 +239,13 @@ class _Text(NamedTuple):
     def labelled(self, *, braced: bool = False) -> list[tuple[float, float, int, int]]:
         """ "starts at A … ends at B", also as JSON and the other way round within braces."""
         ranges: list[tuple[float, float, int, int]] = []
-        label, since = "", -1
+        label, since, said, each = "", -1, 0, 1.0
         held: dict[str, tuple[float, int, int, int]] = {}
         if braced and "{" not in self.skeleton:
             return []
         inside = False
+        if _UNIT_ELSE.search(self.plain.text):
+            return []
         for mark in _EDGES.finditer(self.skeleton):
             if mark["cut"]:
                 held, label, inside = {}, "", mark[0] == "{"
@@ -273,7 +255,8 @@ class _Text(NamedTuple):
                 label = ""
             elif mark["time"]:
                 number = self.numbers[self.which[mark.start()]]
-                if not label or mark.start() - since > 40 or number.seconds is None:
+                seconds = number.seconds
+                if not label or mark.start() - since > 40 or seconds is None:
                     label = ""
                     continue
                 if label == "end" and "start" not in held and not inside:
@@ -284,7 +267,12 @@ class _Text(NamedTuple):
                 if label == "end" and "start" in held and since - held["start"][3] > 82:
                     held, label = {}, ""
                     continue
-                held[label] = (number.seconds, number.begin, number.end, mark.start())
+                apart = _LONG.match(self.plain.text, number.end)  # "ends 4 seconds later"
+                if apart or self.touched(mark.start(), 1) or self.touched(mark.start(), -1):
+                    held, label = {}, ""
+                    continue
+                seconds *= each if number.kind in ("bare", "point", "comma") else 1.0
+                held[label] = (seconds, said, number.end, mark.start())
                 label = ""
                 if len(held) == 2:
                     one, two = held["start"], held["end"]
@@ -297,7 +285,9 @@ class _Text(NamedTuple):
                 bare = mark[0].lower() in ("from", "to")
                 if bare and self.skeleton[mark.end() : mark.end() + 1] != '"':
                     continue  # "from" and "to" are labels as keys only
-                label, since = word, mark.end()
+                each = seconds_each(mark[0]) or 0.0
+                label, since = word if each else "", mark.end()
+                said = self.place[mark.start()]
         return ranges
 
     def stamped(self) -> list[tuple[float, float, int, int]]:
@@ -311,9 +301,13 @@ class _Text(NamedTuple):
     def two(self) -> list[tuple[float, float, int, int]]:
         """A text with exactly two times by themselves."""
         found = self.lone()
-        if len(found) != 2:
+        said = self.plain.text
+        if len(found) != 2 or len(list_markers(said)) > 1 or _UNIT_ELSE.search(said):
             return []
         places = {begin for _, begin, _ in found}
+        spots = sorted(at for at, k in self.which.items() if self.numbers[k].begin in places)
+        if any(m.start() <= at < m.end() for m in CHAIN.finditer(self.skeleton) for at in spots):
+            return []  # joined, but no range: "12-13 s to 15-16 s", years
         kinds = set()
         for at, k in self.which.items():
             number = self.numbers[k]
@@ -330,6 +324,8 @@ class _Text(NamedTuple):
         if kinds == {"point"} and len(known) > 2:  # "[5, 9, 0.8], [12, 15, 0.5]"
             return []
         (first, begin, _), (last, _, end) = found
+        if last < first and kinds == {"bare"}:
+            return []
         return [(first, last, begin, end)]
 
     def lone(self) -> list[tuple[float, int, int]]:
@@ -339,8 +335,7 @@ class _Text(NamedTuple):
         plainly = [n for n in known if n.plainly and not is_length(said, n)]
         if plainly:
             return [(n.seconds or 0.0, n.begin, n.end) for n in plainly]
-        words = set(re.findall(r"[^\W\d_]+", self.plain.text.lower()))
-        if len(known) == len(self.numbers) and words <= _TIME_WORDS:
+        if len(known) == len(self.numbers) and self.only_time_words():
             return [time for n in known for time in self.listed(n)]
         return []
 
@@ -354,25 +349,3 @@ class _Text(NamedTuple):
             yield float(two), number.after, number.end
         else:
             yield number.seconds, number.begin, number.end
-
-
-def _undressed(
-    skeleton: str, place: list[int], which: dict[int, int], stamps: set[int]
-) -> tuple[str, list[int], dict[int, int]]:
-    """A skeleton whose dressed times stand alone; numbers in angle brackets go to `stamps`."""
-    pieces: list[str] = []
-    places: list[int] = []
-    last = 0
-    for mark in _DRESSED.finditer(skeleton):
-        at = mark.start(str(mark.lastgroup))
-        if mark[0].startswith("<"):
-            stamps.add(which[at])
-        pieces += (skeleton[last : mark.start()], _T)
-        places += [*place[last : mark.start()], place[at]]
-        last = mark.end()
-    if not last:
-        return skeleton, place, which
-    number = {place[at]: k for at, k in which.items()}
-    places += place[last:]
-    moved = {at: number[p] for at, p in enumerate(places[:-1]) if p in number}
-    return "".join(pieces) + skeleton[last:], places, moved

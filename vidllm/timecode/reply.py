@@ -19,14 +19,27 @@ _UNFINISHED = (
     "tokens (max_new_tokens, --max-new-tokens)"
 )
 
-_THINK = (
-    r"<\|?\s*{0}(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad"
-    r"|(?:begin|end)_of_thought)\s*\|?>|\[\s*{0}think(?:ing)?\s*\]|\u25c1\s*{0}think\s*\u25b7"
+_THINKS = re.compile(
+    r"<\|?\s*/?\s*(?:\w{1,12}:|ant)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad"
+    r"|(?:begin|end)_of_thought)\s*\|?>|\[\s*/?think(?:ing)?\s*\]|\u25c1\s*/?think\s*\u25b7"
+    r"|<\|channel\|>\s*(?:analysis|commentary|final)\b",
+    re.IGNORECASE,
 )
-_THINKS = re.compile(_THINK.format("/?"), re.IGNORECASE)
 _ANSWERS = re.compile(
     r"<\|?\s*(/?)\s*(?:final_)?answer\s*\|?>|<\|(?:begin|end)_of_solution\|>", re.IGNORECASE
 )
+
+#: Without tags: what stands behind the last of these lines is the answer.
+_FINAL = re.compile(
+    r"(?:^|\n)[\s>*_#]{0,9}final\s{1,3}answer[\s*_]{0,3}(?:is)?[\s*_]{0,3}[:\uff1a]", re.I
+)
+_REASONED = re.compile(
+    r"\s{0,9}(?:[*_#\s]{0,9}(?:thinking|thoughts?|reasoning|rationale|analysis|chain of thought)"
+    r"[*_\s]{0,4}[:\uff1a]|```\s?(?:think\w*|thoughts?|reason\w*)\s*\n)",
+    re.IGNORECASE,
+)
+_ANSWER_LINE = re.compile(r"\n[\s>*_#]{0,9}answer[\s*_]{0,3}[:\uff1a]", re.IGNORECASE)
+_FENCE_END = re.compile(r"\n\s{0,3}```[^\S\n]*(?=\n|\Z)")
 
 _DASHES = "\u2010\u2011\u2012\u2013\u2212\u2043\u02d7\u30fc\u2500\uff0d\ufe63\ufe58"
 _LONG_DASHES = "\u2014\u2015\u2e3a\u2e3b"  # never a sign: a blank on either side
@@ -64,7 +77,8 @@ _DRESS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"\\approx\b"), lambda m: "~"),
     (re.compile(r"\\(?:[,;:!]|q?quad\b)"), lambda m: " "),
     (re.compile(r"\\([()\[\]])"), lambda m: " "),
-    (re.compile(r"(?<![\w$])\$([^$\s][^$\n]{0,60})\$(?![\w$])"), lambda m: f" {m[1]} "),
+    (re.compile(r"(?<![\w$])\${1,2}([^$\s][^$\n]{0,60})\${1,2}(?![\w$])"), lambda m: f" {m[1]} "),
+    (re.compile(r" {2,}"), lambda m: " "),
     (re.compile(r"&(?:nbsp|#160);"), lambda m: " "),
     (re.compile(r"&[mn]dash;"), lambda m: "-"),
     (re.compile(r"&lt;"), lambda m: "<"),
@@ -112,7 +126,7 @@ def answer_part(reply: str) -> Part:
     begin, end = 0, len(reply)
     thinking = False
     for tag in _THINKS.finditer(reply):
-        thinking = "/" not in tag[0] and "end_of" not in tag[0].lower()
+        thinking = not re.search(r"/|end_of|final", tag[0], re.IGNORECASE)
         begin = tag.end()
     if thinking:
         return Part(end, end, True)
@@ -125,7 +139,19 @@ def answer_part(reply: str) -> Part:
     elif tags:  # only the closing tag: the prompt opened it
         end = tags[-1].start()
         begin = tags[-2].end() if len(tags) > 1 else begin
+    else:
+        begin = _behind_reasons(reply, begin)
     return Part(begin, end, False)
+
+
+def _behind_reasons(reply: str, begin: int) -> int:
+    """Where the answer begins behind reasons that have a heading and no tags."""
+    lines = list(_FINAL.finditer(reply, begin))
+    if not lines and (reasoned := _REASONED.match(reply, begin)):
+        pattern = _FENCE_END if "```" in reasoned[0] else _ANSWER_LINE
+        lines = list(pattern.finditer(reply, reasoned.end()))
+        lines = lines[:1] if "```" in reasoned[0] else lines
+    return lines[-1].end() if lines else begin
 
 
 def unfinished(reply: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from .display import display_size
 from .integrity import cut_off
 from .packets import NEVER, PacketIndex, read_only
 from .recordings import Recording
+from .sample_table import overstated
 
 # These demuxers turn text into pictures or open further files that the text names.
 _REFUSED_FORMATS = {"tty", "concat", "hls", "dash", "sdp", "rtsp", "imf"}
@@ -37,9 +38,9 @@ class Source:
         try:
             self.container = self._open_container()
         except (av.FFmpegError, OSError) as error:
+            why = overstated(self._recording) or getattr(error, "strerror", None) or error
             raise InputError(
-                f"{self._recording.name} is not a video, or is damaged beyond reading"
-                f" ({getattr(error, 'strerror', None) or error})"
+                f"{self._recording.name} is not a video, or is damaged beyond reading ({why})"
             ) from error
         try:
             self.stream = self._video_stream()

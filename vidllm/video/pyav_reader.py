@@ -30,6 +30,7 @@ from .integrity import cut_off, gif_images
 from .packets import PacketIndex, index_from_table, list_packets
 from .reader import T, Take
 from .recordings import Recording
+from .sample_table import overstated
 from .timeline import timeline_of
 
 Run = tuple[int, list[int]]  # packets: the key frame to start at, and those wanted
@@ -119,7 +120,11 @@ class PyAVReader:
             index = list_packets(self._recording, self._source.container, self._source.stream)
         self._source.next = None
         if not len(index.shown):
-            raise InputError(f"{self._recording.name} holds a video stream but not one frame")
+            why = overstated(self._recording)
+            raise InputError(
+                f"{self._recording.name} holds a video stream but not one frame"
+                + (f" that can be read: {why}" if why else "")
+            )
         if cut and self._source.container.format.name == "mpegts":
             index.faults.add(len(index.pts) - 1)  # its picture may be there in part, unmarked
         if stream.codec_context.name in _CUMULATIVE_CODECS:

@@ -16,6 +16,15 @@ import numpy as np
 from .recordings import Recording
 
 _LARGEST = 256 * 1024**2  # bytes of tables worth holding in memory
+_NESTED = (b"trak", b"mdia", b"minf", b"stbl", b"edts")
+#: Tables of a track: where the number of entries stands in the box, and bytes of each.
+_ENTRIES = {
+    **dict.fromkeys((b"stts", b"ctts"), (4, 8)),
+    **dict.fromkeys((b"stco", b"stss"), (4, 4)),
+    b"stsz": (8, 4),
+    b"stsc": (4, 12),
+    b"co64": (4, 8),
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,33 @@ def sample_table(recording: Recording, track: int, count: int) -> SampleTable | 
                 return _tables(body, count)
     except (struct.error, ValueError, StopIteration, IndexError):
         return None  # damaged tables: the demuxer may still make something of them
+    return None
+
+
+def overstated(recording: Recording) -> str | None:
+    """Which of an MP4's tables states more entries than it has bytes for, in words; else None."""
+    try:
+        moov = _read_moov(recording)
+        return None if moov is None else _overstated(moov, recording.size)
+    except (OSError, struct.error, ValueError):
+        return None
+
+
+def _overstated(body: memoryview, size: int) -> str | None:
+    for kind, inside in _boxes(body):
+        if kind in _NESTED and (found := _overstated(inside, size)):
+            return found
+        if kind not in _ENTRIES:
+            continue
+        place, each = _ENTRIES[kind]
+        count, room = struct.unpack_from(">I", inside, place)[0], len(inside) - place - 4
+        if kind == b"stsz" and any(inside[4:8]):  # one size for all samples
+            each, room = struct.unpack_from(">I", inside, 4)[0], size
+        if count * each > room:
+            return (
+                f'its table "{kind.decode()}" claims {count} entries, which is more than the file '
+                "can hold"
+            )
     return None
 
 
