@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _WIDEST = 8.0
 _TURN = 2.0  # degrees that a quarter turn may be off
 _HDR = {16: "PQ", 18: "HLG"}  # ITU-T H.273, transfer characteristics
+SIZES_NOTE = "the file has pictures of different sizes: all are made equally large"
 _SIDE = {
     Type.STEREO3D: "the video is stereoscopic: the pictures hold both views, or one of them",
     Type.SPHERICAL: "the video is spherical: the pictures are its flat projection",

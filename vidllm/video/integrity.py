@@ -5,7 +5,8 @@ from __future__ import annotations
 import mmap
 from typing import BinaryIO
 
-from .recordings import Recording, box_length
+from .pieces import box_length
+from .recordings import Recording
 
 _TS_PACKET = 188  # bytes, ISO/IEC 13818-1
 _FLV_TAG = 11  # bytes of a tag's header
