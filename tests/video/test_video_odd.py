@@ -224,6 +224,26 @@ def test_sound_that_goes_on_is_no_cut(folder: Path) -> None:
     assert any("cut off" in note for note in load_video(cut, frames=60).notes)
 
 
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_an_avi_whose_index_is_broken_lacks_nothing(b_frames: int, folder: Path) -> None:
+    options = {"bf": str(b_frames)}
+    data = write_video(folder / "indexed.avi", 60, codec="mpeg4", options=options).read_bytes()
+    at = data.rindex(b"idx1")
+    path = folder / "index-broken.avi"
+    entries = len(data) - at - 8
+    for broken in (
+        data[:at] + b"idxX" + data[at + 4 :],
+        data[:at] + b"\xff\0\x91\x12" + data[at + 4 :],
+        data[:at],
+        data[: at + 8 + entries // 2],
+        data[: at + 8] + bytes(entries),
+    ):
+        path.write_bytes(broken)
+        clip = load_video(path, frames=100)
+        assert numbers_in(clip.frames) == list(range(60)) and clip.notes == ()
+        assert clip.duration == pytest.approx(2.0, abs=1e-3)
+
+
 def test_animated_webp_is_refused_truly(folder: Path) -> None:
     source = write_video(folder / "for-webp.mkv", 5)
     path = ffmpeg("-i", source, "-c:v", "libwebp_anim", folder / "moving.webp")

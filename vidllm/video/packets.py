@@ -15,7 +15,7 @@ from av.container.input import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from .integrity import counters_go_on, in_step
+from .integrity import counters_go_on, in_step, index_for_pictures
 from .recordings import Recording
 from .sample_table import sample_table
 from .stamps import Joins, find_joins, usual_step
@@ -195,11 +195,12 @@ def list_packets(
     faults: set[int] = set()
     codec = stream.codec_context.name
     unnamed, known = 0, -1
+    indexes = index_for_pictures(recording) if container.format.name == "avi" else []
     while len(pts) + unnamed > known:  # after an unreadable stretch go on, as long as more comes
         known = len(pts) + unnamed
         try:
             for packet in container.demux(stream):
-                if not packet.size:
+                if not packet.size or any(a < (packet.pos or 0) < b for a, b in indexes):
                     continue
                 if packet.is_keyframe:
                     keys.append(len(pts))

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from .pieces import end_of, kind_at
 
 # What stands where a later recording of a kind begins, with what soon follows it, to be looked for
-# where the pieces of a file do not lead there; and how many bytes of it belong to what comes before.
+# where the pieces of a file do not lead there; how many bytes of it belong to what comes before.
 _MARKS = {
     "ebml": (b"\x1a\x45\xdf\xa3", b"\x42\x82", 0),
     "flv": (b"FLV\x01", b"\0\0\0\x09\0\0\0\0", 0),
