@@ -60,8 +60,11 @@ def box_length(head: bytes, kind: str) -> int | None:
     """Bytes of the box that begins with ``head``, its header included; None if it does not say.
 
     Args:
-        kind: "riff", "ebml", or "" for the boxes of MP4.
+        kind: "riff", "ebml", "asf", or "" for the boxes of MP4.
     """
+    if kind == "asf":
+        length = int.from_bytes(head[16:24], "little")
+        return length if length >= 24 and head[:4] in _ASF_OBJECTS else None
     if kind == "riff":
         length = 8 + int.from_bytes(head[4:8], "little")
         return length + length % 2 if head[:4] == b"RIFF" and length > 8 else None
@@ -150,8 +153,7 @@ def _ivf_frame(data: mmap, at: int, first: bool) -> int | None:
 
 
 def _asf_object(data: mmap, at: int, first: bool) -> int | None:
-    length = int.from_bytes(data[at + 16 : at + 24], "little")
-    return length if length >= 24 and data[at : at + 4] in _ASF_OBJECTS else None
+    return box_length(data[at : at + 24], "asf")
 
 
 def _mxf_item(data: mmap, at: int, first: bool) -> int | None:
