@@ -73,6 +73,19 @@ def test_a_rate_beyond_the_file_s_clock(b_frames: int, folder: Path) -> None:
     some = load_video(path, frames=16)
     assert len(some) == 16 and numbers_in(some.frames) == some.indices.tolist()
     assert some.fps == pytest.approx(2400, rel=0.01)
+    for fps, distinct in ((1000, 101), (2000, 101), (500, 51)):  # the file is 0.1004 s long
+        clip = load_video(path, fps=fps)
+        assert len(clip) == len(set(clip.seconds)) == distinct
+        assert numbers_in(clip.frames) == clip.indices.tolist()
+
+
+def test_a_rate_asks_for_all_of_a_time_only_where_there_are_no_more(folder: Path) -> None:
+    """Bursts between pauses: the rate of the whole file is low, that of a burst is not."""
+    plain = write_video(folder / "for-bursts.webm", 60, codec="libvpx")
+    path = restamp(plain, folder / "bursts.webm", lambda n, t: round(n // 30 * 500 + n % 30 / 2.4))
+    whole, some = load_video(path, fps=2400), load_video(path, fps=1000)
+    assert numbers_in(whole.frames) == list(range(60))
+    assert len(some) == len(set(some.seconds)) == len(set(whole.seconds)) < 30
 
 
 def test_one_time_for_all_frames(folder: Path) -> None:
@@ -209,6 +222,26 @@ def test_sound_that_goes_on_is_no_cut(folder: Path) -> None:
     cut = folder / "cut.flv"
     cut.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     assert any("cut off" in note for note in load_video(cut, frames=60).notes)
+
+
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_an_avi_whose_index_is_broken_lacks_nothing(b_frames: int, folder: Path) -> None:
+    options = {"bf": str(b_frames)}
+    data = write_video(folder / "indexed.avi", 60, codec="mpeg4", options=options).read_bytes()
+    at = data.rindex(b"idx1")
+    path = folder / "index-broken.avi"
+    entries = len(data) - at - 8
+    for broken in (
+        data[:at] + b"idxX" + data[at + 4 :],
+        data[:at] + b"\xff\0\x91\x12" + data[at + 4 :],
+        data[:at],
+        data[: at + 8 + entries // 2],
+        data[: at + 8] + bytes(entries),
+    ):
+        path.write_bytes(broken)
+        clip = load_video(path, frames=100)
+        assert numbers_in(clip.frames) == list(range(60)) and clip.notes == ()
+        assert clip.duration == pytest.approx(2.0, abs=1e-3)
 
 
 def test_animated_webp_is_refused_truly(folder: Path) -> None:

@@ -28,6 +28,7 @@ from .stamps import usual_step
 from .timeline import Timeline, missing_notes
 
 DEFAULT_FRAMES = 64
+_FEW = 8  # frames that are looked at together where some have the same time
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +122,9 @@ def load_video(
         path: a video file.
         frames: that many frames, at the centres of as many equal parts of [start, end). A frame
             comes once, also where it is shown for longer than a part or the file has fewer.
-        fps: frames a second, from ``start`` on; again each frame once.
+        fps: frames a second, from ``start`` on; again each frame once. Of frames with the same time
+            the last one comes, so that no time comes twice; only at a rate at which the file has
+            no more frames than are asked for do they all come.
         times: seconds in [0, duration], in any order; one frame a time, in that order.
         start: seconds; default the first frame.
         end: seconds; default the end of the video. May exceed the video by less than a second
@@ -276,7 +279,9 @@ def _chosen(
         _check_count(number, line.size, limits, least=True)
         chosen, lost = shown_at(line, begin + np.arange(max(number, 1)) / fps)
         chosen = np.unique(chosen)
-        return (_with_alike(line, chosen, begin) if _is_fine(line, fps) else chosen), lost
+        return (
+            _with_alike(line, chosen, begin) if _is_dense(line, begin, stop, fps) else chosen
+        ), lost
     number = DEFAULT_FRAMES if frames is None else frames
     _check_count(number, line.size, limits, least=True)
     every = _every_frame(line, begin, stop, number)
@@ -287,10 +292,18 @@ def _chosen(
     return np.unique(chosen), lost
 
 
-def _is_fine(line: Timeline, fps: float) -> bool:
-    """Whether a rate finds every time of a file that has frames with the same time."""
-    steps = np.diff(line.seconds)
-    return not steps.all() and 1 / fps <= (steps[steps > 0].min(initial=np.inf)) + 1e-6
+def _is_dense(line: Timeline, begin: float, stop: float, fps: float) -> bool:
+    """Whether a rate asks for every frame of a range that has frames with the same time.
+
+    As many as there are in all of it, and of any few that follow each other.
+    """
+    times = line.seconds[np.searchsorted(line.seconds, begin) : np.searchsorted(line.seconds, stop)]
+    steps = np.diff(times)
+    if steps.all() or (stop - begin) * fps < len(times) - 1e-6:
+        return False
+    clock = steps[steps > 0].min(initial=np.inf)  # times may have been rounded to so much
+    spans = times[_FEW:] - times[:-_FEW] if len(times) > _FEW else times[-1:] - times[:1]
+    return bool((spans.min() + clock) * fps >= min(_FEW, len(times)) - 1e-3)
 
 
 def _with_alike(line: Timeline, chosen: np.ndarray, begin: float) -> np.ndarray:

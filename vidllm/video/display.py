@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _WIDEST = 8.0
 _TURN = 2.0  # degrees that a quarter turn may be off
 _HDR = {16: "PQ", 18: "HLG"}  # ITU-T H.273, transfer characteristics
+SIZES_NOTE = "the file has pictures of different sizes: all are made equally large"
+TRANSPARENT_NOTE = "the video has transparency: its pictures are shown without"
+_TRANSPARENT = ("yuva", "gbrap", "ya")  # formats of pixels; GIF and PNG pictures have others
 _SIDE = {
     Type.STEREO3D: "the video is stereoscopic: the pictures hold both views, or one of them",
     Type.SPHERICAL: "the video is spherical: the pictures are its flat projection",
@@ -32,14 +35,16 @@ def display_size(stream: VideoStream) -> tuple[tuple[int, int], list[str]]:
     """
     height, width = stream.codec_context.height, stream.codec_context.width
     aspect = float(stream.sample_aspect_ratio or 1)
+    # VP8 and VP9 hold transparency in data beside the pictures, which decoders leave alone.
+    notes = [TRANSPARENT_NOTE] if stream.metadata.get("alpha_mode") == "1" else []
     if aspect <= 0 or aspect == 1.0:
-        return (height, width), []
+        return (height, width), notes
     if not 1 / _WIDEST <= aspect <= _WIDEST:
         told = f"the file asks for pixels {aspect:.3g} times as wide as high: shown as square ones"
-        return (height, width), [told]
+        return (height, width), [*notes, told]
     if aspect > 1:
-        return (height, max(1, round(width * aspect))), []
-    return (max(1, round(height / aspect)), width), []
+        return (height, max(1, round(width * aspect))), notes
+    return (max(1, round(height / aspect)), width), notes
 
 
 def upright(picture: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
@@ -58,10 +63,23 @@ def upright(picture: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
 
 def display_matrix(frame: VideoFrame) -> np.ndarray | None:
     """(3, 3) int32 of a frame; None where it has none."""
-    data: Any = frame.side_data.get(Type.DISPLAYMATRIX.name)
+    known = _side_data(frame)
+    if known is None:
+        turn = np.deg2rad(frame.rotation)
+        (a, b), size = (np.cos(turn), np.sin(turn)), 1 << 16
+        return np.rint([[a * size, -b * size, 0], [b * size, a * size, 0], [0, 0, 1]]).astype("=i4")
+    data = known.get(Type.DISPLAYMATRIX.name)
     if data is None or data.buffer_size < 36:
         return None
     return np.frombuffer(bytes(data)[:36], "=i4").reshape(3, 3)
+
+
+def _side_data(frame: VideoFrame) -> Any:
+    """What gets a frame's side data by the names of their kinds; None where PyAV cannot."""
+    try:
+        return frame.side_data
+    except ValueError:  # a kind that it has no name for, such as EXIF
+        return None
 
 
 def is_mirrored(matrix: np.ndarray | None) -> bool:
@@ -81,7 +99,12 @@ def frame_notes(frame: VideoFrame) -> list[str]:
         notes.append("the video is interlaced: what moves has comb-like edges")
     if (transfer := _HDR.get(int(frame.color_trc))) is not None:
         notes.append(f"the video is HDR ({transfer}): colours come paler than players show them")
-    notes += [note for kind, note in _SIDE.items() if frame.side_data.get(kind.name) is not None]
+    known = _side_data(frame)
+    notes += [note for kind, note in _SIDE.items() if known and known.get(kind.name) is not None]
+    if known is None and frame.rotation:
+        notes.append("the pictures are turned as their EXIF data says, but never mirrored")
+    if frame.format.name.startswith(_TRANSPARENT):
+        notes.append(TRANSPARENT_NOTE)
     matrix = display_matrix(frame)
     off = frame.rotation % 90 if matrix is not None and _determinant(matrix) else 0
     if min(off, 90 - off) > _TURN:

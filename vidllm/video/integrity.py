@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import mmap
+import re
+from collections.abc import Iterator
 from typing import BinaryIO
 
-from .recordings import Recording, box_length
+from .pieces import box_length
+from .recordings import Recording
 
 _TS_PACKET = 188  # bytes, ISO/IEC 13818-1
 _FLV_TAG = 11  # bytes of a tag's header
+_BOXED = {b"RIFF": "riff", b"\x1a\x45\xdf\xa3": "ebml", b"\x30\x26\xb2\x75": "asf"}
 _SYNC, _STUFFING = 0x47, 0x1FFF  # what each begins with; the stream of no content
+_CHUNK = re.compile(rb"\d\d(dc|db|wb|pc|tx)")  # a chunk of an AVI file: its stream and kind
 _LOOKED_AT = 8 << 20  # bytes between two pictures
 
 
@@ -60,8 +65,8 @@ def cut_off(recording: Recording) -> tuple[bool, int, int]:
     """Whether a file is shorter than its own outermost boxes say, the bytes of whole boxes, and
     the bytes that all boxes say there are.
 
-    Knows MP4/MOV, AVI, Matroska/WebM, GIF (its last byte), FLV (its last tag) and transport streams
-    (whole packets of 188 bytes); others promise no length.
+    Knows MP4/MOV, AVI, Matroska/WebM, ASF, GIF (its last byte), FLV (its last tag) and transport
+    streams (whole packets of 188 bytes); others promise no length.
     """
     size = recording.size
     with recording.open() as file:
@@ -73,17 +78,59 @@ def cut_off(recording: Recording) -> tuple[bool, int, int]:
         if head[:4] == b"GIF8":
             file.seek(-1, 2)
             return file.read(1) != b";", size, size
-        kind = "riff" if head[:4] == b"RIFF" else "ebml" if head[:4] == b"\x1a\x45\xdf\xa3" else ""
+        kind = _BOXED.get(head[:4], "")
         if not kind and head[4:8] not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
             return False, size, size
         at = whole = 0
         while at < size:
             file.seek(at)
-            length = box_length(file.read(16), kind)
+            head = file.read(24)
+            length = box_length(head, kind)
             if length is None:
                 return False, size, size
             whole, at = at, at + length
+        if head[4:8] == b"moof" and at == size:  # the fragment that it tells of is not there
+            return True, whole, size
+        if kind == "riff" and at > size and not _lacks_pictures(file, whole, size):
+            return False, size, size
     return at > size, whole if at > size else size, max(at, size)
+
+
+def _lacks_pictures(file: BinaryIO, at: int, size: int) -> bool:
+    """Whether a part of an AVI file ends before its pictures do; else it may lack their index."""
+    for begin, end in _movies(file, at, size):
+        return not begin < end <= size
+    return True
+
+
+def _movies(file: BinaryIO, at: int, size: int) -> Iterator[tuple[int, int]]:
+    """Begins and ends of the lists of an AVI file's pictures and sound, from one part of it on."""
+    while at < size:
+        file.seek(at)
+        head = file.read(12)
+        length = 8 + int.from_bytes(head[4:8], "little")
+        if not head[:4].strip().isalnum():
+            return
+        if head[:4] == b"LIST" and head[8:] == b"movi":
+            yield at, at + length
+        at += 12 if head[:4] == b"RIFF" else length + length % 2
+
+
+def index_for_pictures(recording: Recording) -> list[tuple[int, int]]:
+    """Bytes of an AVI file's indexes, where demuxers that do not know them for one see pictures.
+
+    Each entry of 16 bytes begins as the chunk does that it points to.
+    """
+    found = []
+    with recording.open() as file:
+        for _, end in _movies(file, 0, recording.size):
+            end += end % 2
+            file.seek(end)
+            head = file.read(8 + 16 + 4)
+            length = int.from_bytes(head[4:8], "little")
+            if length % 16 == 0 and all(_CHUNK.match(head, at) for at in (8, 24)):
+                found.append((end, end + 8 + length))
+    return found
 
 
 def _ends_with_tag(file: BinaryIO, size: int) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 from vidllm.errors import InputError
 from vidllm.progress import Listener
 
+from .display import SIZES_NOTE
 from .pyav_reader import PyAVReader
 from .reader import T, Take
 from .recordings import Recording
@@ -97,7 +98,7 @@ def _one_behind_the_other(lines: list[Timeline], notes: list[str]) -> Timeline:
     for number, line in enumerate(lines, start=1):
         told += [f"recording {number}: {note}" for note in line.notes]
     if any(line.size != lines[0].size for line in lines):
-        told.append("its recordings have pictures of different sizes: all are made equally large")
+        told.append(SIZES_NOTE)
     shifted = list(zip(begins, lines, strict=False))
     return replace(
         last,

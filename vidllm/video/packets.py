@@ -15,10 +15,10 @@ from av.container.input import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from .integrity import counters_go_on, in_step
+from .integrity import counters_go_on, in_step, index_for_pictures
 from .recordings import Recording
 from .sample_table import sample_table
-from .stamps import Joins, find_joins, usual_step
+from .stamps import Joins, find_joins, unwrapped, usual_step, without_strays
 
 _NEAR = 32  # key frames that are gone back over one by one
 _CHECKED = 32  # packets that must agree before a sample table is believed
@@ -52,6 +52,8 @@ class PacketIndex:
         stamps: (p,) int64 presentation times as the demuxer gives them; None: ``pts``.
         joins: packet numbers at which the file's own time starts anew.
         unnamed: packets of streams that the file's header does not name.
+        strays: packets whose times were out of order and were put between their neighbours'.
+        unkeyed: packets behind a join that are not shown, as no key frame comes before them.
     """
 
     pts: np.ndarray
@@ -68,6 +70,8 @@ class PacketIndex:
     stamps: np.ndarray | None = None
     joins: tuple[int, ...] = ()
     unnamed: int = 0
+    strays: int = 0
+    unkeyed: int = 0
 
     def __post_init__(self) -> None:
         self._stamps = self.pts if self.stamps is None else self.stamps
@@ -195,11 +199,12 @@ def list_packets(
     faults: set[int] = set()
     codec = stream.codec_context.name
     unnamed, known = 0, -1
+    indexes = index_for_pictures(recording) if container.format.name == "avi" else []
     while len(pts) + unnamed > known:  # after an unreadable stretch go on, as long as more comes
         known = len(pts) + unnamed
         try:
             for packet in container.demux(stream):
-                if not packet.size:
+                if not packet.size or any(a < (packet.pos or 0) < b for a, b in indexes):
                     continue
                 if packet.is_keyframe:
                     keys.append(len(pts))
@@ -231,13 +236,14 @@ def list_packets(
     keys = keys or [0]
     if timed and len(times):
         visible &= times != NEVER
-    joins = Joins()
+    joins, strays, unkeyed = Joins(), 0, 0
     if timed and len(times) and container.format.name != "avi":
-        base = stream.time_base
+        base, decoded = stream.time_base, columns[:, 3]
         leap = np.inf
         torn: Callable[[int], bool] | None = None
         if container.format.name in _STREAMED and base:
             leap = float(_LEAP / base)
+            times, decoded, strays = without_strays(*unwrapped(times, decoded))
         if container.format.name == "mpegts":
             at = columns[:, 1]
 
@@ -245,12 +251,14 @@ def list_packets(
                 return not counters_go_on(recording, int(at[packet - 1]), int(at[packet]))
 
         if container.format.name == "mpeg":
-            times = _without_strays(times, columns[:, 3], leap)
-        joins = find_joins(times, columns[:, 3], columns[:, 0], keys, visible, leap, torn)
+            times = _without_leaps(times, decoded, leap)
+        joins = find_joins(times, decoded, columns[:, 0], keys, visible, leap, torn)
         # Counters of a transport stream jump at a join: its last packets are not damaged by that.
         faults -= {number - back for number in joins.packets for back in (1, 2)}
     if timed and len(times):
-        visible &= joins.visible(times, keys)
+        headless = visible & ~joins.visible(times, keys)
+        visible &= ~headless
+        unkeyed = int(headless[joins.packets[0] :].sum()) if joins.packets else 0
     times = joins.times(times)
     shown = np.flatnonzero(visible)
     shown = shown[np.argsort(times[shown], kind="stable")]
@@ -268,10 +276,12 @@ def list_packets(
         stamps=None if stamps is times else stamps,
         joins=joins.packets,
         unnamed=unnamed,
+        strays=strays,
+        unkeyed=unkeyed,
     )
 
 
-def _without_strays(times: np.ndarray, decoded: np.ndarray, leap: float) -> np.ndarray:
+def _without_leaps(times: np.ndarray, decoded: np.ndarray, leap: float) -> np.ndarray:
     """(p,) times, where they are a leap later than decoding: as late as others at most are.
 
     A demuxer may give the last picture before a join the time of the first one behind it.
@@ -330,14 +340,23 @@ def find_holes(
     if (index.position[:, 0] < 0).any():
         return nowhere
     slack = max(256, int(np.median(index.position[:, 1])) // 2)
-    suspects: list[tuple[int, int]] = []
+    suspects: list[tuple[int, int, int]] = []
     furthest = np.maximum.accumulate(index.position.sum(axis=1))
     jumps = 1 + np.flatnonzero(index.position[1:, 0] - furthest[:-1] > slack)
+    padded = container.format.name == "asf"  # in packets of one size, filled up with nothing
+    if padded and len(jumps):
+        apart = np.diff(index.position[:, 0])
+        jumps = jumps[apart[jumps - 1] != apart[apart > 0].min()]
     for at in np.flatnonzero(steps > 1.5 * usual).tolist() if len(jumps) else ():
         # Pictures are stored out of order: the loss may be before any packet between the two.
         near, far = sorted((int(index.shown[at]), int(index.shown[at + 1])))
         first, after = np.searchsorted(jumps, (near + 1, far + 1))
-        suspects += [(at, int(number)) for number in jumps[first:after]]
+        suspects += [(at, int(number), int(number)) for number in jumps[first:after]]
+        if padded and after < len(jumps):
+            # What follows a damage is told to stand where the damage begins.
+            ahead = int(jumps[after])
+            if index.position[ahead - 1, 0] == index.position[far, 0]:
+                suspects.append((at, far, ahead))
         if len(suspects) > _SUSPECTS:
             break
     if not suspects:
@@ -345,8 +364,8 @@ def find_holes(
     others = _all_places(container)
     counted = container.format.name == "mpegts"  # its packets are numbered: what is lost shows
     holes = []
-    for at, number in suspects:
-        low, high = int(furthest[number - 1]), int(index.position[number, 0])
+    for at, number, jump in suspects:
+        low, high = int(furthest[jump - 1]), int(index.position[jump, 0])
         sure = counted and index.faults.isdisjoint((number - 1, number))
         if sure and in_step(recording, low, high):
             continue  # tables and stuffing: they belong to no packet either

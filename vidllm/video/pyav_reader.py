@@ -25,7 +25,7 @@ from vidllm.errors import InputError
 from vidllm.progress import Listener, check
 
 from .demuxer import Source
-from .display import display_matrix, frame_notes, upright
+from .display import SIZES_NOTE, display_matrix, frame_notes, upright
 from .integrity import cut_off, gif_images
 from .packets import PacketIndex, index_from_table, list_packets
 from .reader import T, Take
@@ -67,6 +67,7 @@ class PyAVReader:
         self._told: dict[str, None] = {}  # a set that keeps its order
         self._kept: bool = False  # whether a frame waits for being collected
         self._matrices: dict[tuple[Any, ...], np.ndarray | None] = {}
+        self._sizes: set[tuple[int, int]] = set()
         self._blank: set[int] = set()  # packets
         self.blank: set[int] = set()
         self._unlike: bool | None = None  # whether no two frames have the same time
@@ -313,6 +314,9 @@ class PyAVReader:
         elif self._kept:
             self._kept = False
             gc.collect(1)
+        self._sizes.add((frame.width, frame.height))
+        if len(self._sizes) > 1:
+            self._told[SIZES_NOTE] = None
         height, width = self._source.size
         picture = frame.to_ndarray(format="rgb24", width=width, height=height, **_ALONE)
         return upright(picture, self._matrices[looks])

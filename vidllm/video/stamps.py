@@ -14,6 +14,7 @@ import numpy as np
 
 _NEVER = np.iinfo(np.int64).min  # the time of a packet that has none
 _WINDOW = 8  # packets behind a join that all are earlier than what came before it
+_CLOCK = 1 << 33  # ticks at which the times of MPEG-2 streams begin anew (ISO/IEC 13818-1, 2.4.3.7)
 _FURTHEST = 1 << 61  # ticks: beyond that sums would not fit
 _MOST = 1000  # steps back in a file: with more its times are in no order, not started anew
 
@@ -32,10 +33,12 @@ class Joins:
     Attributes:
         packets: numbers of the packets that begin a part, the first part's left out.
         shifts: ticks to add to the times of each of these parts.
+        unbroken: those packets at which the pictures go on although the times do not.
     """
 
     packets: tuple[int, ...] = ()
     shifts: tuple[int, ...] = ()
+    unbroken: frozenset[int] = frozenset()
 
     def times(self, stamps: np.ndarray) -> np.ndarray:
         """(p,) int64 stamps of packets as times that go on at every join."""
@@ -53,12 +56,46 @@ class Joins:
         found = np.ones(len(stamps), dtype=bool)
         edges = [0, *self.packets, len(stamps)]
         for begin, end in pairwise(edges):
+            if begin in self.unbroken:
+                continue
             at = int(np.searchsorted(keys, begin))
             if at < len(keys) and keys[at] < end:
                 found[begin:end] = stamps[begin:end] >= stamps[keys[at]]
             else:
                 found[begin:end] = False
         return found
+
+
+def unwrapped(stamps: np.ndarray, decode: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(p,) presentation and decoding times of a clock of 33 bits: no step is over half of it."""
+    known = np.flatnonzero(decode != _NEVER)
+    steps = np.diff(decode[known])
+    if not (np.abs(steps) > _CLOCK // 2).any():
+        return stamps, decode
+    turns = np.zeros(len(decode), dtype=np.int64)
+    turns[known[1:]] = (steps < -_CLOCK // 2).astype(int) - (steps > _CLOCK // 2)
+    moved = np.cumsum(turns) * _CLOCK
+    return (
+        np.where(stamps == _NEVER, stamps, stamps + moved),
+        np.where(decode == _NEVER, decode, decode + moved),
+    )
+
+
+def without_strays(stamps: np.ndarray, decode: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """(p,) presentation and decoding times without single ones that are out of order, and how many.
+
+    Decoding times do not fall. One of them that does, or after which the others go on as if it had
+    not been, is wrong: the packet belongs in the middle between its neighbours.
+    """
+    before, at, after = decode[:-2], decode[1:-1], decode[2:]
+    known = (before != _NEVER) & (at != _NEVER) & (after != _NEVER) & (stamps[1:-1] != _NEVER)
+    stray = 1 + np.flatnonzero(known & (before <= after) & ((at < before) | (at > after)))
+    if not len(stray):
+        return stamps, decode, 0
+    stamps, moved = np.array(stamps), np.array(decode)
+    moved[stray] = (decode[stray - 1] + decode[stray + 1]) // 2
+    stamps[stray] += moved[stray] - decode[stray]
+    return stamps, moved, len(stray)
 
 
 def find_joins(
@@ -97,20 +134,27 @@ def find_joins(
     falls = sorted({*falls, *leaps, *marks[1:][np.diff(stamps[marks]) < 0].tolist()})
     if not falls or len(falls) > _MOST:
         return Joins()
-    begins, is_key = [0], set(keys)
+    begins, is_key, usual = [0], set(keys), usual_step(np.sort(order))
+    streamed, unbroken = np.isfinite(leap), set[int]()
     for at in falls:
         place = int(np.searchsorted(known, at))
         first = int(np.searchsorted(known, begins[-1]))
         after, before = order[place : place + _WINDOW], order[max(first, place - _WINDOW) : place]
         enough = len(after) == _WINDOW or at in is_key
         rising = enough and _rises(before) and _rises(after) and len(after) > 0 and len(before) > 0
-        falls_back = rising and (at in leaps or after.max() < order[first:place].max())
+        falls_back = rising and (
+            at in leaps
+            or after.max() < order[first:place].max()
+            or (streamed and order[place - 1] - order[place] > usual)
+        )
         if not falls_back and at in is_key:
             falls_back = _key_falls(stamps[begins[-1] : at], stamps[at : at + _WINDOW])
         if falls_back:
             begins.append(at)
+            if torn is not None and order[place] < order[place - 1] and not torn(at):
+                unbroken.add(at)
     packets = tuple(begins[1:])
-    visible = shown & Joins(packets).visible(stamps, keys)
+    visible = shown & Joins(packets, unbroken=frozenset(unbroken)).visible(stamps, keys)
     shifts: list[int] = []
     end = 0
     for begin, until in zip(begins, [*packets, len(stamps)], strict=True):
@@ -118,7 +162,11 @@ def find_joins(
         shift = 0
         if len(part):
             rows = np.sort(stamps[part])
-            shift = end - int(rows[0]) if begin else 0
+            if begin in unbroken:
+                place = int(np.searchsorted(known, begin))
+                shift = int(order[place - 1] - order[place] + usual) + shifts[-1]
+            else:
+                shift = end - int(rows[0]) if begin else 0
             last = int(duration[part[np.argmax(stamps[part])]])
             # What stands until a leap is not meant to stand so long.
             last = last if 0 < last <= leap else int(usual_step(rows))
@@ -126,7 +174,7 @@ def find_joins(
         if max(abs(shift), abs(end)) > _FURTHEST:
             return Joins()
         shifts.append(shift)
-    return Joins(packets, tuple(shifts[1:]))
+    return Joins(packets, tuple(shifts[1:]), frozenset(unbroken))
 
 
 def _rises(times: np.ndarray) -> bool:

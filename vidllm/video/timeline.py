@@ -107,6 +107,8 @@ def timeline_of(
 def _rate(stream: VideoStream) -> float:
     """Frames a second by the header, for files without times; 25 where that is no rate."""
     rate = float(stream.average_rate or stream.guessed_rate or 25)
+    if not stream.average_rate and stream.time_base and rate * stream.time_base == 1:
+        return 25.0  # the clock of the file, which is guessed where there is nothing to guess from
     return rate if _SLOWEST <= rate <= _FASTEST else 25.0
 
 
@@ -114,8 +116,17 @@ def _join_notes(index: PacketIndex, seconds: np.ndarray) -> list[str]:
     """What is to be said of recordings that were joined, and of streams that come late."""
     notes = []
     if index.joins:
-        begins = [int(np.argmax(index.shown >= join)) for join in index.joins]
-        notes.append(join_note(seconds[begins].tolist()))
+        # Edits may take from a file what lies further back: its times go on all the same.
+        anew = [at for at in index.joins if index.pts[at] != index.stamp(at)]
+        begins = [int(np.argmax(index.shown >= join)) for join in anew]
+        notes += [join_note(seconds[begins].tolist())] if begins else []
+    if index.unkeyed:
+        notes.append(
+            f"{index.unkeyed} frames behind a join have no key frame before them: they are left out"
+        )
+    if index.strays:
+        of = f"the times of {index.strays} of the frames"
+        notes.append(f"{of} are out of order: shown between their neighbours")
     if index.unnamed:
         notes.append("the file holds a stream that its header does not name: it is not read")
     return notes
