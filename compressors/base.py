@@ -16,6 +16,8 @@ from torch import Tensor
 from vidllm.errors import InputError, WorkError
 from vidllm.tokens import Keep, Selection, VideoTokens, budget_of
 
+from .shared.kernels import finite
+
 #: Where a method may act, in the order in which a video passes them.
 STAGES: tuple[str, ...] = ("vision", "tokens", "prefill", "cache")
 #: Stages inside the decoder: the model runs these methods, not the caller.
@@ -167,7 +169,7 @@ class Compressor(ABC):
         if len(tokens) > goal:
             if self.query_aware and query is None:
                 raise InputError(f"{self.name} chooses tokens by the question: give it a query")
-            if self.uses_features and not bool(torch.isfinite(tokens.features).all()):
+            if self.uses_features and not finite(tokens.features):
                 raise InputError(f"{self.name}: the video features hold NaN or infinite values")
         while len(tokens) > goal:
             selection = self.plan(tokens, goal, query)

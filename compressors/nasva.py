@@ -15,7 +15,8 @@ from vidllm.tokens import Keep, Selection, VideoTokens
 from .base import Compressor
 from .registry import register
 from .shared.allocation import FLOOR, question
-from .shared.segments import present_frames, unit
+from .shared.kernels import unit
+from .shared.segments import present_frames
 
 
 @runtime_checkable

@@ -12,7 +12,8 @@ from torch import Tensor
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
-from .segments import present_frames, unit
+from .kernels import unit
+from .segments import present_frames
 
 # Longer questions are reduced to one mean vector (the authors' rule).
 LONGEST_QUERY = 50

@@ -10,12 +10,6 @@ from torch import Tensor
 from vidllm.tokens import Merge, VideoTokens, split_budget
 
 
-def unit(x: Tensor, floor: float = torch.finfo(torch.float32).tiny) -> Tensor:
-    """Rows of length 1 in float32; a norm counts as `floor` at least, so that zeros stay zeros."""
-    rows = x.detach().float()
-    return rows / rows.norm(dim=-1, keepdim=True).clamp(min=floor)
-
-
 def share(budget: int, capacity: Sequence[int]) -> list[int]:
     """Split `budget` over parts: each at least 1 and at most its capacity, nearly in proportion.
 
@@ -59,6 +53,16 @@ def by_slot(tokens: VideoTokens) -> tuple[Tensor, Tensor]:
     order = order[torch.argsort(slot[order], stable=True)]
     _, counts = torch.unique_consecutive(slot[order], return_counts=True)
     return order, counts
+
+
+def before_in_cell(tokens: VideoTokens) -> Tensor:
+    """(L,) the last earlier token in the same cell of every token, or -1."""
+    order, counts = by_slot(tokens)
+    first = torch.zeros(len(tokens), dtype=torch.bool)
+    first[starts(counts)] = True
+    before = torch.empty_like(order)
+    before[order] = torch.where(first, -1, order.roll(1))
+    return before
 
 
 def merge_groups(tokens: VideoTokens, group: Tensor) -> Merge:
