@@ -14,6 +14,7 @@ from vidllm.tokens import matching as bipartite
 
 from .base import Compressor
 from .registry import register
+from .shared.kernels import batches, take
 from .shared.segments import equal_runs, merge_groups, present_frames, share
 
 
@@ -96,12 +97,13 @@ class Aim(Compressor):
         for (size, r), which in alike.items():
             if r == 0:
                 continue
-            index = torch.stack([frames[f] for f in which])
-            metric = tokens.features[index.to(tokens.features.device)]
-            kept, merged, into = (v.cpu() for v in match(metric.detach(), r))
-            joins[index.gather(1, merged)] = index.gather(1, into)
-            odd = torch.arange(1, size, 2).expand(len(which), -1)
-            left = index.gather(1, torch.cat([kept, odd], dim=1))
-            for row, f in enumerate(which):
-                stays[f] = left[row]
+            odd = torch.arange(1, size, 2)
+            for few in batches(which, size * tokens.features.shape[1], tokens.features):
+                index = torch.stack([frames[f] for f in few])
+                metric = take(tokens.features.detach(), index.flatten()).view(*index.shape, -1)
+                kept, merged, into = (v.cpu() for v in match(metric, r))
+                joins[index.gather(1, merged)] = index.gather(1, into)
+                left = index.gather(1, torch.cat([kept, odd.expand(len(few), -1)], dim=1))
+                for row, f in zip(left, few, strict=True):
+                    stays[f] = row
         return joins, torch.cat(stays)

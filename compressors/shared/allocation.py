@@ -12,8 +12,7 @@ from torch import Tensor
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
-from .kernels import unit
-from .segments import present_frames
+from .segments import present_frames, unit
 
 # Longer questions are reduced to one mean vector (the authors' rule).
 LONGEST_QUERY = 50

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vidllm.tokens import Merge, apply_rows
 
-from .kernels import unit
+from .segments import unit
 
 # Similarities that are held at once, so that memory stays linear in the tokens.
 _CHUNK = 1 << 22

@@ -14,8 +14,6 @@ from torch import Tensor
 
 # Numbers of a block, 512 KiB in float32: two of them stay in a core's own cache.
 _BLOCK = 2**17
-#: The least norm that rows are divided by, so that rows of zeros stay zeros.
-TINY = torch.finfo(torch.float32).tiny
 
 
 def finite(x: Tensor) -> bool:
@@ -62,20 +60,18 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return x.index_select(0, index.to(x.device))
 
 
-def _unit(rows: Tensor, floor: float, out: Tensor) -> Tensor:
+def batches(items: Sequence[int], numbers: int, x: Tensor) -> Iterator[Sequence[int]]:
+    """Items of so many numbers each, as many at a time as stay in the cache, and at least one."""
+    step = len(items) if x.is_cuda else max(1, 2 * _BLOCK // max(1, numbers))
+    return (items[first : first + step] for first in range(0, len(items), step))
+
+
+def unit_into(out: Tensor, rows: Tensor, floor: float) -> Tensor:
+    """A block's rows of length 1 into float32 `out`; a norm counts as `floor` at least."""
     if rows.dtype != torch.float32:
         rows = out.copy_(rows)
     norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return torch.div(rows, norm.clamp_(min=floor), out=out)
-
-
-def unit(x: Tensor, floor: float = TINY) -> Tensor:
-    """Rows of length 1 in float32; a norm counts as `floor` at least, so that zeros stay zeros."""
-    rows = x.detach().reshape(-1, x.shape[-1])
-    result = torch.empty(rows.shape, device=x.device)
-    for where, some in blocks(rows):
-        _unit(some, floor, result[where])
-    return result.view(x.shape)
 
 
 def row_cosine(x: Tensor, left: Tensor, right: Tensor, floor: float = 1e-8) -> Tensor:
@@ -86,6 +82,22 @@ def row_cosine(x: Tensor, left: Tensor, right: Tensor, floor: float = 1e-8) -> T
     result = torch.empty(len(left), device=x.device)
     one, two = torch.empty(2, min(step_of(x), max(1, len(left))), x.shape[1], device=x.device)
     for (where, a), (_, b) in zip(blocks(x, left), blocks(x, right), strict=True):
-        product = _unit(a, floor, one[: len(a)]).mul_(_unit(b, floor, two[: len(b)]))
+        product = unit_into(one[: len(a)], a, floor)
+        product.mul_(unit_into(two[: len(b)], b, floor))
         torch.sum(product, dim=1, out=result[where])
     return result
+
+
+def variance(x: Tensor) -> Tensor:
+    """(D,) float64 population variance of the columns of (N, D), about the first row.
+
+    A mean far from 0 costs no digits, as the first row is taken off before anything is squared.
+    """
+    total, squares = torch.zeros(2, x.shape[1], dtype=torch.float64, device=x.device)
+    start = x[0].detach().float()
+    scratch = torch.empty(min(len(x), step_of(x)), x.shape[1], device=x.device)
+    for _, rows in blocks(x):
+        away = torch.sub(rows, start, out=scratch[: len(rows)])
+        total += away.sum(dim=0)
+        squares += away.square_().sum(dim=0)
+    return (squares - total.square() / len(x)) / len(x)

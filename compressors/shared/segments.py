@@ -9,6 +9,17 @@ from torch import Tensor
 
 from vidllm.tokens import Merge, VideoTokens, split_budget
 
+from .kernels import blocks, unit_into
+
+
+def unit(x: Tensor, floor: float = torch.finfo(torch.float32).tiny) -> Tensor:
+    """Rows of length 1 in float32; a norm counts as `floor` at least, so that zeros stay zeros."""
+    rows = x.detach().reshape(-1, x.shape[-1])
+    result = torch.empty(rows.shape, device=x.device)
+    for where, some in blocks(rows):
+        unit_into(result[where], some, floor)
+    return result.view(x.shape)
+
 
 def share(budget: int, capacity: Sequence[int]) -> list[int]:
     """Split `budget` over parts: each at least 1 and at most its capacity, nearly in proportion.
