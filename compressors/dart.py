@@ -13,7 +13,7 @@ from vidllm.tokens import Keep, Selection, VideoTokens
 
 from .base import Compressor
 from .registry import register
-from .shared.kernels import unit
+from .shared.segments import unit
 
 FLOOR = 1e-8  # the port's floor of a norm
 

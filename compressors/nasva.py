@@ -15,8 +15,7 @@ from vidllm.tokens import Keep, Selection, VideoTokens
 from .base import Compressor
 from .registry import register
 from .shared.allocation import FLOOR, question
-from .shared.kernels import unit
-from .shared.segments import present_frames
+from .shared.segments import present_frames, unit
 
 
 @runtime_checkable

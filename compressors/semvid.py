@@ -17,7 +17,7 @@ from vidllm.tokens import Keep, Selection, VideoTokens
 from .base import Compressor
 from .registry import register
 from .shared.allocation import FLOOR, allocate, frame_means, question, shares
-from .shared.kernels import unit
+from .shared.segments import unit
 
 
 def choose(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vidllm.compressors.dart import FLOOR, _pick, _strongest
-from vidllm.compressors.shared.kernels import unit
+from vidllm.compressors.shared.segments import unit
 from vidllm.errors import InputError
 
 
