@@ -14,6 +14,8 @@ from torch import Tensor
 
 # Numbers of a block, 512 KiB in float32: two of them stay in a core's own cache.
 _BLOCK = 2**17
+# Of the summed squared lengths of two rows, the square of a distance that counts as none.
+_EQUAL = 4e-6
 
 
 def finite(x: Tensor) -> bool:
@@ -101,3 +103,18 @@ def variance(x: Tensor) -> Tensor:
         total += away.sum(dim=0)
         squares += away.square_().sum(dim=0)
     return (squares - total.square() / len(x)) / len(x)
+
+
+def distances(x: Tensor) -> Tensor:
+    """(N, N) Euclidean distances of (N, D) rows, by a product of the rows about their mean.
+
+    Equal rows are exactly at 0. So are rows whose distance is below 0.002 of their lengths about
+    the mean, where a product in float32 tells nothing.
+    """
+    rows = x.detach().float()
+    rows = rows - rows.mean(dim=0)
+    product = rows @ rows.T
+    length = product.diagonal()
+    both = length[:, None] + length
+    square = torch.sub(both, product, alpha=2)
+    return square.masked_fill_(square < _EQUAL * both, 0.0).sqrt_()
