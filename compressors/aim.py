@@ -14,7 +14,8 @@ from vidllm.tokens import matching as bipartite
 
 from .base import Compressor
 from .registry import register
-from .shared.segments import equal_runs, merge_groups, present_frames, share
+from .shared.frame_rounds import halvings, merge_parts
+from .shared.segments import equal_runs, merge_groups, present_frames
 
 
 def match(metric: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,43 +66,42 @@ class Aim(Compressor):
         if self.weighting not in ("mean", "size"):
             raise InputError(f"aim: weighting must be 'mean' or 'size', not {self.weighting!r}")
 
+    def run(
+        self, tokens: VideoTokens, budget: int | None = None, query: Tensor | None = None
+    ) -> tuple[VideoTokens, list[Selection]]:
+        """As `Compressor.run`; frames go through all of their rounds one after the other."""
+        order, _, counts = present_frames(tokens)
+        goal = max(self.goal(tokens, budget), len(counts))
+        if goal >= len(tokens):
+            return super().run(tokens, budget, query)
+        self.check(tokens)
+        sizes: list[int] = counts.tolist()
+        merged, rounds = merge_parts(
+            tokens, order.split(sizes), halvings(sizes, goal), self._halve
+        )
+        after, more = super().run(merged, self.goal(tokens, budget), query)
+        return after, rounds + more
+
     def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
         """One round over all frames."""
-        order, frames, counts = present_frames(tokens)
-        if len(tokens) == frames.numel():
-            runs = equal_runs(torch.arange(len(tokens)), len(tokens), budget)
-            group = torch.empty_like(runs)
-            group[order] = runs
-            merged = merge_groups(tokens, group)
-            return Merge(merged.target, merged.representative, self.weighting)
-        sizes: list[int] = counts.tolist()
-        goals = share(budget, sizes) if budget >= len(sizes) else [1] * len(sizes)
-        slot, stays = self._round(tokens, order.split(sizes), goals)
-        number = torch.empty_like(slot)
-        number[stays] = torch.arange(stays.numel())
-        result = Merge(number[slot], stays, self.weighting)
-        return result if self.faithful else result.in_order(tokens.position)
+        order, _, counts = present_frames(tokens)
+        if len(counts) < len(tokens):
+            goal, sizes = max(budget, len(counts)), counts.tolist()
+            parts, turn = order.split(sizes), halvings(sizes, goal)[:1]
+            return merge_parts(tokens, parts, turn, self._halve)[1][0]
+        runs = equal_runs(torch.arange(len(tokens)), len(tokens), budget)
+        group = torch.empty_like(runs)
+        group[order] = runs
+        merged = merge_groups(tokens, group)
+        return Merge(merged.target, merged.representative, self.weighting)
 
-    @staticmethod
-    def _round(
-        tokens: VideoTokens, frames: tuple[Tensor, ...], goals: list[int]
-    ) -> tuple[Tensor, Tensor]:
-        """(L,) the token that every token joins, and the tokens that stay, frame by frame."""
-        alike: dict[tuple[int, int], list[int]] = {}
-        for f, members in enumerate(frames):
-            size = members.numel()
-            alike.setdefault((size, min(size // 2, size - goals[f])), []).append(f)
-        joins = torch.arange(len(tokens))
-        stays = list(frames)
-        for (size, r), which in alike.items():
-            if r == 0:
-                continue
-            index = torch.stack([frames[f] for f in which])
-            metric = tokens.features[index.to(tokens.features.device)]
-            kept, merged, into = (v.cpu() for v in match(metric.detach(), r))
-            joins[index.gather(1, merged)] = index.gather(1, into)
-            odd = torch.arange(1, size, 2).expand(len(which), -1)
-            left = index.gather(1, torch.cat([kept, odd], dim=1))
-            for row, f in enumerate(which):
-                stays[f] = left[row]
-        return joins, torch.cat(stays)
+    def _halve(self, x: Tensor, left: int, position: Tensor) -> Merge:
+        """One round on a frame (n, D)."""
+        count = len(x)
+        kept, merged, into = (v[0].cpu() for v in match(x[None], count - left))
+        stays = torch.cat([kept, torch.arange(1, count, 2)])
+        slot = torch.empty(count, dtype=torch.long)
+        slot[stays] = torch.arange(len(stays))
+        slot[merged] = slot[into]
+        result = Merge(slot, stays, self.weighting)
+        return result if self.faithful else result.in_order(position)

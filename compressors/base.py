@@ -16,6 +16,8 @@ from torch import Tensor
 from vidllm.errors import InputError, WorkError
 from vidllm.tokens import Keep, Selection, VideoTokens, budget_of
 
+from .shared.kernels import finite
+
 #: Where a method may act, in the order in which a video passes them.
 STAGES: tuple[str, ...] = ("vision", "tokens", "prefill", "cache")
 #: Stages inside the decoder: the model runs these methods, not the caller.
@@ -165,10 +167,7 @@ class Compressor(ABC):
         goal = self.goal(tokens, budget)
         rounds: list[Selection] = []
         if len(tokens) > goal:
-            if self.query_aware and query is None:
-                raise InputError(f"{self.name} chooses tokens by the question: give it a query")
-            if self.uses_features and not bool(torch.isfinite(tokens.features).all()):
-                raise InputError(f"{self.name}: the video features hold NaN or infinite values")
+            self.check(tokens, query)
         while len(tokens) > goal:
             selection = self.plan(tokens, goal, query)
             if not goal <= len(selection) < len(tokens):
@@ -179,6 +178,17 @@ class Compressor(ABC):
             tokens = tokens.apply(selection)
             rounds.append(selection)
         return tokens, rounds
+
+    def check(self, tokens: VideoTokens, query: Tensor | None = None) -> None:
+        """Refuse what cannot be planned on.
+
+        Raises:
+            InputError: NaN features, or a query that is missing.
+        """
+        if self.query_aware and query is None:
+            raise InputError(f"{self.name} chooses tokens by the question: give it a query")
+        if self.uses_features and not finite(tokens.features):
+            raise InputError(f"{self.name}: the video features hold NaN or infinite values")
 
     def notes(self) -> tuple[str, ...]:
         """What to know of its results, one line each: that its weights are random."""

@@ -15,8 +15,8 @@ from vidllm.errors import InputError
 from vidllm.tokens import Keep, Selection, VideoTokens
 
 from .base import Compressor
-from .evs import row_cosine
 from .registry import register
+from .shared.kernels import row_cosine
 from .shared.segments import present_frames, share
 
 

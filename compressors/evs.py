@@ -6,32 +6,18 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from vidllm.tokens import VideoTokens
 
 from .base import Scorer
 from .registry import register
-from .shared.segments import by_slot
+from .shared.kernels import row_cosine
+from .shared.segments import before_in_cell
 
 # The score of a token with nothing before it; any change is at most 2.
 _NEW = 255.0
-# Rows compared at a time, so that the copies in float32 stay small.
-_ROWS = 4096
 # A cosine of equal vectors misses 1 by a few times 1e-7 in float32.
 NOISE = 1e-6
-
-
-def row_cosine(features: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """(M,) cosine of row left[m] with row right[m], in float32; 0 where a row is zero.
-
-    Args:
-        features: (N, D). left, right: (M,) row numbers, on any device.
-    """
-    x, device = features.detach(), features.device
-    pairs = zip(left.to(device).split(_ROWS), right.to(device).split(_ROWS), strict=True)
-    parts = [cosine_similarity(x[a].float(), x[b].float(), dim=-1, eps=1e-8) for a, b in pairs]
-    return torch.cat(parts)
 
 
 @register("evs")
@@ -61,12 +47,11 @@ class Evs(Scorer):
 
     def score(self, tokens: VideoTokens, query: Tensor | None = None) -> Tensor:
         """(L,) 1 - cosine with the token before in the same cell; 255 without one."""
-        order, counts = by_slot(tokens)
-        rank = torch.arange(len(tokens)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-        later = torch.nonzero(rank > 0).flatten()
-        change = 1 - row_cosine(tokens.features, order[later], order[later - 1])
+        before = before_in_cell(tokens)
+        later = torch.nonzero(before >= 0).flatten()
+        change = 1 - row_cosine(tokens.features, later, before[later])
         if not self.faithful:
             change = torch.where(change < NOISE, 0.0, change)
         scores = torch.full((len(tokens),), _NEW, device=change.device)
-        scores[order[later].to(change.device)] = change
+        scores[later.to(change.device)] = change
         return scores

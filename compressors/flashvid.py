@@ -17,7 +17,7 @@ from vidllm.tokens import Merge, Mix, Selection, VideoTokens, split_budget
 
 from .base import Compressor
 from .registry import register
-from .shared.density import peaks, top
+from .shared.density import apart, peaks_among, top
 from .shared.segments import merge_groups, present_frames, share
 
 # Numbers of a batch of frames' distances that are held at a time (16 MiB in float32).
@@ -147,10 +147,9 @@ def density_peaks(x: Tensor, count: int, *, part: bool = True) -> tuple[Tensor, 
             1e-6 for that; with neither, two tokens that are nearest to each other tie, and both
             become centres.
     """
-    rows = x.detach().float()
-    centres = top(peaks(x, min(7, count), strict=not part), count).to(x.device)
-    away = torch.cdist(rows, rows[centres], compute_mode="donot_use_mm_for_euclid_dist")
-    label = away.argmin(dim=1)
+    distance = apart(x)
+    centres = top(peaks_among(distance, min(7, count), strict=not part), count).to(x.device)
+    label = distance[:, centres].argmin(dim=1)
     label[centres] = torch.arange(count, device=x.device)
     return centres, label
 

@@ -18,6 +18,7 @@ from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
 from .registry import register
 from .shared.in_tower import InTower, falling, rounds
+from .shared.kernels import batches, take
 from .shared.segments import equal_runs, merge_groups, present_frames, share
 
 
@@ -53,7 +54,7 @@ def one_round(
 
     Returns:
         The size-weighted merge, rows one after the other and each in the authors' order, and
-        the pairs, (F, r) sources and destinations for rows that are alike.
+        the pairs, (F, r) sources and destinations for rows that are alike, a few at a time.
     """
     count = sum(row.numel() for row in rows)
     alike: dict[tuple[int, int, int], list[int]] = {}
@@ -64,17 +65,19 @@ def one_round(
     for (size, r, odd), which in alike.items():
         if r == 0:
             continue
-        index = torch.stack([rows[i] for i in which])
         sources, sinks = torch.arange(odd, size, 2), torch.arange(1 - odd, size, 2)
-        pairs = match(metric[index.to(metric.device)], r, sources, sinks)
-        kept, merged, into = (part.cpu() for part in pairs)
-        kept = kept.sort(dim=1).values if ascending else kept
-        left = index.gather(1, torch.cat([kept, sinks.expand(len(which), -1)], dim=1))
-        for row, i in zip(left, which, strict=True):
-            stays[i] = row
-        merged, into = index.gather(1, merged), index.gather(1, into)
-        joins[merged] = into
-        found.append((merged, into))
+        for few in batches(which, size * metric.shape[1], metric):
+            index = torch.stack([rows[i] for i in few])
+            together = take(metric, index.flatten()).view(*index.shape, -1)
+            pairs = match(together, r, sources, sinks)
+            kept, merged, into = (part.cpu() for part in pairs)
+            kept = kept.sort(dim=1).values if ascending else kept
+            left = index.gather(1, torch.cat([kept, sinks.expand(len(few), -1)], dim=1))
+            for row, i in zip(left, few, strict=True):
+                stays[i] = row
+            merged, into = index.gather(1, merged), index.gather(1, into)
+            joins[merged] = into
+            found.append((merged, into))
     representative = torch.cat(stays)
     slot = torch.empty_like(joins)
     slot[representative] = torch.arange(representative.numel())

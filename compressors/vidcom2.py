@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from vidllm.tokens import Keep, Selection, VideoTokens
 
 from .base import Compressor
 from .registry import register
+from .shared.kernels import blocks, step_of, take, unit_into, variance
 from .shared.segments import present_frames
 
 _WIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
@@ -35,18 +35,38 @@ def rate(features: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
     Returns:
         vid_score (N,), frame_score (N,) in float32 on the device of the features.
     """
-    x = features.detach().float()
-    calm = x.var(dim=0, unbiased=False).argsort(stable=True)[: max(1, x.shape[1] // 2)]
-    unit = normalize(x[:, calm], dim=-1, eps=1e-12)
-    video = unit.mean(dim=0)
-    parts = unit.split(list(sizes))
-    vid = torch.cat([_kernel(part, video) for part in parts])
-    frame = torch.cat([_kernel(part, part.mean(dim=0)) for part in parts])
+    x, (count, width) = features.detach(), features.shape
+    calm = torch.zeros(width, device=x.device)
+    calm[variance(x).argsort(stable=True)[: max(1, width // 2)]] = 1.0
+    rows, scratch = torch.empty(2, min(count, step_of(x)), width, device=x.device)
+
+    def unit(some: Tensor) -> Tensor:
+        picked = torch.mul(some, calm, out=rows[: len(some)])
+        return unit_into(picked, picked, 1e-12)
+
+    # Two passes, the second for distances from the means, since half a clip is too much to hold.
+    centres = []
+    for part in x.split(list(sizes)):
+        total = torch.zeros(width, dtype=torch.float64, device=x.device)
+        for _, some in blocks(part):
+            total += unit(some).sum(dim=0)
+        centres.append(total)
+    video = (torch.stack(centres).sum(dim=0) / count).float()
+    vid, frame = torch.empty(2, count, device=x.device)
+    first = 0
+    for part, size, total in zip(x.split(list(sizes)), sizes, centres, strict=True):
+        own = (total / size).float()
+        for where, some in blocks(part):
+            near, away = unit(some), scratch[: len(some)]
+            here = slice(first + where.start, first + where.stop)
+            for scores, centre in ((vid, video), (frame, own)):
+                torch.sub(near, centre, out=away).square_()
+                scores[here] = _kernel(away.sum(dim=-1))
+        first += size
     return vid, frame
 
 
-def _kernel(x: Tensor, centre: Tensor) -> Tensor:
-    distance = (x - centre).square().sum(dim=-1)
+def _kernel(distance: Tensor) -> Tensor:
     return torch.stack([torch.exp(-distance / (2 * width)) for width in _WIDTHS]).sum(dim=0)
 
 
@@ -122,7 +142,7 @@ class VidCom2(Compressor):
         """Score all tokens, share the budget between the frames, keep the least usual."""
         order, _, counts = present_frames(tokens)
         sizes: list[int] = counts.tolist()
-        vid, frame = rate(tokens.features[order.to(tokens.features.device)], sizes)
+        vid, frame = rate(take(tokens.features, order), sizes)
         exact, rounded = _wanted(frame_scales(vid, sizes, budget / len(tokens)), sizes)
         kept = _settle(rounded, exact, sizes, budget)
         return Keep(order[_least_usual(vid + frame, sizes, kept)].sort().values)

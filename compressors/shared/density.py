@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vidllm.tokens import Merge, apply_rows
 
+from .kernels import distances
 from .segments import unit
 
 # Similarities that are held at once, so that memory stays linear in the tokens.
@@ -43,14 +44,22 @@ def peaks(
     Returns:
         (N,) float32 scores on the CPU.
     """
-    rows = x.detach().float()
-    # Exact differences: by matrix product a token would be at some distance from its equal.
-    distance = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-    distance = distance / rows.shape[1] ** 0.5
-    near = distance.topk(min(neighbours, len(rows)), largest=False).values
+    return peaks_among(apart(x), neighbours, noise, strict)
+
+
+def apart(x: Tensor) -> Tensor:
+    """(N, N) Euclidean distances of tokens (N, D), over sqrt(D)."""
+    return distances(x).div_(x.shape[1] ** 0.5)
+
+
+def peaks_among(
+    distance: Tensor, neighbours: int, noise: torch.Generator | None = None, strict: bool = True
+) -> Tensor:
+    """`peaks` of tokens that are so far `apart` (N, N)."""
+    near = distance.topk(min(neighbours, len(distance)), largest=False).values
     density = (-near.square().mean(1)).exp()
     if noise is not None:
-        density = density + torch.rand(len(rows), generator=noise).to(density) * 1e-6
+        density = density + torch.rand(len(density), generator=noise).to(density) * 1e-6
     denser = density[None, :] > density[:, None]
     if not strict:
         denser |= (density[None, :] == density[:, None]).tril(-1)
@@ -74,13 +83,10 @@ def cluster(
     """
     if clusters == 0:
         return torch.empty(0, dtype=torch.long), torch.full((len(x),), -1), x[:0]
-    score = peaks(x, min(neighbours, clusters), noise, strict)
+    distance = apart(x)
+    score = peaks_among(distance, min(neighbours, clusters), noise, strict)
     centres = top(score, clusters).sort().values
-    rows = x.detach().float()
-    away = torch.cdist(
-        rows, rows[centres.to(x.device)], compute_mode="donot_use_mm_for_euclid_dist"
-    )
-    into = away.argmin(1).cpu()
+    into = distance[:, centres.to(x.device)].argmin(1).cpu()
     into[centres] = torch.arange(clusters)
     return centres, into, pull(x, Merge(into, centres), torch.full((clusters,), beta))
 

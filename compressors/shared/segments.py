@@ -9,11 +9,16 @@ from torch import Tensor
 
 from vidllm.tokens import Merge, VideoTokens, split_budget
 
+from .kernels import blocks, unit_into
+
 
 def unit(x: Tensor, floor: float = torch.finfo(torch.float32).tiny) -> Tensor:
     """Rows of length 1 in float32; a norm counts as `floor` at least, so that zeros stay zeros."""
-    rows = x.detach().float()
-    return rows / rows.norm(dim=-1, keepdim=True).clamp(min=floor)
+    rows = x.detach().reshape(-1, x.shape[-1])
+    result = torch.empty(rows.shape, device=x.device)
+    for where, some in blocks(rows):
+        unit_into(result[where], some, floor)
+    return result.view(x.shape)
 
 
 def share(budget: int, capacity: Sequence[int]) -> list[int]:
@@ -59,6 +64,16 @@ def by_slot(tokens: VideoTokens) -> tuple[Tensor, Tensor]:
     order = order[torch.argsort(slot[order], stable=True)]
     _, counts = torch.unique_consecutive(slot[order], return_counts=True)
     return order, counts
+
+
+def before_in_cell(tokens: VideoTokens) -> Tensor:
+    """(L,) the last earlier token in the same cell of every token, or -1."""
+    order, counts = by_slot(tokens)
+    first = torch.zeros(len(tokens), dtype=torch.bool)
+    first[starts(counts)] = True
+    before = torch.empty_like(order)
+    before[order] = torch.where(first, -1, order.roll(1))
+    return before
 
 
 def merge_groups(tokens: VideoTokens, group: Tensor) -> Merge:

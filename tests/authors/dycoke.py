@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vidllm.compressors.dycoke_cache import CacheState, choose
-from vidllm.compressors.evs import row_cosine
+from vidllm.compressors.shared.kernels import row_cosine
 from vidllm.errors import InputError
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vidllm.compressors.evs import _NEW, row_cosine
+from vidllm.compressors.evs import _NEW
+from vidllm.compressors.shared.kernels import row_cosine
 from vidllm.errors import InputError
 
 

@@ -8,17 +8,21 @@ and differentiable.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from vidllm.errors import InputError, WorkError
 
 # Slots of at most this many tokens are summed member by member (see `_merge_rows`).
 _ROUNDS = 64
+# Numbers of the members that are summed at a time on a CPU, so that they stay in its cache.
+_BLOCK = 2**17
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,32 +185,78 @@ def apply_all(x: Tensor, selections: Sequence[Selection], *, dim: int = -2) -> T
 
 
 def _merge_rows(x: Tensor, merge: Merge, weight: Tensor) -> Tensor:
+    """Weighted means (..., K, D) of the rows (..., L, D) of every slot."""
     slots, device = len(merge), x.device
-    exact = torch.promote_types(x.dtype, torch.float32)
     kept = torch.nonzero(merge.target >= 0).flatten()
     order = kept[torch.argsort(merge.target[kept], stable=True)]
     slot = merge.target[order]
     counts = torch.bincount(slot, minlength=slots)
-    rank = torch.arange(order.numel()) - (counts.cumsum(0) - counts)[slot]
     weight = torch.where(counts[slot] == 1, 1.0, weight[order])  # alone: come out bit-equal
     whole = torch.zeros(slots).index_add_(0, slot, weight)
+    if device.type == "cpu" and x.shape[-1] and not (x.requires_grad and torch.is_grad_enabled()):
+        flat = x.detach().reshape(-1, *x.shape[-2:])
+        merged = x.new_empty(len(flat), slots, x.shape[-1])
+        for rows, out in zip(flat, merged, strict=True):
+            _sum_in_blocks(rows, order, counts, weight, whole, out)
+        return merged.view(*x.shape[:-2], slots, x.shape[-1])
+    exact = torch.promote_types(x.dtype, torch.float32)
+    rank = torch.arange(order.numel()) - (counts.cumsum(0) - counts)[slot]
     plain = bool((weight == 1).all())
 
-    def rows(which: Tensor) -> Tensor:
+    def rows_at(which: Tensor) -> Tensor:
         picked = x.index_select(-2, order[which].to(device)).to(exact)
         return picked if plain else picked * weight[which].to(device, exact)[:, None]
 
     if int(counts.max()) <= _ROUNDS:
         # The first member of every slot, then the second and so on: no slot is met twice in a
         # round, so the sums do not depend on the order in which a GPU adds.
-        total = rows(rank == 0)
+        total = rows_at(rank == 0)
         for r in range(1, int(counts.max())):
             which = rank == r
-            total.index_add_(-2, slot[which].to(device), rows(which))
+            total.index_add_(-2, slot[which].to(device), rows_at(which))
     else:
         total = x.new_zeros(*x.shape[:-2], slots, x.shape[-1], dtype=exact)
-        total.index_add_(-2, slot.to(device), rows(rank >= 0))
+        total.index_add_(-2, slot.to(device), rows_at(rank >= 0))
     return (total / whole.to(device, exact)[:, None]).to(x.dtype)
+
+
+def _sum_in_blocks(
+    x: Tensor, order: Tensor, counts: Tensor, weight: Tensor, whole: Tensor, out: Tensor
+) -> None:
+    """The same for rows (L, D) on the CPU into `out` (K, D), in blocks of slots.
+
+    `order` has the members slot by slot, `weight` theirs. A slot with more members than a block
+    is summed in several steps.
+    """
+    exact = torch.promote_types(x.dtype, torch.float32)
+    step = max(1, _BLOCK // x.shape[-1])
+    share = None if bool((weight == 1).all()) else weight.to(exact)
+    ends: list[int] = counts.cumsum(0).tolist()
+    offsets = counts.cumsum(0) - counts
+    every = torch.arange(min(step, len(order)))
+    scale = whole.to(exact)[:, None]
+
+    def sums(start: int, stop: int, bags: Tensor) -> Tensor:
+        rows, index = x, order[start:stop]
+        if x.dtype != exact or share is not None:  # in the cache
+            rows, index = x.index_select(0, index).to(exact), every[: stop - start]
+        if share is not None:
+            rows.mul_(share[start:stop, None])
+        return embedding_bag(index, rows, bags, mode="sum")
+
+    first, start = 0, 0
+    while first < len(ends):
+        last = max(first + 1, bisect_right(ends, start + step))
+        stop = ends[last - 1]
+        bags = offsets[first:last] - start
+        total = sums(start, min(stop, start + step), bags)
+        for more in range(start + step, stop, step):  # one slot alone
+            total += sums(more, min(stop, more + step), bags)
+        if x.dtype == exact:
+            torch.div(total, scale[first:last], out=out[first:last])
+        else:
+            out[first:last] = total.div_(scale[first:last])
+        first, start = last, stop
 
 
 def chosen(selection: Selection) -> Tensor:

@@ -1,0 +1,78 @@
+"""Several rounds of merging inside parts of a clip, one part after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from vidllm.tokens import Merge, Selection, VideoTokens, apply_rows
+
+from .kernels import take
+from .segments import share, starts
+
+
+def halvings(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """What is left of every part after each round, when none loses more than half in a round."""
+    left, turns = list(sizes), list[list[int]]()
+    while sum(left) > budget:
+        goals = share(budget, left)
+        left = [size - min(size // 2, size - goal) for size, goal in zip(left, goals, strict=True)]
+        turns.append(left)
+    return turns
+
+
+def merge_parts(
+    tokens: VideoTokens,
+    parts: Sequence[Tensor],
+    turns: Sequence[Sequence[int]],
+    decide: Callable[[Tensor, int, Tensor], Merge],
+) -> tuple[VideoTokens, list[Selection]]:
+    """Merge every part in rounds, with the merged features of one part at a time.
+
+    Args:
+        parts: the tokens of every part, in time order over all parts.
+        turns: what remains of every part after each round.
+        decide: from a part's features (n, D), how many remain and the tokens' positions (n,), a
+            round.
+
+    Returns:
+        The tokens, part by part, and the rounds as selections on the whole clip.
+    """
+    x = tokens.features
+    made = x.new_empty(sum(turns[-1]), x.shape[1])
+    found: list[list[Merge]] = [[] for _ in turns]
+    for number, (part, out) in enumerate(zip(parts, made.split(list(turns[-1])), strict=True)):
+        now, size, position = take(x, part), tokens.size[part], tokens.position[part]
+        for turn, left in enumerate(turns):
+            every = torch.arange(len(now))
+            merge = Merge(every, every)
+            if left[number] < len(now):
+                merge = decide(now.detach(), left[number], position)
+                now = apply_rows(now, merge, size)
+                size = size.new_zeros(len(merge)).index_add_(0, merge.target, size)
+                position = position[merge.representative]
+            found[turn].append(merge)
+        out.copy_(now)
+    light, rounds = tokens.with_features(x[:, :0]), list[Selection]()
+    order = torch.cat(list(parts))
+    for merges in found:
+        selection = _together(merges, order)
+        light = light.apply(selection)
+        rounds.append(selection)
+        order = torch.arange(len(selection))
+    return light.with_features(made), rounds
+
+
+def _together(merges: Sequence[Merge], order: Tensor) -> Merge:
+    """Merges of parts that stand one after the other in `order`, as one."""
+    slots = torch.tensor([len(merge) for merge in merges])
+    tokens = torch.tensor([len(merge.target) for merge in merges])
+    target = torch.cat([merge.target for merge in merges])
+    chosen = torch.cat([merge.representative for merge in merges])
+    placed = torch.empty_like(target)
+    placed[order] = target + starts(slots).repeat_interleave(tokens)
+    stands = order[chosen + starts(tokens).repeat_interleave(slots)]
+    kinds = {merge.weighting for merge in merges if len(merge) < len(merge.target)}
+    return Merge(placed, stands, kinds.pop())
