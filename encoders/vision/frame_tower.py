@@ -14,7 +14,7 @@ from vidllm.errors import InputError
 from vidllm.tokens import Merge, Mix, VideoTokens, split_budget
 from vidllm.tokens.tower_plan import Reducer, TowerMethod, TowerShape, TowerTokens
 
-from .conv import ConvTower
+from .conv import ConvStem, ConvTower
 from .layers import cut, to_patches
 from .merging import blank, merging, tower_layers
 from .signals import SIGNALS, watch
@@ -166,7 +166,8 @@ class HubTower(nn.Module):
 def build_tower(config: dict[str, Any]) -> ConvTower | HubTower:
     """The tower of single frames of a config dict: {"type": "conv", …} or a transformers type.
 
-    Those of transformers also take `layer` and `frozen` (see `HubTower`).
+    Those of transformers also take `layer` and `frozen` (see `HubTower`), a CLIP also `stem`:
+    options of a `ConvStem` in the place of its patch embedding, {} for the usual ones.
 
     Raises:
         InputError: for a type that is not known.
@@ -180,9 +181,17 @@ def build_tower(config: dict[str, Any]) -> ConvTower | HubTower:
     from transformers import AutoConfig, AutoModel
 
     how = {key: options.pop(key) for key in ("layer", "frozen") if key in options}
+    stem = options.pop("stem", None)
     settings = AutoConfig.for_model(kind, **options)
     # The towers are called through `HubTower`, which needs no attention pooling head.
-    return HubTower(AutoModel.from_config(settings), **how)
+    model = AutoModel.from_config(settings)
+    if stem is not None:
+        if kind != "clip_vision_model":
+            raise InputError(f"a {kind} takes no stem: only clip_vision_model does")
+        width, patch = int(settings.hidden_size), int(settings.patch_size)
+        embeddings = getattr(model, "vision_model", model).embeddings
+        embeddings.patch_embedding = ConvStem(patch, width, **stem)
+    return HubTower(model, **how)
 
 
 def load_vision(

@@ -53,6 +53,7 @@ def render(
     seconds: Tensor,
     *,
     size: int = VIDEO_SIZE,
+    soft: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Frames (F, 3, size, size) float32 in 0..1 on the device of `state`.
@@ -63,19 +64,25 @@ def render(
         background: (F, K, 9) waves as in `Tracks.background`.
         noise: (F,) standard deviation of the pixel noise.
         seconds: (F,) drives the drift of the background.
+        soft: (F,) bool, frames of small sprites, which are taken from a smaller picture, or they
+            would sparkle; None for what `size` says.
         generator: source of the pixel noise; it fixes the frames when given.
     """
     frames = _backdrop(background, seconds, size)
     sheet = atlas().to(state.device)
-    if size < 96:  # sprites of some twenty pixels: sample a smaller picture, or they sparkle
+    if soft is None and size < 96:  # sprites of some twenty pixels
         sheet = F.avg_pool2d(sheet, 2)
+    first = torch.zeros(len(state), dtype=torch.long, device=state.device)
+    if soft is not None:
+        first = soft.long() * len(sheet)
+        sheet = torch.cat([sheet, _softened(sheet)])
     for s in range(state.shape[1]):  # few sprites, painted in order: the later is in front
         shown = torch.nonzero((glyph[:, s] >= 0) & (state[:, s, 4] > 0.004)).flatten()
         if not len(shown):
             continue
         row = state[shown, s]
         mask = F.grid_sample(
-            sheet[glyph[shown, s]],
+            sheet[first[shown] + glyph[shown, s]],
             _sprite_grid(row, size),
             mode="bilinear",
             padding_mode="zeros",
@@ -95,6 +102,12 @@ def render(
     )  # grey noise: a codec keeps it, colour noise it does not
     grain = torch.randn(shape, device=frames.device, generator=generator)
     return (frames + grain * noise[:, None, None, None]).clamp_(0, 1)
+
+
+def _softened(sheet: Tensor) -> Tensor:
+    """The sprites at half their resolution, as pictures of the same size."""
+    small = F.avg_pool2d(sheet, 2)
+    return F.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def to_uint8(frames: Tensor) -> Tensor:
