@@ -74,13 +74,14 @@ class StageBatches(Dataset[dict[str, Tensor]]):
     """Map-style: item i is a whole batch.
 
     Keys: `scene` (B,) seeds, `state` (B, T, S, 8), `glyph` (B, S), `background` (B, K, 9),
-    `noise` (B,), `clock` (B, T), `soft` (B,), `seconds` (B, T), `duration` (B,), `action` (B, T, A), `look` (B, A, 2) noun and
-    colour or −1; and of the questions, packed one after the other in L tokens a clip: `ids`,
-    `labels`, `slot` (number of the question, −1 for padding), `offset` (place in the question),
-    all (B, L). `fields` (B, P) places of time fields or −1 with `field_spans` (B, P, 2) seconds.
-    `points` (B, P) places that are told where to look or −1, `point_times` (B, P) seconds of the
-    edge that a time field tells or −1, `point_events` (B, P, E, 3) start and end in seconds and
-    actor of the evidence, or −1. `point_acts` (B, P, actions): 1 for what the actor of a noun does.
+    `noise` (B,), `clock` (B, T), `soft` (B,), `seconds` (B, T), `duration` (B,), `action`
+    (B, T, A), `look` (B, A, 2) noun and colour or −1; and of the questions, packed one after the
+    other in L tokens a clip: `ids`, `labels`, `slot` (number of the question, −1 for padding),
+    `offset` (place in the question), all (B, L). `fields` (B, P) places of time fields or −1 with
+    `field_spans` (B, P, 2) seconds. `points` (B, P) places that are told where to look or −1,
+    `point_times` (B, P) seconds of the edge that a time field tells or −1, `point_events`
+    (B, P, E, 3) start and end in seconds and actor of the evidence, or −1. `point_acts`
+    (B, P, actions): 1 for what the actor of a noun does.
     """
 
     def __init__(

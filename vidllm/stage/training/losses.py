@@ -3,10 +3,11 @@
 Eight losses: words (cross entropy; a time token's target is a bell over its neighbours, as NVILA
 does for LITA's tokens), sight (what is in each cell of a single frame), glance (what the CLS token
 says is anywhere in the frame, so that its attention lies on the actors), meaning (what is in each
-cell once frames have talked, read off with the LLM's own word embeddings), pointing (the attention
-of a time field lies on the frames of its span), naming (that of a noun in a question, one layer
-earlier, on everything that its actor does), gating (MrT5's delete gate: whether anybody acts in a cell) and telling (after that layer the noun's own state says
-what its actor does, so that an answer can copy it).
+cell once frames have talked, read off with the LLM's own word embeddings), gating (MrT5's delete
+gate: whether anybody acts in a cell), pointing (the attention of a time field lies on the frames
+of its span), naming (that of a noun in a question, one layer earlier, on everything that its actor
+does) and telling (after that layer the noun's own state says what its actor does, so that an
+answer can copy it).
 """
 
 from __future__ import annotations

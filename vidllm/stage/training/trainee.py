@@ -119,10 +119,11 @@ class Reducer:
         return self.plans[spec, frames]
 
     def __call__(self, spec: str, features: Tensor, span: Tensor, gate: Tensor) -> Reduced:
-        """Reduce features (B, T, N, D) with spans (B, T·N, 2) by a method, or the gate (B, T, N)."""
+        """Reduce features (B, T, N, D) with spans (B, T·N, 2); `gate` (B, T, N) for mrt5."""
         frames, flat, method = features.shape[1], features.flatten(1, 2), planned_method(spec)
         if isinstance(method, Mrt5):
-            return gated(flat, span, gate.flatten(1), round(method.keep * flat.shape[1]))
+            keep = 1.0 if method.keep is None else method.keep
+            return gated(flat, span, gate.flatten(1), round(keep * flat.shape[1]))
         selections, source, position = self.plan(spec, frames)
         count, device = len(flat), flat.device
         slot, position = (v.to(device).expand(count, -1) for v in (source, position))
