@@ -31,7 +31,11 @@ SIZES: dict[str, dict[str, Any]] = {
     "small": {"width": 192, "layers": 6, "heads": 6, "widths": (24, 64, 128), "blocks": (1, 2, 2)},
     "tiny": {"width": 32, "layers": 2, "heads": 2, "widths": (8, 16, 16), "blocks": (1, 1, 1)},
 }
-TEMPORAL: dict[str, list[dict[str, Any]]] = {
+VISION: dict[str, dict[str, Any]] = {
+    "vit": {"type": "clip_vision_model", "image_size": 96, "patch_size": 24},
+    "conv": {"type": "conv"},
+}
+TEMPORAL: dict[str, Any] = {
     "ssd": [
         {"name": "ssd", "layers": 2, "scan": "slot", "head_dim": 32},
         {"name": "ssd", "layers": 1, "scan": "raster", "head_dim": 32},
@@ -47,6 +51,8 @@ class TrainSettings:
     Args:
         out: folder of the result.
         size: "small" (the shipped model) or "tiny" (tests).
+        vision: "vit" (a CLIP behind a convolutional stem, 16 tokens a frame) or "conv" (the tower
+            of the first model, 4 tokens a frame).
         temporal: "ssd" or "identity" (the control).
         reduce: train under the mixture of reductions; False trains on full videos alone.
         see_batch: scenes in a batch while it learns to see, four frames of each.
@@ -60,6 +66,7 @@ class TrainSettings:
 
     out: str
     size: str = "small"
+    vision: str = "vit"
     temporal: str = "ssd"
     reduce: bool = True
     steps_see: int = 3000
@@ -108,26 +115,24 @@ def build_model(settings: TrainSettings) -> tuple[NativeVideoLLM, PreTrainedToke
     Raises:
         InputError: for a size or temporal encoder that is not known.
     """
-    if settings.size not in SIZES or settings.temporal not in TEMPORAL:
-        raise InputError(
-            f"size must be one of {', '.join(SIZES)} and temporal one of {', '.join(TEMPORAL)}, "
-            f"not '{settings.size}' and '{settings.temporal}'"
-        )
+    given: dict[str, dict[str, Any]] = {"size": SIZES, "vision": VISION, "temporal": TEMPORAL}
+    for name, known in given.items():
+        if getattr(settings, name) not in known:
+            raise InputError(
+                f"{name} must be one of {', '.join(known)}, not '{getattr(settings, name)}'"
+            )
     code = get_timecode("relative")
     tokenizer = build_tokenizer(code)
     size = SIZES[settings.size]
     width = size["width"]
+    stem = {"widths": list(size["widths"]), "blocks": list(size["blocks"])}
+    vision, downsample = VISION[settings.vision], 2 if settings.vision == "conv" else 1
+    vision = {**vision, "hidden_size": width, **(stem if downsample > 1 else {"stem": stem})}
+    if settings.vision == "vit":
+        vision["intermediate_size"] = 3 * width
+        vision["num_hidden_layers"], vision["num_attention_heads"] = size["layers"], size["heads"]
     config = NativeConfig(
-        vision={
-            "type": "clip_vision_model",
-            "image_size": 96,
-            "patch_size": 24,
-            "hidden_size": width,
-            "intermediate_size": 3 * width,
-            "num_hidden_layers": size["layers"],
-            "num_attention_heads": size["heads"],
-            "stem": {"widths": list(size["widths"]), "blocks": list(size["blocks"])},
-        },
+        vision=vision,
         text={
             "model_type": "qwen2",
             "vocab_size": len(tokenizer),
@@ -143,6 +148,7 @@ def build_model(settings: TrainSettings) -> tuple[NativeVideoLLM, PreTrainedToke
             "pad_token_id": tokenizer.pad_token_id,
         },
         temporal=TEMPORAL[settings.temporal],
+        downsample=downsample,
         time_code="relative",
         time_tokens=len(code.special_tokens),
         time_token_start=int(tokenizer.convert_tokens_to_ids(code.special_tokens[0])),  # type: ignore[arg-type]

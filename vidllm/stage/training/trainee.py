@@ -173,7 +173,10 @@ class Trainee(nn.Module):
         with torch.no_grad():
             pixels = paint(batch, self.model.vision.image_size, noisy=True)
         shape = batch["seconds"].shape
-        tower = cast(HubTower, self.model.vision)
+        tower = self.model.vision
+        if not isinstance(tower, HubTower):
+            sight = losses.sight_loss(self.heads, tower(pixels).unflatten(0, shape), batch)
+            return {"sight": sight, "total": sight}
         seen = tower.run(pixels)
         cells = seen.last_hidden_state[:, tower.special :].unflatten(0, shape)
         sight = losses.sight_loss(self.heads, cells, batch)
@@ -226,8 +229,8 @@ class Trainee(nn.Module):
         text = model.embed_tokens(batch["ids"])
         embeds = torch.cat([model.embed_tokens(head), video.to(text.dtype), text], dim=1)
         prefix, full = 1 + left.position.shape[1], 1 + frames * cells
-        first = left.position.new_zeros(count, 1)
-        places = torch.cat([first, 1 + left.position, full + batch["offset"]], dim=1)
+        start = left.position.new_zeros(count, 1)
+        places = torch.cat([start, 1 + left.position, full + batch["offset"]], dim=1)
         result = model.language_model.model(
             inputs_embeds=embeds,
             attention_mask=block_mask(batch["slot"], prefix, embeds.dtype),
