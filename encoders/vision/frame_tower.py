@@ -39,6 +39,50 @@ class ConvBlock(nn.Module):
         return x + self.down(nn.functional.gelu(self.up(hidden)))
 
 
+class ConvStem(nn.Sequential):
+    """Frames (F, 3, S, S) to a grid (F, hidden_size, S / stride, S / stride), in four stages.
+
+    In place of a vision transformer's one large convolution it lets small ones learn from little
+    (Xiao et al., 2021, arXiv 2106.14881).
+
+    Args:
+        stride: of the whole, 16 or 24 pixels to a cell.
+        widths: of the first three stages. blocks: `ConvBlock`s behind the last three.
+
+    Raises:
+        InputError: for another stride.
+    """
+
+    def __init__(
+        self,
+        stride: int,
+        hidden_size: int,
+        widths: Sequence[int] = (24, 64, 128),
+        blocks: Sequence[int] = (1, 2, 2),
+    ) -> None:
+        if stride not in (16, 24):
+            raise InputError(f"a convolutional stem has 16 or 24 pixels to a cell, not {stride}")
+        first, (a, b, c) = stride // 8, widths
+        super().__init__(
+            nn.Conv2d(3, a, 2 * first - 1, stride=first, padding=first - 1),
+            nn.BatchNorm2d(a),
+            nn.GELU(),
+            nn.Conv2d(a, b, 3, stride=2, padding=1),
+            *(ConvBlock(b, 5) for _ in range(blocks[0])),
+            nn.BatchNorm2d(b),
+            nn.Conv2d(b, c, 3, stride=2, padding=1),
+            *(ConvBlock(c, 5) for _ in range(blocks[1])),
+            nn.BatchNorm2d(c),
+            nn.Conv2d(c, hidden_size, 3, stride=2, padding=1),
+            *(ConvBlock(hidden_size, 3) for _ in range(blocks[2])),
+        )
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the first convolution: transformers asks its patch embedding for the number type."""
+        return cast(nn.Conv2d, self[0]).weight
+
+
 class ConvTower(nn.Module):
     """Frames (F, 3, S, S) in 0..1 to cells (F, (S/16)², hidden_size), row by row.
 
@@ -59,20 +103,7 @@ class ConvTower(nn.Module):
         self.image_size = image_size
         self.hidden_size = hidden_size
         self.side = image_size // 16
-        a, b, c = widths
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, a, 3, stride=2, padding=1),
-            nn.BatchNorm2d(a),
-            nn.GELU(),
-            nn.Conv2d(a, b, 3, stride=2, padding=1),
-            *(ConvBlock(b, 5) for _ in range(blocks[0])),
-            nn.BatchNorm2d(b),
-            nn.Conv2d(b, c, 3, stride=2, padding=1),
-            *(ConvBlock(c, 5) for _ in range(blocks[1])),
-            nn.BatchNorm2d(c),
-            nn.Conv2d(c, hidden_size, 3, stride=2, padding=1),
-            *(ConvBlock(hidden_size, 3) for _ in range(blocks[2])),
-        )
+        self.stem = ConvStem(16, hidden_size, widths, blocks)
         self.norm = nn.LayerNorm(hidden_size)
         self.place = nn.Parameter(torch.zeros(self.side**2, hidden_size))
 
@@ -229,7 +260,8 @@ class HubTower(nn.Module):
 def build_tower(config: dict[str, Any]) -> ConvTower | HubTower:
     """The tower of single frames of a config dict: {"type": "conv", …} or a transformers type.
 
-    Those of transformers also take `layer` and `frozen` (see `HubTower`).
+    Those of transformers also take `layer` and `frozen` (see `HubTower`), a CLIP also `stem`:
+    options of a `ConvStem` in the place of its patch embedding, {} for the usual ones.
 
     Raises:
         InputError: for a type that is not known.
@@ -243,9 +275,17 @@ def build_tower(config: dict[str, Any]) -> ConvTower | HubTower:
     from transformers import AutoConfig, AutoModel
 
     how = {key: options.pop(key) for key in ("layer", "frozen") if key in options}
+    stem = options.pop("stem", None)
     settings = AutoConfig.for_model(kind, **options)
     # The towers are called through `HubTower`, which needs no attention pooling head.
-    return HubTower(AutoModel.from_config(settings), **how)
+    model = AutoModel.from_config(settings)
+    if stem is not None:
+        if kind != "clip_vision_model":
+            raise InputError(f"a {kind} takes no stem: only clip_vision_model does")
+        width, patch = int(settings.hidden_size), int(settings.patch_size)
+        embeddings = getattr(model, "vision_model", model).embeddings
+        embeddings.patch_embedding = ConvStem(patch, width, **stem)
+    return HubTower(model, **how)
 
 
 def load_vision(

@@ -219,7 +219,7 @@ def _known(home: Path, split: str, seed: int, number: int, how: Treatment) -> Pa
 def _painted(scene: Scene, seconds: np.ndarray, seed: int) -> np.ndarray:
     """Frames (F, 128, 128, 3) uint8 of a scene at some seconds."""
     grain = torch.Generator().manual_seed(seed)
-    return to_uint8(render_tracks(tracks(scene, seconds), seconds, generator=grain)).numpy()
+    return to_uint8(render_tracks(tracks(scene, seconds), generator=grain)).numpy()
 
 
 def write_frames(

@@ -83,7 +83,7 @@ def _drawn(task: StagePairs, seed: int, kind: str) -> tuple[Tensor, Tensor, Tens
     shown = tracks(replace(scene, actors=(actor,), events=()), still)
     order = _act(kind, shown.state[:, MAX_DISTRACTORS], actor.colour, rng)
     grain = torch.Generator().manual_seed(seed)
-    frames = render_tracks(shown, still, size=task.size, generator=grain)
+    frames = render_tracks(shown, size=task.size, generator=grain)
     seconds = torch.arange(task.frames) / rng.uniform(4, 12)
     return frames, seconds.float(), torch.from_numpy(order)
 

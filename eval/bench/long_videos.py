@@ -285,7 +285,7 @@ def _frozen(folder: Path, scene: Any) -> Path:
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "20", "preset": "veryfast"}
         for at in range(0, len(shown), 64):
             seconds = shown[at : at + 64]
-            painted = render_tracks(tracks(scene, seconds), seconds, noise=0.0)
+            painted = render_tracks(tracks(scene, seconds), noise=0.0)
             for picture in to_uint8(painted).numpy():
                 out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         out.mux(stream.encode(None))

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from vidllm.stage.annotations import questions_of, tidy, write_text
-from vidllm.stage.files import VERSION, Sample, world_mark
+from vidllm.stage.files import Sample, world_mark
 from vidllm.stage.questions import QA_KINDS, Question
-from vidllm.stage.scenes import make_scene
+from vidllm.stage.scenes import USUAL, make_scene
 from vidllm.stage.words import ACTIONS, COLOUR_NAMES, NOUN_NAMES
 
 from ..scores.metrics import mean, normal, span_scores
@@ -58,11 +58,11 @@ def patterns(question: str) -> tuple[str, str]:
     return text, _VERBS.sub("VERB", text)
 
 
-def fit(scenes: int = FIT_SCENES) -> Fit:
+def fit(scenes: int = FIT_SCENES, version: int = USUAL) -> Fit:
     """Fit on the first scenes of the training split."""
     questions = [
         (scene.duration, question)
-        for scene in (make_scene("train", seed) for seed in range(scenes))
+        for scene in (make_scene("train", seed, version) for seed in range(scenes))
         for question in questions_of(scene)
     ]
     ground = [(d, q) for d, q in questions if q.kind == "ground"]
@@ -70,17 +70,17 @@ def fit(scenes: int = FIT_SCENES) -> Fit:
     return Fit(_best_span(shares), _best_answers([q for _, q in questions if q.kind in QA_KINDS]))
 
 
-def cached_fit(folder: Path) -> Fit:
+def cached_fit(folder: Path, version: int = USUAL) -> Fit:
     """As `fit`, kept in `folder` for the next time."""
-    file = folder / "baselines.json"
-    mark = [VERSION, FIT_SCENES, world_mark("train", 0)]
+    file = folder / ("baselines.json" if version == 1 else f"baselines-v{version}.json")
+    mark = [version, FIT_SCENES, world_mark("train", 0, version)]
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         if found["mark"] == mark:
             return Fit((float(found["span"][0]), float(found["span"][1])), dict(found["answers"]))
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         pass  # not there, or not ours any more: it is made anew
-    made = fit()
+    made = fit(version=version)
     write_text(file, json.dumps({"mark": mark, **asdict(made)}) + "\n")
     return made
 

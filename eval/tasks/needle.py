@@ -11,10 +11,10 @@ import json
 import math
 import multiprocessing
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -36,6 +36,7 @@ from .needle_clips import (
     needle_scene,
     write_needle,
 )
+from .options import numbers, one_number, option, whole_number
 from .spans_text import first_span
 
 if TYPE_CHECKING:
@@ -67,14 +68,6 @@ def action_in(text: str) -> str | None:
     return named[0] if len(named) == 1 else None
 
 
-def numbers(text: str) -> tuple[float, ...]:
-    """ "1,2,5" as numbers. Raises InputError."""
-    try:
-        return tuple(float(part) for part in text.strip().rstrip(",").split(","))
-    except ValueError:
-        raise InputError(f"{text!r} is no list of numbers such as 1,2,5") from None
-
-
 def depths(text: str) -> tuple[float, ...]:
     """ "0,50,100" as percent; a whole number alone is how many, evenly from 0 to 100."""
     found = numbers(text)
@@ -82,34 +75,6 @@ def depths(text: str) -> tuple[float, ...]:
         return found
     count = int(found[0])
     return (50.0,) if count == 1 else tuple(100 * k / (count - 1) for k in range(count))
-
-
-def one_number(text: str) -> float:
-    """A number alone. Raises InputError."""
-    (found, *more) = numbers(text)
-    if more:
-        raise InputError(f"one number is wanted, not {text!r}")
-    return found
-
-
-def whole_number(text: str) -> int:
-    """A whole number. Raises InputError."""
-    found = one_number(text)
-    if not math.isfinite(found) or found != int(found):
-        raise InputError(f"a whole number is wanted, not {text!r}")
-    return int(found)
-
-
-def _option(name: str, default: Any, read: Callable[[str], Any], explained: str) -> Any:
-    """A field that the command line has as --name: how its text is read, and its help."""
-
-    def named(text: str) -> Any:
-        try:
-            return read(text)
-        except InputError as error:
-            raise InputError(f"--{name}: {error}") from None
-
-    return field(default=default, metadata={"read": named, "help": explained})
 
 
 @TASKS.register("needle")
@@ -127,14 +92,14 @@ class Needle(Task):
         InputError: an option that is wrong.
     """
 
-    lengths: tuple[float, ...] = _option(
+    lengths: tuple[float, ...] = option(
         "lengths", (1, 2, 5, 10, 30, 60), numbers, "Minutes of the clips: 1,2,5,10,30,60."
     )
-    depths: tuple[float, ...] = _option(
+    depths: tuple[float, ...] = option(
         "depths", depths("9"), depths, "Depths in percent, such as 0,50,100, or how many: 9."
     )
-    clips: int = _option("clips", 1, whole_number, "Clips of every length and depth: 1.")
-    event: float = _option("event", 6.0, one_number, "Seconds that the event takes: 6.")
+    clips: int = option("clips", 1, whole_number, "Clips of every length and depth: 1.")
+    event: float = option("event", 6.0, one_number, "Seconds that the event takes: 6.")
 
     family: ClassVar[str] = "made"
     summary: ClassVar[str] = "a short event at every depth of clips of 1 to 60 minutes"

@@ -145,7 +145,7 @@ def runs(scene: Scene) -> Iterator[tuple[np.ndarray, int]]:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # sums in one order: the number of cores must not show
         try:
-            painted = render_tracks(moving, still, noise=0.0)
+            painted = render_tracks(moving, noise=0.0)
         finally:
             torch.set_num_threads(threads)
         pictures = to_uint8((painted + moving.noise * noise).clamp_(0, 1)).numpy()

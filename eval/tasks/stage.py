@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,31 +15,49 @@ from vidllm.errors import InputError
 from vidllm.errors.schema import Array, Object, Schema, String
 from vidllm.stage.annotations import questions_file, read_questions, tidy
 from vidllm.stage.questions import QA_KINDS, Question
-from vidllm.stage.scenes import SPLITS
+from vidllm.stage.scenes import SPLITS, USUAL, WORLDS, check_version
 from vidllm.timecode import AbsoluteTime, RelativeTime, TextTime, TimeCode, answer_text
 
 from ..scores.common import Interval, Scores
 from ..scores.metrics import LENGTHS, TIMED, Reply, normal, scores_of, sentences, summarise
 from .base import TASKS, TRUE_SPAN, Item, Response, Task, check_split
+from .options import option, whole_number
 
 if TYPE_CHECKING:
     from vidllm.stage.files import Sample
 
+_KNOWN = " and ".join(map(str, WORLDS))
+
 
 @TASKS.register("stage")
+@dataclass(frozen=True)
 class Stage(Task):
-    """Grounding, short answers, highlights, dense captions and when-and-why on made videos."""
+    """Grounding, short answers, highlights, dense captions and when-and-why on made videos.
 
-    family = "made"
-    summary = "grounding, QA, captions, highlights and when-and-why on made videos"
-    headline = "mIoU"
-    splits = ("test", *(split for split in SPLITS if split != "test"))
+    Args:
+        version: of the made world, see docs/stage.md.
+
+    Raises:
+        InputError: no such version.
+    """
+
+    version: int = option(
+        "version", USUAL, whole_number, f"Version of the made world: {USUAL}; there are {_KNOWN}."
+    )
+
+    family: ClassVar[str] = "made"
+    summary: ClassVar[str] = "grounding, QA, captions, highlights and when-and-why on made videos"
+    headline: ClassVar[str] = "mIoU"
+    splits: ClassVar[tuple[str, ...]] = ("test", *(split for split in SPLITS if split != "test"))
     files: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(SPLITS, ())
-    citation = "vidllm, docs/stage.md"
-    licence = "made from seeds: no rights of others"
-    max_new_tokens = 128
+    citation: ClassVar[str] = "vidllm, docs/stage.md"
+    licence: ClassVar[str] = "made from seeds: no rights of others"
+    max_new_tokens: ClassVar[int] = 128
     #: Clips if nobody says how many.
     usual_limit: ClassVar[int] = 200
+
+    def __post_init__(self) -> None:
+        check_version(self.version)
 
     def prepare(
         self,
@@ -66,7 +85,9 @@ class Stage(Task):
         check_split(self, split)
         folder = default_folder() if data is None else data.expanduser()
         count = self.usual_limit if limit is None else limit
-        samples = write_stage(folder, split, seed, count, jobs=jobs, progress=progress)
+        samples = write_stage(
+            folder, split, seed, count, version=self.version, jobs=jobs, progress=progress
+        )
         return samples[0].path.parent
 
     def items(self, data: Path, split: str) -> list[Item]:
@@ -131,7 +152,7 @@ class Stage(Task):
         """
         from .baselines import baselines, cached_fit
 
-        return baselines(_samples(data, split, items), cached_fit(data.parent), seed)
+        return baselines(_samples(data, split, items), cached_fit(data.parent, self.version), seed)
 
 
 def reply_of(item: Item, response: Response) -> Reply:

@@ -318,6 +318,8 @@ def test_what_does_not_fit_is_refused() -> None:
         ("dist", {"alhpa": 2}, "alpha"),
         ("dist", {"vit": {"type": "conv"}}, "image transformer"),
         ("dist", {"stem": 4}, "odd"),
+        ("framewise", {"tower": {"type": "dinov2", "stem": {}}}, "takes no stem"),
+        ("framewise", {"tower": {"type": "clip_vision_model", "stem": {}}}, "16 or 24 pixels"),
         ("squeezetime", {"image_size": 40}, "multiples of 32"),
         ("squeezetime", {"blocks": (1, 1)}, "four stages"),
         ("framewise", {"tower": {"type": "squeezetime", **SQUEEZE}}, "single frames"),

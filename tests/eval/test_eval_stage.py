@@ -21,9 +21,9 @@ from vidllm.eval.tasks import Item, Response, get_task
 from vidllm.eval.tasks.baselines import FIT_SCENES, fit
 from vidllm.eval.tasks.stage import Stage, reply_of
 from vidllm.stage.annotations import tidy
-from vidllm.stage.files import VERSION, Sample, world_mark, write_stage
+from vidllm.stage.files import Sample, world_mark, write_stage
 from vidllm.stage.questions import QA_KINDS
-from vidllm.stage.scenes import SPLITS
+from vidllm.stage.scenes import SPLITS, USUAL
 from vidllm.timecode import AbsoluteTime, RelativeTime, TextTime, TimeCode
 from vidllm.video import load_video
 
@@ -190,7 +190,7 @@ def test_the_command_scores_a_model_on_files(
     common += ["--device", "cpu", "--max-new-tokens", "4"]
     out = tmp_path / "out"
     # Few scenes to fit on; they are kept beside the benchmark.
-    mark = [VERSION, FIT_SCENES, world_mark("train", 0)]
+    mark = [USUAL, FIT_SCENES, world_mark("train", 0)]
     learnt = json.dumps({"mark": mark, **asdict(fit(60))})
     (data / "baselines.json").write_text(learnt, encoding="utf-8")
     assert main(["eval", "stage", *common, "--keep", "1", "--json", "--out", str(out)]) == 0

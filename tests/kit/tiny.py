@@ -22,6 +22,8 @@ from vidllm.timecode import get_timecode
 def tiny_model(**settings: Any) -> tuple[NativeVideoLLM, PreTrainedTokenizerFast]:
     """The tiny stage model; its temporal encoder is moved off the identity it starts as."""
     torch.manual_seed(0)
+    usual = {"vision": "conv", "compressors": "none", "keep": 1.0}
+    settings = {**usual, **settings}
     model, tokenizer = build_model(TrainSettings(out="", size="tiny", frames=16, **settings))
     with torch.no_grad():
         for encoder in model.temporal:
@@ -41,6 +43,12 @@ def save_tiny(folder: Path, **settings: Any) -> Path:
 VISION: dict[str, dict[str, Any]] = {
     "siglip": {"type": "siglip_vision_model", "image_size": 32, "patch_size": 8},
     "clip": {"type": "clip_vision_model", "image_size": 32, "patch_size": 8, "projection_dim": 16},
+    "stem": {
+        "type": "clip_vision_model",
+        "image_size": 96,
+        "patch_size": 24,
+        "stem": {"widths": (8, 16, 16), "blocks": (1, 1, 1)},
+    },
     "dinov2": {"type": "dinov2", "image_size": 28, "patch_size": 7},
 }
 

@@ -26,7 +26,7 @@ from vidllm.stage.files import (
     write_video,
 )
 from vidllm.stage.questions import QA_KINDS, Question
-from vidllm.stage.scenes import SPLITS, Scene, make_scene, unseen_events
+from vidllm.stage.scenes import SPLITS, WORLDS, Scene, make_scene, unseen_events
 from vidllm.stage.tracks import MAX_DISTRACTORS, tracks
 from vidllm.stage.words import ACTION_INDEX, ACTIONS, COLOUR_NAMES, NOUN_NAMES, held_out
 
@@ -34,16 +34,22 @@ SCENES = 250
 # The first clips of this benchmark seed are short, which keeps the tests fast.
 SEED = 137
 GOLDEN = {
-    "train": "61b3a71c0fc1",
-    "test": "a1d1f738315b",
-    "test-unseen": "1a21a7c2cdd0",
-    "long": "17465204791a",
+    ("train", 1): "61b3a71c0fc1",
+    ("test", 1): "a1d1f738315b",
+    ("test-unseen", 1): "1a21a7c2cdd0",
+    ("long", 1): "17465204791a",
+    ("train", 2): "d58efacfe091",
+    ("test", 2): "878e38ec53ba",
+    ("test-unseen", 2): "3ff36f7d316a",
+    ("long", 2): "922606183429",
 }
 
 
-@pytest.fixture(scope="module")
-def scenes() -> dict[str, list[Scene]]:
-    return {split: [clip_scene(split, 5, i) for i in range(SCENES)] for split in SPLITS}
+@pytest.fixture(scope="module", params=WORLDS)
+def scenes(request: pytest.FixtureRequest) -> dict[str, list[Scene]]:
+    """Scenes of every split, of each version of the world in turn."""
+    version = request.param
+    return {split: [clip_scene(split, 5, i, version) for i in range(SCENES)] for split in SPLITS}
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +68,11 @@ def short(data: Path) -> list[Sample]:
     return write_stage(data, "test", SEED, 2)
 
 
-def digest(split: str) -> str:
+def digest(split: str, version: int) -> str:
     """What a few scenes, their questions and their sprites look like, as a hash."""
     text = []
     for seed in (0, 7, 300_011):
-        scene = make_scene(split, seed)
+        scene = make_scene(split, seed, version)
         text.append(f"{scene.duration:.4f} {scene.fps:.4f}")
         text += [f"{a.noun} {a.colour} {a.half:.4f} {a.hidden}" for a in scene.actors]
         text += [f"{e.actor} {e.other} {e.action} {e.start:.4f} {e.end:.4f}" for e in scene.events]
@@ -76,21 +82,24 @@ def digest(split: str) -> str:
     return hashlib.sha256("\n".join(text).encode()).hexdigest()[:12]
 
 
-@pytest.mark.parametrize("split", GOLDEN)
-def test_a_seed_always_gives_the_same_scene(split: str) -> None:
-    assert digest(split) == GOLDEN[split]
+@pytest.mark.parametrize(("split", "version"), GOLDEN)
+def test_a_seed_always_gives_the_same_scene(split: str, version: int) -> None:
+    assert digest(split, version) == GOLDEN[split, version]
 
 
 def test_splits_and_seeds_never_share_a_scene(scenes: dict[str, list[Scene]]) -> None:
     seen = [repr((s.duration, s.actors, s.events)) for split in scenes.values() for s in split]
     assert len(set(seen)) == len(seen)
     assert clip_scene("test", 2, 3) == make_scene("test", 200_003)
+    assert clip_scene("test", 2, 3, 2) == make_scene("test", 200_003, 2) != clip_scene("test", 2, 3)
 
 
-@pytest.mark.parametrize(("split", "seed"), [("tset", 0), ("test", -1)])
-def test_a_wrong_split_or_seed_is_refused(split: str, seed: int) -> None:
-    with pytest.raises(InputError, match=r"split|seed"):
-        make_scene(split, seed)
+@pytest.mark.parametrize(
+    ("split", "seed", "version"), [("tset", 0, 1), ("test", -1, 1), ("test", 0, 3)]
+)
+def test_a_wrong_split_seed_or_version_is_refused(split: str, seed: int, version: int) -> None:
+    with pytest.raises(InputError, match=r"split|seed|version"):
+        make_scene(split, seed, version)
 
 
 def test_held_out_combinations_are_never_shown_outside_test_unseen(
@@ -126,6 +135,7 @@ def test_test_unseen_always_asks_for_a_held_out_combination(
 
 def test_the_difficulty_is_as_promised(scenes: dict[str, list[Scene]]) -> None:
     test = scenes["test"]
+    world = WORLDS[test[0].version]
     assert len(NOUN_NAMES) >= 16
     assert len(COLOUR_NAMES) == 8
     shown = {e.action for s in test for e in s.events}
@@ -133,15 +143,18 @@ def test_the_difficulty_is_as_promised(scenes: dict[str, list[Scene]]) -> None:
     assert len(shown) >= 8
     twins = [len({a.noun for a in s.actors}) < len(s.actors) for s in test]
     assert 0.27 < np.mean(twins) < 0.45
-    assert {len(s.actors) for s in test} == {2, 3, 4, 5}
+    assert {len(s.actors) for s in test} == set(range(world.actors[0], world.actors[1] + 1))
+    halves = [a.half for s in test for a in s.actors]
+    assert world.half[0] <= min(halves) < max(halves) <= world.half[1]
     lengths = [s.duration for s in test]
     assert min(lengths) > 7.9
     assert max(lengths) < 120.1
     assert np.median(lengths) > 20
     shares = np.asarray([(e.end - e.start) / s.duration for s in test for e in s.events])
-    assert shares.min() >= 0.04 - 1e-9
-    assert shares.max() <= 0.40 + 1e-9
+    assert shares.min() >= world.span[0] - 1e-9
+    assert shares.max() <= world.span[1] + 1e-9
     assert np.mean(shares < 0.1) > 0.2
+    assert np.mean([bool(s.stills) for s in test]) == pytest.approx(world.stills, abs=0.08)
     assert len({s.fps for s in test}) >= 6
     repeated = [any(len(s.occurrences(i)) > 1 for i in range(len(s.events))) for s in test]
     assert np.mean(repeated) > 0.25
@@ -159,8 +172,22 @@ def test_actors_cross_in_front_of_others(scenes: dict[str, list[Scene]]) -> None
         gaps = np.linalg.norm(places[:, :, None, :2] - places[:, None, :, :2], axis=-1)
         gaps[~(visible[:, :, None] & visible[:, None])] = 9
         gaps[:, range(len(scene.actors)), range(len(scene.actors))] = 9
-        met.append(gaps.min() < 0.2)
+        met.append(gaps.min() < 1.4 * max(a.half for a in scene.actors))
     assert np.mean(met) > 0.25
+
+
+def test_nothing_moves_in_a_still(scenes: dict[str, list[Scene]]) -> None:
+    scenes_with = [scene for scene in scenes["test"] if scene.stills][:40]
+    assert bool(scenes_with) == bool(WORLDS[scenes["test"][0].version].stills)
+    for scene in scenes_with:
+        for start, end in scene.stills:
+            assert all(e.end <= start or e.start >= end for e in scene.events)
+            inside = tracks(scene, np.linspace(start, end, 9))
+            assert np.ptp(inside.state, axis=0).max() < 1e-5
+            assert np.ptp(inside.clock) < 1e-3
+        assert tracks(scene, np.asarray([scene.duration])).clock[0] == pytest.approx(
+            scene.duration - sum(end - start for start, end in scene.stills), abs=1e-3
+        )
 
 
 def test_events_leave_their_mark_on_the_tracks(scenes: dict[str, list[Scene]]) -> None:
@@ -201,9 +228,10 @@ def test_every_answer_is_true_of_the_events(asked: list[tuple[Scene, Question]])
             assert not question.spans
             assert question.answer in question.options
             assert len(set(question.options)) == len(question.options) >= 2
-        if question.kind in ("which", "colour", "count", "whether", "before"):
+        if question.kind in ("which", "colour", "count", "whether", "before", "where"):
             assert _truth(scene, question) == question.answer, (scene.seed, question)
-    assert kinds == {*QA_KINDS, "ground", "why", "highlights", "caption"}
+    wanted = {*QA_KINDS, "ground", "why", "highlights", "caption"}
+    assert kinds == (wanted if WORLDS[asked[0][0].version].places else wanted - {"where"})
 
 
 def _truth(scene: Scene, question: Question) -> str:
@@ -237,6 +265,11 @@ def _truth(scene: Scene, question: Question) -> str:
     if question.kind == "count":
         running = action[:, _named(scene, text)] == ACTION_INDEX[verb.name]
         return str(int(running[0]) + int((np.diff(running.astype(int)) == 1).sum()))
+    if question.kind == "where":
+        who = _named(scene, text)
+        running = action[:, who] == ACTION_INDEX[verb.name]
+        x, y = np.median(tracks(scene, grid[running]).state[:, MAX_DISTRACTORS + who, :2], axis=0)
+        return f"{'top' if y < 0.5 else 'bottom'} {'left' if x < 0.5 else 'right'}"
     if question.kind == "whether":
         return "yes" if _named(scene, text) in who else "no"
     first, second = (_starts(scene, part) for part in text.split(" before "))

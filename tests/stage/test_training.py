@@ -12,6 +12,8 @@ import torch
 from tiny import tiny_model
 
 from vidllm import InputError
+from vidllm.compressors import build
+from vidllm.compressors.mrt5 import DeleteGate, Mrt5
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.stage.scenes import make_scene
 from vidllm.stage.training.data import (
@@ -28,6 +30,7 @@ from vidllm.stage.training.settings import TrainSettings
 from vidllm.stage.training.trainee import Reducer, frame_edges
 from vidllm.stage.words import ACTION_INDEX, COLOUR_NAMES, NOUN_NAMES
 from vidllm.timecode import get_timecode
+from vidllm.tokens import VideoTokens
 
 CODE = get_timecode("relative")
 
@@ -133,9 +136,6 @@ def test_a_long_answer_does_not_drown_a_short_one() -> None:
 
 
 def test_the_batch_reducer_equals_the_compressor() -> None:
-    from vidllm.compressors import build
-    from vidllm.tokens import VideoTokens
-
     seconds = torch.tensor([[0.0, 0.9, 2.0, 3.1, 4.0, 5.0]])
     duration = torch.tensor([6.0])
     features = torch.randn(1, 24, 5)
@@ -143,24 +143,37 @@ def test_the_batch_reducer_equals_the_compressor() -> None:
     for spec in ("temporal-pool:keep=0.5", "spatial-pool:keep=0.25", "random:keep=0.25:seed=1"):
         tokens = VideoTokens.from_grid(features.view(6, 2, 2, 5), seconds[0], 6.0)
         want = build(spec)(tokens)
-        got, span, position = Reducer(2)(spec, features, spans, 6)
-        assert torch.allclose(got[0], want.features, atol=1e-6)
-        assert torch.allclose(span[0], want.span.float(), atol=1e-5)
-        assert torch.equal(position, want.position)
+        got = Reducer(2)(spec, features.view(1, 6, 4, 5), spans, torch.zeros(1, 6, 4))
+        assert torch.allclose(got.features[0], want.features, atol=1e-6)
+        assert torch.allclose(got.span[0], want.span.float(), atol=1e-5)
+        assert torch.equal(got.position[0], want.position)
+        assert torch.equal(got.slot[0], want.source)
+
+
+def test_the_gate_of_training_is_that_of_mrt5() -> None:
+    gate, features = DeleteGate(5), torch.randn(2, 6, 4, 5)
+    seconds, duration = torch.arange(6.0).expand(2, 6), torch.tensor([6.0, 6.0])
+    spans = frame_edges(seconds, duration).repeat_interleave(4, dim=1)
+    got = Reducer(2)("mrt5:keep=0.25", features, spans, gate(features))
+    flags = (torch.rand(1, 2, 3, 24) < 0.3).float()
+    for clip in range(2):
+        tokens = VideoTokens.from_grid(features[clip].view(6, 2, 2, 5), seconds[clip], 6.0)
+        want = Mrt5(keep=0.25, module=gate)(tokens)
+        assert torch.equal(got.features[clip], want.features)
+        assert torch.equal(got.position[clip], want.position)
+        assert torch.allclose(got.span[clip], want.span.float(), atol=1e-5)
+        assert torch.equal(got.slot[clip], want.source)
+        assert torch.equal(got.flags(flags)[0, clip], flags[0, clip][:, want.position])
 
 
 @pytest.mark.parametrize(
     "spec",
-    ["aim", "mrt5", "flextok", "pyra", "vidcom2", "lita", "fastv", "temporal-pool,aim"],
+    ["aim", "flextok", "pyra", "vidcom2", "lita", "fastv", "temporal-pool,aim"],
 )
 def test_the_batch_reducer_refuses_what_looks_at_features(spec: str) -> None:
-    spans = torch.zeros(1, 24, 2)
-    for work in (
-        lambda: Reducer(2)(f"{spec}:keep=0.5", torch.randn(1, 24, 5), spans, 6),
-        lambda: Reducer(2).targets(f"{spec}:keep=0.5", torch.zeros(1, 24), 6),
-    ):
-        with pytest.raises(InputError, match=f"^{spec}:keep=0.5 chooses tokens by their features"):
-            work()
+    spans, features = torch.zeros(1, 24, 2), torch.randn(1, 6, 4, 5)
+    with pytest.raises(InputError, match=f"^{spec}:keep=0.5 chooses tokens by their features"):
+        Reducer(2)(f"{spec}:keep=0.5", features, spans, torch.zeros(1, 6, 4))
 
 
 SMALL = {"size": "tiny", "steps_see": 2, "steps_mix": 1, "batch": 2, "see_batch": 2, "frames": 8}

@@ -24,17 +24,20 @@ def train(
     size: Annotated[
         str, typer.Option(help="small (as shipped) or tiny (for trying out).")
     ] = "small",
+    vision: Annotated[
+        str, typer.Option(help="Vision tower: vit, or conv as in the first model.")
+    ] = "vit",
     temporal: Annotated[str, typer.Option(help="Temporal encoder: ssd or identity.")] = "ssd",
     reduction: Annotated[
         bool, typer.Option(help="Train under a mixture of token reductions.")
     ] = True,
-    steps_see: Annotated[int, typer.Option(min=0, help="Steps of the vision tower.")] = 2000,
+    steps_see: Annotated[int, typer.Option(min=0, help="Steps of the vision tower.")] = 3000,
     steps_mix: Annotated[int, typer.Option(min=0, help="Steps of the temporal encoders.")] = 1000,
-    steps_answer: Annotated[int, typer.Option(min=0, help="Steps of the whole model.")] = 8300,
+    steps_answer: Annotated[int, typer.Option(min=0, help="Steps of the whole model.")] = 9000,
     batch: Annotated[int, typer.Option(min=1, help="Clips in a batch.")] = 8,
     clips: Annotated[
         int, typer.Option(min=1, help="Clips whose cells are kept on disk, 0.4 MB each.")
-    ] = 24000,
+    ] = 20000,
     frames: Annotated[int, typer.Option(min=2, help="Frames of a clip.")] = 64,
     lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 8e-4,
     init: Annotated[str, typer.Option(help="Folder of a model to start from.")] = "",
@@ -42,13 +45,13 @@ def train(
     minutes: Annotated[float, typer.Option(min=0, help="Stop and save after; 0 is never.")] = 0.0,
     save_every: Annotated[
         int, typer.Option(min=1, help="Steps between two saves; a killed run loses what is newer.")
-    ] = 500,
+    ] = 250,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that draw scenes.")] = 1,
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 for all.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    compressor: Annotated[str, typer.Option(help="Default compressor of the result.")] = "none",
-    keep: Annotated[float, typer.Option(help="Default share of tokens kept.")] = 1.0,
+    compressor: Annotated[str, typer.Option(help="Default compressor of the result.")] = "mrt5",
+    keep: Annotated[float, typer.Option(help="Default share of tokens kept.")] = 0.125,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     layers: Annotated[
         str, typer.Option(help="footage: layers of the vision tower, comma separated.")

@@ -144,11 +144,11 @@ def _native(config: Any, _side: int) -> dict[str, Any]:
     vision, fold = dict(config.vision), int(config.downsample)
     kind = str(vision.pop("type", "conv"))
     notes: list[str] = []
-    if kind == "conv":
+    if kind == "conv" or "stem" in vision:
         from vidllm.encoders.vision import build_vision
 
-        tower, width, side = _conv(build_vision, config.vision)
-        notes.append("the conv tower is run without numbers and counted")
+        tower, width, side = _counted_tower(build_vision, config.vision)
+        notes.append("the vision tower is run without numbers and counted")
     else:
         from vidllm.encoders.vision import HUB_TYPES
 
@@ -192,7 +192,7 @@ def _native(config: Any, _side: int) -> dict[str, Any]:
     }
 
 
-def _conv(build: Callable[[dict[str, Any]], Any], config: Any) -> tuple[Any, int, int]:
+def _counted_tower(build: Callable[[dict[str, Any]], Any], config: Any) -> tuple[Any, int, int]:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 

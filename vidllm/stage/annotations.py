@@ -17,7 +17,7 @@ from typing import Any
 from vidllm.errors import WorkError
 
 from .questions import QA_KINDS, Asker, Interval, Question, draw
-from .scenes import Scene, rng_for, unseen_events
+from .scenes import Scene, unseen_events
 from .words import ORDINALS
 
 #: Length of the pieces in which QVHighlights counts a video, in seconds.
@@ -31,7 +31,7 @@ def video_id(scene: Scene) -> str:
 
 def questions_of(scene: Scene) -> list[Question]:
     """What the benchmark asks about a scene, always the same."""
-    rng = rng_for(scene.split, scene.seed, stream=1)
+    rng = scene.rng(1)
     return draw(scene, rng, ground=2, qa=4, highlights=1, why=1, caption=1)
 
 
@@ -95,7 +95,7 @@ def _write_lines(file: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _sentence(scene: Scene, event: int, ordinal: bool) -> str:
-    asker = Asker(scene, rng_for(scene.split, scene.seed, stream=1))
+    asker = Asker(scene, scene.rng(1))
     same = scene.occurrences(event)
     which = f" for the {ORDINALS[same.index(event)]} time" if ordinal and len(same) > 1 else ""
     return asker.plain_sentence(event) + which + "."

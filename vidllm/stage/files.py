@@ -2,8 +2,8 @@
 
 Clip i of seed S is `make_scene(split, S * 100_000 + i)`. Training draws from the split "train"
 alone, and splits never share a scene, so no seed of another split was ever seen in training. A
-benchmark lives in a folder of its own, `<folder>/<split>-<seed>`, which grows when more clips are
-asked for.
+benchmark lives in a folder of its own, `<folder>/<split>-<seed>` (from version 2 on with `-v2`
+behind), which grows when more clips are asked for.
 """
 
 from __future__ import annotations
@@ -36,11 +36,9 @@ from .annotations import (
 )
 from .questions import Question
 from .render import VIDEO_SIZE, render_tracks, to_uint8
-from .scenes import Scene, make_scene, rng_for
+from .scenes import USUAL, Scene, make_scene
 from .tracks import tracks
 
-#: Grows when the videos or the annotation files become other ones.
-VERSION = 1
 CLIPS_PER_SEED = 100_000
 STAMP = "stage.json"
 #: Frames rendered at once: an hour-long clip takes the memory of these.
@@ -69,17 +67,22 @@ def default_folder() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "vidllm" / "stage"
 
 
-def clip_scene(split: str, seed: int, index: int) -> Scene:
+def clip_scene(split: str, seed: int, index: int, version: int = USUAL) -> Scene:
     """The scene of clip `index` of a benchmark seed.
 
     Raises:
-        InputError: no such split, or a seed or index out of range.
+        InputError: no such split or version, or a seed or index out of range.
     """
     if not 0 <= index < CLIPS_PER_SEED:
         raise InputError(f"a stage seed has {CLIPS_PER_SEED} clips: clip {index} is none of them")
     if seed < 0:
         raise InputError(f"a stage seed must be 0 or more, not {seed}")
-    return make_scene(split, seed * CLIPS_PER_SEED + index)
+    return make_scene(split, seed * CLIPS_PER_SEED + index, version)
+
+
+def home_of(folder: Path, split: str, seed: int, version: int) -> Path:
+    """The folder of one benchmark among all."""
+    return folder / (f"{split}-{seed}" if version == 1 else f"{split}-{seed}-v{version}")
 
 
 def write_stage(
@@ -88,6 +91,7 @@ def write_stage(
     seed: int,
     limit: int,
     *,
+    version: int = USUAL,
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> list[Sample]:
@@ -98,6 +102,7 @@ def write_stage(
         split: "train", "val", "test", "test-unseen" or "long".
         seed: which benchmark of the split.
         limit: clips, at least 1.
+        version: of the benchmark.
         jobs: processes that write videos.
         progress: called with (videos written, videos to write).
 
@@ -110,15 +115,16 @@ def write_stage(
     """
     if limit < 1 or jobs < 1:
         raise InputError(f"limit and jobs must be at least 1, not {limit} and {jobs}")
-    clip_scene(split, seed, limit - 1)
-    home = Path(folder).expanduser() / f"{split}-{seed}"
+    clip_scene(split, seed, limit - 1, version)
+    home = home_of(Path(folder).expanduser(), split, seed, version)
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"no folder can be made at {home}: {error.strerror}") from error
     try:
-        stamp = _opened(home, split, seed)
-        scenes = [clip_scene(split, seed, i) for i in range(max(limit, stamp["clips"]))]
+        stamp = _opened(home, split, seed, version)
+        count = max(limit, stamp["clips"])
+        scenes = [clip_scene(split, seed, i, version) for i in range(count)]
         missing = _missing(home, scenes[:limit], stamp["bytes"])
         _write_videos(home, missing, jobs, progress)
         if stamp["clips"] < limit or missing or not questions_file(home, split).is_file():
@@ -180,14 +186,13 @@ def write_pictures(
 
 def scene_frames(scene: Scene) -> Iterator[np.ndarray]:
     """All frames of a scene in chunks (F, 128, 128, 3) uint8, always the same."""
-    rng = rng_for(scene.split, scene.seed, stream=3)
-    grain = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    grain = torch.Generator().manual_seed(int(scene.rng(3).integers(2**62)))
     for first in range(0, scene.frame_count, CHUNK):
         count = min(CHUNK, scene.frame_count - first)
         seconds = np.arange(first, first + count) / scene.fps
         moving = tracks(scene, seconds)
         with one_thread():
-            painted = render_tracks(moving, seconds, generator=grain)
+            painted = render_tracks(moving, generator=grain)
         yield to_uint8(painted).numpy()
 
 
@@ -202,9 +207,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def world_mark(split: str, seed: int) -> str:
+def world_mark(split: str, seed: int, version: int = USUAL) -> str:
     """A short hash of the first clip's scene, tracks and questions: tells worlds apart."""
-    scene = clip_scene(split, seed, 0)
+    scene = clip_scene(split, seed, 0, version)
     moving = tracks(scene, np.linspace(0, scene.duration, 16))
     said = [(q.kind, q.text, q.answer, q.options) for q in questions_of(scene)]
     events = [(e.actor, e.action, round(e.start, 5), round(e.end, 5)) for e in scene.events]
@@ -213,10 +218,10 @@ def world_mark(split: str, seed: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _opened(home: Path, split: str, seed: int) -> dict[str, Any]:
+def _opened(home: Path, split: str, seed: int, version: int) -> dict[str, Any]:
     """The stamp of the folder, a new one if it is empty."""
-    mine = {"format": "vidllm-stage", "version": VERSION, "split": split, "seed": seed}
-    mine["mark"] = world_mark(split, seed)
+    mine = {"format": "vidllm-stage", "version": version, "split": split, "seed": seed}
+    mine["mark"] = world_mark(split, seed, version)
     file = home / STAMP
     if not file.exists():
         others = [p.name for p in home.iterdir() if not p.name.startswith(".")]

@@ -12,12 +12,18 @@ from itertools import pairwise
 
 import numpy as np
 
-from .scenes import Event, Scene, unseen_events
+from .scenes import WORLDS, Event, Scene, place_before, unseen_events
 from .words import ACTION_INDEX, ACTIONS, COLOUR_NAMES, NOUN_NAMES, ORDINALS, noun_phrase
 
 Interval = tuple[float, float]
 #: Events closer than this share of the clip are never asked to be put in order.
 CLOSE = 0.02
+
+#: Nearer to the middle of the stage than this, nobody is asked in which quarter it is.
+MIDDLE = 0.08
+#: Actions at one place.
+STEADY: tuple[str, ...] = ("spin", "blink", "grow", "recolour")
+QUARTERS: tuple[str, ...] = ("top left", "top right", "bottom left", "bottom right")
 
 GROUND_TEMPLATES: tuple[str, ...] = (
     "when does {plain} ?",
@@ -165,6 +171,8 @@ class Asker:
         found: list[Question] = []
         for kind in (self._does, self._who, self._colour, self._order, self._count, self._edge):
             found += list(kind())
+        if WORLDS[self.scene.version].places:
+            found += list(self._where())
         return found
 
     def _make(
@@ -288,6 +296,16 @@ class Asker:
             shown = self._events_of(action.name, actor)
             yield self._make("whether", text, answer, ["yes", "no"], shown)
 
+    def _where(self) -> Iterator[Question]:
+        """In which quarter of the stage something happens that moves nobody."""
+        for i, e in enumerate(self.scene.events):
+            x, y = place_before(self.scene, e.actor, e.start)
+            clear = min(abs(x - 0.5), abs(y - 0.5)) > MIDDLE
+            if e.action in STEADY and clear and len(self.scene.occurrences(i)) == 1:
+                answer = f"{'top' if y < 0.5 else 'bottom'} {'left' if x < 0.5 else 'right'}"
+                text = f"where does {self.phrases(i)['plain']} ?"
+                yield self._make("where", text, answer, list(QUARTERS), [i])
+
 
 def _plain(action: str) -> str:
     return ACTIONS[ACTION_INDEX[action]].plain
@@ -295,7 +313,7 @@ def _plain(action: str) -> str:
 
 #: Kinds whose answer is a word or two and is scored by exact match.
 QA_KINDS: tuple[str, ...] = (
-    "does", "after", "which", "colour", "before", "count", "first", "last", "whether",
+    "does", "after", "which", "colour", "before", "count", "first", "last", "whether", "where",
 )  # fmt: skip
 
 

@@ -53,6 +53,7 @@ def render(
     seconds: Tensor,
     *,
     size: int = VIDEO_SIZE,
+    soft: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Frames (F, 3, size, size) float32 in 0..1 on the device of `state`.
@@ -63,19 +64,25 @@ def render(
         background: (F, K, 9) waves as in `Tracks.background`.
         noise: (F,) standard deviation of the pixel noise.
         seconds: (F,) drives the drift of the background.
+        soft: (F,) bool, frames of small sprites, which are taken from a smaller picture, or they
+            would sparkle; None for what `size` says.
         generator: source of the pixel noise; it fixes the frames when given.
     """
     frames = _backdrop(background, seconds, size)
     sheet = atlas().to(state.device)
-    if size < 96:  # sprites of some twenty pixels: sample a smaller picture, or they sparkle
+    if soft is None and size < 96:  # sprites of some twenty pixels
         sheet = F.avg_pool2d(sheet, 2)
+    first = torch.zeros(len(state), dtype=torch.long, device=state.device)
+    if soft is not None:
+        first = soft.long() * len(sheet)
+        sheet = torch.cat([sheet, _softened(sheet)])
     for s in range(state.shape[1]):  # few sprites, painted in order: the later is in front
         shown = torch.nonzero((glyph[:, s] >= 0) & (state[:, s, 4] > 0.004)).flatten()
         if not len(shown):
             continue
         row = state[shown, s]
         mask = F.grid_sample(
-            sheet[glyph[shown, s]],
+            sheet[first[shown] + glyph[shown, s]],
             _sprite_grid(row, size),
             mode="bilinear",
             padding_mode="zeros",
@@ -99,27 +106,33 @@ def render(
 
 def render_tracks(
     shown: Tracks,
-    seconds: np.ndarray,
     *,
     noise: float | None = None,
     size: int = VIDEO_SIZE,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The frames of tracks (F, 3, size, size) at their seconds (F,), on the CPU; see `render`.
+    """The frames of tracks (F, 3, size, size), on the CPU; see `render`.
 
     Args:
         noise: instead of the noise that the tracks have.
     """
-    count = len(seconds)
+    count = len(shown.clock)
     return render(
         torch.from_numpy(shown.state),
         torch.from_numpy(shown.glyph).expand(count, -1),
         torch.from_numpy(shown.background).expand(count, -1, -1),
         torch.full((count,), shown.noise if noise is None else noise),
-        torch.from_numpy(seconds).float(),
+        torch.from_numpy(shown.clock),
         size=size,
+        soft=torch.full((count,), True) if shown.small else None,
         generator=generator,
     )
+
+
+def _softened(sheet: Tensor) -> Tensor:
+    """The sprites at half their resolution, as pictures of the same size."""
+    small = F.avg_pool2d(sheet, 2)
+    return F.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def to_uint8(frames: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Draw a scene from a seed: who is on the stage and who does what, when.
 
 A scene is small and exact; everything else (frames, labels, questions) is computed from it.
-Standard difficulty: 2 to 5 actors, the same noun in two colours in a third of the clips, spans of
-4 to 40 % of the clip, clips of 8 to 120 s, repeated actions, actors that cross in front of others.
+2 to 5 actors, the same noun in two colours in a third of the clips, clips of 8 to 120 s, repeated
+actions, actors that cross in front of others. How large the actors are, how long an event takes and
+whether anything ever stands still is what the versions of the world differ in (`WORLDS`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,41 @@ FPS: tuple[float, ...] = (8.0, 10.0, 12.0, 15.0, 20.0, 24.0, 25.0, 30000 / 1001,
 #: the benchmark to disk stays a matter of minutes. The long split is exempt.
 MAX_FRAMES = 1500
 GAP = 0.02  # least pause between two actions of one actor, as a share of the clip
+
+
+@dataclass(frozen=True)
+class World:
+    """What one version of the benchmark draws its scenes from.
+
+    Attributes:
+        stream: tells the random numbers of versions apart.
+        half: least and largest half size of an actor, in stage widths.
+        span: least and largest share of the clip that an event takes (`long` has seconds instead).
+        actors: least and largest number.
+        stills: share of clips in which nothing moves but in events and shortly beside them.
+        gathered: share of clips whose events fall into one part of the clip.
+        places: whether it is asked where something happens.
+    """
+
+    stream: int
+    half: tuple[float, float]
+    span: tuple[float, float]
+    actors: tuple[int, int]
+    stills: float = 0.0
+    gathered: float = 0.0
+    places: bool = False
+
+
+WORLDS: dict[int, World] = {
+    1: World(7, half=(0.125, 0.165), span=(0.04, 0.40), actors=(2, 5)),
+    # Small actors: pooling over space costs. Short events: pooling over time costs. Stills: a
+    # budget that follows motion gains.
+    2: World(8, (0.065, 0.095), (0.06, 0.18), (3, 5), stills=0.75, gathered=0.5, places=True),
+}
+#: What is meant where nobody names a version: the one that the shipped model is measured on.
+USUAL = 1
+#: A still ends and begins so far from an event, and is at least so long: shares of the clip.
+STILL_MARGIN, STILL_LEAST = 0.01, 0.08
 
 
 @dataclass(frozen=True)
@@ -59,6 +95,19 @@ class Scene:
     fps: float
     actors: tuple[Actor, ...]
     events: tuple[Event, ...]
+    version: int = USUAL
+    stills: tuple[tuple[float, float], ...] = ()  # seconds in which nothing at all moves
+
+    def rng(self, stream: int) -> np.random.Generator:
+        """The generator of one thing that is drawn from the scene (see `rng_for`)."""
+        return rng_for(self.split, self.seed, stream, self.version)
+
+    def clock(self, seconds: np.ndarray) -> np.ndarray:
+        """The time by which all moves that is no event: it stands while the scene does."""
+        moved = np.asarray(seconds, dtype=np.float64).copy()
+        for start, end in self.stills:
+            moved -= np.clip(seconds, start, end) - start
+        return moved
 
     @property
     def frame_count(self) -> int:
@@ -75,26 +124,39 @@ class Scene:
         return sorted(same, key=lambda i: self.events[i].start)
 
 
-def rng_for(split: str, seed: int, stream: int = 0) -> np.random.Generator:
-    """The generator of a (split, seed) pair: splits never share a scene.
+def check_version(version: int) -> int:
+    """The version, if there is such a world.
+
+    Raises:
+        InputError: there is none.
+    """
+    if version not in WORLDS:
+        known = ", ".join(map(str, WORLDS))
+        raise InputError(f"no version {version} of the stage world: use one of {known}")
+    return version
+
+
+def rng_for(split: str, seed: int, stream: int = 0, version: int = USUAL) -> np.random.Generator:
+    """The generator of a (split, seed) pair: splits and versions never share a scene.
 
     `stream` separates what is drawn from one scene (0 the scene, 1 its questions, 2 its pixels).
 
     Raises:
-        InputError: for a split that does not exist or a negative seed.
+        InputError: for a split or version that does not exist or a negative seed.
     """
     if split not in SPLITS:
         raise InputError(f"no stage split '{split}': use one of {', '.join(SPLITS)}")
     if seed < 0:
         raise InputError(f"a stage seed must be 0 or more, not {seed}")
-    return np.random.default_rng([7, SPLITS.index(split), seed, stream])
+    world = WORLDS[check_version(version)]
+    return np.random.default_rng([world.stream, SPLITS.index(split), seed, stream])
 
 
-def make_scene(split: str, seed: int) -> Scene:
-    """The scene of (split, seed); the same arguments always give the same scene."""
-    rng = rng_for(split, seed)
+def make_scene(split: str, seed: int, version: int = USUAL) -> Scene:
+    """The scene of (split, seed, version); the same arguments always give the same scene."""
+    rng = rng_for(split, seed, version=version)
     for _ in range(200):
-        scene = _draw(rng, split, seed)
+        scene = _draw(rng, split, seed, version)
         if len(scene.events) >= 2 and (split != "test-unseen" or unseen_events(scene)):
             return scene
     raise InputError(f"no scene could be drawn for split {split}, seed {seed}: use another seed")
@@ -105,13 +167,22 @@ def unseen_events(scene: Scene) -> list[int]:
     return [i for i, e in enumerate(scene.events) if _is_held_out(scene.actors, e)]
 
 
+def place_before(scene: Scene, who: int, second: float) -> np.ndarray:
+    """Where an actor stands at a second in which it is not on its way, in stage widths."""
+    place = scene.actors[who].home
+    for e in scene.events:
+        if e.actor == who and e.action == "cross" and e.end <= second:
+            place = e.target
+    return np.asarray(place)
+
+
 def _is_held_out(actors: tuple[Actor, ...] | list[Actor], event: Event) -> bool:
     who = [event.actor] if event.other < 0 else [event.actor, event.other]
     return any(held_out(actors[w].noun, actors[w].colour, event.action) for w in who)
 
 
-def _draw(rng: np.random.Generator, split: str, seed: int) -> Scene:
-    long = split == "long"
+def _draw(rng: np.random.Generator, split: str, seed: int, version: int) -> Scene:
+    long, world = split == "long", WORLDS[version]
     if long:
         duration = float(np.exp(rng.uniform(np.log(300.0), np.log(3600.0))))
         fps = float(rng.choice([2.0, 4.0, 5.0]))
@@ -119,14 +190,28 @@ def _draw(rng: np.random.Generator, split: str, seed: int) -> Scene:
         duration = float(np.exp(rng.uniform(np.log(8.0), np.log(120.0))))
         fps = float(rng.choice([f for f in FPS if f * duration <= MAX_FRAMES]))
     duration = max(1, round(duration * fps)) / fps
-    actors = _draw_actors(rng)
-    slots = _draw_slots(rng, len(actors), duration, long)
+    actors = _draw_actors(rng, world)
+    slots = _draw_slots(rng, len(actors), duration, long, world)
     actors, events = _fill_slots(rng, actors, slots, split)
-    return Scene(seed, split, duration, fps, tuple(actors), tuple(events))
+    stills = _stills(events, duration) if world.stills and rng.random() < world.stills else ()
+    return Scene(seed, split, duration, fps, tuple(actors), tuple(events), version, stills)
 
 
-def _draw_actors(rng: np.random.Generator) -> list[Actor]:
-    count = int(rng.integers(2, 6))
+def _stills(events: list[Event], duration: float) -> tuple[tuple[float, float], ...]:
+    """The long stretches between events, in which everything stands still."""
+    margin, found, free = STILL_MARGIN * duration, [], 0.0
+    for event in [*sorted(events, key=lambda e: e.start), None]:
+        end = duration if event is None else event.start - margin
+        if end - free >= STILL_LEAST * duration:
+            found.append((free, end))
+        if event is not None:
+            free = max(free, event.end + margin)
+    return tuple(found)
+
+
+def _draw_actors(rng: np.random.Generator, world: World) -> list[Actor]:
+    least, most = world.actors
+    count = int(rng.integers(least, most + 1))
     looks: list[tuple[int, int]] = []
     if rng.random() < 0.36:  # the same noun twice, so that the colour matters
         noun = int(rng.integers(len(NOUN_NAMES)))
@@ -141,7 +226,7 @@ def _draw_actors(rng: np.random.Generator) -> list[Actor]:
         homes.append(_free_place(rng, homes))
     order = rng.permutation(count)
     return [
-        Actor(*looks[i], home=homes[i], half=float(rng.uniform(0.125, 0.165)))
+        Actor(*looks[i], home=homes[i], half=float(rng.uniform(*world.half)))
         for i in map(int, order)
     ]
 
@@ -169,7 +254,9 @@ class _Slot:
     after: int = -1  # index of the slot that sets this one off
 
 
-def _draw_slots(rng: np.random.Generator, count: int, duration: float, long: bool) -> list[_Slot]:
+def _draw_slots(
+    rng: np.random.Generator, count: int, duration: float, long: bool, world: World
+) -> list[_Slot]:
     """When something happens, before it is decided what: no actor is busy twice at once."""
     busy: list[list[tuple[float, float]]] = [[] for _ in range(count)]
     slots: list[_Slot] = []
@@ -182,11 +269,17 @@ def _draw_slots(rng: np.random.Generator, count: int, duration: float, long: boo
     def length() -> float:
         if long:
             return float(rng.uniform(8.0, 45.0))
-        low = max(0.04, min(0.3, 0.8 / duration))
-        return float(np.exp(rng.uniform(np.log(low), np.log(0.40)))) * duration
+        least, most = world.span
+        low = max(least, min(0.75 * most, 0.8 / duration))
+        return float(np.exp(rng.uniform(np.log(low), np.log(most)))) * duration
 
     wanted = int(rng.integers(1, 4)) if long else int(rng.integers(3, 4 + count))
     causal = rng.random() < 0.45
+    first, last = 0.015, 0.985
+    if world.gathered and not long and rng.random() < world.gathered:
+        width = float(rng.uniform(0.45, 0.7))
+        first = float(rng.uniform(first, last - width))
+        last = first + width
     for _ in range(8 * wanted):
         if len(slots) >= wanted:
             break
@@ -199,7 +292,7 @@ def _draw_slots(rng: np.random.Generator, count: int, duration: float, long: boo
             if actor in (slots[after].actor, slots[after].other):
                 continue
         else:
-            start = float(rng.uniform(0.015, 0.985)) * duration - span * float(rng.random())
+            start = float(rng.uniform(first, last)) * duration - span * float(rng.random())
             if rng.random() < 0.13:
                 other = int(rng.integers(count))
         who = [actor] if other < 0 else [actor, other]

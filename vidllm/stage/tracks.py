@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .scenes import Event, Scene, rng_for
+from .scenes import Event, Scene, place_before
 from .words import ACTION_INDEX, COLOURS, NOUN_NAMES
 
 RGB = np.asarray(list(COLOURS.values()), dtype=np.float32)
@@ -29,6 +29,8 @@ class Tracks:
     `action` (T, A) int64: index of the running action of each actor, −1 while idle.
     `background` (K, 9) float32: waves as frequency x, y, drift, phase, red, green, blue, and two
     spare; the first row holds the base colour. `noise`: standard deviation of the pixel noise.
+    `clock` (T,) float32: seconds that have moved the background, see `Scene.clock`. `small`: whether
+    the actors are so small that their sprites are softened.
     """
 
     state: np.ndarray
@@ -36,24 +38,26 @@ class Tracks:
     action: np.ndarray
     background: np.ndarray
     noise: float
+    clock: np.ndarray
+    small: bool
 
 
 def tracks(scene: Scene, seconds: np.ndarray) -> Tracks:
     """The tracks of `scene` at `seconds` (T,), which need not be sorted or regular."""
     t = np.asarray(seconds, dtype=np.float64)
-    rng = rng_for(scene.split, scene.seed, stream=2)
+    rng, moved = scene.rng(2), scene.clock(t)
     state = np.zeros((len(t), SPRITES, 8), dtype=np.float32)
     glyph = np.full(SPRITES, -1, dtype=np.int64)
     action = np.full((len(t), MAX_ACTORS), -1, dtype=np.int64)
-    camera = _sway(rng, t, 0.018)
+    camera = _sway(rng, moved, 0.018)
     for i in range(int(rng.integers(0, MAX_DISTRACTORS + 1))):
         glyph[i] = len(NOUN_NAMES) + int(rng.integers(len(DISTRACTORS)))
-        state[:, i] = _distractor(rng, t, scene.duration)
+        state[:, i] = _distractor(rng, moved, scene.duration)
         state[:, i, :2] += camera
     for a, actor in enumerate(scene.actors):
         row = MAX_DISTRACTORS + a
         glyph[row] = actor.noun
-        state[:, row, :2] = camera + _sway(rng, t, 0.008)
+        state[:, row, :2] = camera + _sway(rng, moved, 0.008)
         state[:, row, 2:] = (actor.half, rng.uniform(-0.1, 0.1), 1.0, *RGB[actor.colour])
         phases = rng.uniform(0, 1, len(scene.events))
         place = np.repeat(np.asarray(actor.home)[None], len(t), axis=0)
@@ -64,7 +68,10 @@ def tracks(scene: Scene, seconds: np.ndarray) -> Tracks:
                 action[inside, a] = ACTION_INDEX[event.action]
         state[:, row, :2] += place
         state[_off_stage(scene, a, t), row, 4] = 0.0
-    return Tracks(state, glyph, action, _background(rng), float(rng.uniform(0.01, 0.05)))
+    background, noise = _background(rng), float(rng.uniform(0.01, 0.05))
+    return Tracks(
+        state, glyph, action, background, noise, moved.astype(np.float32), scene.version > 1
+    )
 
 
 def _act(
@@ -108,20 +115,12 @@ def _meet(
 ) -> None:
     """Both walk to the middle between them, stay side by side, and walk back."""
     mine, theirs = (
-        _place_before(scene, w, event.start) for w in (who, event.actor + event.other - who)
+        place_before(scene, w, event.start) for w in (who, event.actor + event.other - who)
     )
     towards = np.minimum(1.0, np.minimum(u, 1 - u) / 0.3)[:, None]
     side = -1.0 if (mine[0], who) < (theirs[0], event.actor + event.other - who) else 1.0
     spot = (mine + theirs) / 2 + np.asarray([side * 0.13, 0.0])
     place[inside] += (towards * (spot - place))[inside]
-
-
-def _place_before(scene: Scene, who: int, second: float) -> np.ndarray:
-    place = scene.actors[who].home
-    for e in scene.events:
-        if e.actor == who and e.action == "cross" and e.end <= second:
-            place = e.target
-    return np.asarray(place)
 
 
 def _off_stage(scene: Scene, who: int, t: np.ndarray) -> np.ndarray:

@@ -96,7 +96,7 @@ class NativeConfig(PreTrainedConfig):
     @property
     def reads_sentences(self) -> bool:
         """Whether the whole model was trained from nothing, on questions of a sentence."""
-        return bool(self.vision.get("type") == "conv")
+        return self.vision.get("type") == "conv" or "stem" in self.vision
 
 
 AutoConfig.register(NativeConfig.model_type, NativeConfig)

@@ -142,7 +142,7 @@ def _clip(
     seconds = np.sort(rng.uniform(0, drawn.duration, count))
     moving = tracks(drawn, seconds)
     grain = moving.noise * float(rng.uniform(0, 1))
-    painted = render_tracks(moving, seconds, noise=grain, generator=noise)
+    painted = render_tracks(moving, noise=grain, generator=noise)
     kind = int(rng.integers(4))
     if kind == 1:
         painted = _coarse(painted, int(rng.integers(40, VIDEO_SIZE)), int(rng.integers(40, 129)))

@@ -22,7 +22,6 @@ from vidllm.errors.writing import whole_file
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.progress.interruption import Halt, leave_to_parent
 
-from ..scenes import make_scene
 from .data import StageBatches
 from .settings import TrainSettings
 from .trainee import paint
@@ -51,7 +50,7 @@ class _CellMaker(Dataset[Tensor]):
             return self._cells(index, device)
 
     def _cells(self, index: int, device: torch.device) -> Tensor:
-        row = self.clips.moving(make_scene(self.clips.settings.split, self.todo[index]))
+        row = self.clips.moving(self.clips.settings.scene(self.todo[index]))
         batch = {k: torch.from_numpy(np.asarray(v))[None].to(device) for k, v in row.items()}
         with torch.autocast(device.type, torch.bfloat16):
             cells = self.model.vision(paint(batch, self.model.vision.image_size, noisy=True))

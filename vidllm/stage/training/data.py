@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from vidllm.timecode import TimeCode
 
 from ..questions import Question, draw
-from ..scenes import Scene, make_scene
+from ..scenes import USUAL, Scene, make_scene
 from ..tracks import MAX_ACTORS, tracks
 from ..words import ACTION_INDEX, ACTIONS, COLOUR_NAMES, NOUN_NAMES
 from .tokenizer import ASSISTANT, END
@@ -42,7 +42,7 @@ class DataSettings:
         clips: scenes to go round in; 0 draws new scenes for ever.
         word_noise: share of question words replaced by the unknown word, so that a user's own
             words do not throw the model off.
-        first: seed of the first scene.
+        first: seed of the first scene. versions: of the benchmark, that scenes take turns in.
     """
 
     split: str = "train"
@@ -53,6 +53,11 @@ class DataSettings:
     word_noise: float = 0.02
     first: int = 0
     seed: int = 0
+    versions: tuple[int, ...] = (USUAL,)
+
+    def scene(self, seed: int) -> Scene:
+        """The scene of a seed, of the version whose turn it is."""
+        return make_scene(self.split, seed, self.versions[seed % len(self.versions)])
 
 
 def sample_seconds(scene: Scene, frames: int) -> np.ndarray:
@@ -69,13 +74,14 @@ class StageBatches(Dataset[dict[str, Tensor]]):
     """Map-style: item i is a whole batch.
 
     Keys: `scene` (B,) seeds, `state` (B, T, S, 8), `glyph` (B, S), `background` (B, K, 9),
-    `noise` (B,), `seconds` (B, T), `duration` (B,), `action` (B, T, A), `look` (B, A, 2) noun and
-    colour or −1; and of the questions, packed one after the other in L tokens a clip: `ids`,
-    `labels`, `slot` (number of the question, −1 for padding), `offset` (place in the question),
-    all (B, L). `fields` (B, P) places of time fields or −1 with `field_spans` (B, P, 2) seconds.
-    `points` (B, P) places that are told where to look or −1, `point_times` (B, P) seconds of the
-    edge that a time field tells or −1, `point_events` (B, P, E, 3) start and end in seconds and
-    actor of the evidence, or −1. `point_acts` (B, P, actions): 1 for what the actor of a noun does.
+    `noise` (B,), `clock` (B, T), `soft` (B,), `seconds` (B, T), `duration` (B,), `action`
+    (B, T, A), `look` (B, A, 2) noun and colour or −1; and of the questions, packed one after the
+    other in L tokens a clip: `ids`, `labels`, `slot` (number of the question, −1 for padding),
+    `offset` (place in the question), all (B, L). `fields` (B, P) places of time fields or −1 with
+    `field_spans` (B, P, 2) seconds. `points` (B, P) places that are told where to look or −1,
+    `point_times` (B, P) seconds of the edge that a time field tells or −1, `point_events`
+    (B, P, E, 3) start and end in seconds and actor of the evidence, or −1. `point_acts`
+    (B, P, actions): 1 for what the actor of a noun does.
     """
 
     def __init__(
@@ -142,6 +148,8 @@ class StageBatches(Dataset[dict[str, Tensor]]):
             "glyph": shown.glyph,
             "background": shown.background,
             "noise": np.asarray(shown.noise, dtype=np.float32),
+            "clock": shown.clock,
+            "soft": np.asarray(shown.small),
             "seconds": seconds.astype(np.float32),
             "duration": np.asarray(scene.duration, dtype=np.float32),
             "action": shown.action,
@@ -151,7 +159,7 @@ class StageBatches(Dataset[dict[str, Tensor]]):
     def _row(
         self, seed: int, rng: np.random.Generator, extra: dict[str, int]
     ) -> dict[str, np.ndarray]:
-        scene = make_scene(self.settings.split, seed)
+        scene = self.settings.scene(seed)
         row = self.moving(scene, rng)
         asked = draw(scene, rng, ground=4, qa=8, **extra)
         return {**row, **self._text(scene, asked, rng)}

@@ -50,8 +50,8 @@ from .checkpoint import (
 from .data import DataSettings, StageBatches
 from .optimiser_moments import moments, restore_moments
 from .run_folder import TrainingFolder, course
-from .settings import MIXTURE, TrainSettings, build_model
-from .trainee import Trainee, blind_method
+from .settings import MIXTURE, VERSIONS, TrainSettings, build_model
+from .trainee import Trainee, planned_method
 
 
 def _groups(module: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ class _Run:
         if saved is None:
             folder.check_empty()
         for spec, _ in MIXTURE:
-            blind_method(spec)
+            planned_method(spec)
         if settings.threads:
             torch.set_num_threads(settings.threads)
         cuda = torch.cuda.is_available() and settings.device in ("auto", "cuda")
@@ -172,7 +172,11 @@ class _Run:
             k: v.detach().to("cpu", torch.bfloat16) for k, v in self.model.state_dict().items()
         }
         self.average.swap(self.model)
-        self.folder.write_model(self.model, self.tokenizer, state, self.settings, self.done)
+        gate = self.plain.heads.gate.state_dict()
+        learned = {"mrt5": {k: v.detach().cpu().contiguous() for k, v in gate.items()}}
+        self.folder.write_model(
+            self.model, self.tokenizer, state, learned, self.settings, self.done
+        )
 
     def save(self) -> None:
         """The checkpoint first: the model can be made of it again."""
@@ -189,10 +193,14 @@ class _Run:
         s = self.settings
         code = get_timecode("relative")
         if phase == "see":
-            data = DataSettings("train", s.see_batch, 4, True, first=1_000_000, seed=s.seed)
+            data = DataSettings(
+                "train", s.see_batch, 4, True, first=1_000_000, seed=s.seed, versions=VERSIONS
+            )
             steps = range(self.done, s.steps_see)
         else:
-            data = DataSettings("train", s.batch, s.frames, clips=s.clips, seed=s.seed)
+            data = DataSettings(
+                "train", s.batch, s.frames, clips=s.clips, seed=s.seed, versions=VERSIONS
+            )
             steps = range(self.done - s.steps_see, s.total - s.steps_see)
         return DataLoader(
             StageBatches(data, self.tokenizer, code, s.total),
@@ -240,7 +248,7 @@ class _Run:
                         break
                     path = Path(s.cells) if s.cells else self.folder.path / "cells.bin"
                     cache = CellCache(path, s, self.model)
-                    data = DataSettings("train", frames=s.frames)
+                    data = DataSettings("train", frames=s.frames, versions=VERSIONS)
                     clips = StageBatches(data, self.tokenizer, code, s.clips)
                     cache.fill(clips, bar, self.halt)
                 elif self.done >= s.steps_see:
@@ -265,7 +273,7 @@ class _Run:
         reduction = str(choice.choice(names, p=shares)) if s.reduce else "none"
         if reduction.startswith("random"):  # another draw every time, from a few plans
             reduction += f":seed={self.done % 97}"
-        if cache is not None and choice.random() < 0.15:  # a clip of half as many frames
+        if cache is not None and choice.random() < self.short():  # a clip of half as many frames
             batch = {**batch, **_every_other(batch, int(choice.integers(2)))}
         result = self.trainee(batch, phase=s.phase(self.done), reduction=reduction)
         self.accelerator.backward(result["total"])
@@ -278,6 +286,12 @@ class _Run:
         self.average.update(self.model, self.done)
         for key, value in result.items():
             self.sums.setdefault(key, []).append(value.detach().float())
+
+    def short(self) -> float:
+        """How often a step takes every other frame: always at first, later now and then."""
+        s = self.settings
+        along = (self.done - s.steps_see) / max(1, s.total - s.steps_see)
+        return 1.0 if along < s.short else 0.15
 
     def report(self, log: TextIO, bar: Progress, task: TaskID) -> None:
         s = self.settings
@@ -311,7 +325,7 @@ class _Run:
 
 
 def _every_other(batch: dict[str, Tensor], first: int) -> dict[str, Tensor]:
-    return {k: batch[k][:, first::2] for k in ("state", "seconds", "action", "cells")}
+    return {k: batch[k][:, first::2] for k in ("state", "seconds", "clock", "action", "cells")}
 
 
 def _start_from(model: NativeVideoLLM, folder: str) -> None:

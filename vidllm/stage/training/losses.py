@@ -1,11 +1,13 @@
 """What the stage training asks of a model besides the next word.
 
-Six losses: words (cross entropy; a time token's target is a bell over its neighbours, as NVILA
-does for LITA's tokens), sight (what is in each cell of a single frame), meaning (what is in each
-cell once frames have talked, read off with the LLM's own word embeddings), pointing (the attention
-of a time field lies on the frames of its span), naming (that of a noun in a question, one layer
-earlier, on everything that its actor does) and telling (after that layer the noun's own state says
-what its actor does, so that an answer can copy it).
+Eight losses: words (cross entropy; a time token's target is a bell over its neighbours, as NVILA
+does for LITA's tokens), sight (what is in each cell of a single frame), glance (what the CLS token
+says is anywhere in the frame, so that its attention lies on the actors), meaning (what is in each
+cell once frames have talked, read off with the LLM's own word embeddings), gating (MrT5's delete
+gate: whether anybody acts in a cell), pointing (the attention of a time field lies on the frames
+of its span), naming (that of a noun in a question, one layer earlier, on everything that its actor
+does) and telling (after that layer the noun's own state says what its actor does, so that an
+answer can copy it).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from vidllm.compressors.mrt5 import DeleteGate
 from vidllm.models.native.model import NativeVideoLLM
 
 from ..tracks import MAX_DISTRACTORS, RGB
@@ -35,6 +38,8 @@ class LossWeights:
 
     words: float = 1.0
     sight: float = 0.3
+    glance: float = 0.3
+    gating: float = 0.5
     meaning: float = 1.0
     pointing: float = 0.5
     naming: float = 0.5
@@ -48,12 +53,15 @@ class Heads(nn.Module):
     def __init__(self, model: NativeVideoLLM, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
         self.sight = nn.Linear(model.vision.hidden_size, LOOKS + POSE)
+        self.glance = nn.Linear(model.vision.hidden_size, LOOKS)
         self.scale = nn.Parameter(torch.tensor(8.0))
         self.bias = nn.Parameter(torch.full((WORDS,), -4.0))
         names = [*NOUN_NAMES, *COLOUR_NAMES, *(a.third.split()[0] for a in ACTIONS)]
         ids = torch.tensor(tokenizer.convert_tokens_to_ids(names))
         self.register_buffer("word_ids", ids, persistent=False)
+        self.gate = DeleteGate(int(model.config.text["hidden_size"]))
         nn.init.constant_(self.sight.bias, -3.0)
+        nn.init.constant_(self.glance.bias, -2.0)
 
 
 def _cover(batch: dict[str, Tensor], side: int, reach: float) -> Tensor:
@@ -104,6 +112,27 @@ def sight_loss(heads: Heads, cells: Tensor, batch: dict[str, Tensor]) -> Tensor:
     pose = pose.flip(2).gather(2, front[..., None].expand(-1, -1, -1, POSE))
     miss = (guess[..., LOOKS:] - pose).abs().mean(-1)[here.any(2)]
     return loss + miss.mean()
+
+
+def glance_loss(heads: Heads, glance: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """What single frames show anywhere: (B, T, D) CLS tokens against the looks that are seen."""
+    state = batch["state"][:, :, MAX_DISTRACTORS:]
+    x, y = state[..., 0], state[..., 1]
+    inside = (x > 0) & (x < 1) & (y > 0) & (y < 1)
+    seen = (batch["look"][:, None, :, 0] >= 0) & (state[..., 4] > 0.2) & inside
+    target = torch.einsum("bta,bal->btl", seen.float(), _looks(batch)).clamp(max=1)
+    return F.binary_cross_entropy_with_logits(heads.glance(glance).float(), target) * LOOKS
+
+
+def gating_loss(heads: Heads, tokens: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Binary cross entropy of the gate on (B, T, N, D), and its logits (B, T, N).
+
+    Args:
+        target: of `meanings`; a cell counts where somebody acts in it.
+    """
+    logits = heads.gate(tokens)
+    acts = target[..., LOOKS:].amax(-1)
+    return F.binary_cross_entropy_with_logits(logits, acts) * 4, logits
 
 
 def meanings(batch: dict[str, Tensor], side: int) -> Tensor:

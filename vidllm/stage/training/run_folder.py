@@ -21,6 +21,7 @@ from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -139,12 +140,14 @@ class TrainingFolder:
         model: NativeVideoLLM,
         tokenizer: PreTrainedTokenizerFast,
         state: dict[str, Tensor],
+        learned: dict[str, dict[str, Tensor]],
         settings: TrainSettings,
         step: int,
     ) -> None:
         """Put a model in place of the one of before, file by file, weights and stamp last.
 
-        All files but these two are the same at every step of a training.
+        All files but these and those of `learned` compressors, by name, are the same at every step
+        of a training.
 
         Raises:
             WorkError: it cannot be written; the model of before stays.
@@ -154,6 +157,8 @@ class TrainingFolder:
             shutil.rmtree(beside, ignore_errors=True)
             model.save_pretrained(beside, state_dict=state)
             tokenizer.save_pretrained(beside)
+            for name, values in learned.items():
+                save_file(values, beside / f"{name}.safetensors")
             told = {**asdict(settings), "out": self.path.name, "step": step}
             (beside / STAMP).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
             late = {WEIGHTS: 1, STAMP: 2}

@@ -28,7 +28,8 @@ CHAT_TEMPLATE = (
 # What questions.py says besides its templates, the nouns, the colours and the verbs.
 _OTHER = """
 the what which object objects does do it after before first last colour is that change to how many
-times time time happens yes no because from to for and why when describe , . ? : 0 1 2 3 4 5 6 7 8 9
+times time time happens where top bottom left right yes no because
+from to for and why when describe , . ? : 0 1 2 3 4 5 6 7 8 9
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from vidllm.compressors import Compressor, build
-from vidllm.encoders.vision import to_pixels
+from vidllm.compressors.mrt5 import Mrt5
+from vidllm.encoders.vision import HubTower, to_pixels
 from vidllm.errors import InputError
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.tokens import Selection, VideoTokens, apply_all
@@ -37,10 +39,11 @@ def paint(batch: dict[str, Tensor], size: int, *, noisy: bool, chunk: int = 1024
         spread(batch["glyph"]).split(chunk),
         spread(batch["background"]).split(chunk),
         spread(noise).split(chunk),
-        batch["seconds"].flatten().split(chunk),
+        batch["clock"].flatten().split(chunk),
+        spread(batch["soft"]).split(chunk),
         strict=True,
     )
-    done = [to_pixels(to_uint8(render(*part, size=size)), size) for part in parts]
+    done = [to_pixels(to_uint8(render(*part, size=size, soft=soft)), size) for *part, soft in parts]
     pixels = torch.cat(done)
     return _codec(pixels) if noisy else pixels
 
@@ -63,27 +66,44 @@ def frame_edges(seconds: Tensor, duration: Tensor) -> Tensor:
     return torch.stack([edges[:, :-1], edges[:, 1:]], dim=-1)
 
 
-def blind_method(spec: str) -> Compressor:
-    """A compressor whose plan is the same for every clip of a grid.
+def planned_method(spec: str) -> Compressor:
+    """A compressor that training can meet: the gate, or one whose plan is that of every clip.
 
     Raises:
         InputError: it looks at features, at the question, or works inside the model.
     """
     method = build(spec)
-    if method.uses_features:
+    if method.uses_features and not isinstance(method, Mrt5):
         raise InputError(
             f"{spec} chooses tokens by their features, but training makes one plan for all clips "
             "of a batch: train with methods that choose by place and time alone, such as "
-            "temporal-pool, spatial-pool, frame-sample, uniform or random"
+            "temporal-pool, spatial-pool, frame-sample, uniform or random, or with mrt5"
         )
     return method
 
 
-class Reducer:
-    """Compressors that plan without looking at features, applied to a whole batch at once.
+@dataclass(frozen=True)
+class Reduced:
+    """What a method leaves of a batch: features (B, K, D), spans (B, K, 2), positions (B, K).
 
-    Every method raises InputError for a compressor that looks at them, see `blind_method`.
+    `slot` (B, S) is where every original token went, -1 where it was dropped.
     """
+
+    features: Tensor
+    span: Tensor
+    position: Tensor
+    slot: Tensor
+
+    def flags(self, target: Tensor) -> Tensor:
+        """Flags (N, B, P, S) of original tokens → (N, B, P, K): what one of its sources has."""
+        count = self.position.shape[1]
+        slot = torch.where(self.slot < 0, count, self.slot)[None, :, None].expand_as(target)
+        kept = target.new_zeros(*target.shape[:-1], count + 1)
+        return kept.scatter_reduce(-1, slot, target, "amax")[..., :count]
+
+
+class Reducer:
+    """Compressors applied to a whole batch at once, see `planned_method`."""
 
     def __init__(self, side: int) -> None:
         self.side = side
@@ -92,36 +112,44 @@ class Reducer:
     def plan(self, spec: str, frames: int) -> tuple[list[Selection], Tensor, Tensor]:
         """Selections, where every original token went (S,), and the kept positions (K,)."""
         if (spec, frames) not in self.plans:
-            method = blind_method(spec)
+            method = planned_method(spec)
             tokens = VideoTokens.blank((frames, self.side, self.side), range(frames), frames)
             kept, selections = method.run(tokens)
             self.plans[spec, frames] = selections, kept.source, kept.position
         return self.plans[spec, frames]
 
-    def targets(self, spec: str, target: Tensor, frames: int) -> Tensor:
-        """Flags (…, S) of original tokens → (…, K): a token has what one of its sources has."""
-        _, source, position = self.plan(spec, frames)
-        live = torch.nonzero(source >= 0).flatten().to(target.device)
-        slot = source.to(target.device)[live].expand(*target.shape[:-1], -1)
-        kept = target.new_zeros(*target.shape[:-1], len(position))
-        return kept.scatter_reduce(-1, slot, target[..., live], "amax")
-
-    def __call__(
-        self, spec: str, features: Tensor, span: Tensor, frames: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (B, S, D) and spans (B, S, 2) reduced, and positions (K,)."""
+    def __call__(self, spec: str, features: Tensor, span: Tensor, gate: Tensor) -> Reduced:
+        """Reduce features (B, T, N, D) with spans (B, T·N, 2); `gate` (B, T, N) for mrt5."""
+        frames, flat, method = features.shape[1], features.flatten(1, 2), planned_method(spec)
+        if isinstance(method, Mrt5):
+            keep = 1.0 if method.keep is None else method.keep
+            return gated(flat, span, gate.flatten(1), round(keep * flat.shape[1]))
         selections, source, position = self.plan(spec, frames)
+        count, device = len(flat), flat.device
+        slot, position = (v.to(device).expand(count, -1) for v in (source, position))
         if not selections:
-            return features, span, position.to(features.device)
-        device = features.device
-        live = torch.nonzero(source >= 0).flatten().to(device)
-        slot = source.to(device)[live].expand(len(span), -1)
-        low = torch.full((len(span), len(position)), torch.inf, device=device)
-        low = low.scatter_reduce(1, slot, span[:, live, 0], "amin")
-        high = torch.full_like(low, -torch.inf)
-        high = high.scatter_reduce(1, slot, span[:, live, 1], "amax")
-        reduced = apply_all(features, selections)
-        return reduced, torch.stack([low, high], dim=-1), position.to(device)
+            return Reduced(flat, span, position, slot)
+        kept = torch.where(slot < 0, position.shape[1], slot)
+        low = span.new_full((count, position.shape[1] + 1), torch.inf)
+        high = -low
+        low = low.scatter_reduce(1, kept, span[..., 0], "amin")
+        high = high.scatter_reduce(1, kept, span[..., 1], "amax")
+        spans = torch.stack([low, high], dim=-1)[:, :-1]
+        return Reduced(apply_all(flat, selections), spans, position, slot)
+
+
+def gated(features: Tensor, span: Tensor, gate: Tensor, keep: int) -> Reduced:
+    """The `keep` tokens of every clip whose gate (B, S) is highest, in their order."""
+    position = gate.topk(max(1, keep), dim=1).indices.sort(1).values
+    rank = torch.arange(position.shape[1], device=gate.device).expand_as(position)
+    slot = torch.full_like(gate, -1, dtype=torch.long).scatter(1, position, rank)
+    at = position[..., None]
+    return Reduced(
+        features.gather(1, at.expand(-1, -1, features.shape[-1])),
+        span.gather(1, at.expand(-1, -1, 2)),
+        position,
+        slot,
+    )
 
 
 class Trainee(nn.Module):
@@ -144,9 +172,16 @@ class Trainee(nn.Module):
         """Losses of the tower on single frames."""
         with torch.no_grad():
             pixels = paint(batch, self.model.vision.image_size, noisy=True)
-        cells = self.model.vision(pixels).unflatten(0, batch["seconds"].shape)
-        loss = losses.sight_loss(self.heads, cells, batch)
-        return {"sight": loss, "total": loss}
+        shape = batch["seconds"].shape
+        tower = self.model.vision
+        if not isinstance(tower, HubTower):
+            sight = losses.sight_loss(self.heads, tower(pixels).unflatten(0, shape), batch)
+            return {"sight": sight, "total": sight}
+        seen = tower.run(pixels)
+        cells = seen.last_hidden_state[:, tower.special :].unflatten(0, shape)
+        sight = losses.sight_loss(self.heads, cells, batch)
+        glance = losses.glance_loss(self.heads, seen.pooler_output.unflatten(0, shape), batch)
+        return {"sight": sight, "glance": glance, "total": sight + self.weights.glance * glance}
 
     def forward(
         self, batch: dict[str, Tensor], *, phase: str, reduction: str = "none"
@@ -169,30 +204,33 @@ class Trainee(nn.Module):
         out["meaning"], out["action_recall"] = losses.meaning_loss(
             self.heads, self.model, mixed, target
         )
-        total = self.weights.meaning * out["meaning"]
+        out["gating"], gate = losses.gating_loss(self.heads, mixed, target)
+        total = self.weights.meaning * out["meaning"] + self.weights.gating * out["gating"]
         if phase == "answer":
-            spoken = self._speak(batch, mixed, reduction)
+            spoken = self._speak(batch, mixed, reduction, gate.detach())
             w = self.weights
             total = total + w.words * spoken["words"] + w.pointing * spoken["pointing"]
             total = total + w.naming * spoken["naming"] + w.telling * spoken["telling"]
             out |= spoken
         return {**out, "total": total}
 
-    def _speak(self, batch: dict[str, Tensor], mixed: Tensor, reduction: str) -> dict[str, Tensor]:
+    def _speak(
+        self, batch: dict[str, Tensor], mixed: Tensor, reduction: str, gate: Tensor
+    ) -> dict[str, Tensor]:
         model, config = self.model, self.model.config
         count, frames, cells = mixed.shape[:3]
         edges = frame_edges(batch["seconds"], batch["duration"])
         spans = edges.repeat_interleave(cells, dim=1)
         target = losses.pointing_targets(batch, model.grid_side, edges)
-        target = self.reducer.targets(reduction, target, frames)
-        features, spans, position = self.reducer(reduction, mixed.flatten(1, 2), spans, frames)
-        video = model.video_embeds(features, spans, batch["duration"])
+        left = self.reducer(reduction, mixed, spans, gate)
+        target = left.flags(target)
+        video = model.video_embeds(left.features, left.span, batch["duration"])
         head = torch.full((count, 1), self.head_id, device=video.device)
         text = model.embed_tokens(batch["ids"])
         embeds = torch.cat([model.embed_tokens(head), video.to(text.dtype), text], dim=1)
-        prefix, full = 1 + len(position), 1 + frames * cells
-        places = torch.cat([position.new_zeros(1), 1 + position]).expand(count, -1)
-        places = torch.cat([places, full + batch["offset"]], dim=1)
+        prefix, full = 1 + left.position.shape[1], 1 + frames * cells
+        start = left.position.new_zeros(count, 1)
+        places = torch.cat([start, 1 + left.position, full + batch["offset"]], dim=1)
         result = model.language_model.model(
             inputs_embeds=embeds,
             attention_mask=block_mask(batch["slot"], prefix, embeds.dtype),
