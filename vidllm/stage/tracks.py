@@ -29,8 +29,8 @@ class Tracks:
     `action` (T, A) int64: index of the running action of each actor, −1 while idle.
     `background` (K, 9) float32: waves as frequency x, y, drift, phase, red, green, blue, and two
     spare; the first row holds the base colour. `noise`: standard deviation of the pixel noise.
-    `clock` (T,) float32: seconds that have moved the background, see `Scene.clock`. `small`: whether
-    the actors are so small that their sprites are softened.
+    `clock` (T,) float32: seconds that have moved the background, see `Scene.clock`. `small`:
+    whether the actors are so small that their sprites are softened.
     """
 
     state: np.ndarray
