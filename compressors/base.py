@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -89,6 +90,16 @@ class Compressor(ABC):
     def fixed_budget(self, tokens: VideoTokens) -> int | None:
         """The count that a fixed option implies for these tokens; None when none is set."""
         return None
+
+    def trained_in(self, folder: Path) -> Compressor:
+        """The same with the weights that a model's folder has for it: `<name>.safetensors`.
+
+        Itself for a method without weights, with weights of its own, or with none there.
+
+        Raises:
+            InputError: weights that are not its own.
+        """
+        return self
 
     @property
     def methods(self) -> tuple[Compressor, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import Tensor
 
@@ -38,6 +39,12 @@ class Chain(Compressor, _Items):
         InputError: an empty chain, a keep outside (0, 1], a budget below 1, or a last method
             that is not free to meet the chain's budget.
     """
+
+    def trained_in(self, folder: Path) -> Chain:
+        """Every method with its weights."""
+        items = tuple(item.trained_in(folder) for item in self.items)
+        same = all(new is old for new, old in zip(items, self.items, strict=True))
+        return self if same else replace(self, items=items)
 
     def __post_init__(self) -> None:
         if not self.items:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -59,9 +60,9 @@ def place(
 class Learned(Compressor):
     """A method with a module, which is made for the width of the features when first needed.
 
-    It runs untrained, on weights drawn from `seed`, and says so (`notes`): no trained ones are
-    shipped. For training call `ready(tokens)` once and train `module`; save its `state_dict()` as
-    safetensors for `load`.
+    Where neither its owner nor the model's folder has trained weights (`trained_in`) it runs on
+    some drawn from `seed`, and says so (`notes`). For training call `ready(tokens)` once and train
+    `module`; save its `state_dict()` as safetensors for `load`.
 
     Attributes:
         seed: of the weights before training.
@@ -100,6 +101,13 @@ class Learned(Compressor):
             f"{self.name} runs on untrained weights (random, seed {self.seed}; no trained ones are "
             f"shipped): {self.untrained}; train it and give {self.name}:weights=FILE",
         )
+
+    def trained_in(self, folder: Path) -> Compressor:
+        """See `Compressor.trained_in`; a module that was only drawn here gives way."""
+        file = folder / f"{self.name}.safetensors"
+        if self.weights is not None or not self.notes() or not file.is_file():
+            return self
+        return replace(self, module=None, weights=str(file))
 
     @abstractmethod
     def make(self, width: int) -> nn.Module:

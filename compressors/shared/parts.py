@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -141,6 +142,11 @@ class Wrapper(Compressor, _Around):
             needs=inner.needs,
             has_parameters=inner.has_parameters,
         )
+
+    def trained_in(self, folder: Path) -> Compressor:
+        """With the weights of the method inside."""
+        inner = self.inner.trained_in(folder)
+        return self if inner is self.inner else replace(self, inner=inner)
 
     def notes(self) -> tuple[str, ...]:
         """Those of the method inside."""

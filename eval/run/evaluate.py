@@ -169,10 +169,14 @@ def load_asker(
             system.check_model(model_name(options.model), has_temporal(folder))
         llm = plain.load()
         llm.measures_memory, usual = order.memory, llm.usual_frames
+        settings = [
+            replace(s, method=s.method and llm.engine.with_trained(s.method))
+            for s in order.wanted.settings(own_setting(llm))
+        ]
         asker = ModelAsker(
             llm,
             order.task,
-            order.wanted.settings(own_setting(llm)),
+            settings,
             name=model_name(options.model),
             max_new_tokens=order.max_new_tokens,
             stopped=stopped,

@@ -17,7 +17,9 @@ import vidllm
 from vidllm import VideoLLM
 from vidllm.cli.main import main
 from vidllm.compressors import Pyra, build, describe, get
+from vidllm.compressors.mrt5 import DeleteGate
 from vidllm.compressors.pyra import Modulation
+from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
 LEARNED = ("flextok", "mrt5", "timesuite", "vtg-llm")
@@ -70,6 +72,32 @@ def test_training_and_weights_silence_it(name: str, tmp_path: Path) -> None:
     assert method.notes() == ()
     save_file({k: v.contiguous() for k, v in module.state_dict().items()}, tmp_path / "w")
     assert get(name, keep=0.25, weights=str(tmp_path / "w")).notes() == ()
+
+
+def test_weights_in_the_folder_of_a_model_are_taken(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    gate = DeleteGate(32)
+    save_file(gate.state_dict(), folder / "mrt5.safetensors")
+    llm = VideoLLM.from_pretrained(str(folder))
+    film = write_video(tmp_path / "film.mp4", [i / 4 for i in range(8)])
+    for spec in (
+        "mrt5:keep=0.25",
+        "temporal-pool:keep=0.5,mrt5:keep=0.5",
+        "per-scene:scenes=2(mrt5):keep=0.5",
+    ):
+        answer = llm.ask(film, "what happens ?", compressor=spec)
+        assert not any("untrained" in note for note in answer.notes)
+    given = build("mrt5:keep=0.25")
+    llm.ask(film, "what happens ?", compressor=given)
+    assert given.notes()  # the caller's own stays as it is
+    llm.compressor = given
+    assert llm.compressor.notes() == ()
+    untouched = build("aim+uniform".replace("+", ","), keep=0.5)
+    llm.compressor = untouched
+    assert llm.compressor is untouched
+    save_file({"weight": torch.zeros(3)}, folder / "mrt5.safetensors")
+    with pytest.raises(InputError, match="another method"):
+        llm.ask(film, "what happens ?", compressor="mrt5:keep=0.25")
 
 
 def test_a_modulation_that_does_nothing_is_none() -> None:

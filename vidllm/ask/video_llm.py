@@ -183,7 +183,7 @@ class VideoLLM:
 
     @compressor.setter
     def compressor(self, method: Compressor) -> None:
-        self.engine.compressor = method
+        self.engine.compressor = self.engine.with_trained(method)
 
     @property
     def footage(self) -> KnownFootage | None:
@@ -456,7 +456,10 @@ class VideoLLM:
 
     def _method(self, compressor: Method, most: int | None) -> Compressor:
         """The compressors of a call, with an exact budget where one is given."""
-        method = self.compressor if compressor is None else chosen(compressor, most)
+        if compressor is None:
+            method = self.compressor
+        else:
+            method = self.engine.with_trained(chosen(compressor, most))
         return method if most is None else within(method, most)
 
     def _check_times(self, times: bool) -> None:

@@ -254,6 +254,10 @@ class Engine(ABC):
     writes_times: bool
     footage: KnownFootage | None = None
 
+    def with_trained(self, method: Compressor) -> Compressor:
+        """A method with the weights that the model has for it, if it is a learned one."""
+        return method
+
     @property
     @abstractmethod
     def worked_on(self) -> nn.Module:

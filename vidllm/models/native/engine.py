@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -23,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from vidllm.compressors import Compressor
 from vidllm.encoders.vision import VisionEncoder, to_pixels
 from vidllm.errors import WorkError
+from vidllm.errors.paths import is_folder
 from vidllm.progress import Listener, Stopwatch, attentive, check
 from vidllm.timecode import Span, get_timecode, unfinished
 from vidllm.timecode.scoring import scored_spans, whole_times
@@ -180,6 +182,7 @@ class NativeEngine(Engine):
     Args:
         model, tokenizer: of it. compressors, keep, tokens: as for `loading.choose_compressor`.
         footage: what footage the model knows; None for a model that makes no claim.
+        folder: where weights of learned compressors may lie beside the model's.
 
     Raises:
         InputError: a method that the model cannot serve.
@@ -199,10 +202,13 @@ class NativeEngine(Engine):
         keep: float | None = None,
         tokens: int | None = None,
         footage: KnownFootage | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.model, self.tokenizer, self.footage = model.eval(), tokenizer, footage
         self.config = model.config
-        self.compressor = choose_compressor(self.config, compressors, keep, tokens)
+        self.folder = folder
+        chosen = choose_compressor(self.config, compressors, keep, tokens)
+        self.compressor = self.with_trained(chosen)
         self.check_serves(self.compressor)
         options = {"n": self.config.time_tokens} if self.config.time_code == "relative" else {}
         self.code = get_timecode(self.config.time_code, **options)
@@ -232,7 +238,12 @@ class NativeEngine(Engine):
         footage = load_known(folder, model.vision)
         nn.Module.to(model, device=device, dtype=dtype)
         torch.manual_seed(seed)
-        return cls(model, tokenizer, footage=footage, **options)
+        home = Path(folder) if is_folder(folder) else None
+        return cls(model, tokenizer, footage=footage, folder=home, **options)
+
+    def with_trained(self, method: Compressor) -> Compressor:
+        """See `Engine.with_trained`."""
+        return method if self.folder is None else method.trained_in(self.folder)
 
     @property
     def worked_on(self) -> nn.Module:
