@@ -117,15 +117,16 @@ def test_two_annotators_and_vtimellms_json(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_java")
 @pytest.mark.filterwarnings("ignore:no SODA_c")
+@pytest.mark.parametrize("end", ["\n", ". "])
 @pytest.mark.parametrize("name", ["youcook2", "activitynet-dense"])
-def test_official_scores_of_digit_tokens(name: str, tmp_path: Path) -> None:
+def test_official_scores_of_digit_tokens(name: str, end: str, tmp_path: Path) -> None:
     """The scripts are given digits, as the model's own decoding gives them."""
     task, items = load(name, tmp_path)
     code = AbsoluteTime()
 
     def said(item: Item) -> Response:
         raw = "".join(
-            f"{code.encode(s, 0.0)} - {code.encode(e, 0.0)} seconds, {text}\n"
+            f"{code.encode(s, 0.0)} - {code.encode(e, 0.0)} seconds, {text}{end}"
             for s, e, text in item.truth[0]
         )
         return Response(text=code.readable(raw, 1e6), raw=raw + "</s>", duration=item.duration)
