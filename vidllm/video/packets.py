@@ -204,7 +204,9 @@ def list_packets(
         known = len(pts) + unnamed
         try:
             for packet in container.demux(stream):
-                if not packet.size or any(a < (packet.pos or 0) < b for a, b in indexes):
+                if not packet.size:
+                    continue
+                if indexes and any(a < (packet.pos or 0) < b for a, b in indexes):
                     continue
                 if packet.is_keyframe:
                     keys.append(len(pts))
@@ -238,12 +240,12 @@ def list_packets(
         visible &= times != NEVER
     joins, strays, unkeyed = Joins(), 0, 0
     if timed and len(times) and container.format.name != "avi":
-        base, decoded = stream.time_base, columns[:, 3]
+        base, decode = stream.time_base, columns[:, 3]
         leap = np.inf
         torn: Callable[[int], bool] | None = None
         if container.format.name in _STREAMED and base:
             leap = float(_LEAP / base)
-            times, decoded, strays = without_strays(*unwrapped(times, decoded))
+            times, decode, strays = without_strays(*unwrapped(times, decode))
         if container.format.name == "mpegts":
             at = columns[:, 1]
 
@@ -251,8 +253,8 @@ def list_packets(
                 return not counters_go_on(recording, int(at[packet - 1]), int(at[packet]))
 
         if container.format.name == "mpeg":
-            times = _without_leaps(times, decoded, leap)
-        joins = find_joins(times, decoded, columns[:, 0], keys, visible, leap, torn)
+            times = _without_leaps(times, decode, leap)
+        joins = find_joins(times, decode, columns[:, 0], keys, visible, leap, torn)
         # Counters of a transport stream jump at a join: its last packets are not damaged by that.
         faults -= {number - back for number in joins.packets for back in (1, 2)}
     if timed and len(times):

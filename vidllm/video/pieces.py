@@ -305,14 +305,17 @@ def _tables(data: mmap, at: int, pid: int) -> Iterator[tuple[int, bytes]]:
 def _programs(table: bytes) -> Iterator[tuple[int, int]]:
     """The programmes of an association table, and the streams of their map tables."""
     for at in range(8, len(table) - 3, 4):
-        yield int.from_bytes(table[at : at + 2]), int.from_bytes(table[at + 2 : at + 4]) & 0x1FFF
+        yield (
+            int.from_bytes(table[at : at + 2], "big"),
+            int.from_bytes(table[at + 2 : at + 4], "big") & 0x1FFF,
+        )
 
 
 def _codings(table: bytes) -> dict[int, int]:
     """The coding of each stream of a map table."""
     found = {}
-    at = 12 + (int.from_bytes(table[10:12]) & 0xFFF)
+    at = 12 + (int.from_bytes(table[10:12], "big") & 0xFFF)
     while at + 5 <= len(table):
-        found[int.from_bytes(table[at + 1 : at + 3]) & 0x1FFF] = table[at]
-        at += 5 + (int.from_bytes(table[at + 3 : at + 5]) & 0xFFF)
+        found[int.from_bytes(table[at + 1 : at + 3], "big") & 0x1FFF] = table[at]
+        at += 5 + (int.from_bytes(table[at + 3 : at + 5], "big") & 0xFFF)
     return found

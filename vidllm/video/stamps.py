@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 _NEVER = np.iinfo(np.int64).min  # the time of a packet that has none
+_STRAYS = 20  # one packet in so many may have a wrong time: with more the times are in no order
 _WINDOW = 8  # packets behind a join that all are earlier than what came before it
 _CLOCK = 1 << 33  # ticks at which the times of MPEG-2 streams begin anew (ISO/IEC 13818-1, 2.4.3.7)
 _FURTHEST = 1 << 61  # ticks: beyond that sums would not fit
@@ -90,7 +91,7 @@ def without_strays(stamps: np.ndarray, decode: np.ndarray) -> tuple[np.ndarray, 
     before, at, after = decode[:-2], decode[1:-1], decode[2:]
     known = (before != _NEVER) & (at != _NEVER) & (after != _NEVER) & (stamps[1:-1] != _NEVER)
     stray = 1 + np.flatnonzero(known & (before <= after) & ((at < before) | (at > after)))
-    if not len(stray):
+    if not 0 < len(stray) <= 1 + len(decode) // _STRAYS:
         return stamps, decode, 0
     stamps, moved = np.array(stamps), np.array(decode)
     moved[stray] = (decode[stray - 1] + decode[stray + 1]) // 2
