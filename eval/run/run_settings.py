@@ -148,7 +148,7 @@ def own_setting(llm: Any) -> Callable[[float | None], Setting]:
 
     def setting(keep: float | None) -> Setting:
         from vidllm.models.loading import choose_compressor
-        from vidllm.models.native.model import NativeConfig
+        from vidllm.models.native.config import NativeConfig
 
         config = llm.config if isinstance(llm.config, NativeConfig) else NativeConfig()
         method = llm.compressor if keep is None else choose_compressor(config, None, keep)
@@ -174,7 +174,7 @@ def _full() -> Setting:
 def _named(spec: str, keep: float | None, tokens: int | None) -> Setting:
     """A compressor at a share; at the share that its own options give for None."""
     from vidllm.models.loading import choose_compressor
-    from vidllm.models.native.model import NativeConfig
+    from vidllm.models.native.config import NativeConfig
 
     written = spec.replace("+", ",")
     if spec == "none" or (keep == 1 and tokens is None):

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from vidllm import VideoIndex, VideoLLM
 from vidllm.errors import VidllmError
-from vidllm.models.native.model import NativeConfig, NativeVideoLLM
+from vidllm.models.native.config import NativeConfig
+from vidllm.models.native.model import NativeVideoLLM
 
 FPS = 4.0
 ASKED = "when does the red star spin?"

@@ -13,7 +13,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from vidllm.models.engine import Counts, Generation
-from vidllm.models.native.model import NativeConfig, NativeVideoLLM
+from vidllm.models.native.config import NativeConfig
+from vidllm.models.native.model import NativeVideoLLM
 from vidllm.stage.training.settings import TrainSettings, build_model
 from vidllm.stage.training.tokenizer import build_tokenizer
 from vidllm.timecode import get_timecode

@@ -61,7 +61,7 @@ class Call:
             InputError: a name or option that is wrong, or one that leaves the share open.
         """
         from vidllm.models.loading import choose_compressor
-        from vidllm.models.native.model import NativeConfig
+        from vidllm.models.native.config import NativeConfig
 
         if self.compressors is None:
             return None

@@ -16,8 +16,8 @@ from vidllm.models.loading import (
     has_temporal,
     model_kind,
 )
+from vidllm.models.native.config import NativeConfig
 from vidllm.models.native.engine import NativeEngine
-from vidllm.models.native.model import NativeConfig
 from vidllm.models.shipped import default_model, find_model
 
 from .recipes import get_recipe

@@ -171,7 +171,7 @@ def _method(
 ) -> Compressor:
     from vidllm.ask.recipes import get_recipe
     from vidllm.models.loading import choose_compressor
-    from vidllm.models.native.model import NativeConfig
+    from vidllm.models.native.config import NativeConfig
 
     if recipe is not None:
         named = get_recipe(recipe)

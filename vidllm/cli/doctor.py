@@ -14,6 +14,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vidllm.errors import VidllmError
+from vidllm.models.shipped import (
+    broken_files,
+    default_model,
+    manifest,
+    sample_videos,
+    weights_dir,
+)
+
+from .options import ATTENTION
 
 _LOW_DISK = 2 * 1024**3
 
@@ -100,8 +109,6 @@ def _device() -> Iterator[Check]:
 
 
 def _attention() -> Iterator[Check]:
-    from .options import ATTENTION
-
     flash = find_spec("flash_attn") is not None
     names = [name for name in ATTENTION if flash or not name.startswith("flash")]
     yield Check("attention", "ok", ", ".join(names))
@@ -134,13 +141,6 @@ def _decoders() -> Iterator[Check]:
 
 
 def _weights() -> Iterator[Check]:
-    from vidllm.models.shipped import (
-        broken_files,
-        default_model,
-        manifest,
-        sample_videos,
-        weights_dir,
-    )
     from vidllm.video import load_video
 
     problems = broken_files()

@@ -8,8 +8,14 @@ from fnmatch import fnmatch
 from importlib.metadata import entry_points
 from typing import Any
 
+from vidllm.ask.recipes import list_recipes
+from vidllm.cost.presets import PRESETS
 from vidllm.errors import InputError
 from vidllm.errors.registry import did_you_mean
+from vidllm.models.folder import read_config
+from vidllm.models.shipped import shipped_models, weights_dir
+
+from .pages import encoder_entries
 
 
 def entries(kind: str, pattern: str = "*") -> list[dict[str, Any]]:
@@ -56,10 +62,7 @@ def _compressors() -> list[dict[str, Any]]:
 
 def _models() -> list[dict[str, Any]]:
     """What is shipped, and the families of hub models that are served."""
-    from vidllm.cost.presets import PRESETS
     from vidllm.models.families.family import FAMILIES
-    from vidllm.models.folder import read_config
-    from vidllm.models.shipped import shipped_models, weights_dir
 
     found = []
     for name in shipped_models():
@@ -77,14 +80,10 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _recipes() -> list[dict[str, Any]]:
-    from vidllm.ask.recipes import list_recipes
-
     return [asdict(recipe) for recipe in list_recipes()]
 
 
 def _encoders() -> list[dict[str, Any]]:
-    from .pages import encoder_entries
-
     return encoder_entries()
 
 

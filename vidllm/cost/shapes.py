@@ -80,7 +80,7 @@ def shape_of(model: str | None, size: int | None = None) -> Shape:
     """
     from transformers import AutoConfig
 
-    import vidllm.models.native.model  # noqa: F401  (makes the native model type known)
+    import vidllm.models.native.config  # noqa: F401  (makes the native model type known)
 
     by_hub = {preset.hub: name for name, preset in PRESETS.items() if preset.hub}
     name = by_hub.get(model or "", model)

@@ -17,7 +17,7 @@ from vidllm.compressors import Compressor, build
 from vidllm.errors import InputError
 from vidllm.longvideo.build import indexing_engine
 from vidllm.models.loading import choose_compressor
-from vidllm.models.native.model import NativeConfig
+from vidllm.models.native.config import NativeConfig
 from vidllm.models.shipped import sample_videos
 from vidllm.progress import StopSignal, attentive
 

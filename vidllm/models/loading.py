@@ -26,7 +26,8 @@ from .families.family import FAMILIES
 from .families.pixel_files import pixel_options
 from .families.scripts import SCRIPTS
 from .folder import check_folder
-from .native.model import NativeConfig, NativeVideoLLM
+from .native.config import NativeConfig
+from .native.model import NativeVideoLLM
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

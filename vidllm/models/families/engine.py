@@ -41,7 +41,7 @@ from ..hooks.pruning import bare
 from ..hooks.session import Session
 from ..hooks.state import Report
 from ..loading import choose_compressor, load_hub
-from ..native.model import NativeConfig
+from ..native.config import NativeConfig
 from ..question import check_room, check_text, positions_of
 from .clips import HubClip, HubClipMemory, wait
 from .family import FAMILIES, adapter_for

@@ -48,9 +48,10 @@ from ..engine import (
 from ..loading import choose_compressor, choose_device, choose_dtype, load_native
 from ..question import PROMPTS, check_room, longest, positions_of, prompt_ids, unknown_words, wrap
 from ..shipped import default_model
+from .config import NativeConfig
 from .footage import KnownFootage, clip_pixels, load_known
 from .generation import Prompt, answer_prompt
-from .model import NativeConfig, NativeVideoLLM, slots_of, window
+from .model import NativeVideoLLM, slots_of, window
 
 _PART = 32  # frames that are resized at once
 
@@ -304,7 +305,7 @@ class NativeEngine(Engine):
             video=video,
             answer=answer,
             question=question,
-            sentence=self.config.reads_sentences,
+            sentence=self.config.vision.get("type") == "conv",  # trained from nothing, on sentences
         )
 
     @contextmanager

@@ -23,13 +23,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    DynamicCache,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from vidllm.compressors import Compressor
 from vidllm.compressors.shared.in_tower import InTower, tower_part
@@ -42,64 +36,7 @@ from vidllm.video import VideoClip
 from ..hooks.cache import CacheChoice, Prefill, decoder_layers
 from ..hooks.decoding import generate_from
 from ..hooks.pruning import DECODER_SIGNALS, Pruner, VideoRun
-
-
-class NativeConfig(PreTrainedConfig):
-    """What a native model is made of.
-
-    Args:
-        vision: config of the tower, {"type": "conv" or a transformers type, …}.
-        text: config of the decoder LLM as a dict with its "model_type".
-        temporal: temporal encoders in order, each {"name": …, options}; [] for none.
-        downsample: side of the square of cells that the projector folds into one token.
-        time_code: "relative", "absolute" or "text" (see `vidllm.timecode`).
-        time_tokens: number of relative time tokens.
-        time_token_start: id of the first relative time token.
-        time_embedding: add the time span of every token to it.
-        stamps: write the time of every frame before its tokens.
-        frames: frames sampled by default.
-        compressors, keep: what the model was trained with; the default of `VideoLLM`.
-    """
-
-    model_type = "vidllm-native"
-
-    def __init__(
-        self,
-        vision: dict[str, Any] | None = None,
-        text: dict[str, Any] | None = None,
-        temporal: list[dict[str, Any]] | None = None,
-        downsample: int = 1,
-        time_code: str = "relative",
-        time_tokens: int = 100,
-        time_token_start: int = 0,
-        time_embedding: bool = True,
-        stamps: bool = False,
-        frames: int = 64,
-        compressors: str = "none",
-        keep: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        self.vision = vision or {"type": "conv"}
-        self.text = text or {"model_type": "qwen2"}
-        self.temporal = temporal if temporal is not None else []
-        self.downsample = downsample
-        self.time_code = time_code
-        self.time_tokens = time_tokens
-        self.time_token_start = time_token_start
-        self.time_embedding = time_embedding
-        self.stamps = stamps
-        self.frames = frames
-        self.compressors = compressors
-        self.keep = keep
-        super().__init__(**kwargs)
-
-    @property
-    def reads_sentences(self) -> bool:
-        """Whether the whole model was trained from nothing, on questions of a sentence."""
-        return self.vision.get("type") == "conv" or "stem" in self.vision
-
-
-AutoConfig.register(NativeConfig.model_type, NativeConfig)
+from .config import NativeConfig
 
 
 class TimeProjection(nn.Linear):

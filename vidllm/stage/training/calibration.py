@@ -20,6 +20,7 @@ from torch import Tensor
 from vidllm.encoders.vision import ConvTower, to_pixels
 from vidllm.errors import InputError
 from vidllm.models.loading import load_native, model_kind
+from vidllm.models.native.config import NativeConfig
 from vidllm.models.native.footage import (
     FORMAT,
     Card,
@@ -30,7 +31,7 @@ from vidllm.models.native.footage import (
     tower_mark,
     without_bars,
 )
-from vidllm.models.native.model import NativeConfig, NativeVideoLLM
+from vidllm.models.native.model import NativeVideoLLM
 
 from ..files import one_thread
 from ..render import VIDEO_SIZE, render_tracks, to_uint8

@@ -8,7 +8,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from vidllm.errors import InputError
-from vidllm.models.native.model import NativeConfig, NativeVideoLLM
+from vidllm.models.native.config import NativeConfig
+from vidllm.models.native.model import NativeVideoLLM
 from vidllm.timecode import get_timecode
 
 from .losses import LossWeights
