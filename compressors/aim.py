@@ -76,9 +76,7 @@ class Aim(Compressor):
             return super().run(tokens, budget, query)
         self.check(tokens)
         sizes: list[int] = counts.tolist()
-        merged, rounds = merge_parts(
-            tokens, order.split(sizes), halvings(sizes, goal), self._halve
-        )
+        merged, rounds = merge_parts(tokens, order.split(sizes), halvings(sizes, goal), self._halve)
         after, more = super().run(merged, self.goal(tokens, budget), query)
         return after, rounds + more
 

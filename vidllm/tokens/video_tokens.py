@@ -200,10 +200,11 @@ class VideoTokens:
         else:
             slot = selection.target
             span = _hull(self.span, slot, index)
-        features = apply_rows(self.features, selection, self.size)
         if isinstance(selection, Mix):
             features = selection.features
             span = span if selection.span is None else selection.span.double()
+        else:
+            features = apply_rows(self.features, selection, self.size)
         tokens = VideoTokens(
             features=features,
             frame=self.frame[index],
