@@ -1,6 +1,6 @@
 """AIM's pruning inside the decoder (arXiv 2412.03248): PageRank of the attention, layer by layer.
 
-`importance_rows` gives the importance without the whole matrix; `AimPrune` is the method on
+`importance_rows` gives the importance; `AimPrune` is the method on
 `VideoTokens`.
 """
 
@@ -18,24 +18,31 @@ from vidllm.tokens import VideoTokens
 from .base import Scorer
 from .registry import register
 
+# Numbers of the matrix that are kept from step to step.
+_KEPT = 2**26
+
 
 def importance_rows(
     rows: Callable[[int, int], Tensor],
     length: int,
     steps: int = 5,
     damping: float = 0.0,
-    block: int = 64,
+    block: int = 256,
     mask: Tensor | None = None,
     temperature: float | None = None,
 ) -> Tensor:
-    """`importance` without an L x L matrix: every step asks for its rows block by block.
+    """Importance by PageRank of an attention matrix that is asked for block by block.
+
+    Blocks are made once and kept for all steps, up to 256 MiB of them; the others are asked for
+    again at every step.
 
     Args:
         rows: rows(start, stop) gives the rows start..stop-1 of the softmax matrix, (H, stop -
             start, L) or (B, H, stop - start, L). With `temperature` it gives their logits,
-            masked, and the softmax is taken here.
-        length: L. steps, damping: see `importance`.
-        block: rows asked for at a time; memory is H * block * L, work `steps` passes over M.
+            masked, and the softmax is taken here. Where attention is causal, columns that none
+            of the rows reads may be left out at the end.
+        length: L. steps: of the power iteration. damping: part of the start in every step.
+        block: rows asked for at a time.
         mask: (L,) or (B, L) bool, tokens that take part; None for all.
         temperature: of the softmax, when `rows` gives logits (AIM: 0.1).
 
@@ -51,18 +58,29 @@ def importance_rows(
     live = torch.ones(length, dtype=torch.bool) if mask is None else mask
     start = (live / live.sum(dim=-1, keepdim=True).clamp(min=1)).unsqueeze(-2)  # (..., 1, L)
     dead = None if mask is None else ~live[..., None, :, None]
+    kept: dict[int, Tensor] = {}
+
+    def softmax(first: int) -> Tensor:
+        last = min(first + block, length)
+        part = rows(first, last).float()
+        if temperature is not None:
+            part = torch.softmax(part.div_(temperature), dim=-1)
+        if dead is not None:
+            part = part.masked_fill(dead[..., first:last, :].to(part.device), 0.0)
+        if sum(other.numel() for other in kept.values()) + part.numel() <= _KEPT:
+            kept[first] = part
+        return part
+
     p = start
     for _ in range(steps):
-        total = torch.zeros(())
+        total: Tensor | None = None
         for first in range(0, length, block):
-            last = min(first + block, length)
-            part = rows(first, last).float()
-            if temperature is not None:
-                part = torch.softmax(part / temperature, dim=-1)
-            if dead is not None:
-                part = part.masked_fill(dead[..., first:last, :].to(part.device), 0.0)
-            share = p[..., None, first:last].to(part.device) @ part
-            total = total.to(part.device) + share.squeeze(-2)
+            part = kept[first] if first in kept else softmax(first)
+            share = p[..., None, first : first + block].to(part.device) @ part
+            if total is None:
+                total = share.new_zeros(*share.shape[:-2], length)
+            total[..., : share.shape[-1]] += share.squeeze(-2)
+        assert total is not None
         if bool((total < 0).any()):
             raise InputError("the rows hold negative numbers: give softmax rows or a temperature")
         p = (1 - damping) * total + damping * start.to(total.device)

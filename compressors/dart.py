@@ -13,6 +13,7 @@ from vidllm.tokens import Keep, Selection, VideoTokens
 
 from .base import Compressor
 from .registry import register
+from .shared.kernels import cosines
 from .shared.segments import unit
 
 FLOOR = 1e-8  # the port's floor of a norm
@@ -97,8 +98,8 @@ class Dart(Compressor):
         if not bool(torch.isfinite(norms).all()):
             raise InputError("dart: the decoder's keys hold NaN or infinite values")
         image = sorted(_strongest(norms, min(self.image_pivots, budget)))
-        states = unit(tokens.signals.get("decoder-normed", tokens.features), FLOOR)
-        pivots = states[image]
+        states = tokens.signals.get("decoder-normed", tokens.features).detach()
+        pivots = unit(states[image], FLOOR)
         if query is not None and self.text_pivots:
             if query.dim() != 2 or query.shape[1] != states.shape[1]:
                 raise InputError(
@@ -112,4 +113,5 @@ class Dart(Compressor):
         rounds = [(row, each) for row in range(len(pivots))] + [(row, 1) for row in range(more)]
         taken = torch.zeros(len(tokens), dtype=torch.bool, device=states.device)
         taken[image] = True
-        return Keep(torch.nonzero(_pick(pivots @ states.T, rounds, taken)).flatten())
+        cosine = torch.cat([near.T for _, near in cosines(states, pivots, FLOOR)], dim=1)
+        return Keep(torch.nonzero(_pick(cosine, rounds, taken)).flatten())

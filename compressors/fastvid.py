@@ -19,6 +19,7 @@ from vidllm.tokens import Keep, Mix, Selection, VideoTokens
 from .base import Compressor
 from .registry import register
 from .shared.density import by_frame, by_group, gather, generator, peaks, top
+from .shared.kernels import mean, placed, take
 from .shared.segments import equal_runs, present_frames, share
 
 _NEIGHBOURS = 4
@@ -88,9 +89,9 @@ def _reduce(
     counts: list[tuple[int, int]],
     noise: torch.Generator | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens that stay (K,), their features (K, D), and the one that carries each (L,) or -1."""
+    """Tokens that stay (K,), ascending, their features (K, D), and what carries each (L,) or -1."""
     carrier = torch.full((len(x),), -1)
-    index, rows = [], []
+    index, made = list[Tensor](), list[tuple[Tensor, Tensor]]()
     frames = iter(zip(places, counts, strict=True))
     for length in lengths:
         anchors, left = [], []
@@ -99,10 +100,9 @@ def _reduce(
             kept, rest = by_saliency[:salient], by_saliency[salient:].sort().values
             carrier[kept] = kept
             index.append(kept)
-            rows.append(x[kept.to(x.device)])
             left.append(rest)
             if wanted:
-                score = peaks(x[rest.to(x.device)], _NEIGHBOURS, noise, strict=rules.theirs)
+                score = peaks(take(x, rest), _NEIGHBOURS, noise, strict=rules.theirs)
                 anchors.append(rest[top(score, wanted)].sort().values)
         if anchors:
             pool, together = (torch.cat(parts).sort().values for parts in (left, anchors))
@@ -110,12 +110,14 @@ def _reduce(
             carrier[pool] = together[into]
             if rules.theirs and len(anchors) > 1:
                 for alone in anchors:
-                    index.append(alone)
-                    rows.append(gather(x, pool, alone, rules.beta, rules.ignore is None)[0])
+                    made.append(
+                        (alone, gather(x, pool, alone, rules.beta, rules.ignore is None)[0])
+                    )
             else:
-                index.append(together)
-                rows.append(merged)
-    return torch.cat(index), torch.cat(rows), carrier
+                made.append((together, merged))
+            index.append(together)
+    stay = torch.cat(index).sort().values
+    return stay, placed(x, stay, made), carrier
 
 
 @register("fastvid")
@@ -178,7 +180,7 @@ class FastVid(Compressor):
             best = [members[top(saliency[members], 1)] for members in order.split(ends)]
             return Keep(torch.cat(best).sort().values)
         x, places = tokens.features, order.split(sizes)
-        means = torch.stack([x[p.to(x.device)].detach().float().mean(0) for p in places])
+        means = torch.stack([mean(x, place) for place in places])
         llava = self.variant == "llava"
         tau = self.tau if self.tau is not None else 0.9 if llava else 0.84
         lengths = segments(means, self.c, tau).tolist()
@@ -192,4 +194,4 @@ class FastVid(Compressor):
         number = torch.full((len(tokens),), -1)
         number[stay] = torch.arange(len(stay))
         target = torch.where(carrier < 0, -1, number[carrier.clamp(min=0)])
-        return Mix(features[in_time.to(x.device)], target, stay)
+        return Mix(take(features, in_time), target, stay)

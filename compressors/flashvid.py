@@ -7,6 +7,7 @@ clusters. Then `FlashVid`, which puts them together on `VideoTokens`.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,8 +19,11 @@ from vidllm.tokens import Merge, Mix, Selection, VideoTokens, split_budget
 from .base import Compressor
 from .registry import register
 from .shared.density import apart, peaks_among, top
-from .shared.segments import merge_groups, present_frames, share
+from .shared.kernels import mean, take
+from .shared.segments import merge_groups, present_frames, share, unit
 
+# The least norm of a row.
+_SMALLEST = 1e-12
 # Numbers of a batch of frames' distances that are held at a time (16 MiB in float32).
 _ROOM = 2**22
 
@@ -42,7 +46,9 @@ def segment_lengths(
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def diverse(x: Tensor, weight: Tensor, count: int, *, again: bool = False) -> Tensor:
+def diverse(
+    x: Tensor | Sequence[Tensor], weight: Tensor, count: int, *, again: bool = False
+) -> Tensor:
     """Pick `count` tokens of every frame, each far from those before it (ADTS).
 
     Args:
@@ -52,20 +58,22 @@ def diverse(x: Tensor, weight: Tensor, count: int, *, again: bool = False) -> Te
     Returns:
         (B, count) indices in the order in which they were picked.
     """
-    unit = torch.nn.functional.normalize(x.float(), dim=-1)
-    away = (1 - unit @ unit.transpose(1, 2)) * weight[:, None, :]
+    away = weight.new_empty(*weight.shape, weight.shape[1])
+    for frame, by, out in zip(x, weight, away, strict=True):
+        rows = unit(frame, _SMALLEST)
+        torch.mul(1 - rows @ rows.T, by, out=out)
     picks: list[Tensor] = []
     # Nearest but the token itself, which is the smallest of its column.
-    score = away.topk(min(2, x.shape[1]), dim=1, largest=False).values[:, -1]
+    score = away.topk(min(2, weight.shape[1]), dim=1, largest=False).values[:, -1]
     nearest = torch.full_like(score, torch.inf)
-    rows = torch.arange(x.shape[0], device=x.device)
+    every = torch.arange(len(weight), device=weight.device)
     for _ in range(count):
         picks.append(score.argmax(dim=1))
-        nearest = torch.minimum(nearest, away[rows, picks[-1]])
+        nearest = torch.minimum(nearest, away[every, picks[-1]])
         score = nearest
         if not again:
-            nearest[rows, picks[-1]] = -torch.inf  # stays the minimum from now on
-    return torch.stack(picks, dim=1) if picks else rows.new_zeros(x.shape[0], 0)
+            nearest[every, picks[-1]] = -torch.inf  # stays the minimum from now on
+    return torch.stack(picks, dim=1) if picks else every.new_zeros(len(weight), 0)
 
 
 def pick(frames: list[Tensor], weights: list[Tensor], counts: list[int]) -> list[Tensor]:
@@ -78,8 +86,8 @@ def pick(frames: list[Tensor], weights: list[Tensor], counts: list[int]) -> list
         step = max(1, _ROOM // size**2)
         for first in range(0, len(which), step):
             part = which[first : first + step]
-            x, weight = torch.stack([frames[t] for t in part]), [weights[t] for t in part]
-            for t, rows in zip(part, diverse(x, torch.stack(weight), count), strict=True):
+            x, weight = [frames[t] for t in part], torch.stack([weights[t] for t in part])
+            for t, rows in zip(part, diverse(x, weight, count), strict=True):
                 result[t] = rows
     return result
 
@@ -100,11 +108,12 @@ def parents(
     Args:
         frames: (n_t, D) tokens of each frame. picked: (n_t,) bool.
     """
-    unit = [torch.nn.functional.normalize(x.float(), dim=-1) for x in frames]
+    here = unit(frames[0], _SMALLEST)
     best = [torch.full((frames[0].shape[0],), -1.0, device=frames[0].device)]
     into = [torch.zeros(frames[0].shape[0], dtype=torch.long, device=frames[0].device)]
     for t in range(1, len(frames)):
-        alike = unit[t] @ unit[t - 1].T
+        before, here = here, unit(frames[t], _SMALLEST)
+        alike = here @ before.T
         alike[picked[t]] = -1
         alike[:, picked[t - 1]] = -1
         top = alike.max(dim=1)
@@ -125,15 +134,23 @@ def tree_means(frames: list[Tensor], up: list[Tensor], *, direct: bool = False) 
     A root is the mean of its tree. `direct`, the authors' arithmetic: the sum of the tree over
     one more than the number of DIRECT children, so that chains grow (L equal frames: L / 2).
     """
-    sums = [x.float() for x in frames]
-    counts = [torch.ones(x.shape[0], device=x.device) for x in frames]
+    return list(_trees(frames, up, direct=direct))[::-1]
+
+
+def _trees(frames: list[Tensor], up: list[Tensor], *, direct: bool) -> Iterator[Tensor]:
+    """`tree_means` from the last frame to the first."""
+    total, count = frames[-1].float(), _ones(frames[-1])
     for t in range(len(frames) - 1, 0, -1):
+        yield total / count[:, None]
         child = torch.nonzero(up[t] >= 0).flatten()
-        into = up[t][child]
-        sums[t - 1] = sums[t - 1].index_add(0, into, sums[t][child])
-        passed = torch.ones_like(counts[t][child]) if direct else counts[t][child]
-        counts[t - 1] = counts[t - 1].index_add(0, into, passed)
-    return [s / c[:, None] for s, c in zip(sums, counts, strict=True)]
+        into, passed = up[t][child], torch.ones_like(count[child]) if direct else count[child]
+        total = frames[t - 1].float().index_add(0, into, total[child])
+        count = _ones(frames[t - 1]).index_add(0, into, passed)
+    yield total / count[:, None]
+
+
+def _ones(x: Tensor) -> Tensor:
+    return torch.ones(x.shape[0], device=x.device)
 
 
 def density_peaks(x: Tensor, count: int, *, part: bool = True) -> tuple[Tensor, Tensor]:
@@ -191,7 +208,6 @@ def merge_segment(
     up = [torch.full((x.shape[0],), -1, device=x.device) for x in frames]
     if len(frames) > 1 and limit < 1:
         up = parents(frames, picked, survivors, limit)
-    values = tree_means(frames, up, direct=direct)
     again = len(frames) == 1 and not exact
     left = [
         torch.nonzero((parent < 0) & (~mask | again)).flatten()
@@ -200,7 +216,8 @@ def merge_segment(
     sizes = [rows.numel() for rows in left]
     counts = _counts(sizes, rest, exact)
     clusters = []
-    for rows, value, count in zip(left, values, counts, strict=True):
+    values = _trees(frames, up, direct=direct)
+    for rows, value, count in zip(left[::-1], values, counts[::-1], strict=True):
         own = value[rows]
         centres = label = torch.arange(rows.numel(), device=rows.device)
         if count == 0:
@@ -210,7 +227,7 @@ def merge_segment(
             total = own.new_zeros(count, own.shape[1]).index_add_(0, label, own)
             own = total / torch.bincount(label, minlength=count)[:, None]
         clusters.append(Cluster(rows, label, rows[centres], own))
-    return up, clusters
+    return up, clusters[::-1]
 
 
 def _counts(sizes: list[int], wanted: int, exact: bool) -> list[int]:
@@ -283,8 +300,8 @@ class FlashVid(Compressor):
             return merge_groups(tokens, group)
         sizes = [len(part) for part in parts]
         goals = share(budget, sizes) if budget >= len(parts) else [1] * len(parts)
-        frames = [x[part.to(x.device)].float() for part in parts]
-        means = torch.stack([frame.detach().mean(0) for frame in frames])
+        frames = [take(x, part) for part in parts]
+        means = torch.stack([mean(x, part) for part in parts])
         attention = self.signal(tokens, "cls-attention").to(x.device)
         joins, made, start = torch.full_like(order, -1), [], 0
         for length in segment_lengths(means, self.threshold, self.segments):
@@ -318,7 +335,7 @@ class FlashVid(Compressor):
         """Write what every token of a segment joins into `joins` (L,).
 
         Returns:
-            The slots and their features, in pieces.
+            With `faithful` the slots and their features, in pieces.
         """
         counts = [math.ceil(goal * self.alpha) for goal in goals]
         rows = pick([frame.detach() for frame in frames], weights, counts)
@@ -328,7 +345,8 @@ class FlashVid(Compressor):
             mask[row] = True
             index = part[row.cpu()]
             joins[index] = index
-            made.append((index, frame[row]))
+            if self.faithful:
+                made.append((index, frame[row].float()))
         if counts == goals:
             return made  # no room to merge into: as with the authors, the others go
         total = sum(goals)
@@ -338,7 +356,8 @@ class FlashVid(Compressor):
         for t, (part, cluster) in enumerate(zip(parts, clusters, strict=True)):
             index = part[cluster.centres.cpu()]
             joins[part[cluster.members.cpu()]] = index[cluster.label.cpu()]
-            made.append((index, cluster.features))
+            if self.faithful:
+                made.append((index, cluster.features))
             child = torch.nonzero(up[t] >= 0).flatten()
             if len(child):
                 joins[part[child.cpu()]] = joins[parts[t - 1][up[t][child].cpu()]]

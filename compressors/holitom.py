@@ -19,6 +19,7 @@ from vidllm.tokens import Merge, Mix, Selection, VideoTokens
 from .base import Compressor
 from .registry import register
 from .shared.density import cluster, generator, nearest, top
+from .shared.kernels import placed, row_cosine, step_of
 from .shared.segments import present_frames, starts
 
 
@@ -239,24 +240,23 @@ class HoliTom(Compressor):
         """Cluster what is still and keep the attended of the rest, to the exact budget."""
         x, noise = tokens.features, generator(self.noise)
         carrier = torch.full((len(tokens),), -1)
-        index, rows = [], []
+        index, made = list[Tensor](), list[tuple[Tensor, Tensor]]()
         counts = _counts([block.shape[1] for block, _ in parts], [s for _, s in parts], budget)
         for (block, still), count in zip(parts, counts, strict=True):
             one = block[0]
             if still:
-                mean = x[block.to(x.device)].to(torch.promote_types(x.dtype, torch.float32)).mean(0)
-                centres, into, made = cluster(
-                    mean, count, self.beta, self.neighbours, noise, strict=self.faithful
-                )
                 if count:
+                    centres, into, rows = cluster(
+                        _means(x, block), count, self.beta, self.neighbours, noise,
+                        strict=self.faithful,
+                    )  # fmt: skip
                     carrier[block] = one[centres][into]
-                index.append(one[centres])
-                rows.append(made.to(x.dtype))
+                    index.append(one[centres])
+                    made.append((one[centres], rows))
             else:
                 best = one[top(saliency[one], count)]
                 carrier[best] = best
                 index.append(best)
-                rows.append(x[best.to(x.device)])
         stay = torch.cat(index)
         order = tokens.position[stay].argsort()
         if self.faithful:
@@ -265,7 +265,7 @@ class HoliTom(Compressor):
         number = torch.full((len(tokens),), -1)
         number[stay] = torch.arange(len(stay))
         target = torch.where(carrier < 0, -1, number[carrier.clamp(min=0)])
-        return Mix(torch.cat(rows)[order.to(x.device)], target, stay)
+        return Mix(placed(x, stay, made), target, stay)
 
 
 def _lookup(tokens: VideoTokens) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -284,11 +284,17 @@ def _lookup(tokens: VideoTokens) -> tuple[tuple[Tensor, ...], Tensor]:
 def _similarity(x: Tensor, at: Tensor) -> Tensor:
     """(F - 1, C) cosine of each cell from frame to frame, -inf where a token is missing."""
     alike = torch.full((len(at) - 1, at.shape[1]), float("-inf"))
-    for row, before, here in zip(alike, at[:-1], at[1:], strict=True):
-        both = (before >= 0) & (here >= 0)
-        old, new = (x[which[both].to(x.device)].detach().float() for which in (before, here))
-        row[both] = torch.cosine_similarity(old, new, dim=1).cpu()
+    both = (at[:-1] >= 0) & (at[1:] >= 0)
+    alike[both] = row_cosine(x, at[:-1][both], at[1:][both]).cpu()
     return alike
+
+
+def _means(x: Tensor, block: Tensor) -> Tensor:
+    """(m, D) float32 mean over the frames of a window of its still tokens (frames, m)."""
+    step = max(1, step_of(x) // len(block))
+    exact = torch.promote_types(x.dtype, torch.float32)
+    cells = block.to(x.device).split(step, dim=1)
+    return torch.cat([x[part].to(exact).mean(0) for part in cells])
 
 
 def _counts(sizes: list[int], still: list[bool], budget: int) -> list[int]:

@@ -16,6 +16,7 @@ from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
 from .registry import register
 from .shared.in_tower import InTower, rounds
+from .shared.kernels import step_of
 from .shared.segments import equal_runs, merge_groups, present_frames, starts
 
 
@@ -175,14 +176,15 @@ class _Windows:
         self._first = starts(self.count)
         self.alike = torch.full((len(windows),), -torch.inf)
         self.each = torch.full((len(tokens),), -torch.inf)
+        x = tokens.features.detach()
         for size in self.count.unique().tolist():
             if size < 2:
                 continue
-            which = torch.nonzero(self.count == size).flatten()
-            index = self._order[self._first[which][:, None] + torch.arange(size)]
-            rows = tokens.features.detach()[index.to(tokens.features.device)]
-            alike, each = _likeness(rows)
-            self.alike[which], self.each[index] = alike.cpu(), each.cpu()
+            same = torch.nonzero(self.count == size).flatten()
+            for which in same.split(max(1, step_of(x) // size)):
+                index = self._order[self._first[which][:, None] + torch.arange(size)]
+                alike, each = _likeness(x[index.to(x.device)])
+                self.alike[which], self.each[index] = alike.cpu(), each.cpu()
         self.turn = torch.argsort(_tied(self.alike), descending=True, stable=True)
         by_frame = self.turn[torch.argsort(self.frame[self.turn], stable=True)]
         _, frames = torch.unique_consecutive(self.frame, return_counts=True)

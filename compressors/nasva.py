@@ -15,6 +15,7 @@ from vidllm.tokens import Keep, Selection, VideoTokens
 from .base import Compressor
 from .registry import register
 from .shared.allocation import FLOOR, question
+from .shared.kernels import mean
 from .shared.segments import present_frames, unit
 
 
@@ -81,10 +82,10 @@ class Nasva(Compressor):
         second = _groups((ends * _SIGNS).T.tolist(), self.every)
         frames_of = torch.bincount(second)
         of_token = second[rank]
-        x = tokens.features.detach().float()
+        x = tokens.features.detach()
         size = torch.bincount(of_token)
         parts = of_token.argsort(stable=True).split(size.tolist())
-        means = torch.stack([x[part.to(x.device)].mean(0) for part in parts])
+        means = torch.stack([mean(x, part) for part in parts])
         if self.head is None:
             asked = question(tokens, query).reshape(-1, x.shape[1]).mean(0)
             score = (unit(means, FLOOR) * unit(asked, FLOOR)).sum(1)  # equal rows tie exactly

@@ -17,6 +17,7 @@ from vidllm.tokens import Keep, Selection, VideoTokens
 from .base import Compressor
 from .registry import register
 from .shared.allocation import FLOOR, allocate, frame_means, question, shares
+from .shared.kernels import row_distance, take
 from .shared.segments import unit
 
 
@@ -85,8 +86,7 @@ def token_motion(x: Tensor, before: Tensor, after: Tensor) -> Tensor:
     total = torch.zeros(x.shape[0])
     for other in (before, after):
         there = torch.nonzero(other >= 0).flatten()
-        left, right = (x[i.to(x.device)].float() for i in (there, other[there]))
-        total[there] += (left - right).norm(dim=1).cpu()
+        total[there] += row_distance(x, there, other[there]).cpu()
     return total / ((before >= 0).long() + (after >= 0).long()).clamp(min=1)
 
 
@@ -149,7 +149,7 @@ class SemVid(Compressor):
         motion, kept = token_motion(x, *_neighbours(tokens, frames)), []
         for part, mean, keep in zip(frames, means, keeps.tolist(), strict=True):
             if keep:
-                own = x[part.to(x.device)].float()
+                own = take(x, part).float()
                 norm = own.norm(dim=1).cpu()
                 roles = choose(
                     own, mean, norm, motion[part], asked, keep,

@@ -12,6 +12,7 @@ from torch import Tensor
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
+from .kernels import mean
 from .segments import present_frames, unit
 
 # Longer questions are reduced to one mean vector (the authors' rule).
@@ -172,8 +173,7 @@ def frame_means(tokens: VideoTokens) -> tuple[Tensor, list[Tensor]]:
     """(F, D) float32 mean of every frame that has tokens, and the tokens of each, as indices."""
     order, _, counts = present_frames(tokens)
     frames = list(order.split(counts.tolist()))
-    x = tokens.features.detach()
-    return torch.stack([x[part.to(x.device)].float().mean(0) for part in frames]), frames
+    return torch.stack([mean(tokens.features, part) for part in frames]), frames
 
 
 def question(tokens: VideoTokens, query: Tensor) -> Tensor:

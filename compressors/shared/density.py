@@ -9,11 +9,8 @@ from torch import Tensor
 
 from vidllm.tokens import Merge, apply_rows
 
-from .kernels import distances
+from .kernels import TINY, cosines, distances, take
 from .segments import unit
-
-# Similarities that are held at once, so that memory stays linear in the tokens.
-_CHUNK = 1 << 22
 
 
 def generator(seed: int | None) -> torch.Generator | None:
@@ -97,9 +94,8 @@ def nearest(x: Tensor, anchors: Tensor) -> Tensor:
     Returns:
         (N,) long on the CPU.
     """
-    targets = unit(anchors).T
-    parts = x.split(max(1, _CHUNK // len(anchors)))
-    return torch.cat([(unit(part) @ targets).argmax(1) for part in parts]).cpu()
+    targets = unit(anchors)
+    return torch.cat([near.argmax(1) for _, near in cosines(x, targets, TINY)]).cpu()
 
 
 def pull(x: Tensor, merge: Merge, weight: Tensor, itself: bool = False) -> Tensor:
@@ -113,13 +109,13 @@ def pull(x: Tensor, merge: Merge, weight: Tensor, itself: bool = False) -> Tenso
     Returns:
         (K, D) in the dtype of `x`; a slot of one token is that token, bit for bit.
     """
+    slot = merge.target.clamp(min=0)
     count = torch.bincount(merge.target[merge.target >= 0], minlength=len(merge))
     if not itself:  # the same blend, with the mean over all
         weight = (weight * count - 1) / (count - 1).clamp(min=1)
-    weight = torch.where(count > 1, weight, 1.0)[:, None].to(x.device)
-    rows = x.to(torch.promote_types(x.dtype, torch.float32))
-    own = rows.index_select(0, merge.representative.to(x.device))
-    return (weight * own + (1 - weight) * apply_rows(rows, merge)).to(x.dtype)
+    each = ((1 - weight) / count.clamp(min=1))[slot]
+    each[merge.representative] += weight
+    return apply_rows(x, Merge(merge.target, merge.representative, "size"), each)
 
 
 def gather(
@@ -136,7 +132,7 @@ def gather(
     Returns:
         The anchors' new features (A, D), and the anchor 0..A-1 of each token of the pool (P,).
     """
-    rows = x[pool.to(x.device)]
+    rows = take(x, pool)
     place = torch.searchsorted(pool, anchors)
     into = nearest(rows, rows[place.to(x.device)])
     into[place] = torch.arange(len(anchors))

@@ -16,6 +16,8 @@ from torch import Tensor
 _BLOCK = 2**17
 # Of the summed squared lengths of two rows, the square of a distance that counts as none.
 _EQUAL = 4e-6
+#: The least norm that rows are divided by, so that rows of zeros stay zeros.
+TINY = torch.finfo(torch.float32).tiny
 
 
 def finite(x: Tensor) -> bool:
@@ -87,6 +89,43 @@ def row_cosine(x: Tensor, left: Tensor, right: Tensor, floor: float = 1e-8) -> T
         product = unit_into(one[: len(a)], a, floor)
         product.mul_(unit_into(two[: len(b)], b, floor))
         torch.sum(product, dim=1, out=result[where])
+    return result
+
+
+def row_distance(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """(M,) Euclidean distance of row left[m] from row right[m] of (N, D)."""
+    result = torch.empty(len(left), device=x.device)
+    one, two = torch.empty(2, min(step_of(x), max(1, len(left))), x.shape[1], device=x.device)
+    for (where, a), (_, b) in zip(blocks(x, left), blocks(x, right), strict=True):
+        away = torch.sub(one[: len(a)].copy_(a), b, out=two[: len(a)])
+        torch.linalg.vector_norm(away, dim=1, out=result[where])
+    return result
+
+
+def mean(x: Tensor, index: Tensor) -> Tensor:
+    """(D,) mean of the rows x[index] in float32, without a copy of them that matters."""
+    return take(x.detach(), index).float().mean(dim=0)
+
+
+def cosines(x: Tensor, anchors: Tensor, floor: float) -> Iterator[tuple[slice, Tensor]]:
+    """Of a block of (N, D) rows after the other the cosines (n, A) with unit rows (A, D)."""
+    step = 4 * step_of(x)
+    scratch = torch.empty(min(step, max(1, len(x))), x.shape[1], device=x.device)
+    for where, rows in blocks(x, step=step):
+        yield where, unit_into(scratch[: len(rows)], rows, floor) @ anchors.T
+
+
+def placed(x: Tensor, stay: Tensor, made: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Rows (K, D) of the tokens that `stay` (K,), with new features in the place of some.
+
+    Args:
+        made: of tokens that stay (A,) the new rows (A, D), in several parts.
+    """
+    number = torch.full((len(x),), -1)
+    number[stay] = torch.arange(len(stay))
+    result = x.index_select(0, stay.to(x.device))
+    for tokens, rows in made:
+        result.index_copy_(0, number[tokens].to(x.device), rows.to(x.dtype))
     return result
 
 

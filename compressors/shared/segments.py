@@ -9,10 +9,10 @@ from torch import Tensor
 
 from vidllm.tokens import Merge, VideoTokens, split_budget
 
-from .kernels import blocks, unit_into
+from .kernels import TINY, blocks, unit_into
 
 
-def unit(x: Tensor, floor: float = torch.finfo(torch.float32).tiny) -> Tensor:
+def unit(x: Tensor, floor: float = TINY) -> Tensor:
     """Rows of length 1 in float32; a norm counts as `floor` at least, so that zeros stay zeros."""
     rows = x.detach().reshape(-1, x.shape[-1])
     result = torch.empty(rows.shape, device=x.device)

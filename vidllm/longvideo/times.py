@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from vidllm.models.native.model import NativeConfig
+from vidllm.models.native.config import NativeConfig
 from vidllm.timecode import RelativeTime
 
 _TAGS = ("</think>", "<answer>")  # what stands before these is no answer

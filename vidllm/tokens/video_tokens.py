@@ -185,13 +185,21 @@ def apply_all(x: Tensor, selections: Sequence[Selection], *, dim: int = -2) -> T
 
 
 def _merge_rows(x: Tensor, merge: Merge, weight: Tensor) -> Tensor:
-    """Weighted means (..., K, D) of the rows (..., L, D) of every slot."""
-    slots, device = len(merge), x.device
     kept = torch.nonzero(merge.target >= 0).flatten()
     order = kept[torch.argsort(merge.target[kept], stable=True)]
-    slot = merge.target[order]
-    counts = torch.bincount(slot, minlength=slots)
-    weight = torch.where(counts[slot] == 1, 1.0, weight[order])  # alone: come out bit-equal
+    counts = torch.bincount(merge.target[order], minlength=len(merge))
+    return slot_means(x, order, counts, weight[order])
+
+
+def slot_means(x: Tensor, order: Tensor, counts: Tensor, weight: Tensor) -> Tensor:
+    """Weighted means (..., K, D) of the rows (..., L, D) of every slot, a row in any of them.
+
+    Args:
+        order: (M,) the rows slot by slot. counts: (K,) how many each has, at least 1. weight: (M,).
+    """
+    slots, device = len(counts), x.device
+    slot = torch.arange(slots).repeat_interleave(counts)
+    weight = torch.where(counts[slot] == 1, 1.0, weight)  # alone: come out bit-equal
     whole = torch.zeros(slots).index_add_(0, slot, weight)
     if device.type == "cpu" and x.shape[-1] and not (x.requires_grad and torch.is_grad_enabled()):
         flat = x.detach().reshape(-1, *x.shape[-2:])
@@ -446,10 +454,11 @@ class VideoTokens:
         else:
             slot = selection.target
             span = _hull(self.span, slot, index)
-        features = apply_rows(self.features, selection, self.size)
         if isinstance(selection, Mix):
             features = selection.features
             span = span if selection.span is None else selection.span.double()
+        else:
+            features = apply_rows(self.features, selection, self.size)
         tokens = VideoTokens(
             features=features,
             frame=self.frame[index],

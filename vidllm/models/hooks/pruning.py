@@ -75,13 +75,28 @@ def probe(
             rows = _rows(attention, hidden, keys, cos, sin, words)
             out[need] = rows.mean(0)[:, video].T
         elif need == "decoder-importance":
-
-            def block(start: int, stop: int) -> Tensor:
-                some = torch.arange(start, stop, device=hidden.device)
-                return _rows(attention, hidden, keys, cos, sin, some, sharp=True)
-
-            out[need] = importance_rows(block, len(hidden), temperature=0.1)[video]
+            out[need] = _importance(attention, hidden, keys, cos, sin)[video]
     return out, keys[:, words].abs().sum((0, 2))
+
+
+def _importance(
+    attention: nn.Module, hidden: Tensor, keys: Tensor, cos: Tensor, sin: Tensor
+) -> Tensor:
+    """(L,) AIM's importance, a head at a time, of the half of its matrix that is not masked."""
+    query = heads(attention, "q", hidden, keys.shape[-1], cos, sin)
+    group, scaling = len(query) // len(keys), float(attention.scaling)  # type: ignore[arg-type]
+    squares = query.new_zeros(len(hidden))
+    for head, asking in enumerate(query):
+        key = keys[head // group]
+
+        def rows(start: int, stop: int, asking: Tensor = asking, key: Tensor = key) -> Tensor:
+            logits = asking[start:stop] @ key[:stop].T * scaling
+            late = torch.ones(stop - start, stop - start, dtype=torch.bool, device=logits.device)
+            logits[:, start:].masked_fill_(late.triu(1), torch.finfo(logits.dtype).min)
+            return logits[None]
+
+        squares += importance_rows(rows, len(hidden), temperature=0.1).square()
+    return (squares / len(query)).sqrt()
 
 
 def pivots(normed: Tensor, size: Tensor) -> Tensor:
@@ -108,16 +123,15 @@ def _rows(
     cos: Tensor,
     sin: Tensor,
     which: Tensor,
-    sharp: bool = False,
 ) -> Tensor:
-    """Causal attention (H, R, L) of the query rows `which` (R,); `sharp` gives its logits."""
+    """Causal attention (H, R, L) of the query rows `which` (R,)."""
     width = keys.shape[-1]
     query = heads(attention, "q", hidden[which], width, cos[which], sin[which])
     every = keys.repeat_interleave(query.shape[0] // keys.shape[0], dim=0)
     logits = query @ every.transpose(-1, -2) * float(attention.scaling)  # type: ignore[arg-type]
     late = torch.arange(keys.shape[1], device=hidden.device)[None] > which[:, None]
     logits = logits.masked_fill(late, torch.finfo(logits.dtype).min)
-    return logits if sharp else torch.softmax(logits, dim=-1)
+    return torch.softmax(logits, dim=-1)
 
 
 class PrefillMethod(Protocol):

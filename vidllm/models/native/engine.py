@@ -305,7 +305,7 @@ class NativeEngine(Engine):
             video=video,
             answer=answer,
             question=question,
-            sentence=self.config.vision.get("type") == "conv",  # trained from nothing, on sentences
+            sentence=self.config.is_made,
         )
 
     @contextmanager
