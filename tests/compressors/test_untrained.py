@@ -83,7 +83,7 @@ def test_weights_in_the_folder_of_a_model_are_taken(tmp_path: Path) -> None:
     for spec in (
         "mrt5:keep=0.25",
         "temporal-pool:keep=0.5,mrt5:keep=0.5",
-        "per-scene:scenes=2(mrt5):keep=0.5",
+        "per-scene:keep=0.5:scenes=2(mrt5)",
     ):
         answer = llm.ask(film, "what happens ?", compressor=spec)
         assert not any("untrained" in note for note in answer.notes)

@@ -56,10 +56,5 @@ class NativeConfig(PreTrainedConfig):
         self.keep = keep
         super().__init__(**kwargs)
 
-    @property
-    def is_made(self) -> bool:
-        """Whether the whole model was trained from nothing, on questions of a sentence."""
-        return self.vision.get("type") == "conv" or "stem" in self.vision
-
 
 AutoConfig.register(NativeConfig.model_type, NativeConfig)

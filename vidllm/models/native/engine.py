@@ -299,13 +299,15 @@ class NativeEngine(Engine):
             InputError: one has not; the line counts.
         """
         text, question = longest(prompts)
+        tower = self.config.vision
         check_room(
             positions_of(self.decoder_config),
             text=text,
             video=video,
             answer=answer,
             question=question,
-            sentence=self.config.is_made,
+            # Trained from nothing, on questions of a sentence.
+            sentence=tower.get("type") == "conv" or "stem" in tower,
         )
 
     @contextmanager
