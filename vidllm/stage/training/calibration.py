@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidllm.encoders.vision import ConvTower, to_pixels
+from vidllm.encoders.vision import to_pixels
+from vidllm.encoders.vision.frame_tower import ConvStem
 from vidllm.errors import InputError
 from vidllm.models.loading import load_native, model_kind
 from vidllm.models.native.config import NativeConfig
@@ -35,13 +36,14 @@ from vidllm.models.native.model import NativeVideoLLM
 
 from ..files import one_thread
 from ..render import VIDEO_SIZE, render_tracks, to_uint8
-from ..scenes import make_scene
+from ..scenes import Scene, make_scene
 from ..tracks import tracks
+from .settings import VERSIONS
 
 #: The first scene: beyond the clips that training draws and the frames that its tower sees.
 FIRST = 50_000_000
-#: Layers of the project's own tower: what is near the pixels tells worlds apart best.
-CONV_LAYERS = ("stem.2", "stem.4")
+#: Layers of a convolutional stem: what is near the pixels tells worlds apart best.
+STEM_LAYERS = (2, 4)
 #: The threshold is the score that this share of the clips kept out exceeds, as rendered; files of
 #: many frames, whose scores are medians, lie lower.
 REFUSED = 0.002
@@ -60,13 +62,15 @@ def calibrate(
     frames: int = 2,
     seed: int = 0,
     layers: Sequence[str] = (),
+    versions: Sequence[int] = VERSIONS,
 ) -> KnownFootage:
     """Measure the statistics of the made world for a model.
 
     Args:
         clips: at least 100, each of another scene; a quarter is kept for the usual distance.
         frames: of a clip. seed: of the scenes and of what is done to them.
-        layers: of the tower, by name; its own for the project's tower.
+        layers: of the tower, by name; those of its stem for the project's towers.
+        versions: of the made world, which the scenes take turns in.
 
     Raises:
         InputError: too few clips, or a tower whose layers are not named or see whole clips.
@@ -74,16 +78,19 @@ def calibrate(
     if clips < 100 or frames < 1:
         raise InputError(f"at least 100 clips of 1 frame are needed, not {clips} of {frames}")
     vision = model.vision
-    if not layers and not isinstance(vision, ConvTower):
+    stems = [name for name, part in vision.named_modules() if isinstance(part, ConvStem)]
+    if not layers and not stems:
         raise InputError("name the layers of this vision tower, such as --layers a.b.0,a.b.4")
-    names = list(layers or CONV_LAYERS)
+    names = list(layers) or [f"{stems[0]}.{layer}" for layer in STEM_LAYERS]
     rng = np.random.default_rng([23, seed])
     noise = torch.Generator().manual_seed(seed)
     parts: list[list[Tensor]] = []
     least: list[float] = []
     with one_thread():
         for number in range(clips):
-            pixels = _clip(FIRST + seed * clips + number, frames, rng, noise, vision.image_size)
+            first, version = FIRST + seed * clips, versions[number % len(versions)]
+            drawn = make_scene("train", first + number, version)
+            pixels = _clip(drawn, frames, rng, noise, vision.image_size)
             least.append(float(contrast(pixels).median()))
             picture = without_bars(pixels)
             assert picture is not None  # a scene has a background that varies
@@ -136,10 +143,9 @@ def _layer(fitted: list[Tensor], held: list[Tensor]) -> Layer:
 
 
 def _clip(
-    scene: int, count: int, rng: np.random.Generator, noise: torch.Generator, size: int
+    drawn: Scene, count: int, rng: np.random.Generator, noise: torch.Generator, size: int
 ) -> Tensor:
     """Frames (F, 3, S, S) of a scene, as a tower sees them of a file that went through hands."""
-    drawn = make_scene("train", scene)
     seconds = np.sort(rng.uniform(0, drawn.duration, count))
     moving = tracks(drawn, seconds)
     grain = moving.noise * float(rng.uniform(0, 1))
