@@ -73,7 +73,7 @@ def newest(handler: Handler, do: Any, outputs: Iterable[Any], *, says: bool = Fa
         number = arrived(request)
         # Whose whole place belongs to newer events by now does nothing more.
         begins = says or screen.take(number, taken)
-        made = handler(*values, request) if begins else {}
+        made: Any = handler(*values, request) if begins else {}
         for update in made if inspect.isgenerator(made) else [made]:
             if says and set(update) != {problem}:
                 screen.take(number, taken)
