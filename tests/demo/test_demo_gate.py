@@ -6,9 +6,12 @@ import asyncio
 import errno
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +27,7 @@ import httpx
 from vidllm.demo.gate import Gate
 from vidllm.demo.settings import Settings
 from vidllm.demo.uploads import Uploads
-from vidllm.errors import WorkError
+from vidllm.errors import InputError, WorkError
 
 QUESTION = "when does the red star spin?"
 MENUS: list[Any] = [QUESTION, "temporal-pool", 0.25, 64, 64]
@@ -200,9 +203,23 @@ def test_uploads_have_limits_and_go(client: Client, files: Path) -> None:
     assert answer.status_code == 413 and not there()
     many = [("files", (f"{i}.mp4", bytes(300_000))) for i in range(3)]
     assert client.post("/gradio_api/upload", files=many).status_code == 413 and not there()
-    full = [client.upload(f"{i}.mp4", os.urandom(350_000)) for i in range(4)]
-    assert [f.status_code for f in full].count(200) <= 2 and full[-1].status_code == 507
-    assert "as many uploads as it may" in full[-1].text
+    go_on = threading.Event()
+
+    def held() -> Iterator[bytes]:
+        yield from islice(endless(), 2)
+        go_on.wait()
+
+    def refused() -> bool:
+        answer = client.upload("more.mp4", os.urandom(350_000))
+        return answer.status_code == 507 and "as many uploads as it may" in answer.text
+
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(2):  # while both are under way
+            pool.submit(client.post, "/gradio_api/upload", content=held(), headers=kind)
+        try:
+            until(refused)
+        finally:
+            go_on.set()
     # None of them has a page that is open, so all go by themselves.
     until(lambda: not there())
     assert client.upload("again.mp4", bytes(1000)).status_code == 200
@@ -245,6 +262,9 @@ def test_one_place_is_not_given_twice(tmp_path: Path) -> None:
     with uploads.coming(60), pytest.raises(Exception, match="as many uploads"), uploads.coming(60):
         pass
     with uploads.coming(100):
+        pass
+    (uploads.folder / "whole.mp4").write_bytes(bytes(60))
+    with pytest.raises(InputError, match="as many uploads"), uploads.coming(60):
         pass
 
 

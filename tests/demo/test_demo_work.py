@@ -19,11 +19,12 @@ from tiny import write_video
 
 pytest.importorskip("gradio", reason="the page needs gradio")
 
-from gradio import Blocks, SelectData
+from gradio import Blocks, SelectData, skip
 from gradio.utils import get_upload_folder
 
 from vidllm import InputError, Stopped, VideoLLM
 from vidllm.ask.calls import Call
+from vidllm.demo.events import ARRIVED, newest
 from vidllm.demo.handlers import Handlers
 from vidllm.demo.host import Host
 from vidllm.demo.jobs import Job, Turns
@@ -271,14 +272,59 @@ def test_footage_of_no_known_world_is_answered_under_a_banner(
 
 
 def test_a_late_answer_does_not_write_over_a_newer_one() -> None:
-    screen = Screen()
-    old, new = screen.number(), screen.number()
-    screen.take(new, ["strip", "problem"])
-    screen.take(old, ["strip", "answer"])  # it began first and shows something last
+    screen, old, new = Screen(), 1, 2
+    assert screen.take(new, ["strip", "problem"])
+    assert screen.take(old, ["strip", "answer"])  # it came first and shows something last
+    assert not screen.take(old, ["strip", "problem"])
     with screen.showing(old, {"strip": "old", "answer": "yes"}) as shown:
         assert shown == {"answer": "yes"}
     with screen.showing(new, {"strip": "new", "problem": ""}) as shown:
         assert shown == {"strip": "new", "problem": ""}
+
+
+def test_only_a_visitor_who_is_gone_is_not_waited_for() -> None:
+    screen = Screen()
+    entered = threading.Event()
+
+    def behind() -> None:
+        with screen.showing(2, {}):
+            entered.set()
+
+    def waits() -> threading.Thread:
+        entered.clear()
+        thread = threading.Thread(target=behind)
+        thread.start()
+        return thread
+
+    with screen.showing(1, {}):
+        waiting = waits()
+        assert not entered.is_set()
+    waiting.join()
+    assert entered.is_set()
+    with screen.showing(1, {}):  # and the browser never asks for more
+        waiting = waits()
+        screen.close()
+        waiting.join()
+        assert entered.is_set()
+
+
+def test_events_count_in_the_order_in_which_they_came(do: Handlers, host: Host) -> None:
+    def came(number: int) -> Any:
+        scope = {ARRIVED: number}
+        return SimpleNamespace(session_hash="anne", request=SimpleNamespace(scope=scope))
+
+    choose = newest(do.video, do, ["video", "problem", "strip"])
+    told(choose(came(2), SAMPLE, "", *MENUS))
+    # The event before it begins behind it: it would take the video away.
+    assert told(choose(came(1), None, "", *MENUS)) == {"video": skip()}
+    session = do.session(ANNE)
+    assert session.path == SAMPLE and session.clip is not None
+    # A Stop also ends what came before it and begins behind it, and nothing that comes later.
+    do.end_work(came(4))
+    stopped = told(do.ask("what happens first?", *MENUS, 8.0, came(3)))
+    assert "stopped after" in stopped["status"] and not stopped["answer"]
+    shown = told(do.ask("what happens first?", *MENUS, 8.0, came(5)))
+    assert shown["answer"] and "in all" in shown["status"]
 
 
 def test_too_long_questions_and_wrong_numbers_are_refused_by_handlers(do: Handlers) -> None:

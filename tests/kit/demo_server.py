@@ -9,9 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,7 +29,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-WAIT = 60_000
+#: Milliseconds that an event may take: a page that works needs a hundredth, a starved one more.
+WAIT = 120_000
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -63,19 +63,21 @@ def serving(files: Path, *options: str) -> Iterator[str]:
         stderr=log,
     )
     url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        if process.poll() is not None:
+            log.seek(0)
+            raise RuntimeError(log.read())
+        with suppress(OSError), urllib.request.urlopen(url, timeout=2) as page:
+            return bool(page.read())
+        return False
+
     try:
-        for _ in range(480):
-            if process.poll() is not None:
-                log.seek(0)
-                raise RuntimeError(log.read())
-            with suppress(OSError):
-                urllib.request.urlopen(url, timeout=2).read()
-                break
-            time.sleep(0.25)
+        until(answers, "the page was served")
         yield url
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait()
         log.close()
 
 
@@ -134,7 +136,7 @@ def upload(page: Any, file: Path) -> None:
     from playwright.sync_api import expect
 
     page.locator("#video input[type=file]").set_input_files(str(file))
-    expect(page.locator("#strip figure").first).to_be_visible(timeout=WAIT)
+    expect(page.locator("#strip figure").first).to_be_visible()
     expect(page.locator("#strip p").first).to_contain_text("tokens")
 
 
@@ -171,6 +173,16 @@ def moved_to(page: Any, seconds: float) -> None:
     page.wait_for_function(
         f"Math.abs(document.querySelector('#video video').currentTime - {seconds}) < 0.15"
     )
+
+
+def until(happened: Callable[[], Any], what: str) -> None:
+    """Wait for what no event tells of, such as a file that goes."""
+    waits = threading.Event()
+    for _ in range(WAIT // 50):
+        if happened():
+            return
+        waits.wait(0.05)
+    raise AssertionError(f"it never came that {what}")
 
 
 def covers(page: Any) -> list[str]:

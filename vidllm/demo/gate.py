@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import ipaddress
+import itertools
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from vidllm.errors import InputError
 
 from .arguments import short
+from .events import ARRIVED
 from .host import Host
 from .uploads import FULL, Uploads
 
@@ -76,6 +78,7 @@ class Gate:
         self.own = {"localhost", "", socket.gethostname().lower()}
         self.framed = "'self' https://huggingface.co" if space else "'self'"
         self.page: gr.Blocks | None = None
+        self._arrivals = itertools.count(1)
 
     def middleware(self, app: Any) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         """The application behind the gate."""
@@ -113,6 +116,7 @@ class Gate:
                 return
             body = await _whole(receive, headers)
             self.check_post(name, body)
+            scope[ARRIVED] = next(self._arrivals)
             receive = _again(body, receive)
         if name.startswith("heartbeat/"):
             with self.host.sessions.present(name.split("/")[1]):

@@ -19,7 +19,7 @@ from vidllm.timecode import read_time
 
 from . import views
 from .drawing import scores, timeline
-from .events import careful
+from .events import arrived, careful
 from .exporting import as_json
 from .jobs import Job
 from .looking import Look, look
@@ -77,7 +77,7 @@ class Handlers(Showing):
         def work(job: Job) -> Look:
             return look(self.host, session, job, question, spec, keep, int(frames))
 
-        job = session.begin(Job(work))
+        job = session.begin(Job(work), arrived(request))
         yield from self.follow(session, job, _LOADING)
         seen = yield from self.result(session, job)
         if seen is not None:
@@ -126,7 +126,7 @@ class Handlers(Showing):
         """Answer a question."""
         p, session = self.p, self.session(request)
         asked = ("ask", question, spec, keep, frames, most)
-        answer = yield from self.run(session, asked, p.answer, {})
+        answer = yield from self.run(request, asked, p.answer, {})
         if answer is not None:
             yield {p.answer: self.words(answer.text, session)}
 
@@ -135,9 +135,8 @@ class Handlers(Showing):
         self, query: str, spec: str, keep: float, frames: float, most: float, request: gr.Request
     ) -> Iterator[Update]:
         """When what is described happens."""
-        session = self.session(request)
         asked = ("ground", query, spec, keep, frames, most)
-        answer = yield from self.run(session, asked, None, {self.p.found: None})
+        answer = yield from self.run(request, asked, None, {self.p.found: None})
         if answer is not None:
             yield {self.p.found: scored(answer)}
 
@@ -148,7 +147,7 @@ class Handlers(Showing):
         """What happens when."""
         session = self.session(request)
         asked = ("caption", "", spec, keep, frames, most)
-        answer = yield from self.run(session, asked, None, {self.p.captions: None})
+        answer = yield from self.run(request, asked, None, {self.p.captions: None})
         if answer is not None:
             yield {self.p.captions: moments(captioned(answer, session.duration))}
 
@@ -159,7 +158,7 @@ class Handlers(Showing):
         """Every moment that fits, as a curve."""
         p, session = self.p, self.session(request)
         asked = ("highlights", query, spec, keep, frames, most)
-        answer = yield from self.run(session, asked, None, {p.curve: "", p.peaks: None})
+        answer = yield from self.run(request, asked, None, {p.curve: "", p.peaks: None})
         if answer is not None:
             spans = () if answer.failed else answer.spans
             seconds = np.linspace(0, session.duration, 401)
@@ -190,7 +189,7 @@ class Handlers(Showing):
                     anyway=True,
                 )
 
-        job = yield from self.begin(session, Job(work))
+        job = yield from self.begin(request, Job(work))
         if job is None:
             return
         yield {
@@ -222,7 +221,7 @@ class Handlers(Showing):
     def read(self, rate: float, request: gr.Request) -> Iterator[Update]:
         """Make the index of a long video."""
         p, session = self.p, self.session(request)
-        job = yield from self.begin(session, Job(lambda job: self.indexed(session, rate, job)))
+        job = yield from self.begin(request, Job(lambda job: self.indexed(session, rate, job)))
         if job is None:
             return
         yield {p.problem: "", p.index: ""}
@@ -242,7 +241,7 @@ class Handlers(Showing):
             with self.host.turn(job):
                 return index.ask(question)
 
-        job = yield from self.begin(session, Job(work))
+        job = yield from self.begin(request, Job(work))
         if job is None:
             return
         yield {p.problem: "", p.long_answer: None, p.account: "", p.compare: HIDDEN}
@@ -274,7 +273,7 @@ class Handlers(Showing):
             return ""
         going = session.going
         now = going[0].heard.now if going else ""
-        session.stop(5.0)
+        session.stop(5.0, arrived(request))
         return views.stopped(going[0].heard.took, now) if going else ""
 
     def end_work(self, request: gr.Request) -> None:

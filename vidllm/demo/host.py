@@ -81,8 +81,8 @@ class Host:
         usual = self.settings.frames or self.llm.usual_frames
         return min(usual, self.settings.max_frames)
 
-    def begin(self, session: Session, job: Job) -> Job:
-        """Take up a job of a session that wants the model.
+    def begin(self, session: Session, job: Job, came: int = 0) -> Job:
+        """Take up a job of a session that wants the model; came: as `Session.begin`.
 
         Raises:
             InputError: as many wait for it as may.
@@ -94,7 +94,7 @@ class Host:
                     f"the model is busy and {self.settings.waiting} wait for it already: "
                     "try again in a moment"
                 )
-            self._runs.append(session.begin(job))
+            self._runs.append(session.begin(job, came))
         return job
 
     @contextmanager

@@ -134,6 +134,7 @@ class Job(StopSignal):
     def _run(self) -> None:
         began = time.perf_counter()
         try:
+            check(self)
             self._value = self._work(self)
         except BaseException as error:  # told by `result`, on the thread of who waits
             self._error = error

@@ -7,39 +7,52 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-#: A browser that is gone never asks for the next update: who waits for it goes on after that.
-_PATIENCE = 2.0
+#: Seconds after which who waits goes on: a browser may be gone without a word, and then nobody asks
+#: for what comes behind an update. A loaded machine needs seconds for one.
+_PATIENCE = 60.0
 
 
 class Screen:
     """What one visitor sees, by component; an older event cannot write over a newer one."""
 
     def __init__(self) -> None:
-        self._number = 0
         self._owner: dict[Any, int] = {}
-        self._owning = threading.Lock()
-        self._sending = threading.Lock()
+        self._moved = threading.Condition()
+        self._sender: object = None
+        self._closed = False
 
-    def number(self) -> int:
-        """Of a new event: later ones have higher numbers."""
-        with self._owning:
-            self._number += 1
-            return self._number
+    def take(self, number: int, components: Iterable[Any]) -> bool:
+        """An event has these components from now on, but for those of a newer one.
 
-    def take(self, number: int, components: Iterable[Any]) -> None:
-        """An event has these components from now on, but for those of a newer one."""
-        with self._owning:
-            for component in components:
-                self._owner[component] = max(number, self._owner.get(component, 0))
+        Args:
+            number: of the event: later ones have higher numbers.
+
+        Returns:
+            Whether it has any.
+        """
+        with self._moved:
+            mine = [c for c in components if self._owner.get(c, 0) <= number]
+            self._owner.update(dict.fromkeys(mine, number))
+            return bool(mine)
 
     @contextmanager
     def showing(self, number: int, update: Mapping[Any, Any]) -> Iterator[dict[Any, Any]]:
         """What of an update may still be shown; while it is sent, nothing else is."""
-        held = self._sending.acquire(timeout=_PATIENCE)
+        mine = object()
+        with self._moved:
+            if self._moved.wait_for(lambda: self._sender is None or self._closed, _PATIENCE):
+                self._sender = mine
+            owned = {c: v for c, v in update.items() if self._owner.get(c, number) == number}
         try:
-            with self._owning:
-                owned = {c: v for c, v in update.items() if self._owner.get(c, number) == number}
             yield owned
         finally:
-            if held:
-                self._sending.release()
+            with self._moved:
+                if self._sender is mine:
+                    self._sender = None
+                    self._moved.notify_all()
+
+    def close(self) -> None:
+        """The visitor is gone: nobody waits any more."""
+        with self._moved:
+            self._closed = True
+            self._moved.notify_all()

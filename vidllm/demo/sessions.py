@@ -45,6 +45,7 @@ class Session:
         index: of the long video, in folder, which is the session's own.
         files: that were uploaded. lock: held by who reads or changes the clip.
         screen: who may write where. used: when the session was last seen.
+        ended: when the last Stop came, by the gate's count.
     """
 
     llm: VideoLLM
@@ -63,12 +64,19 @@ class Session:
     lock: threading.RLock = field(default_factory=threading.RLock)
     screen: Screen = field(default_factory=Screen)
     used: float = field(default_factory=time.monotonic)
+    ended: int = 0
     _taking: threading.Lock = field(default_factory=threading.Lock)
 
-    def begin(self, job: Job) -> Job:
-        """Take up a job, so that `stop` finds it."""
+    def begin(self, job: Job, came: int = 0) -> Job:
+        """Take up a job, so that `stop` finds it; one that came before the last Stop is stopped.
+
+        Args:
+            came: when its event came, by the gate's count; 0 where it came through no gate.
+        """
         with self._taking:
             self.jobs = [*self.going, job]
+            if 0 < came < self.ended:
+                job.stop()
         return job
 
     @property
@@ -76,8 +84,10 @@ class Session:
         """Work that has not ended, the first one first."""
         return [job for job in self.jobs if not job.over]
 
-    def stop(self, seconds: float) -> None:
-        """End all work, waiting for so long."""
+    def stop(self, seconds: float, came: int = 0) -> None:
+        """End all work, waiting for so long, and what came before this Stop and has not begun."""
+        with self._taking:
+            self.ended = max(self.ended, came)
         for job in (*self.going, self.looking):
             if job is not None:
                 job.stop()
@@ -180,6 +190,7 @@ class Sessions:
             session = self._all.pop(str(key), None)
         if session is None:
             return
+        session.screen.close()
         session.stop(5.0)
         session.forget()
         with self._lock:

@@ -20,6 +20,7 @@ from vidllm.timecode import Span
 
 from . import views
 from .drawing import clock, timeline
+from .events import arrived
 from .exporting import as_json
 from .host import Host
 from .jobs import Job
@@ -80,13 +81,14 @@ class Showing:
         )
 
     def run(
-        self, session: Session, asked: Asked, words: Any, first: Update
+        self, request: gr.Request, asked: Asked, words: Any, first: Update
     ) -> Generator[Update, None, Answer | None]:
         """Carry out what is asked; the answer grows in `words`, if that is a component.
 
         Returns:
             The answer; None where a line says why there is none.
         """
+        session = self.session(request)
         call = yield from self.call(session, asked)
         if call is None:
             return None
@@ -100,7 +102,7 @@ class Showing:
         start: Update = {p.problem: "", p.account: "", p.compare: HIDDEN, **first}
         if words is not None:
             start[words] = None
-        job = yield from self.begin(session, Job(work))
+        job = yield from self.begin(request, Job(work))
         if job is None:
             return None
         yield start
@@ -112,13 +114,14 @@ class Showing:
         yield self.told(session, call, answer)
         return answer
 
-    def begin(self, session: Session, job: Job) -> Generator[Update, None, Job | None]:
+    def begin(self, request: gr.Request, job: Job) -> Generator[Update, None, Job | None]:
         """Start a job that wants the model; None, and a line, where too many wait for it.
 
         Nothing that the page shows is taken away by a refusal.
         """
+        session = self.session(request)
         try:
-            self.host.begin(session, job)
+            self.host.begin(session, job, arrived(request))
         except VidllmError as error:
             yield {self.p.problem: self.problem(session, error)}
             return None
