@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .clip import VideoClip, load_video, shown_at
-from .limits import Limits
+from .clip import Limits, VideoClip, load_video, shown_at
 from .reader import Reader, T, Take
 from .readers import open_reader
 

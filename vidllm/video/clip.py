@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,6 @@ from vidllm.errors.bounds import check, memory_answered
 from vidllm.errors.paths import input_file
 from vidllm.progress import Listener
 
-from .limits import Limits
 from .reader import Reader
 from .readers import open_reader
 from .stamps import usual_step
@@ -29,6 +28,31 @@ from .timeline import Timeline, missing_notes
 
 DEFAULT_FRAMES = 64
 _FEW = 8  # frames that are looked at together where some have the same time
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What reading a video may cost at most; going over is an ``InputError`` naming the limit.
+
+    The defaults refuse what would exhaust an ordinary machine and nothing that people film.
+
+    Attributes:
+        max_pixels: pixels of one frame (height x width). Default 8192 x 8192, above 8K video.
+        max_seconds: length of the file in seconds. Default 24 hours.
+        max_frames: sampled frames of one clip. Default 4096.
+        max_bytes: memory of one clip's frames in bytes (T x H x W x 3). Default 4 GiB, for
+            example 690 frames of full HD.
+    """
+
+    max_pixels: int = 8192 * 8192
+    max_seconds: float = 24 * 3600.0
+    max_frames: int = 4096
+    max_bytes: int = 4 * 1024**3
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            check(field.name, value, f"limit {field.name}")
 
 
 @dataclass(frozen=True, eq=False)
