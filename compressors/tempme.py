@@ -21,7 +21,7 @@ from .registry import register
 from .shared.frame_rounds import Merged
 from .shared.in_tower import InTower, even, rounds
 from .shared.segments import equal_runs, share
-from .tome import Metric, compose, matching_metric, one_round, rows_of
+from .tome import Metric, bare, compose, matching_metric, one_round, rows_of
 
 
 @register("tempme")
@@ -79,7 +79,7 @@ class Tempme(InTower):
         levels = self._levels(frames.numel(), budget)
         every = torch.arange(len(tokens))
         whole = Merge(every, every, "size")
-        now = tokens.with_features(tokens.features[:, :0])
+        now = bare(tokens)
         features = tokens.features.detach()
         keys = "vision-keys" in tokens.signals
         for level, row in enumerate(levels):

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from vidllm.tokens import Merge, Selection, VideoTokens, apply_rows
+from vidllm.tokens import Merge, Selection, VideoTokens
 from vidllm.tokens.matching import match
 from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
@@ -35,6 +35,12 @@ def compose(first: Merge, second: Merge) -> Merge:
     """One merge by size that does what two do, one after the other."""
     target = torch.where(first.target < 0, -1, second.target[first.target.clamp(min=0)])
     return Merge(target, first.representative[second.representative], "size")
+
+
+def bare(tokens: VideoTokens) -> VideoTokens:
+    """The tokens without features and signals, but the keys: enough to plan by these."""
+    keys = {name: tokens.signals[name] for name in ("vision-keys",) if name in tokens.signals}
+    return replace(tokens, features=tokens.features[:, :0], signals=keys)
 
 
 def matching_metric(tokens: VideoTokens) -> Tensor:
@@ -144,10 +150,8 @@ class Tome(InTower):
             merged, rounds = halve_frames(tokens, max(goal, frames), self._halve)
             after, more = super().run(merged, goal, query)
             return after, rounds + more
-        light = tokens.with_features(tokens.features[:, :0])
-        after, rounds = super().run(light, goal, query)
-        whole = reduce(compose, cast("list[Merge]", rounds))
-        return after.with_features(apply_rows(tokens.features, whole, tokens.size)), rounds
+        _, rounds = super().run(bare(tokens), goal, query)
+        return tokens.apply(reduce(compose, cast("list[Merge]", rounds))), rounds
 
     def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
         """One round over all frames."""
