@@ -14,7 +14,7 @@ from vidllm.tokens import matching as bipartite
 
 from .base import Compressor
 from .registry import register
-from .shared.frame_rounds import halvings, merge_parts
+from .shared.frame_rounds import halve_frames, halvings, merge_parts
 from .shared.segments import equal_runs, merge_groups, present_frames
 
 
@@ -70,13 +70,12 @@ class Aim(Compressor):
         self, tokens: VideoTokens, budget: int | None = None, query: Tensor | None = None
     ) -> tuple[VideoTokens, list[Selection]]:
         """As `Compressor.run`; frames go through all of their rounds one after the other."""
-        order, _, counts = present_frames(tokens)
-        goal = max(self.goal(tokens, budget), len(counts))
+        frames = len(present_frames(tokens)[1])
+        goal = max(self.goal(tokens, budget), frames)
         if goal >= len(tokens):
             return super().run(tokens, budget, query)
         self.check(tokens)
-        sizes: list[int] = counts.tolist()
-        merged, rounds = merge_parts(tokens, order.split(sizes), halvings(sizes, goal), self._halve)
+        merged, rounds = halve_frames(tokens, goal, self._halve)
         after, more = super().run(merged, self.goal(tokens, budget), query)
         return after, rounds + more
 

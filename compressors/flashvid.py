@@ -86,8 +86,9 @@ def pick(frames: list[Tensor], weights: list[Tensor], counts: list[int]) -> list
         step = max(1, _ROOM // size**2)
         for first in range(0, len(which), step):
             part = which[first : first + step]
-            x, weight = [frames[t] for t in part], torch.stack([weights[t] for t in part])
-            for t, rows in zip(part, diverse(x, weight, count), strict=True):
+            weight = torch.stack([weights[t] for t in part])
+            picked = diverse([frames[t] for t in part], weight, count)
+            for t, rows in zip(part, picked, strict=True):
                 result[t] = rows
     return result
 

@@ -291,10 +291,11 @@ def _similarity(x: Tensor, at: Tensor) -> Tensor:
 
 def _means(x: Tensor, block: Tensor) -> Tensor:
     """(m, D) float32 mean over the frames of a window of its still tokens (frames, m)."""
-    step = max(1, step_of(x) // len(block))
-    exact = torch.promote_types(x.dtype, torch.float32)
-    cells = block.to(x.device).split(step, dim=1)
-    return torch.cat([x[part].to(exact).mean(0) for part in cells])
+    exact, means = torch.promote_types(x.dtype, torch.float32), []
+    for part in block.split(max(1, step_of(x) // len(block)), dim=1):
+        rows = x.index_select(0, part.flatten().to(x.device))
+        means.append(rows.view(*part.shape, -1).to(exact).mean(0))
+    return torch.cat(means)
 
 
 def _counts(sizes: list[int], still: list[bool], budget: int) -> list[int]:

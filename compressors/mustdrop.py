@@ -26,8 +26,8 @@ def _likeness(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     unit = x.float()
     unit = unit / unit.norm(dim=-1, keepdim=True).clamp(min=1e-8)
-    own = unit.square().sum(dim=-1)
-    each = ((unit @ unit.sum(dim=-2).unsqueeze(-1)).squeeze(-1) - own) / (x.shape[-2] - 1)
+    own = torch.linalg.vecdot(unit, unit)
+    each = (torch.linalg.vecdot(unit, unit.sum(dim=-2, keepdim=True)) - own) / (x.shape[-2] - 1)
     return each.mean(dim=-1), each
 
 
@@ -183,7 +183,8 @@ class _Windows:
             same = torch.nonzero(self.count == size).flatten()
             for which in same.split(max(1, step_of(x) // size)):
                 index = self._order[self._first[which][:, None] + torch.arange(size)]
-                alike, each = _likeness(x[index.to(x.device)])
+                rows = x.index_select(0, index.flatten().to(x.device))
+                alike, each = _likeness(rows.view(*index.shape, -1))
                 self.alike[which], self.each[index] = alike.cpu(), each.cpu()
         self.turn = torch.argsort(_tied(self.alike), descending=True, stable=True)
         by_frame = self.turn[torch.argsort(self.frame[self.turn], stable=True)]

@@ -23,8 +23,7 @@ from vidllm.tokens.tower_plan import TowerShape, TowerStep
 from .registry import register
 from .shared.in_tower import InTower, falling, rounds
 from .shared.segments import present_frames, share
-from .tempme import compose
-from .tome import matching_metric, neighbours, one_round, rows_of
+from .tome import compose, matching_metric, neighbours, one_round, rows_of
 
 
 def modulate(

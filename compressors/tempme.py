@@ -18,15 +18,10 @@ from vidllm.tokens import Merge, Selection, VideoTokens
 from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
 from .registry import register
+from .shared.frame_rounds import Merged
 from .shared.in_tower import InTower, even, rounds
 from .shared.segments import equal_runs, share
-from .tome import matching_metric, one_round, rows_of
-
-
-def compose(first: Merge, second: Merge) -> Merge:
-    """One merge by size that does what two do, one after the other."""
-    target = torch.where(first.target < 0, -1, second.target[first.target.clamp(min=0)])
-    return Merge(target, first.representative[second.representative], "size")
+from .tome import Metric, bare, compose, matching_metric, one_round, rows_of
 
 
 @register("tempme")
@@ -84,14 +79,26 @@ class Tempme(InTower):
         levels = self._levels(frames.numel(), budget)
         every = torch.arange(len(tokens))
         whole = Merge(every, every, "size")
-        now = tokens.with_features(tokens.features.detach())
+        now = bare(tokens)
+        features = tokens.features.detach()
+        keys = "vision-keys" in tokens.signals
         for level, row in enumerate(levels):
             goal = self._goal(len(tokens), budget, level, len(levels) - 1)
             goal = min(len(now), max(goal, int(row.max()) + 1))
             # 0.3 of the tokens across clips, then 0.1 of what is left inside the row.
             across = round((len(now) - goal) * 0.3 / 0.37) if level else 0
             for target, by_features in ((len(now) - across, True), (goal, False)):
-                now, whole = self._shrink(now, whole, frames, row, target, by_features)
+                goals: list[int] | None = None
+                while len(now) > target:
+                    metric: Metric = Merged(features, whole, tokens.size)
+                    if keys and not by_features:
+                        metric = matching_metric(now)
+                    rows = rows_of(row[torch.searchsorted(frames, now.frame)])
+                    if goals is None:
+                        goals = share(target, [part.numel() for part in rows])
+                    merged, _ = one_round(metric, rows, goals, ascending=True)
+                    merged = merged if self.faithful else merged.in_order(now.position)
+                    now, whole = now.apply(merged), compose(whole, merged)
         return whole
 
     def tower_steps(self, shape: TowerShape, budget: int | None) -> list[TowerStep]:
@@ -152,23 +159,3 @@ class Tempme(InTower):
             row, rows = equal_runs(row, rows, parts), parts
             levels.append(row)
         return levels
-
-    def _shrink(
-        self,
-        now: VideoTokens,
-        whole: Merge,
-        frames: Tensor,
-        row: Tensor,
-        target: int,
-        by_features: bool,
-    ) -> tuple[VideoTokens, Merge]:
-        """Rounds inside every row until `target` tokens are left in all."""
-        goals: list[int] | None = None
-        while len(now) > target:
-            rows = rows_of(row[torch.searchsorted(frames, now.frame)])
-            goals = share(target, [part.numel() for part in rows]) if goals is None else goals
-            metric = now.features if by_features else matching_metric(now)
-            merged, _ = one_round(metric, rows, goals, ascending=True)
-            merged = merged if self.faithful else merged.in_order(now.position)
-            now, whole = now.apply(merged), compose(whole, merged)
-        return now, whole

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from vidllm.tokens.matching import match
 from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
 from .registry import register
+from .shared.frame_rounds import Merged, halve_frames
 from .shared.in_tower import InTower, falling, rounds
 from .shared.kernels import batches, take
 from .shared.segments import equal_runs, merge_groups, present_frames, share
@@ -29,14 +31,29 @@ def rows_of(label: Tensor) -> list[Tensor]:
     return list(order.split(counts.tolist()))
 
 
+def compose(first: Merge, second: Merge) -> Merge:
+    """One merge by size that does what two do, one after the other."""
+    target = torch.where(first.target < 0, -1, second.target[first.target.clamp(min=0)])
+    return Merge(target, first.representative[second.representative], "size")
+
+
+def bare(tokens: VideoTokens) -> VideoTokens:
+    """The tokens without features and signals, but the keys: enough to plan by these."""
+    keys = {name: tokens.signals[name] for name in ("vision-keys",) if name in tokens.signals}
+    return replace(tokens, features=tokens.features[:, :0], signals=keys)
+
+
 def matching_metric(tokens: VideoTokens) -> Tensor:
     """The keys of the vision tower where the model gives them, else the features: (L, D)."""
     keys = tokens.signals.get("vision-keys")
     return (tokens.features if keys is None else keys).detach()
 
 
+Metric = Tensor | Merged
+
+
 def one_round(
-    metric: Tensor,
+    metric: Metric,
     rows: Sequence[Tensor],
     goals: Sequence[int],
     *,
@@ -66,10 +83,11 @@ def one_round(
         if r == 0:
             continue
         sources, sinks = torch.arange(odd, size, 2), torch.arange(1 - odd, size, 2)
-        for few in batches(which, size * metric.shape[1], metric):
+        for few in batches(which, size * metric.shape[1], metric.is_cuda):
             index = torch.stack([rows[i] for i in few])
-            together = take(metric, index.flatten()).view(*index.shape, -1)
-            pairs = match(together, r, sources, sinks)
+            flat = index.flatten()
+            found_rows = metric.rows(flat) if isinstance(metric, Merged) else take(metric, flat)
+            pairs = match(found_rows.view(*index.shape, -1), r, sources, sinks)
             kept, merged, into = (part.cpu() for part in pairs)
             kept = kept.sort(dim=1).values if ascending else kept
             left = index.gather(1, torch.cat([kept, sinks.expand(len(few), -1)], dim=1))
@@ -120,9 +138,28 @@ class Tome(InTower):
     paper = "ToMe, arXiv 2210.09461"
     summary = "similar tokens of a frame merge by their keys, weighed by size"
 
+    def run(
+        self, tokens: VideoTokens, budget: int | None = None, query: Tensor | None = None
+    ) -> tuple[VideoTokens, list[Selection]]:
+        """As `Compressor.run`, with features merged once where keys decide, else by frames."""
+        goal, frames = self.goal(tokens, budget), len(present_frames(tokens)[1])
+        if len(tokens) <= max(goal, frames):
+            return super().run(tokens, budget, query)
+        self.check(tokens)
+        if "vision-keys" not in tokens.signals:
+            merged, rounds = halve_frames(tokens, max(goal, frames), self._halve)
+            after, more = super().run(merged, goal, query)
+            return after, rounds + more
+        _, rounds = super().run(bare(tokens), goal, query)
+        return tokens.apply(reduce(compose, cast("list[Merge]", rounds))), rounds
+
     def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
         """One round over all frames."""
         return self._round(tokens, budget)
+
+    def _halve(self, x: Tensor, left: int, position: Tensor) -> Merge:
+        merged, _ = one_round(x, [torch.arange(len(x))], [left])
+        return merged if self.faithful else merged.in_order(position)
 
     def tower_steps(self, shape: TowerShape, budget: int | None) -> list[TowerStep]:
         """One merge at every layer."""

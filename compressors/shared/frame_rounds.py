@@ -8,9 +8,19 @@ import torch
 from torch import Tensor
 
 from vidllm.tokens import Merge, Selection, VideoTokens, apply_rows
+from vidllm.tokens.selection import slot_means
 
 from .kernels import take
-from .segments import share, starts
+from .segments import present_frames, share, starts
+
+
+def halve_frames(
+    tokens: VideoTokens, budget: int, decide: Callable[[Tensor, int, Tensor], Merge]
+) -> tuple[VideoTokens, list[Selection]]:
+    """`merge_parts` of frames, none of which loses more than half in a round."""
+    order, _, counts = present_frames(tokens)
+    sizes: list[int] = counts.tolist()
+    return merge_parts(tokens, order.split(sizes), halvings(sizes, budget), decide)
 
 
 def halvings(sizes: Sequence[int], budget: int) -> list[list[int]]:
@@ -76,3 +86,26 @@ def _together(merges: Sequence[Merge], order: Tensor) -> Merge:
     stands = order[chosen + starts(tokens).repeat_interleave(slots)]
     kinds = {merge.weighting for merge in merges if len(merge) < len(merge.target)}
     return Merge(placed, stands, kinds.pop())
+
+
+class Merged:
+    """Rows as a size-weighted merge leaves them, made when they are asked for.
+
+    Args:
+        x: (L, D) what is merged. merge: of these rows. size: (L,) weights.
+    """
+
+    def __init__(self, x: Tensor, merge: Merge, size: Tensor) -> None:
+        self._x, self._size, self.shape = x, size, (len(merge), x.shape[1])
+        self.is_cuda = x.is_cuda
+        kept = torch.nonzero(merge.target >= 0).flatten()
+        self._order = kept[torch.argsort(merge.target[kept], stable=True)]
+        self._counts = torch.bincount(merge.target[kept], minlength=len(merge))
+        self._first = starts(self._counts)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """(M, D) the merged rows `index` (M,)."""
+        counts = self._counts[index]
+        inside = torch.arange(int(counts.sum())) - starts(counts).repeat_interleave(counts)
+        members = self._order[inside + self._first[index].repeat_interleave(counts)]
+        return slot_means(self._x, members, counts, self._size[members])

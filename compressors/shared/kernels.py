@@ -64,9 +64,9 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return x.index_select(0, index.to(x.device))
 
 
-def batches(items: Sequence[int], numbers: int, x: Tensor) -> Iterator[Sequence[int]]:
-    """Items of so many numbers each, as many at a time as stay in the cache, and at least one."""
-    step = len(items) if x.is_cuda else max(1, 2 * _BLOCK // max(1, numbers))
+def batches(items: Sequence[int], numbers: int, whole: bool) -> Iterator[Sequence[int]]:
+    """Items of so many numbers each, as many at a time as stay in the cache, or `whole`."""
+    step = len(items) if whole else max(1, 2 * _BLOCK // max(1, numbers))
     return (items[first : first + step] for first in range(0, len(items), step))
 
 
