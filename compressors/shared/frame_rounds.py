@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vidllm.tokens import Merge, Selection, VideoTokens, apply_rows
-from vidllm.tokens.selection import slot_means
+from vidllm.tokens.video_tokens import slot_means
 
 from .kernels import take
 from .segments import present_frames, share, starts
