@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from vidllm.errors import InputError
-from vidllm.tokens import Merge, Selection, VideoTokens, apply_rows
+from vidllm.tokens import Merge, Mix, Selection, VideoTokens
+from vidllm.tokens.selection import slot_means
 
 from .base import Compressor
 from .registry import register
-from .shared.learned import place
+from .shared.learned import places
 from .shared.segments import equal_runs, merge_groups, present_frames, share
 from .spatial_pool import cut_regions
 
@@ -74,14 +75,21 @@ class Lita(Compressor):
         if detail is not None:
             free[detail.representative] = False
         stands = _groups(tokens, torch.where(free, run, -1)).representative
-        parts = [apply_rows(tokens.features, Merge(run, stands))]
-        carrier = run
+        group, slots, carrier = run, fast, run  # every token once, those of slow frames twice
+        of = torch.arange(len(tokens))
         if detail is not None:
-            parts.append(apply_rows(tokens.features, detail))
             stands = torch.cat([stands, detail.representative])
-            carrier = torch.where(detail.target >= 0, detail.target + fast, run)
-        made = torch.cat(parts)
-        return place(tokens, order, made, rank[stands], carrier[order], faithful=self.faithful)
+            inside = detail.target >= 0
+            carrier = torch.where(inside, detail.target + fast, run)
+            group = torch.cat([run, detail.target[inside] + fast])
+            of, slots = torch.cat([of, of[inside]]), budget
+        found = places(tokens, order, rank[stands], carrier[order], faithful=self.faithful)
+        number = torch.empty_like(found.slot)
+        number[found.slot] = torch.arange(slots)
+        members = torch.argsort(number[group], stable=True)
+        counts = torch.bincount(number[group], minlength=slots)
+        made = slot_means(tokens.features, of[members], counts, torch.ones(len(members)))
+        return Mix(made, found.target, found.representative, found.span)
 
     def _slow(
         self, tokens: VideoTokens, order: Tensor, number: Tensor, counts: Tensor, slow: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,20 @@ from vidllm.errors import InputError
 from vidllm.tokens import Mix, VideoTokens
 
 from ..base import Compressor
+
+
+class Places(NamedTuple):
+    """Where new tokens stand: `slot` (K,) is their order, the rest is as in `Mix`."""
+
+    slot: Tensor
+    target: Tensor
+    representative: Tensor
+    span: Tensor | None
+
+    def mix(self, features: Tensor, dtype: torch.dtype) -> Mix:
+        """The selection, with features (K, D') in the tokens' own order."""
+        made = features[self.slot.to(features.device)].to(dtype)
+        return Mix(made, self.target, self.representative, self.span)
 
 
 def place(
@@ -26,6 +40,20 @@ def place(
     span: Tensor | None = None,
     faithful: bool = False,
 ) -> Mix:
+    """Give every new token a place of its own (`places`), with features (K, D'), K <= L."""
+    found = places(tokens, order, prefer, carrier, span=span, faithful=faithful)
+    return found.mix(features, tokens.features.dtype)
+
+
+def places(
+    tokens: VideoTokens,
+    order: Tensor,
+    prefer: Tensor,
+    carrier: Tensor,
+    *,
+    span: Tensor | None = None,
+    faithful: bool = False,
+) -> Places:
     """Give every new token a place of its own; it stands at the token that it prefers.
 
     Where several prefer one token, the later ones take the next ones in time. The token at which
@@ -33,7 +61,7 @@ def place(
 
     Args:
         tokens: the L tokens before. order: (L,) their indices in time order; ranks count in it.
-        features: (K, D') the new tokens, K <= L. prefer: (K,) the preferred rank of each.
+        prefer: (K,) the preferred rank of each new token, K <= L.
         carrier: (L,) for every rank the new token that carries it, or -1.
         span: (K, 2) seconds that they cover beside their place; None for those of what they carry.
         faithful: leave the new tokens in their own order in place of time order.
@@ -52,8 +80,7 @@ def place(
         own = tokens.span[order[rank]]
         low = torch.minimum(span[slot, 0], own[:, 0])
         span = torch.stack([low, torch.maximum(span[slot, 1], own[:, 1])], dim=1)
-    made = features[slot.to(features.device)].to(tokens.features.dtype)
-    return Mix(made, target, order[rank], span)
+    return Places(slot, target, order[rank], span)
 
 
 @dataclass

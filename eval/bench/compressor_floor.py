@@ -27,11 +27,10 @@ class Clip:
 
     def blocks(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Blocks of rows in float32, and the same rows a frame later."""
-        rows, later = self.x.flatten(0, 1), self.x[first:].flatten(0, 1)
         step = max(1, _BLOCK // self.x.shape[2])
-        for start in range(0, len(later), step):
-            some = later[start : start + step]
-            yield rows[start : start + len(some)].float(), some.float()
+        for before, here in zip(self.x, self.x[first:], strict=False):
+            for rows, later in zip(before.split(step), here.split(step), strict=True):
+                yield rows.float(), later.float()
 
 
 def read(clip: Clip) -> None:
@@ -90,7 +89,7 @@ def half_products(clip: Clip) -> None:
 
 def merge(clip: Clip) -> None:
     """The means of as many runs of rows as are kept."""
-    rows = clip.x.flatten(0, 1)
+    rows = clip.x.reshape(-1, clip.x.shape[2])
     count = len(rows)
     start = torch.arange(clip.kept + 1) * count // clip.kept
     order, made = torch.arange(count), rows.new_empty(clip.kept, rows.shape[1])
@@ -101,6 +100,31 @@ def merge(clip: Clip) -> None:
         some = rows[low:high].float()
         total = embedding_bag(order[: high - low], some, ends[:-1] - low, mode="sum")
         made[first : first + step] = total.div_(ends.diff()[:, None])
+
+
+def halvings(clip: Clip) -> None:
+    """Rounds inside frames: every second row with the others, and half the rows."""
+    frames, left, _ = clip.x.shape
+    while left > max(1, -(-clip.kept // frames)):
+        now = Clip(clip.x[:, :left], max(clip.kept, frames * (left - left // 2)))
+        units(now)
+        half_products(now)
+        merge(now)
+        left -= left // 2
+
+
+def joins(clip: Clip) -> None:
+    """The same across 2, 4 and 12 frames, on as many rows as a falling count leaves."""
+    frames, cells, width = clip.x.shape
+    count = frames * cells
+    for level, joined in enumerate((2, 4, 12)):
+        left = round(count * (clip.kept / count) ** (0.2 + 0.8 * level / 3))
+        merge(Clip(clip.x, left))
+        length = max(2, left * joined // frames)
+        rows = clip.x.flatten(0, 1)[: left // length * length].view(-1, length, width)
+        units(Clip(rows, clip.kept))
+        half_products(Clip(rows, clip.kept))
+    merge(clip)
 
 
 def all_products(clip: Clip) -> None:
@@ -127,10 +151,10 @@ PASSES: dict[str, tuple[Pass, ...]] = {
     "evs": (read, pairs, write),
     "dycoke": (read, pairs, write),
     "vidcom2": (read, columns, units, units, write),
-    "aim": (read, units, half_products, merge),
+    "aim": (read, halvings),
     "tome": (read, merge),
     "pyra": (read, merge),
-    "tempme": (read, units, half_products, merge),
+    "tempme": (read, joins),
     "visionzip": (read, merge),
     "mustdrop": (read, units, merge),
     "lita": (read, means, merge),
