@@ -15,12 +15,12 @@ from vidllm.errors import InputError
 from vidllm.errors.bounds import check
 from vidllm.errors.registry import did_you_mean
 
-from .candidates import FREE, MET
-from .method_table import RANDOM, MethodTable, read_table
+from .method_table import FREE, MET, RANDOM, MethodTable, read_table
 
 #: From this p on a difference may be chance.
 LEVEL = 0.05
-_PLAIN = (RANDOM, "uniform")
+#: So many methods that are as good are named for people.
+MOST_NAMES = 8
 _MAKE = "make one with vidllm bench methods, and give --table FILE"
 Row = Mapping[str, Any]
 
@@ -71,7 +71,9 @@ class Advice:
             f"take {taken}: {self._value(best)}{told}{self._against_full()}",
         ]
         if self.alike:
-            names = ", ".join(str(row["compressor"]) for row in self.alike)
+            names = ", ".join(str(row["compressor"]) for row in self.alike[:MOST_NAMES])
+            more = len(self.alike) - MOST_NAMES
+            names += f" and {more} others" if more > 0 else ""
             found.append(f"not clearly worse than {taken}: {names}")
             quick = self.quickest
             if quick["total_s"] is not None:

@@ -15,6 +15,7 @@ from vidllm.models.shipped import default_model, find_model
 
 from ...run.run_settings import parts_of
 from ..model_cost import training_free
+from .method_table import FREE, MET, RANDOM, RANDOM_WEIGHTS
 
 #: Chains that are a published system, or a plain pair: pool over time, then choose.
 CHAINS: tuple[str, ...] = (
@@ -26,12 +27,10 @@ CHAINS: tuple[str, ...] = (
     "temporal-pool+spatial-pool",
     "temporal-pool+fastv",
 )
-#: Kinds of rows: methods are ranked among their own.
-FREE, MET, RANDOM_WEIGHTS = "training-free", "met in training", "random weights"
 
 
 def candidates(patterns: str, met: Mapping[str, Sequence[float]]) -> list[str]:
-    """Compressors as settings write them, chains as "a+b".
+    """Compressors as settings write them, chains as "a+b"; `random`, the control, is the first.
 
     Args:
         patterns: names, wildcards or specs with commas between; "" for all methods without
@@ -43,10 +42,8 @@ def candidates(patterns: str, met: Mapping[str, Sequence[float]]) -> list[str]:
     """
     known = [*(name.replace(",", "+") for name in training_free()), *CHAINS]
     known = list(dict.fromkeys([*known, *met]))
-    if not patterns:
-        return known
-    found: list[str] = []
-    for pattern in parts_of(patterns, "--methods"):
+    found = [] if patterns else known
+    for pattern in parts_of(patterns, "--methods") if patterns else ():
         some = [name for name in known if fnmatch(name, pattern)]
         if not some:
             if any(sign in pattern for sign in "*?["):
@@ -55,7 +52,7 @@ def candidates(patterns: str, met: Mapping[str, Sequence[float]]) -> list[str]:
                 raise InputError("the uncompressed run is always made: leave none out of --methods")
             some = [pattern]
         found += some
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys([RANDOM, *found]))
 
 
 def method_of(compressor: str) -> Compressor:

@@ -144,7 +144,7 @@ def _run(
     from ...run.run_settings import wanted
     from .candidates import candidates, met_in_training
     from .measured_scores import kinds_of
-    from .method_table import make_table
+    from .table_making import make_table
 
     if task.family == "retrieval":
         raise InputError(f"{task.name} asks no model with video tokens: choose another --task")

@@ -9,8 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .advice import LEVEL, all_advice, caveats
-from .candidates import FREE, MET, RANDOM_WEIGHTS
-from .method_table import CONTROL, KINDS, MethodTable
+from .method_table import CONTROL, FREE, KINDS, MET, RANDOM_WEIGHTS, MethodTable
 
 _TITLES = {
     FREE: "Without training, the best first:",
