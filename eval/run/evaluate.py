@@ -169,7 +169,8 @@ def load_asker(
             system.check_model(model_name(options.model), has_temporal(folder))
         llm = plain.load()
         llm.measures_memory, usual = order.memory, llm.usual_frames
-        settings, refused = order.wanted.settings(own_setting(llm)), {}
+        settings = order.wanted.settings(own_setting(llm))
+        refused: dict[str, str] = {}
         if order.skip_refused:
             settings, refused = served(llm, settings)
         asker = ModelAsker(

@@ -119,7 +119,7 @@ def task_of_version(name: str, version: str | None) -> Task:
     kind = type(get_task(name))
     if version is None:
         return kind()
-    own = {field.name: field for field in fields(kind)} if is_dataclass(kind) else {}
+    own: dict[str, Any] = {f.name: f for f in fields(kind)} if is_dataclass(kind) else {}
     if "version" not in own:
         raise InputError(f"--version: {kind.name} has one version: leave it out")
     made: Any = kind
