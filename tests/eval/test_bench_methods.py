@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,16 @@ from tiny import hub_model, save_tiny
 from vidllm import InputError, VideoLLM, load_video
 from vidllm.cli.main import main
 from vidllm.compressors import describe
-from vidllm.eval.bench.methods.advice import advise, find_table
-from vidllm.eval.bench.methods.candidates import CHAINS, candidates, kind_of, met_in_training
+from vidllm.eval.bench.methods.advice import advise, all_advice, find_table
+from vidllm.eval.bench.methods.candidates import (
+    CHAINS,
+    asked_for,
+    candidates,
+    kind_of,
+    met_in_training,
+    native_config,
+    own_compressor,
+)
 from vidllm.eval.bench.methods.method_table import (
     CONTROL,
     FREE,
@@ -172,8 +181,8 @@ def test_a_clip_is_encoded_once_for_all_that_do_not_act_in_the_tower() -> None:
 
 def test_what_is_compared_by_default() -> None:
     free = {e["name"] for e in describe() if not e["trained"]} - {"none", "mustdrop-cache"}
-    found = candidates("", {"mrt5": [0.125]})
-    assert set(found) == free | {"mustdrop-filter+mustdrop-cache", "mrt5", *CHAINS}
+    found = candidates("", {"mrt5": [0.125], "aim": [0.5]})
+    assert set(found) == free | {"mustdrop-filter+mustdrop-cache", *CHAINS}
     assert found[0] == "random" and len(found) == len(set(found))
     assert candidates("ai*,uniform", {}) == [
         "random",
@@ -193,8 +202,19 @@ def test_what_is_compared_by_default() -> None:
         candidates("none", {})
 
 
-def test_what_training_met_is_told_by_its_mixture(tmp_path: Path) -> None:
-    met = met_in_training(None)
+def test_a_models_own_method_runs_with_the_parameters_that_it_brings() -> None:
+    met = {"mrt5": [0.25, 0.125], "temporal-pool": [0.25]}
+    assert candidates("", met, "mrt5")[-1] == "mrt5"
+    asked = asked_for("uniform,mrt5,temporal-pool", "0.5,0.25", met, "mrt5")
+    assert asked.pairs[-2:] == ((None, 0.5), (None, 0.25))  # as the model was loaded
+    assert "mrt5" not in {name for name, _ in asked.pairs}
+    asked = asked_for("uniform,temporal-pool", "0.5", met, "temporal-pool")
+    assert asked.pairs == (("random", 0.5), ("uniform", 0.5), ("temporal-pool", 0.5))
+
+
+def test_what_training_met_is_told_by_its_mixture(tmp_path: Path, tiny: Path) -> None:
+    config = native_config(None)
+    met = met_in_training(config)
     assert {f"{name}:keep={keep:g}" for name, keeps in met.items() for keep in keeps} == {
         spec for spec, _ in MIXTURE if spec != "none"
     }
@@ -202,8 +222,12 @@ def test_what_training_met_is_told_by_its_mixture(tmp_path: Path) -> None:
     assert kind_of("temporal-pool+fastv", met) == MET  # it has a part that was met
     assert kind_of("storm", met) == MET  # it leaves the same tokens as temporal-pool
     assert kind_of("aim", met) == FREE and kind_of("flextok", met) == RANDOM_WEIGHTS
-    assert met_in_training("Qwen/Qwen2.5-VL-3B-Instruct") == {}
-    assert met_in_training(str(save_hub(tmp_path / "hub", "qwen2_5_vl"))) == {}
+    assert config is not None
+    assert own_compressor(config) == config["compressors"].split(":")[0].replace(",", "+")
+    assert own_compressor(native_config(str(tiny))) is None
+    for other in ("Qwen/Qwen2.5-VL-3B-Instruct", str(save_hub(tmp_path / "hub", "qwen2_5_vl"))):
+        assert native_config(other) is None
+    assert met_in_training(None) == {} and own_compressor(None) is None
 
 
 Change = Mapping[str, tuple[float, float]]
@@ -252,7 +276,7 @@ def test_advice_says_what_is_best_and_what_is_as_good() -> None:
     told = advise(TABLE, "Grounding", 0.125)
     assert told.lines() == [
         "grounding, keep 12.5 % (mIoU; 32 of 256 tokens; uncompressed 0.800 (0.750–0.850))",
-        "take aim: 0.700 (0.650–0.750), 87 % of the uncompressed, clearly below it",
+        "take aim: 0.700 (0.650–0.750), 88 % of the uncompressed, clearly below it",
         "not clearly worse than aim: evs",
         "the quickest of these: evs, 0.8 s an answer (uncompressed 1 s)",
         "clearly better than random, 0.500 (0.450–0.550), by +0.200 (+0.180 to +0.220)",
@@ -310,6 +334,26 @@ def test_advise_on_the_command_line(
         told = capsys.readouterr()
         assert line in told.err and told.err.count("\n") == 1 and not told.out
     assert "no such file" in refused(cli("advise", "--table", tmp_path / "none.csv"))
+
+
+def test_tables_ship_by_the_name_of_their_model(tmp_path: Path) -> None:
+    assert Path(str(files("vidllm.eval.measured"))).resolve() == ROOT / "docs" / "results"
+    with pytest.raises(InputError, match="no table ships with this install: make one with"):
+        find_table(None, None, tmp_path)
+    other = handmade([("none", "", UNCOMPRESSED, 0.8, {})], model="Qwen/Qwen2.5-VL-3B-Instruct")
+    (tmp_path / "methods-a.csv").write_text(other.text(), encoding="utf-8")
+    (tmp_path / "methods.csv").write_text(TABLE.text(), encoding="utf-8")
+    assert find_table(None, None, tmp_path) == TABLE == find_table("small", None, tmp_path)
+    assert find_table("Qwen/Qwen2.5-VL-3B-Instruct", None, tmp_path) == other
+    with pytest.raises(InputError, match="no table of 'smal' ships: did you mean small"):
+        find_table("smal", None, tmp_path)
+    with pytest.raises(InputError, match=r"0\.125 was not measured: none was"):
+        advise(other, "grounding", 0.125)
+    trained = handmade([("none", "", UNCOMPRESSED, 0.8, {}), ("aim", "tokens", MET, 0.7, {})])
+    with pytest.raises(InputError, match=r"without training at keep 0\.125"):
+        advise(trained, "grounding", 0.125)
+    assert all_advice(trained) == all_advice(other) == []
+    assert "`aim`" in methods_page(trained, "methods.csv")
 
 
 @pytest.mark.parametrize(

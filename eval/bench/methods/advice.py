@@ -176,10 +176,18 @@ def advise(table: MethodTable, aim: str, keep: float) -> Advice:
 def all_advice(
     table: MethodTable, aim: str | None = None, keep: float | None = None
 ) -> list[Advice]:
-    """For one aim or all, at one share or all. Raises InputError as `advise`."""
+    """For one aim or all, at one share or all at which there is something to rank.
+
+    Raises:
+        InputError: as `advise`.
+    """
     aims = list(table.aims) if aim is None else [aims_like(table, aim)]
-    keeps = table.keeps if keep is None else [keep]
-    return [advise(table, one, share) for one in aims for share in keeps]
+    found = []
+    for one in aims:
+        score = table.aims[one][0]
+        ranked = [k for k in table.keeps if _ranked(table.at(k), score, FREE)]
+        found += [advise(table, one, share) for share in (ranked if keep is None else [keep])]
+    return found
 
 
 def aims_like(table: MethodTable, aim: str) -> str:
@@ -210,33 +218,34 @@ def caveats(table: MethodTable) -> list[str]:
     return found
 
 
-def tables_that_ship() -> dict[str, Path]:
-    """The tables of the package: name of the model → file, the usual one (methods.csv) first."""
-    folder = Path(str(files("vidllm.eval.measured")))
+def tables_in(folder: Path) -> dict[str, Path]:
+    """Tables by the name of the model; that of the shipped model, methods.csv, first."""
     found = sorted(folder.glob("methods*.csv"), key=lambda file: (file.name != "methods.csv", file))
     return {_model(read_table(file)): file for file in found}
 
 
-def find_table(model: str | None, file: Path | None) -> MethodTable:
-    """The table of a file, or the one that ships of a model.
+def find_table(model: str | None, file: Path | None, folder: Path | None = None) -> MethodTable:
+    """The table of a file, or that of a model in a folder.
+
+    Args:
+        folder: of `methods*.csv`; None for those that ship with the package.
 
     Raises:
         InputError: there is none; the message has those that are there.
     """
     if file is not None:
         table = read_table(file.expanduser())
-        if model is not None and model not in (_model(table), table.setting["model"]):
+        if model is not None and Path(model).name != _model(table):
             raise InputError(f"--table {file} is of {_model(table)}, not of {model!r}")
         return table
-    there = tables_that_ship()
+    there = tables_in(Path(str(files("vidllm.eval.measured"))) if folder is None else folder)
     if not there:
         raise InputError(f"no table ships with this install: {_MAKE}")
-    if model is None:
-        return read_table(next(iter(there.values())))
-    name = Path(model).name
+    name = next(iter(there)) if model is None else Path(model).name
     if name not in there:
-        known = did_you_mean(name, there)
-        raise InputError(f"no table of {model!r} ships: {known} Otherwise {_MAKE}")
+        raise InputError(
+            f"no table of {model!r} ships: {did_you_mean(name, there)} Otherwise {_MAKE}"
+        )
     return read_table(there[name])
 
 
@@ -258,8 +267,9 @@ def _share(table: MethodTable, keep: float) -> float:
     found = next((k for k in table.keeps if abs(k - keep) < 1e-9), None)
     if found is None:
         known = ", ".join(f"{k:g}" for k in table.keeps)
-        near = min(table.keeps, key=lambda k: abs(k - keep))
-        raise InputError(f"--keep {keep:g} was not measured: {known} were; the nearest is {near:g}")
+        near = min(table.keeps, key=lambda k: abs(k - keep), default=None)
+        told = "none was" if near is None else f"{known} were; the nearest is {near:g}"
+        raise InputError(f"--keep {keep:g} was not measured: {told}")
     return found
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
+from typing import Any
 
 from vidllm.compressors import Compressor, build
 from vidllm.errors import InputError
+from vidllm.errors.paths import is_folder
 from vidllm.errors.registry import did_you_mean
 from vidllm.models.folder import read_config
 from vidllm.models.native.config import NativeConfig
 from vidllm.models.shipped import default_model, find_model
 
-from ...run.run_settings import parts_of
+from ...run.run_settings import Wanted, parts_of, wanted
 from ..model_cost import training_free
 from .method_table import FREE, MET, RANDOM, RANDOM_WEIGHTS
 
@@ -29,19 +32,23 @@ CHAINS: tuple[str, ...] = (
 )
 
 
-def candidates(patterns: str, met: Mapping[str, Sequence[float]]) -> list[str]:
+def candidates(
+    patterns: str, met: Mapping[str, Sequence[float]], own: str | None = None
+) -> list[str]:
     """Compressors as settings write them, chains as "a+b"; `random`, the control, is the first.
 
     Args:
         patterns: names, wildcards or specs with commas between; "" for all methods without
             training, the chains, and what the model met in training.
-        met: see `met_in_training`.
+        met: see `met_in_training`. own: see `own_compressor`.
 
     Raises:
         InputError: one that is none of these and no compressor; the message has close names.
     """
     known = [*(name.replace(",", "+") for name in training_free()), *CHAINS]
-    known = list(dict.fromkeys([*known, *met]))
+    # Of a method with parameters only the model's own has those that were trained.
+    known += [name for name in met if name == own or not method_of(name).has_parameters]
+    known = list(dict.fromkeys(known))
     found = [] if patterns else known
     for pattern in parts_of(patterns, "--methods") if patterns else ():
         some = [name for name in known if fnmatch(name, pattern)]
@@ -60,21 +67,35 @@ def method_of(compressor: str) -> Compressor:
     return build(compressor.replace("+", ","))
 
 
-def met_in_training(model: str | None) -> dict[str, list[float]]:
-    """Which reductions a model was trained under: compressor → shares, the largest first.
-
-    Models of `vidllm train` meet the mixture of `vidllm.stage.training.settings`; of models from
-    the hub nothing is known, and nothing is claimed.
+def native_config(model: str | None) -> dict[str, Any] | None:
+    """The config of one of vidllm's own models; None for any other.
 
     Args:
         model: as given to ``--model``; None for the shipped one.
     """
     folder = str(default_model()) if model is None else find_model(model)
-    try:
-        kind = read_config(folder).get("model_type")
-    except InputError:  # a name on the hub
-        return {}
-    if kind != NativeConfig.model_type:
+    if not is_folder(folder):  # a name on the hub
+        return None
+    config = read_config(folder)
+    return config if config.get("model_type") == NativeConfig.model_type else None
+
+
+def own_compressor(config: Mapping[str, Any] | None) -> str | None:
+    """What a model of vidllm reduces by if nobody says, a chain as "a+b"; None for nothing."""
+    spec = str((config or {}).get("compressors") or "none")
+    return None if spec == "none" else build(spec).name.replace(",", "+")
+
+
+def met_in_training(config: Mapping[str, Any] | None) -> dict[str, list[float]]:
+    """Which reductions a model was trained under: compressor → shares, the largest first.
+
+    Models of `vidllm train` meet the mixture of `vidllm.stage.training.settings`; of other models
+    nothing is known, and nothing is claimed.
+
+    Args:
+        config: see `native_config`.
+    """
+    if config is None:
         return {}
     from vidllm.stage.training.settings import MIXTURE
 
@@ -84,6 +105,25 @@ def met_in_training(model: str | None) -> dict[str, list[float]]:
         if method.name != "none":
             found.setdefault(method.name.replace(",", "+"), []).append(method.keep)
     return {name: sorted(keeps, reverse=True) for name, keeps in found.items()}
+
+
+def asked_for(
+    patterns: str, keep: str, met: Mapping[str, Sequence[float]], own: str | None
+) -> Wanted:
+    """The settings of the sweep; the model's own compressor with the parameters that it brings.
+
+    Raises:
+        InputError: as `candidates`, or shares that are none; 1 is always made.
+    """
+    names = candidates(patterns, met, own)
+    named = [name for name in names if name != own or not method_of(name).has_parameters]
+    found = wanted(",".join(named), keep)
+    shares = dict.fromkeys(share for _, share in found.pairs)
+    if 1 in shares:
+        raise InputError("--keep 1 is the uncompressed run, which is always made: leave it out")
+    if len(named) < len(names):
+        found = replace(found, pairs=(*found.pairs, *((None, share) for share in shares)))
+    return found
 
 
 def kind_of(compressor: str, met: Mapping[str, Sequence[float]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,6 +76,8 @@ def methods(
     ] = False,
 ) -> None:
     """Run all methods and chains at several shares on the same clips: which one to take?"""
+    from ...report.terminal import check_failures, say_failures
+
     table_file = (out / "methods.csv" if csv is None else csv).expanduser()
     for file, name in ((csv, "--csv"), (page, "--page")):
         if file is not None:
@@ -91,23 +93,26 @@ def methods(
     benchmark = task_of_version(task, version)
     one_of("--split", split, benchmark.splits)
     output_folder(out.expanduser())
-    table = _run(
+    made = _run(
         benchmark,
         options,
-        chosen=(compressor, keep),
+        chosen=(compressor or "", keep),
         order={
             "data": data, "videos": videos, "split": split, "limit": limit, "jobs": jobs,
             "out": out.expanduser(), "max_new_tokens": max_new_tokens,
             "retry_failed": retry_failed, "anyway": options.anyway,
         },
     )  # fmt: skip
-    if table is None:  # another process tells
+    if made is None:  # another process tells
         return
+    table, results = made
     table_file.parent.mkdir(parents=True, exist_ok=True)
     table_file.write_text(table.text(), encoding="utf-8", newline="\n")
     if page is not None:
         _write_page(table, table_file, page.expanduser())
     _tell(table, table_file, options.json)
+    say_failures(results)
+    check_failures(results)
 
 
 def task_of_version(name: str, version: str | None) -> Task:
@@ -136,28 +141,25 @@ def _check(options: CommonOptions) -> None:
 
 
 def _run(
-    task: Task, options: CommonOptions, chosen: tuple[str | None, str], order: dict[str, Any]
-) -> MethodTable | None:
-    """The table of a run; None in a process that is not the main one."""
+    task: Task, options: CommonOptions, chosen: tuple[str, str], order: dict[str, Any]
+) -> tuple[MethodTable, dict[str, Any]] | None:
+    """The table of a run, and its results; None in a process that is not the main one."""
     from ...run.evaluate import evaluate
     from ...run.run_config import Order
-    from ...run.run_settings import wanted
-    from .candidates import candidates, met_in_training
+    from .candidates import asked_for, met_in_training, native_config, own_compressor
     from .measured_scores import kinds_of
     from .table_making import make_table
 
     if task.family == "retrieval":
         raise InputError(f"{task.name} asks no model with video tokens: choose another --task")
-    met = met_in_training(options.model)
-    names = candidates(chosen[0] or "", met)
-    asked = wanted(",".join(names), chosen[1])
-    if any(share == 1 for _, share in asked.pairs):
-        raise InputError("--keep 1 is the uncompressed run, which is always made: leave it out")
+    config = native_config(options.model)
+    met = met_in_training(config)
+    asked = asked_for(*chosen, met, own_compressor(config))
     whole = Order(task=task, wanted=asked, kinds=kinds_of(task), skip_refused=True, **order)
-    finished = evaluate(whole, replace(options, compressor=None, keep=None))
+    finished = evaluate(whole, options)
     if finished is None:
         return None
-    return make_table(task, finished.results, finished.rows, met)
+    return make_table(task, finished.results, finished.rows, met), finished.results
 
 
 def _write_page(table: MethodTable, table_file: Path, page: Path) -> None:
