@@ -15,7 +15,7 @@ from vidllm.errors import InputError
 from vidllm.errors.bounds import check
 from vidllm.errors.registry import did_you_mean
 
-from .method_table import FREE, MET, RANDOM, MethodTable, read_table
+from .method_table import FREE, MET, RANDOM, SPELT, MethodTable, read_table
 
 #: From this p on a difference may be chance.
 LEVEL = 0.05
@@ -66,7 +66,7 @@ class Advice:
         share = best[f"{name}_share"]
         told = "" if share is None else f", {100 * share:.0f} % of the uncompressed"
         found = [
-            f"{self.aim}, keep {100 * self.keep:g} % ({name}; {tokens}; uncompressed "
+            f"{self.aim}, keep {100 * self.keep:g} % ({SPELT.get(name, name)}; {tokens}; uncompressed "
             f"{self._value(whole)})",
             f"take {taken}: {self._value(best)}{told}{self._against_full()}",
         ]
@@ -90,9 +90,13 @@ class Advice:
             change = _change(best, name, "random")
             found.append(f"clearly better than random, {self._value(self.random)}, by {change}")
         if (row := self.inside) is not None:
+            work = ""
+            if row["flops_vision"] is not None:
+                less = 100 * row["flops_vision"] / whole["flops_vision"]
+                work = f" for {less:.0f} % of the FLOPs"
             found.append(
                 f"tower-bound: {row['compressor']}, {self._value(row)}; the tower takes "
-                f"{_seconds(row['call_vision_s'])} a clip, uncompressed "
+                f"{_seconds(row['call_vision_s'])} a clip{work}, uncompressed "
                 f"{_seconds(whole['call_vision_s'])}"
             )
         else:

@@ -39,6 +39,8 @@ SECONDS = {
     "prefill_s": ("prefill",),
     "decode_s": ("generate",),
 }
+#: What people read in the place of a score's name.
+SPELT = {"qa_accuracy": "QA accuracy"}
 #: Columns of every table that hold text, and those that hold numbers.
 TEXTS = ("compressor", "stage", "kind", "met")
 NUMBERS = (

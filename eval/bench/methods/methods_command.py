@@ -201,10 +201,13 @@ def _tell(table: MethodTable, file: Path, json: bool) -> None:
 def _terminal(table: MethodTable) -> Table:
     from rich.table import Table as Grid
 
+    from .method_table import SPELT
+
     scores = [name for names in table.aims.values() for name in names]
     grid = Grid(title=f"{table.setting['task']} · {table.full['videos']:g} clips")
     grid.add_column("method", no_wrap=True)
-    columns = ["keep", "tokens", *scores, "vision s", "select s", "prefill s", "decode s", "KV MB"]
+    spelt = [SPELT.get(name, name) for name in scores]
+    columns = ["keep", "tokens", *spelt, "vision s", "select s", "prefill s", "decode s", "KV MB"]
     for name in columns:
         grid.add_column(name, justify="right")
     for row in table.rows:

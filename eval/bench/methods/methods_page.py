@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .advice import LEVEL, all_advice, caveats
-from .method_table import CONTROL, FREE, KINDS, MET, RANDOM_WEIGHTS, MethodTable
+from .method_table import CONTROL, FREE, KINDS, MET, RANDOM_WEIGHTS, SPELT, MethodTable
 
 _TITLES = {
     FREE: "Without training, the best first:",
@@ -20,12 +20,8 @@ _TITLES = {
 _STAGES = ("vision", "select", "prefill", "decode")
 
 
-def methods_page(table: MethodTable, csv: str, command: str = "vidllm bench methods") -> str:
-    """The page as Markdown.
-
-    Args:
-        csv: the table's file, as seen from the page. command: that made it.
-    """
+def methods_page(table: MethodTable, csv: str) -> str:
+    """The page as Markdown; `csv` is the table's file, as seen from the page."""
     deciding = next(iter(table.aims.values()))[0]
     setting, full = table.setting, table.full
     parts = [
@@ -47,7 +43,7 @@ def methods_page(table: MethodTable, csv: str, command: str = "vidllm bench meth
         keep_trailing_newline=True,
     ).get_template("which-method.md.j2")
     return template.render(
-        command=command,
+        command=_command(table),
         csv=csv,
         caveats=caveats(table),
         questions=f"{full['answers']:g}",
@@ -60,13 +56,22 @@ def methods_page(table: MethodTable, csv: str, command: str = "vidllm bench meth
     )
 
 
+def _command(table: MethodTable) -> str:
+    """What makes such a table; paths and the device are left out."""
+    setting, words = table.setting, ["vidllm bench methods"]
+    told = {"task": setting["task"], **setting.get("options", {})}
+    told |= {name: setting.get(name) for name in ("split", "seed", "limit", "frames")}
+    words += [f"--{name} {value}" for name, value in told.items() if value is not None]
+    return " ".join([*words, f"--keep {','.join(f'{keep:g}' for keep in table.keeps)}"])
+
+
 def _rank(
     table: MethodTable, rows: Sequence[Mapping[str, Any]], title: str, deciding: str
 ) -> dict[str, Any]:
     scores = [name for names in table.aims.values() for name in names]
     shows_met = any(row["met"] for row in rows)
     heads = ["method", "where"] + (["met at"] if shows_met else [])
-    heads += [f"{name} (95 %)" if name == deciding else name for name in scores]
+    heads += [f"{SPELT.get(n, n)}{' (95 %)' if n == deciding else ''}" for n in scores]
     heads += ["of full", "against random", *(f"{stage} s" for stage in _STAGES), "GFLOP", "KV MB"]
     ordered = sorted(rows, key=lambda row: -(row[deciding] or 0.0))
     lines = []
@@ -84,7 +89,7 @@ def _rank(
 def _full(table: MethodTable) -> str:
     full = table.full
     names = [name for some in table.aims.values() for name in some]
-    told = [f"{name} {_score(full, name, True)}" for name in names]
+    told = [f"{SPELT.get(name, name)} {_score(full, name, True)}" for name in names]
     told += [f"{full['tokens_full']:g} tokens"] if full["tokens_full"] else []
     told += [f"{stage} {_two(full[f'{stage}_s'])} s" for stage in _STAGES]
     told += [f"{_two(full['flops'], 1e9)} GFLOP", f"KV {_two(full['kv_mb'])} MB"]
