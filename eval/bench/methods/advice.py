@@ -65,8 +65,9 @@ class Advice:
         tokens = f"{_count(best['tokens_kept'])} of {_count(best['tokens_full'])} tokens"
         share = best[f"{name}_share"]
         told = "" if share is None else f", {100 * share:.0f} % of the uncompressed"
+        spelt = SPELT.get(name, name)
         found = [
-            f"{self.aim}, keep {100 * self.keep:g} % ({SPELT.get(name, name)}; {tokens}; uncompressed "
+            f"{self.aim}, keep {100 * self.keep:g} % ({spelt}; {tokens}; uncompressed "
             f"{self._value(whole)})",
             f"take {taken}: {self._value(best)}{told}{self._against_full()}",
         ]

@@ -106,8 +106,7 @@ def methods(
     if made is None:  # another process tells
         return
     table, results = made
-    table_file.parent.mkdir(parents=True, exist_ok=True)
-    table_file.write_text(table.text(), encoding="utf-8", newline="\n")
+    _write(table_file, table.text())
     if page is not None:
         _write_page(table, table_file, page.expanduser())
     _tell(table, table_file, options.json)
@@ -165,10 +164,16 @@ def _run(
 def _write_page(table: MethodTable, table_file: Path, page: Path) -> None:
     from .methods_page import methods_page
 
-    page.parent.mkdir(parents=True, exist_ok=True)
     place = Path(os.path.relpath(table_file, page.parent)).as_posix()
-    page.write_text(methods_page(table, place), encoding="utf-8", newline="\n")
+    _write(page, methods_page(table, place))
     say(f"written to {page}")
+
+
+def _write(file: Path, text: str) -> None:
+    from ...run.records import write_whole
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, text)
 
 
 def _tell(table: MethodTable, file: Path, json: bool) -> None:
