@@ -148,7 +148,7 @@ def test_a_model_of_the_hub_on_a_folder_of_a_benchmark(
     (failed,) = refused.items()  # it was served, and could answer nothing
     assert failed[0] == "temporal-pool:keep=0.25+uniform@0.5" and "fewer than the" in failed[1]
     assert {row["kind"] for row in rows.values()} == {UNCOMPRESSED, CONTROL, FREE}  # all are new
-    assert told["setting"]["aims"] == {"grounding": ["mIoU", "R1@0.5"]}
+    assert told["setting"]["scores"] == {"grounding": ["mIoU", "R1@0.5"]}
     assert not told["setting"]["made"] and "made world" not in json.dumps(told["advice"])
     assert [one["keep"] for one in told["advice"]] == [0.5]
     assert rows["none"]["answers"] == 4 and rows["none"]["videos"] == 2
@@ -257,7 +257,7 @@ def handmade(rows: Sequence[tuple[str, str, str, float, Change]], **setting: Any
                 }
         made.append({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()})
     about = {"task": "stage", "model": "somewhere/small", "split": "test", "made": True}
-    return MethodTable({**about, "aims": {"grounding": ["mIoU"]}, "refused": {}, **setting}, made)
+    return MethodTable({**about, "scores": {"grounding": ["mIoU"]}, "refused": {}, **setting}, made)
 
 
 TABLE = handmade(

@@ -27,10 +27,10 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Advice:
-    """What to take for one aim at one share.
+    """What to take for one purpose at one share.
 
     Args:
-        aim: "grounding", "qa", …; score: that decides. keep: the share.
+        purpose: "grounding", "qa", …; score: that decides. keep: the share.
         full: the uncompressed row.
         best: the best method without training; alike: the others of its kind that are not
             clearly worse, best first; is_tested: whether there are others, all tested against it.
@@ -40,7 +40,7 @@ class Advice:
         random: the row of `random`, or None.
     """
 
-    aim: str
+    purpose: str
     score: str
     keep: float
     full: Row
@@ -67,7 +67,7 @@ class Advice:
         told = "" if share is None else f", {100 * share:.0f} % of the uncompressed"
         spelt = SPELT.get(name, name)
         found = [
-            f"{self.aim}, keep {100 * self.keep:g} % ({spelt}; {tokens}; uncompressed "
+            f"{self.purpose}, keep {100 * self.keep:g} % ({spelt}; {tokens}; uncompressed "
             f"{self._value(whole)})",
             f"take {taken}: {self._value(best)}{told}{self._against_full()}",
         ]
@@ -109,7 +109,7 @@ class Advice:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "task": self.aim,
+            "task": self.purpose,
             "score": self.score,
             "keep": self.keep,
             "uncompressed": self._entry(self.full),
@@ -149,14 +149,14 @@ class Advice:
         return f", clearly {'below' if self.best[f'{self.score}_vs_full'] < 0 else 'above'} it"
 
 
-def advise(table: MethodTable, aim: str, keep: float) -> Advice:
+def advise(table: MethodTable, purpose: str, keep: float) -> Advice:
     """What a table advises.
 
     Raises:
-        InputError: an aim or a share that was not measured; the message has what was.
+        InputError: a purpose or a share that was not measured; the message has what was.
     """
-    aim, keep = aims_like(table, aim), _share(table, keep)
-    score, rows = table.aims[aim][0], table.at(keep)
+    purpose, keep = purpose_like(table, purpose), _share(table, keep)
+    score, rows = table.scores[purpose][0], table.at(keep)
     ranked = _ranked(rows, score, FREE)
     if not ranked:
         raise InputError(f"the table has no method without training at keep {keep:g}: {_MAKE}")
@@ -173,34 +173,34 @@ def advise(table: MethodTable, aim: str, keep: float) -> Advice:
     inside = [row for row in ranked if _spares_tower(row, table.full)]
     met = _ranked(rows, score, MET)
     return Advice(
-        aim, score, keep, table.full, best, tuple(alike), is_tested, plain,
+        purpose, score, keep, table.full, best, tuple(alike), is_tested, plain,
         inside[0] if inside else None, met[0] if met else None, random,
     )  # fmt: skip
 
 
 def all_advice(
-    table: MethodTable, aim: str | None = None, keep: float | None = None
+    table: MethodTable, purpose: str | None = None, keep: float | None = None
 ) -> list[Advice]:
-    """For one aim or all, at one share or all at which there is something to rank.
+    """For one purpose or all, at one share or all at which there is something to rank.
 
     Raises:
         InputError: as `advise`.
     """
-    aims = list(table.aims) if aim is None else [aims_like(table, aim)]
+    purposes = list(table.scores) if purpose is None else [purpose_like(table, purpose)]
     found = []
-    for one in aims:
-        score = table.aims[one][0]
+    for one in purposes:
+        score = table.scores[one][0]
         ranked = [k for k in table.keeps if _ranked(table.at(k), score, FREE)]
         found += [advise(table, one, share) for share in (ranked if keep is None else [keep])]
     return found
 
 
-def aims_like(table: MethodTable, aim: str) -> str:
-    """The aim of that name, whatever its case. Raises InputError with what there is."""
-    found = next((name for name in table.aims if name.lower() == aim.strip().lower()), None)
+def purpose_like(table: MethodTable, purpose: str) -> str:
+    """The purpose of that name, whatever its case. Raises InputError with what there is."""
+    found = next((name for name in table.scores if name.lower() == purpose.strip().lower()), None)
     if found is None:
         raise InputError(
-            f"--task {aim!r} was not measured: {did_you_mean(aim.lower(), table.aims)}"
+            f"--task {purpose!r} was not measured: {did_you_mean(purpose.lower(), table.scores)}"
         )
     return found
 

@@ -20,7 +20,7 @@ from ...tasks.timed import SpanTask
 ROUNDS = 10_000
 #: IoU from which on a span counts as found.
 FOUND = 0.5
-_AIMS = {"choice": "qa", "made": "grounding"}
+_PURPOSES = {"choice": "qa", "made": "grounding"}
 
 
 @dataclass(frozen=True)
@@ -60,21 +60,21 @@ class Measured:
         return told
 
 
-def aims_of(task: Task) -> dict[str, tuple[str, ...]]:
+def scores_by_purpose(task: Task) -> dict[str, tuple[str, ...]]:
     """Scores by what people want ("grounding", "qa", …); the first of each decides."""
     if isinstance(task, Stage):
         return {"grounding": ("mIoU", "R1@0.5"), "qa": ("qa_accuracy",)}
-    aim = _AIMS.get(task.family, task.family)
-    return {aim: (task.headline, "R1@0.5") if isinstance(task, SpanTask) else (task.headline,)}
+    purpose = _PURPOSES.get(task.family, task.family)
+    return {purpose: (task.headline, "R1@0.5") if isinstance(task, SpanTask) else (task.headline,)}
 
 
 def kinds_of(task: Task) -> tuple[str, ...]:
-    """Kinds of questions that the scores of `aims_of` are made of; empty for all that are asked."""
+    """Kinds of questions that `scores_by_purpose` is made of; empty for all that are asked."""
     return ("ground", *QA_KINDS) if isinstance(task, Stage) else ()
 
 
 def measured(task: Task, outcome: Outcome, of: str | None) -> dict[str, Measured]:
-    """The scores of `aims_of` under one setting, by name.
+    """The scores of `scores_by_purpose` under one setting, by name.
 
     Args:
         of: the name of the part that the headline is in every setting, see `results.common_part`.
@@ -93,5 +93,5 @@ def measured(task: Task, outcome: Outcome, of: str | None) -> dict[str, Measured
     if isinstance(task, (Stage, SpanTask)) and (spans_of := found["mIoU"].part) is not None:
         hits = {name: float(value >= FOUND) for name, value in values.items()}
         found["R1@0.5"] = Measured(spans_of.mean(hits), spans_of, hits, videos)
-    names = [name for some in aims_of(task).values() for name in some]
+    names = [name for some in scores_by_purpose(task).values() for name in some]
     return {name: found[name] for name in names if name in found}

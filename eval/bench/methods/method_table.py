@@ -49,7 +49,7 @@ NUMBERS = (
     "flops_vision", "kv_mb",
 )  # fmt: skip
 _SETTING = Object(
-    {"task": String(), "model": String(), "aims": Object(other=Array(String(), 1))},
+    {"task": String(), "model": String(), "scores": Object(other=Array(String(), 1))},
     other=Anything(),
 )
 _ADVICE = "make it again with vidllm bench methods"
@@ -59,7 +59,7 @@ _ADVICE = "make it again with vidllm bench methods"
 class MethodTable:
     """Rows by column, and the setting that all of them share.
 
-    `setting` has the keys of run.json that tell runs apart, `aims` (scores by what people want,
+    `setting` has the keys of run.json that tell runs apart, `scores` (scores by what people want,
     the first of each decides), `made` (whether the videos are made) and `refused` (compressors
     that the model cannot serve, with the reason).
     """
@@ -68,9 +68,9 @@ class MethodTable:
     rows: Sequence[Mapping[str, Any]]
 
     @property
-    def aims(self) -> dict[str, list[str]]:
+    def scores(self) -> dict[str, list[str]]:
         """Scores by what people want; the first of each decides."""
-        return {aim: list(names) for aim, names in self.setting["aims"].items()}
+        return {purpose: list(names) for purpose, names in self.setting["scores"].items()}
 
     @property
     def keeps(self) -> list[float]:
@@ -114,7 +114,7 @@ def read_table(file: Path) -> MethodTable:
     setting = parse(head[2:], file, _ADVICE)
     validate(setting, _SETTING, file, _ADVICE)
     lines = csv.DictReader(body.splitlines())
-    scores = [name for names in setting["aims"].values() for name in names]
+    scores = [name for names in setting["scores"].values() for name in names]
     numbers = [*NUMBERS, *(column for name in scores for column in columns_of(name))]
     missing = [name for name in (*TEXTS, *numbers) if name not in (lines.fieldnames or ())]
     if missing:

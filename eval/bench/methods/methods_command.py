@@ -208,7 +208,7 @@ def _terminal(table: MethodTable) -> Table:
 
     from .method_table import SPELT
 
-    scores = [name for names in table.aims.values() for name in names]
+    scores = [name for names in table.scores.values() for name in names]
     grid = Grid(title=f"{table.setting['task']} · {table.full['videos']:g} clips")
     grid.add_column("method", no_wrap=True)
     spelt = [SPELT.get(name, name) for name in scores]

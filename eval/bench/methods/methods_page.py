@@ -22,7 +22,7 @@ _STAGES = ("vision", "select", "prefill", "decode")
 
 def methods_page(table: MethodTable, csv: str) -> str:
     """The page as Markdown; `csv` is the table's file, as seen from the page."""
-    deciding = next(iter(table.aims.values()))[0]
+    deciding = next(iter(table.scores.values()))[0]
     setting, full = table.setting, table.full
     parts = [
         {
@@ -68,7 +68,7 @@ def _command(table: MethodTable) -> str:
 def _rank(
     table: MethodTable, rows: Sequence[Mapping[str, Any]], title: str, deciding: str
 ) -> dict[str, Any]:
-    scores = [name for names in table.aims.values() for name in names]
+    scores = [name for names in table.scores.values() for name in names]
     shows_met = any(row["met"] for row in rows)
     heads = ["method", "where"] + (["met at"] if shows_met else [])
     heads += [f"{SPELT.get(n, n)}{' (95 %)' if n == deciding else ''}" for n in scores]
@@ -88,7 +88,7 @@ def _rank(
 
 def _full(table: MethodTable) -> str:
     full = table.full
-    names = [name for some in table.aims.values() for name in some]
+    names = [name for some in table.scores.values() for name in some]
     told = [f"{SPELT.get(name, name)} {_score(full, name, True)}" for name in names]
     told += [f"{full['tokens_full']:g} tokens"] if full["tokens_full"] else []
     told += [f"{stage} {_two(full[f'{stage}_s'])} s" for stage in _STAGES]

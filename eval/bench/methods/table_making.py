@@ -13,7 +13,7 @@ from ...run.run_settings import FULL
 from ...scores.statistics import holm
 from ...tasks.base import Task
 from .candidates import kind_of, method_of
-from .measured_scores import Measured, aims_of, measured
+from .measured_scores import Measured, measured, scores_by_purpose
 from .method_table import (
     CONTROL,
     FORMAT,
@@ -67,7 +67,9 @@ def make_table(
     for row in found:
         del row["label"]
     setting = {"format": FORMAT} | {k: results[k] for k in _FROM_RUN if results.get(k) is not None}
-    setting["aims"] = {aim: [n for n in some if n in names] for aim, some in aims_of(task).items()}
+    setting["scores"] = {
+        p: [n for n in some if n in names] for p, some in scores_by_purpose(task).items()
+    }
     setting |= {"made": hasattr(task, "prepare"), "refused": refused}
     return MethodTable(setting, found)
 
