@@ -182,7 +182,7 @@ def test_a_clip_is_encoded_once_for_all_that_do_not_act_in_the_tower() -> None:
 def test_what_is_compared_by_default() -> None:
     free = {e["name"] for e in describe() if not e["trained"]} - {"none", "mustdrop-cache"}
     found = candidates("", {"mrt5": [0.125], "aim": [0.5]})
-    assert set(found) == free | {"mustdrop-filter+mustdrop-cache", *CHAINS}
+    assert set(found) == free | {"mustdrop-filter+mustdrop-cache", "mrt5", *CHAINS}
     assert found[0] == "random" and len(found) == len(set(found))
     assert candidates("ai*,uniform", {}) == [
         "random",
@@ -202,9 +202,14 @@ def test_what_is_compared_by_default() -> None:
         candidates("none", {})
 
 
-def test_a_models_own_method_runs_with_the_parameters_that_it_brings() -> None:
-    met = {"mrt5": [0.25, 0.125], "temporal-pool": [0.25]}
-    assert candidates("", met, "mrt5")[-1] == "mrt5"
+def test_a_models_own_method_runs_with_the_parameters_that_it_brings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mixture = (("none", 0.4), ("mrt5:keep=0.125", 0.4), ("temporal-pool:keep=0.25", 0.2))
+    monkeypatch.setattr("vidllm.stage.training.settings.MIXTURE", mixture)
+    met = met_in_training({"compressors": "mrt5"})
+    assert met == {"mrt5": [0.125], "temporal-pool": [0.25]}
+    assert met_in_training({"compressors": "none"}) == {"temporal-pool": [0.25]}
     asked = asked_for("uniform,mrt5,temporal-pool", "0.5,0.25", met, "mrt5")
     assert asked.pairs[-2:] == ((None, 0.5), (None, 0.25))  # as the model was loaded
     assert "mrt5" not in {name for name, _ in asked.pairs}

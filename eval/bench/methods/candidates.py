@@ -32,23 +32,19 @@ CHAINS: tuple[str, ...] = (
 )
 
 
-def candidates(
-    patterns: str, met: Mapping[str, Sequence[float]], own: str | None = None
-) -> list[str]:
+def candidates(patterns: str, met: Mapping[str, Sequence[float]]) -> list[str]:
     """Compressors as settings write them, chains as "a+b"; `random`, the control, is the first.
 
     Args:
         patterns: names, wildcards or specs with commas between; "" for all methods without
             training, the chains, and what the model met in training.
-        met: see `met_in_training`. own: see `own_compressor`.
+        met: see `met_in_training`.
 
     Raises:
         InputError: one that is none of these and no compressor; the message has close names.
     """
     known = [*(name.replace(",", "+") for name in training_free()), *CHAINS]
-    # Of a method with parameters only the model's own has those that were trained.
-    known += [name for name in met if name == own or not method_of(name).has_parameters]
-    known = list(dict.fromkeys(known))
+    known = list(dict.fromkeys([*known, *met]))
     found = [] if patterns else known
     for pattern in parts_of(patterns, "--methods") if patterns else ():
         some = [name for name in known if fnmatch(name, pattern)]
@@ -90,7 +86,8 @@ def met_in_training(config: Mapping[str, Any] | None) -> dict[str, list[float]]:
     """Which reductions a model was trained under: compressor → shares, the largest first.
 
     Models of `vidllm train` meet the mixture of `vidllm.stage.training.settings`; of other models
-    nothing is known, and nothing is claimed.
+    nothing is known, and nothing is claimed. A method with parameters was trained only where it is
+    the model's own.
 
     Args:
         config: see `native_config`.
@@ -102,7 +99,8 @@ def met_in_training(config: Mapping[str, Any] | None) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for spec, _ in MIXTURE:
         method = build(spec)
-        if method.name != "none":
+        is_trained = not method.has_parameters or method.name == own_compressor(config)
+        if method.name != "none" and is_trained:
             found.setdefault(method.name.replace(",", "+"), []).append(method.keep)
     return {name: sorted(keeps, reverse=True) for name, keeps in found.items()}
 
@@ -115,7 +113,7 @@ def asked_for(
     Raises:
         InputError: as `candidates`, or shares that are none; 1 is always made.
     """
-    names = candidates(patterns, met, own)
+    names = candidates(patterns, met)
     named = [name for name in names if name != own or not method_of(name).has_parameters]
     found = wanted(",".join(named), keep)
     shares = dict.fromkeys(share for _, share in found.pairs)
