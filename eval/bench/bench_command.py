@@ -17,6 +17,8 @@ from vidllm.errors.bounds import check, short
 from vidllm.errors.paths import output_file
 from vidllm.errors.writing import csv_text
 
+from .methods.methods_command import methods
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -25,6 +27,9 @@ Out: TypeAlias = Annotated[Path, typer.Option(help="CSV file to write.", dir_oka
 Runs: TypeAlias = Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")]
 
 app = typer.Typer(help="Measure on files that it makes.", no_args_is_help=True)
+
+
+app.command()(methods)
 
 
 @app.callback()

@@ -10,14 +10,14 @@ import gc
 import hashlib
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vidllm.cli.options import debugging, say
-from vidllm.errors import VidllmError
+from vidllm.errors import InputError, VidllmError
 from vidllm.models.native.footage import warnings_in
 from vidllm.progress import Listener, Stopped
 
@@ -70,6 +70,7 @@ class ModelAsker:
         name: of the model, as it was given.
         max_new_tokens: the longest answer; None for the task's.
         stopped: whether the run shall end; asked at every layer and every new token.
+        refused: labels of settings that were left out, with the reasons; for run.json.
 
     Raises:
         InputError: a compressor that this model cannot serve, with the reason.
@@ -84,8 +85,10 @@ class ModelAsker:
         name: str,
         max_new_tokens: int | None = None,
         stopped: Callable[[], bool] = lambda: False,
+        refused: Mapping[str, str] | None = None,
     ) -> None:
         self.llm, self.name = llm, name
+        self._refused = dict(refused or {})
         self._settings = tuple(settings)
         self.options: dict[str, Any] = llm.timed({}) if task.family in TIMED else {}
         self.max_new_tokens = max_new_tokens or task.max_new_tokens
@@ -115,6 +118,7 @@ class ModelAsker:
             "dtype": str(weight.dtype).removeprefix("torch."),
             "device": device.type,
             "device_name": device_name(device),
+            **({"refused": self._refused} if self._refused else {}),
         }
 
     def ask(self, clip: VideoClip, items: Sequence[Item], setting: Setting) -> list[Prediction]:
@@ -180,6 +184,25 @@ class ModelAsker:
         if method is None or "vision" not in method.stage:  # that merges in the tower: faster
             self._encoding = answer.receipt.seconds.get("encode")
         return None
+
+
+def served(llm: VideoLLM, settings: Sequence[Setting]) -> tuple[list[Setting], dict[str, str]]:
+    """The settings that a model can serve, and labels of the others with the reasons.
+
+    Raises:
+        InputError: it can serve none but the uncompressed run.
+    """
+    found, refused = [], {}
+    for setting in settings:
+        try:
+            if setting.method is not None:
+                llm.engine.check_serves(setting.method)
+            found.append(setting)
+        except InputError as error:
+            refused[setting.label] = str(error)
+    if refused and all(setting.is_full for setting in found):
+        raise InputError(f"the model can serve none of these: {next(iter(refused.values()))}")
+    return found, refused
 
 
 class _Ear(Listener):

@@ -18,8 +18,8 @@ from vidllm.progress import Stopped
 from vidllm.progress.interruption import Halt, Interrupted
 
 from ..tasks.base import Item
-from .ask_model import Asker, ModelAsker, model_name
-from .clips import clips_of, items_of, limited, video_folders
+from .ask_model import Asker, ModelAsker, model_name, served
+from .clips import clips_of, limited, video_folders
 from .journal import Key, Row
 from .processes import Crew, join
 from .progress_bar import Watch
@@ -74,7 +74,7 @@ def _evaluate(
         if crew.is_main:
             folder.check()
         data, split = order.prepared(options)
-        everything = items_of(order.task, data, split)
+        everything = order.items(data, split)
     check_footage(order, options)
     items, halt = limited(everything, order.most), Halt()
     asker, options = load_asker(order, options, halt.wanted)
@@ -173,6 +173,9 @@ def load_asker(
             replace(s, method=s.method and llm.engine.with_trained(s.method))
             for s in order.wanted.settings(own_setting(llm))
         ]
+        refused: dict[str, str] = {}
+        if order.skip_refused:
+            settings, refused = served(llm, settings)
         asker = ModelAsker(
             llm,
             order.task,
@@ -180,6 +183,7 @@ def load_asker(
             name=model_name(options.model),
             max_new_tokens=order.max_new_tokens,
             stopped=stopped,
+            refused=refused,
         )
     given = options.frames is not None or options.fps is not None
     return asker, options if given else replace(options, frames=usual)

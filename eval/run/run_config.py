@@ -17,7 +17,7 @@ from vidllm.errors.writing import sha256
 from ..tasks.base import Item, Task, check_split
 from ..tasks.files import HUB, annotation_files
 from .ask_model import Asker
-from .clips import clips_of, video_folders
+from .clips import clips_of, items_of, video_folders
 from .progress_bar import bar
 from .records import FORMAT, prompts_mark
 from .run_settings import Wanted
@@ -45,6 +45,8 @@ class Order:
         jobs: processes that write videos of a benchmark that makes its own.
         baselines: score answers without a video, where the benchmark has some.
         anyway: score the shipped model also on a benchmark of real footage.
+        kinds: ask only questions of these kinds; empty for all.
+        skip_refused: leave out what the model cannot serve and note why, instead of ending.
     """
 
     task: Task
@@ -60,6 +62,13 @@ class Order:
     jobs: int = 1
     baselines: bool = False
     anyway: bool = False
+    kinds: tuple[str, ...] = ()
+    skip_refused: bool = False
+
+    def items(self, data: Path, split: str) -> list[Item]:
+        """What is asked, in order, before the limit. Raises InputError as `clips.items_of`."""
+        found = items_of(self.task, data, split)
+        return [item for item in found if not self.kinds or item.kind in self.kinds]
 
     @property
     def most(self) -> int | None:
@@ -128,6 +137,7 @@ def resolved(
         **about,
         "recipe": options.recipe,
         "settings": [setting.as_dict() for setting in asker.settings()],
+        **({"kinds": list(order.kinds)} if order.kinds else {}),
         "frames": options.frames,
         "fps": options.fps,
         "tokens": options.tokens,

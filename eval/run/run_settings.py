@@ -121,7 +121,7 @@ def wanted(
     Raises:
         InputError: something of it is wrong; nothing is loaded to find out.
     """
-    specs = [] if compressor is None else _split(compressor)
+    specs = [] if compressor is None else parts_of(compressor)
     keeps = [] if keep is None else [_share(part) for part in keep.split(",")]
     if tokens is not None and keeps:
         raise InputError("--tokens sets the share that is kept: leave out --keep")
@@ -197,8 +197,8 @@ def _budgeted(setting: Setting, tokens: int | None) -> Setting:
     return Setting(setting.compressor, 1.0, method, tokens)
 
 
-def _split(text: str) -> list[str]:
-    """The parts between commas that stand in no brackets."""
+def parts_of(text: str, option: str = "--compressor") -> list[str]:
+    """The parts between commas that stand in no brackets. Raises InputError for an empty one."""
     parts, depth = [""], 0
     for sign in text:
         depth += (sign == "(") - (sign == ")")
@@ -208,7 +208,7 @@ def _split(text: str) -> list[str]:
             parts[-1] += sign
     parts = [part.strip() for part in parts]
     if not all(parts):
-        raise InputError(f"--compressor {text!r} has an empty name: write NAME[,NAME]")
+        raise InputError(f"{option} {text!r} has an empty name: write NAME[,NAME]")
     return parts
 
 

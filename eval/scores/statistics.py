@@ -1,8 +1,8 @@
 """How sure a score is: intervals by bootstrap over videos, and paired tests of two runs.
 
 Questions about one video stand or fall together, so whole videos are drawn, not questions.
-Sources: Efron and Tibshirani 1993 (bootstrap); McNemar 1947; its clustered form here flips the
-sign of whole videos, which for videos of one question each is the exact McNemar test.
+Sources: Efron and Tibshirani 1993 (bootstrap); Holm 1979; McNemar 1947. The clustered form of the
+last flips the sign of whole videos, which for videos of one question each is the exact test.
 """
 
 from __future__ import annotations
@@ -102,6 +102,37 @@ def paired_bootstrap(
     return Estimate(_score(sums, counts), low, high, len(names), len(sums), p)
 
 
+def flip_test(
+    first: Mapping[str, float],
+    second: Mapping[str, float],
+    videos: Mapping[str, str],
+    *,
+    groups: Mapping[str, str] | None = None,
+    seed: int = 0,
+    rounds: int = ROUNDS,
+) -> float:
+    """The two-sided p that neither run is better: a randomisation test by video.
+
+    Under the null hypothesis the runs may be swapped video by video; p is the share of so many
+    drawn swaps with at least the seen difference, the seen one counted in. Unlike the p of
+    `paired_bootstrap` it is not too small where there are few videos.
+
+    Args:
+        first, second, videos, groups: see `paired_bootstrap`.
+
+    Raises:
+        InputError: as `paired_bootstrap`.
+    """
+    names = paired(first, second, videos)
+    difference = [float(second[name]) - float(first[name]) for name in names]
+    parts = None if groups is None else [groups[name] for name in names]
+    sums, counts = _tables(difference, [videos[name] for name in names], parts)
+    nets = (sums / counts.sum(axis=0)).mean(axis=1)
+    signs = np.random.default_rng([19, seed]).integers(2, size=(rounds, len(nets))) * 2 - 1
+    far = np.abs(signs @ nets) >= abs(nets.sum()) * (1 - 1e-9)
+    return float((1 + far.sum()) / (1 + rounds))
+
+
 def mcnemar(
     first: Mapping[str, bool],
     second: Mapping[str, bool],
@@ -132,6 +163,20 @@ def mcnemar(
         clusters=len(nets),
         p=_flips(nets),
     )
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's adjusted p values of tests that are read together, in the order given.
+
+    Below 0.05, the chance of even one false finding among all of them is at most 5 %.
+    Source: Holm 1979.
+    """
+    order = np.argsort(np.asarray(ps, dtype=np.float64), kind="stable")
+    found, reached = [0.0] * len(ps), 0.0
+    for place, k in enumerate(order):
+        reached = max(reached, min(1.0, (len(ps) - place) * float(ps[k])))
+        found[k] = reached
+    return found
 
 
 def paired(

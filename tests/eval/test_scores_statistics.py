@@ -10,7 +10,7 @@ import pytest
 
 from vidllm.errors import InputError
 from vidllm.eval.scores.metrics import clustered_interval
-from vidllm.eval.scores.statistics import bootstrap, mcnemar, paired_bootstrap
+from vidllm.eval.scores.statistics import bootstrap, flip_test, holm, mcnemar, paired_bootstrap
 
 
 def test_the_interval_is_that_of_the_stage_benchmark() -> None:
@@ -132,3 +132,39 @@ def test_runs_over_other_questions_are_not_paired() -> None:
     ):
         with pytest.raises(InputError):
             call()
+
+
+def test_flipped_videos_give_the_p_of_all_swaps() -> None:
+    draw = np.random.default_rng(2)
+    videos = {f"q{k}": f"v{k // 3}" for k in range(24)}
+    first = {name: float(v) for name, v in zip(videos, draw.uniform(size=24), strict=True)}
+    second = {
+        name: first[name] + float(v)
+        for name, v in zip(videos, draw.normal(0.1, 0.3, 24), strict=True)
+    }
+    nets = [sum(second[n] - first[n] for n in videos if videos[n] == f"v{k}") for k in range(8)]
+    swaps = [
+        sum(s * n for s, n in zip(signs, nets, strict=True))
+        for signs in itertools.product((1, -1), repeat=8)
+    ]
+    exact = np.mean([abs(total) >= abs(sum(nets)) - 1e-12 for total in swaps])
+    p = flip_test(first, second, videos, rounds=40_000)
+    assert p == pytest.approx(exact, abs=0.01)
+    assert flip_test(second, first, videos, rounds=40_000) == p
+    # Four videos that all gain are no proof, however many questions they have.
+    better = {name: value + 0.2 for name, value in first.items() if videos[name] < "v4"}
+    few = {name: first[name] for name in better}
+    assert flip_test(few, better, videos) == pytest.approx(2 / 16, abs=0.03)
+    assert flip_test(first, first, videos) == 1.0
+    # A mean of means of groups: each group weighs the same, however few its questions are.
+    groups = {name: "a" if k < 3 else "b" for k, name in enumerate(videos)}
+    gain = {name: first[name] + (0.5 if groups[name] == "a" else -0.01) for name in videos}
+    assert flip_test(first, gain, videos, groups=groups, rounds=20_000) > 0.5  # one video's gain
+    with pytest.raises(InputError, match="differ in 1 questions"):
+        flip_test(first, {**first, "new": 1.0}, videos)
+
+
+def test_holm_corrects_step_by_step() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []

@@ -323,7 +323,7 @@ def _going_on(words: Sequence[str]) -> str:
     """How to go on after Ctrl-C, for commands that keep what they did; "" for the others."""
     again = ": run the same command again to go on"
     named = [word for word in words if not word.startswith("-")]
-    if named[:1] == ["index"] or named[:2] == ["library", "add"]:
+    if named[:1] == ["index"] or named[:2] in (["library", "add"], ["bench", "methods"]):
         return again
     if named[:1] == ["eval"]:
         kept = any(word == "--out" or word.startswith("--out=") for word in words)

@@ -1,0 +1,1 @@
+"""Measured tables; ``methods*.csv`` are installed, as ``vidllm.eval.measured``."""

@@ -1,0 +1,1 @@
+"""Which methods to take, at what keep: the sweep, its table, the page and the advice."""
