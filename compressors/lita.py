@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vidllm.errors import InputError
 from vidllm.tokens import Merge, Mix, Selection, VideoTokens
-from vidllm.tokens.selection import slot_means
+from vidllm.tokens.video_tokens import slot_means
 
 from .base import Compressor
 from .registry import register
