@@ -21,19 +21,21 @@ from vidllm.encoders import temporal
 from vidllm.eval.tasks import get_task, task_names
 from vidllm.models.families.family import FAMILIES
 from vidllm.models.native.footage import UNKNOWN
-from vidllm.stage.training.settings import MIXTURE
+from vidllm.models.shipped import default_model
+from vidllm.stage.training.settings import mixture_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TABLE = ROOT / "docs" / "results" / "stage-compressors.csv"
+CONFIG = json.loads((default_model() / "config.json").read_text(encoding="utf-8"))
 NUMBERS = {"thirteen": 13, "twelve": 12, "fourteen": 14}
 
 
 def met(compressor: str, keep: float) -> bool:
     """Whether a reduction was in the training mixture of the shipped model."""
     spec = compressor if compressor == "none" else f"{compressor}:keep={keep:g}"
-    return spec in dict(MIXTURE)
+    return spec in dict(mixture_of(CONFIG["vision"]))
 
 
 def paragraphs(path: Path) -> list[str]:

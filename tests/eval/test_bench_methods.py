@@ -47,7 +47,7 @@ from vidllm.eval.run.ask_model import ModelAsker
 from vidllm.eval.run.run_settings import own_setting, wanted
 from vidllm.eval.tasks import get_task
 from vidllm.eval.tasks.base import Item
-from vidllm.stage.training.settings import MIXTURE
+from vidllm.stage.training.settings import MIXTURES, mixture_of
 from vidllm.stage.training.tokenizer import build_tokenizer
 from vidllm.timecode import get_timecode
 
@@ -206,10 +206,11 @@ def test_a_models_own_method_runs_with_the_parameters_that_it_brings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mixture = (("none", 0.4), ("mrt5:keep=0.125", 0.4), ("temporal-pool:keep=0.25", 0.2))
-    monkeypatch.setattr("vidllm.stage.training.settings.MIXTURE", mixture)
-    met = met_in_training({"compressors": "mrt5"})
+    monkeypatch.setitem(MIXTURES, "vit", mixture)
+    met = met_in_training({"compressors": "mrt5", "vision": {"stem": {}}})
     assert met == {"mrt5": [0.125], "temporal-pool": [0.25]}
-    assert met_in_training({"compressors": "none"}) == {"temporal-pool": [0.25]}
+    other = {"compressors": "none", "vision": {"stem": {}}}
+    assert met_in_training(other) == {"temporal-pool": [0.25]}
     asked = asked_for("uniform,mrt5,temporal-pool", "0.5,0.25", met, "mrt5")
     assert asked.pairs[-2:] == ((None, 0.5), (None, 0.25))  # as the model was loaded
     assert "mrt5" not in {name for name, _ in asked.pairs}
@@ -219,15 +220,15 @@ def test_a_models_own_method_runs_with_the_parameters_that_it_brings(
 
 def test_what_training_met_is_told_by_its_mixture(tmp_path: Path, tiny: Path) -> None:
     config = native_config(None)
+    assert config is not None
     met = met_in_training(config)
     assert {f"{name}:keep={keep:g}" for name, keeps in met.items() for keep in keeps} == {
-        spec for spec, _ in MIXTURE if spec != "none"
+        spec for spec, _ in mixture_of(config["vision"]) if spec != "none"
     }
     assert kind_of("temporal-pool", met) == MET
     assert kind_of("temporal-pool+fastv", met) == MET  # it has a part that was met
     assert kind_of("storm", met) == MET  # it leaves the same tokens as temporal-pool
     assert kind_of("aim", met) == FREE and kind_of("flextok", met) == RANDOM_WEIGHTS
-    assert config is not None
     assert own_compressor(config) == config["compressors"].split(":")[0].replace(",", "+")
     assert own_compressor(native_config(str(tiny))) is None
     for other in ("Qwen/Qwen2.5-VL-3B-Instruct", str(save_hub(tmp_path / "hub", "qwen2_5_vl"))):

@@ -50,7 +50,7 @@ from .checkpoint import (
 from .data import DataSettings, StageBatches
 from .optimiser_moments import moments, restore_moments
 from .run_folder import TrainingFolder, course
-from .settings import MIXTURE, VERSIONS, TrainSettings, build_model
+from .settings import MIXTURES, VERSIONS, TrainSettings, build_model
 from .trainee import Trainee, planned_method
 
 
@@ -115,7 +115,7 @@ class _Run:
         saved = folder.checkpoint(settings) if settings.resume else None
         if saved is None:
             folder.check_empty()
-        for spec, _ in MIXTURE:
+        for spec, _ in MIXTURES[settings.vision]:
             planned_method(spec)
         if settings.threads:
             torch.set_num_threads(settings.threads)
@@ -269,7 +269,7 @@ class _Run:
             batch["cells"] = cache[batch["scene"]]
         batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
         choice = np.random.default_rng([13, s.seed, self.done])
-        names, shares = zip(*MIXTURE, strict=True)
+        names, shares = zip(*MIXTURES[s.vision], strict=True)
         reduction = str(choice.choice(names, p=shares)) if s.reduce else "none"
         if reduction.startswith("random"):  # another draw every time, from a few plans
             reduction += f":seed={self.done % 97}"

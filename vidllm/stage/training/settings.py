@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,17 +16,30 @@ from vidllm.timecode import get_timecode
 from .losses import LossWeights
 from .tokenizer import build_tokenizer
 
-#: Reductions met in training, as (compressor spec, weight).
-MIXTURE: tuple[tuple[str, float], ...] = (
-    ("none", 0.12),
-    ("mrt5:keep=0.25", 0.18),
-    ("mrt5:keep=0.125", 0.28),
-    ("mrt5:keep=0.05", 0.14),
-    ("temporal-pool:keep=0.25", 0.12),
-    ("spatial-pool:keep=0.25", 0.06),
-    ("frame-sample:keep=0.25", 0.05),
-    ("random:keep=0.25", 0.05),
-)
+Mixture = tuple[tuple[str, float], ...]
+#: Reductions met in training, as (compressor spec, weight), by the tower: "conv" is that of the
+#: first model.
+MIXTURES: dict[str, Mixture] = {
+    "vit": (
+        ("none", 0.12),
+        ("mrt5:keep=0.25", 0.18),
+        ("mrt5:keep=0.125", 0.28),
+        ("mrt5:keep=0.05", 0.14),
+        ("temporal-pool:keep=0.25", 0.12),
+        ("spatial-pool:keep=0.25", 0.06),
+        ("frame-sample:keep=0.25", 0.05),
+        ("random:keep=0.25", 0.05),
+    ),
+    "conv": (
+        ("none", 0.50),
+        ("temporal-pool:keep=0.5", 0.05),
+        ("temporal-pool:keep=0.25", 0.25),
+        ("temporal-pool:keep=0.125", 0.03),
+        ("spatial-pool:keep=0.25", 0.07),
+        ("frame-sample:keep=0.5", 0.05),
+        ("random:keep=0.5", 0.05),
+    ),
+}
 #: Versions of the benchmark that scenes are drawn from, in turn.
 VERSIONS: tuple[int, ...] = (2, 1, 2)
 SIZES: dict[str, dict[str, Any]] = {
@@ -160,3 +174,8 @@ def build_model(settings: TrainSettings) -> tuple[NativeVideoLLM, PreTrainedToke
     model = NativeVideoLLM(config)
     model.smooth_time_tokens()
     return model, tokenizer
+
+
+def mixture_of(vision: Mapping[str, Any]) -> Mixture:
+    """What a model of `vidllm train` with this tower met in training."""
+    return MIXTURES["vit" if "stem" in vision else "conv"]
