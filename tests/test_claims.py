@@ -19,7 +19,7 @@ from vidllm.cli.main import main
 from vidllm.compressors import describe, names
 from vidllm.encoders import temporal
 from vidllm.eval.tasks import get_task, task_names
-from vidllm.models.families.family import FAMILIES
+from vidllm.models.families.served import FAMILIES
 from vidllm.models.native.footage import UNKNOWN
 from vidllm.models.shipped import default_model
 from vidllm.stage.training.settings import mixture_of

@@ -78,8 +78,8 @@ def test_the_page_runs(
     assert re.search(r"frames, keep [\d.]+: \d+ of at most 1568 video tokens", said)
     assert space["first"].receipt.frames == 16
     families = re.findall(r"^\| ([A-Z][^|]+?) \|.*\| (\d+) \|$", text, re.M)
-    from vidllm.models.families.family import FAMILIES
     from vidllm.models.families.scripts import SCRIPTS
+    from vidllm.models.families.served import FAMILIES
 
     told = {named: int(frames) for named, frames in families}
     for kind, (family, _, _) in FAMILIES.items():

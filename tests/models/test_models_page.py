@@ -17,7 +17,7 @@ from vidllm import InputError
 from vidllm.ask.compression import compress
 from vidllm.cli import listing, pages
 from vidllm.compressors import Compressor, names
-from vidllm.models.families.family import FAMILIES as SERVED
+from vidllm.models.families.served import FAMILIES as SERVED
 
 Record = Callable[[str, object], None]
 FILTER = "mustdrop-filter,mustdrop-cache"

@@ -12,14 +12,19 @@ from vidllm.ask.recipes import list_recipes
 from vidllm.cost.presets import PRESETS
 from vidllm.errors import InputError
 from vidllm.errors.registry import did_you_mean
+from vidllm.models.families.served import FAMILIES
 from vidllm.models.folder import read_config
 from vidllm.models.shipped import shipped_models, weights_dir
 
+from .catalogue import compressor_summaries, encoder_summaries
 from .pages import encoder_entries
 
 
-def entries(kind: str, pattern: str = "*") -> list[dict[str, Any]]:
+def entries(kind: str, pattern: str = "*", *, measured: bool = False) -> list[dict[str, Any]]:
     """Everything of a kind whose name matches a wildcard pattern; each has name and summary.
+
+    Args:
+        measured: of encoders also their sizes and states, for which they are built.
 
     Raises:
         InputError: an unknown kind, or a pattern that nothing matches.
@@ -27,7 +32,7 @@ def entries(kind: str, pattern: str = "*") -> list[dict[str, Any]]:
     if kind not in KINDS:
         hint = did_you_mean(kind, KINDS, n=1, cutoff=0.6)
         raise InputError(f"nothing to list called {kind!r}: {hint}")
-    everything = KINDS[kind]()
+    everything = encoder_entries() if measured and kind == "encoders" else KINDS[kind]()
     found = [entry for entry in everything if fnmatch(str(entry["name"]), pattern)]
     if not found and everything:
         names = ", ".join(str(entry["name"]) for entry in everything)
@@ -54,16 +59,8 @@ def _line(entry: dict[str, Any]) -> str:
     return f"{'(' + ', '.join(tags) + ') ' if tags else ''}{entry.get('summary', '')}{same}{paper}"
 
 
-def _compressors() -> list[dict[str, Any]]:
-    from vidllm.compressors import describe
-
-    return describe()
-
-
 def _models() -> list[dict[str, Any]]:
     """What is shipped, and the families of hub models that are served."""
-    from vidllm.models.families.family import FAMILIES
-
     found = []
     for name in shipped_models():
         config = read_config(weights_dir() / name)
@@ -83,10 +80,6 @@ def _recipes() -> list[dict[str, Any]]:
     return [asdict(recipe) for recipe in list_recipes()]
 
 
-def _encoders() -> list[dict[str, Any]]:
-    return encoder_entries()
-
-
 def _tasks() -> list[dict[str, Any]]:
     # Floor 5 rooms do not import each other: the benchmarks are found by their entry points.
     found: list[dict[str, Any]] = []
@@ -96,9 +89,9 @@ def _tasks() -> list[dict[str, Any]]:
 
 
 KINDS: dict[str, Callable[[], list[dict[str, Any]]]] = {
-    "compressors": _compressors,
+    "compressors": compressor_summaries,
     "models": _models,
     "recipes": _recipes,
-    "encoders": _encoders,
+    "encoders": encoder_summaries,
     "tasks": _tasks,
 }

@@ -206,7 +206,7 @@ def list_(
         tell(page(kind).rstrip("\n"))
         return
     with clean_output(json):
-        found = entries(kind, pattern)
+        found = entries(kind, pattern, measured=json)
         emit({kind: found}) if json else tell(table(found))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from vidllm.errors import InputError
 
+from .catalogue import encoder_summaries
 from .tables import markdown_table
 
 
@@ -141,7 +142,7 @@ def models_matrix() -> dict[str, Any]:
 
 def _models() -> list[str]:
     from vidllm.cost.presets import PRESETS
-    from vidllm.models.families.family import FAMILIES
+    from vidllm.models.families.served import FAMILIES
 
     found = models_matrix()
     versions, matrix = found["versions"], found["matrix"]
@@ -290,23 +291,11 @@ def _refusals(refused: dict[str, Any], families: dict[str, str]) -> list[list[st
 
 
 def encoder_entries() -> list[dict[str, Any]]:
-    """Every encoder and head for `vidllm list encoders`."""
-    from vidllm.encoders import heads, temporal, vision
+    """As `encoder_summaries`, with what is measured on temporal encoders."""
+    from vidllm.encoders import temporal
 
-    found: list[dict[str, Any]] = [
-        {"name": "conv", "kind": "vision", "summary": "the project's small tower"}
+    known = {entry["name"]: entry for entry in temporal.describe()}
+    return [
+        {**known[entry["name"]], "kind": "temporal"} if entry["kind"] == "temporal" else entry
+        for entry in encoder_summaries()
     ]
-    found += [
-        {"name": name, "kind": "vision", "summary": "a vision model of transformers"}
-        for name in vision.HUB_TYPES
-    ]
-    for cls in (vision.find_vision(name) for name in vision.vision_names()):
-        found.append(
-            {"name": cls.name, "kind": "vision", "summary": cls.summary, "paper": cls.paper}
-        )
-    found += [{**entry, "kind": "temporal"} for entry in temporal.describe()]
-    for head in (heads.find_head(name) for name in heads.head_names()):
-        found.append(
-            {"name": head.name, "kind": "head", "summary": head.summary, "paper": head.paper}
-        )
-    return found

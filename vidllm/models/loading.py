@@ -22,9 +22,9 @@ from vidllm.errors.bounds import check, lacks_memory
 from vidllm.errors.paths import is_folder
 from vidllm.timecode import get_timecode
 
-from .families.family import FAMILIES
 from .families.pixel_files import pixel_options
 from .families.scripts import SCRIPTS
+from .families.served import FAMILIES
 from .folder import check_folder
 from .native.config import NativeConfig
 from .native.model import NativeVideoLLM

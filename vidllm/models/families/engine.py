@@ -44,9 +44,10 @@ from ..loading import choose_compressor, load_hub
 from ..native.config import NativeConfig
 from ..question import check_room, check_text, positions_of
 from .clips import HubClip, HubClipMemory, wait
-from .family import FAMILIES, adapter_for
+from .family import adapter_for
 from .pixels import tokens_per_frame
 from .scripts import SCRIPTS, TASKS, Placed, Script, chat, marks_of, shorten, write
+from .served import FAMILIES
 
 
 class HubEngine(Engine):

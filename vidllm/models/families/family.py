@@ -20,6 +20,7 @@ from vidllm.tokens.video_tokens import Keep
 from ..engine import Shared
 from ..hooks.pruning import DECODER_SIGNALS
 from ..hooks.vision_tower import Sight
+from .served import FAMILIES
 
 _BEFORE = 24  # ids before a frame in which its time is looked for
 
@@ -261,17 +262,6 @@ def grid_from(inputs: Mapping[str, Any], sight: Sight | None, name: str) -> Any:
 def floats_of(value: Any) -> list[float] | None:
     """A tensor or list of numbers as a list; None for None."""
     return None if value is None else [float(v) for v in value]
-
-
-#: transformers' model type -> (name of the family, module, class).
-FAMILIES: dict[str, tuple[str, str, str]] = {
-    "qwen2_5_vl": ("Qwen2.5-VL", "qwen2_5_vl", "Qwen25VL"),
-    "qwen3_vl": ("Qwen3-VL", "qwen3_vl", "Qwen3VL"),
-    "llava_onevision": ("LLaVA-OneVision", "llava_onevision", "LlavaOnevision"),
-    "internvl": ("InternVL", "internvl", "InternVL"),
-    "smolvlm": ("SmolVLM2", "smolvlm", "SmolVLM"),
-    "video_llama_3": ("VideoLLaMA3", "videollama3", "VideoLlama3"),
-}
 
 
 #: What wrappers (DistributedDataParallel, FSDP, torch.compile, engines) call the model in them.

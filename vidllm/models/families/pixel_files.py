@@ -21,7 +21,7 @@ from transformers.utils.hub import cached_file
 
 from vidllm.errors import InputError
 
-from .family import FAMILIES
+from .served import FAMILIES
 
 #: Files that may hold the settings, first come first served.
 FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")

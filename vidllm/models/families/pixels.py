@@ -25,8 +25,8 @@ from torch import Tensor
 
 from vidllm.errors import InputError
 
-from .family import FAMILIES
 from .pixel_files import FILTERS, complete
+from .served import FAMILIES
 
 _BATCH = 1 << 22  # values that are worked on together
 _CHANGE = 0.1  # of normalised pixels, times 255: VideoLLaMA3's choice of tokens
