@@ -17,6 +17,7 @@ from vidllm.errors import InputError, VidllmError, WorkError
 from vidllm.errors.paths import input_file
 from vidllm.errors.printable import printable
 
+from .loading import imports_kept
 from .options import AsJson, CommonOptions, Debug, clean_output, common_options, emit, say, tell
 
 if TYPE_CHECKING:
@@ -76,8 +77,9 @@ def index(
 
     What was done is kept whatever ends the run: the same command goes on from there.
     """
-    from vidllm.longvideo import index_video
-    from vidllm.longvideo.standing import guard
+    with imports_kept():
+        from vidllm.longvideo import index_video
+        from vidllm.longvideo.standing import guard
 
     _refuse(options, _NOT_INDEXED, "an index holds the whole video")
     file = input_file(video, "video file")
@@ -114,8 +116,10 @@ def add(
     force: Force = False,
 ) -> None:
     """Index videos into a library, or take indexes into it; goes on after a file that fails."""
-    from vidllm.longvideo.library import VideoLibrary
     from vidllm.longvideo.marks import is_index
+
+    with imports_kept():
+        from vidllm.longvideo.library import VideoLibrary
 
     _refuse(options, _NOT_INDEXED, "an index holds the whole video")
     options.check_words()
@@ -216,7 +220,8 @@ def open_index(path: str, options: CommonOptions, *, stretch: bool = False) -> V
     Raises:
         InputError: a damaged index, another model, or an option for videos.
     """
-    from vidllm.longvideo.index import VideoIndex
+    with imports_kept():
+        from vidllm.longvideo.index import VideoIndex
 
     _refuse_for_index(options, ("start", "end") if stretch else ())
     VideoIndex.load(path)  # what is wrong with the file is said before the model costs anything

@@ -25,6 +25,8 @@ from vidllm.errors.paths import is_folder
 from vidllm.errors.plain import plain
 from vidllm.errors.printable import printable, printable_json
 
+from .loading import imports_kept
+
 if TYPE_CHECKING:
     from vidllm.ask.video_llm import VideoLLM
     from vidllm.video import Limits, VideoClip
@@ -222,7 +224,8 @@ class CommonOptions:
             with contextlib.suppress(WorkError):  # no model: said when it is to be loaded
                 frames = trained_frames(self.model_name())
             if frames is None and self.model is not None:
-                from vidllm.models.loading import usual_frames
+                with imports_kept():
+                    from vidllm.models.loading import usual_frames
 
                 frames = usual_frames(str(self.model_name()))
         if frames == "auto":
@@ -239,7 +242,8 @@ class CommonOptions:
 
     def load(self) -> VideoLLM:
         """The model with its compressors, ready to be asked."""
-        from vidllm.ask.video_llm import VideoLLM
+        with imports_kept():
+            from vidllm.ask.video_llm import VideoLLM
 
         return VideoLLM.from_pretrained(
             self.model_name(),
@@ -267,7 +271,8 @@ class CommonOptions:
 
             get_recipe(self.recipe)
         if self.compressor is not None:
-            from vidllm.compressors import build
+            with imports_kept():
+                from vidllm.compressors import build
 
             build(self.compressor, keep=1.0 if self.keep is None else self.keep)
 

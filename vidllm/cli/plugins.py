@@ -11,6 +11,8 @@ from typer.core import TyperCommand, TyperGroup
 from vidllm.errors import InputError, VidllmError, WorkError
 from vidllm.errors.bounds import guard_command
 
+from .loading import imports_kept
+
 # One line a command for `--help`, so that listing the commands loads none of them.
 _PLUG_INS = {
     "eval": "Score a model on a benchmark: mIoU, R1@m, QA accuracy, tokens, seconds.",
@@ -42,7 +44,8 @@ class _Later(TyperCommand):
     def load(self) -> Any:
         """The real command. Raises ``InputError`` when a package that it needs is missing."""
         try:
-            app = self.entry.load()
+            with imports_kept():
+                app = self.entry.load()
         except ModuleNotFoundError as error:
             package = (error.name or "").split(".")[0]
             if package in ("", "vidllm"):
