@@ -12,6 +12,7 @@ before the out projection) follows BIMBA, its closest public relative.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ from .base import (
 # One product carries the state over this many chunks; longer sequences go block by block, so
 # that the cost stays linear in the length.
 _CHUNKS_A_BLOCK = 64
-_TOKENS_A_BLOCK = 2048
+_BLOCK_SIZE = (1 << 18, 1 << 27)  # numbers in one tensor of a block: (CPU, others)
 
 
 def _check_ssd(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
@@ -67,7 +68,8 @@ def ssd_chunked(
 
     Any length works (the tail is padded with steps of size 0, which leave the state alone).
     Steps, their running sums and exponentials are float32 at least; the products run in the
-    dtype of `x`. Memory is O(L * chunk * H).
+    dtype of `x`. Memory beyond y is one block's, and one state a block in training. First
+    derivatives only.
 
     Args:
         x: (B, L, H, P) inputs; dt: (B, L, H) step sizes >= 0; A: (H,) negative decay rates.
@@ -83,81 +85,181 @@ def ssd_chunked(
     _check_ssd(x, dt, A, B, C)
     if chunk < 1:
         raise InputError(f"chunk must be at least 1, not {chunk}")
-    with torch.autocast(x.device.type, enabled=False):
-        if x.shape[1] <= max(_TOKENS_A_BLOCK, chunk):
-            return _chunked(x, dt, A, B, C, min(chunk, x.shape[1]), D, initial_state)
-        # Long sequences in blocks that stay in the cache, the state carried between them.
-        size = max(_TOKENS_A_BLOCK // chunk, 1) * chunk
-        y, state = _chunked(
-            x[:, :size], dt[:, :size], A, B[:, :size], C[:, :size], chunk, D, initial_state
-        )
-        parts = [y]
-        for start in range(size, x.shape[1], size):
-            at = slice(start, start + size)
-            y, state = _chunked(
-                x[:, at], dt[:, at], A, B[:, at], C[:, at], min(chunk, x.shape[1] - start), D, state
-            )
-            parts.append(y)
-        return torch.cat(parts, dim=1), state
-
-
-def _chunked(
-    x: Tensor,
-    dt: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    size: int,
-    skip: Tensor | None,
-    initial: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    batch, length, heads, width = x.shape
-    groups, state = b.shape[2:]
-    each = heads // groups
     exact = torch.promote_types(x.dtype, torch.float32)
-    dt, a = dt.to(exact), a.to(exact)
-    u = (x * dt[..., None]).to(x.dtype)
-    b, c = b.to(x.dtype), c.to(x.dtype)
-    tail = -length % size
-    if tail:
-        u, b, c = (F.pad(v, (0, 0, 0, 0, 0, tail)) for v in (u, b, c))
-        dt = F.pad(dt, (0, 0, 0, tail))
-    n = (length + tail) // size
-
-    # s[i] = sum of the decays up to and with step i of its chunk: (B, n, H, Q)
-    s = (dt * a).view(batch, n, size, heads).transpose(2, 3).cumsum(-1)
-    b = b.view(batch, n, size, groups, state).transpose(2, 3)
-    c = c.view(batch, n, size, groups, state).transpose(2, 3)
-    u = u.view(batch, n, size, heads, width).transpose(2, 3)
-
-    # 1. inside a chunk: (C_i . B_j) exp(s_i - s_j) u_j for j <= i. The exponents above the
-    # diagonal are positive and could overflow, so they leave before the exponential.
-    later = torch.ones(size, size, dtype=torch.bool, device=x.device).triu(1)
-    decay = (s[..., :, None] - s[..., None, :]).masked_fill(later, -math.inf).exp()
-    scores = torch.matmul(c, b.transpose(-1, -2))
-    weights = scores[:, :, :, None] * decay.view(batch, n, groups, each, size, size).to(x.dtype)
-    y = torch.matmul(weights.view(batch, n, heads, size, size), u)
-
-    # 2. what each chunk adds to the state: sum_j exp(s_Q - s_j) u_j B_j^T
-    left = torch.exp(s[..., -1:] - s)[..., None].to(x.dtype)
-    rows = (u * left).view(batch, n, groups, each, size, width).transpose(-1, -2)
-    rows = rows.reshape(batch, n, groups, each * width, size)
-    added = torch.matmul(rows, b).view(batch, n, heads, width, state).to(exact)
-
-    # 3. the state before every chunk, and after the last
-    before, final = _carry(added, s[..., -1], initial)
-
-    # 4. what the earlier chunks give: exp(s_i) H C_i
-    if n > 1 or initial is not None:
-        held = before.to(x.dtype).reshape(batch, n, groups, each * width, state)
-        old = torch.matmul(c, held.transpose(-1, -2))
-        old = old.view(batch, n, groups, size, each, width).transpose(3, 4)
-        y = y + old.reshape(batch, n, heads, size, width) * s.exp()[..., None].to(x.dtype)
-
-    y = y.transpose(2, 3).reshape(batch, n * size, heads, width)[:, :length]
-    if skip is not None:
-        y = y + skip.to(x.dtype)[:, None] * x
+    if D is None:
+        D = x.new_zeros(x.shape[2])
+    if initial_state is None:
+        initial_state = x.new_zeros(x.shape[0], *x.shape[2:], B.shape[3], dtype=exact)
+    y, final = _Chunked.apply(
+        x, dt.to(exact), A.to(exact), B.to(x.dtype), C.to(x.dtype), D.to(x.dtype),
+        initial_state.to(exact), max(1, min(chunk, x.shape[1])),
+    )
     return y, final
+
+
+def _blocks(x: Tensor, size: int) -> list[tuple[slice, slice, int]]:
+    """Parts of a batch and of its sequence that stay in the cache, and their chunks' length.
+
+    The parts of one piece of the batch follow one another in time.
+    """
+    batch, length, heads, width = x.shape
+    chunks = max(1, _BLOCK_SIZE[x.device.type != "cpu"] // (heads * size * max(width, size)))
+    rows = min(batch, chunks)
+    step, whole = chunks // max(1, rows) * size, length - length % size
+    spans = [(slice(at, min(at + step, whole)), size) for at in range(0, whole, step)]
+    if whole < length:
+        spans.append((slice(whole, length), length - whole))
+    pieces = [slice(at, at + rows) for at in range(0, batch, rows)]
+    return [(piece, span, each) for piece in pieces for span, each in spans]
+
+
+class _Chunks:
+    """What both directions of a block compute: views by chunk (B, n, Q, ...), decays, weights."""
+
+    def __init__(self, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, size: int) -> None:
+        self.n, self.size = x.shape[1] // size, size
+        self.groups, self.each = b.shape[2], x.shape[2] // b.shape[2]
+        self.x, self.dt = self.cut(x), self.cut(dt)
+        self.b, self.c = (self.cut(v).transpose(2, 3) for v in (b, c))  # (B, n, G, Q, S)
+        self.u = (self.x * self.dt[..., None]).to(x.dtype)
+        # The sum of the decays up to and with every step of its chunk.
+        s = (self.dt * a).cumsum(2)
+        self.total = s[:, :, -1]
+        self.grown = s.exp()[..., None].to(x.dtype)
+        self.left = (s[:, :, -1:] - s).exp_()[..., None].to(x.dtype)
+        # (C_i . B_j) exp(s_i - s_j) for j <= i. The exponents above the diagonal are positive and
+        # could overflow: held at 0 they meet scores of 0.
+        s = s.transpose(2, 3).contiguous()
+        self.decay = (s[..., :, None] - s[..., None, :]).clamp_(max=0).exp_().to(x.dtype)
+        scores = torch.matmul(self.c, self.b.transpose(-1, -2)).tril_()
+        self.scores = scores[:, :, :, None]
+        self.weights = (self.scores * self.of_groups(self.decay)).view_as(self.decay)
+
+    def cut(self, v: Tensor) -> Tensor:
+        return v.reshape(v.shape[0], self.n, self.size, *v.shape[2:])
+
+    def of_groups(self, v: Tensor) -> Tensor:
+        """(B, n, H, Q, Q) to (B, n, G, H / G, Q, Q)."""
+        return v.unflatten(2, (self.groups, self.each))
+
+    def rows(self, v: Tensor) -> Tensor:
+        """Tokens (B, n, Q, H, P) by group, (B, n, G, Q, H / G * P)."""
+        return v.unflatten(3, (self.groups, self.each)).flatten(4).transpose(2, 3)
+
+    def tokens(self, v: Tensor) -> Tensor:
+        """The inverse of `rows`."""
+        return v.transpose(2, 3).unflatten(4, (self.each, -1)).flatten(3, 4)
+
+    def maps(self, v: Tensor) -> Tensor:
+        """States (B, n, H, P, S) by group, (B, n, G, H / G * P, S), as factors of a product."""
+        return v.to(self.x.dtype).unflatten(2, (self.groups, self.each)).flatten(3, 4)
+
+    def states(self, start: Tensor) -> tuple[Tensor, Tensor]:
+        """The states before every chunk and after the last, from the one before the first.
+
+        A chunk adds sum_j exp(s_Q - s_j) u_j B_j^T.
+        """
+        added = torch.matmul(self.rows(self.u * self.left).transpose(-1, -2), self.b)
+        added = added.unflatten(3, (self.each, -1)).flatten(2, 3)
+        return _carry(added.to(start.dtype), self.total, start)
+
+
+class _Chunked(torch.autograd.Function):
+    """The scan block by block; the way back computes a block's decays again. See `ssd_chunked`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dt: Tensor,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        skip: Tensor,
+        initial: Tensor,
+        size: int,
+    ) -> tuple[Tensor, Tensor]:
+        y, final, starts = torch.empty_like(x), initial.clone(), []
+        kept = any(ctx.needs_input_grad)
+        with torch.autocast(x.device.type, enabled=False):
+            for piece, span, each in _blocks(x, size):
+                k = _Chunks(*(v[piece, span] for v in (x, dt)), a, b[piece, span], c[piece, span], each)
+                start = final[piece]
+                if kept:
+                    starts.append(start.clone())
+                before, after = k.states(start)
+                out = k.tokens(torch.matmul(k.c, k.maps(before).transpose(-1, -2))) * k.grown
+                out += torch.matmul(k.weights, k.u.transpose(2, 3)).transpose(2, 3)
+                out = out.addcmul_(skip[:, None], k.x)
+                y[piece, span] = out.flatten(1, 2)
+                final[piece] = after
+        if kept:
+            ctx.save_for_backward(x, dt, a, b, c, skip, *starts)
+            ctx.size = size
+        return y, final
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
+        x, dt, a, b, c, skip, *starts = ctx.saved_tensors
+        dx, ddt, db, dc = (torch.empty_like(v) for v in (x, dt, b, c))
+        da, dskip, held = torch.zeros_like(a), torch.zeros_like(a), dfinal.clone()
+        blocks = zip(_blocks(x, ctx.size), starts, strict=True)
+        with torch.autocast(x.device.type, enabled=False):
+            for (piece, span, each), start in reversed(list(blocks)):
+                at = piece, span
+                k = _Chunks(x[at], dt[at], a, b[at], c[at], each)
+                g = k.cut(dy[at])
+                ds, du, parts, held[piece] = _chunks_back(k, g, start, held[piece])
+                db[at], dc[at] = (v.transpose(2, 3).flatten(1, 2) for v in parts)
+                dz = ds.flip(2).cumsum(2).flip(2)  # of dt a
+                ddt[at] = torch.addcmul((du * k.x).sum(-1, dtype=ds.dtype), dz, a).flatten(1, 2)
+                da += (dz * k.dt).sum((0, 1, 2))
+                dskip += (g * k.x).sum((0, 1, 2, 4), dtype=a.dtype)
+                dx[at] = (du * k.dt[..., None]).addcmul_(g, skip[:, None]).flatten(1, 2)
+        return dx, ddt, da, db, dc, dskip.to(skip.dtype), held, None
+
+
+def _chunks_back(
+    k: _Chunks, g: Tensor, start: Tensor, dafter: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Tensor]:
+    """Gradients of s, u, (B, C) and of the state before the block.
+
+    `g` (B, n, Q, H, P) is the gradient of y, `dafter` that of the state after the block.
+    """
+    exact = start.dtype
+    before = start[:, None] if k.n == 1 else k.states(start)[0]
+    ahead, mine = g.transpose(2, 3), k.u.transpose(2, 3)
+
+    # Inside a chunk.
+    du = torch.matmul(k.weights.transpose(-1, -2), ahead).transpose(2, 3)
+    dscores = k.of_groups(torch.matmul(ahead, mine.transpose(-1, -2)).mul_(k.decay))
+    ds = (dscores * k.scores).flatten(2, 3)
+    ds = (ds.sum(-1, dtype=exact) - ds.sum(-2, dtype=exact)).transpose(2, 3)
+    dscores = dscores.sum(3).tril_()
+    dc, db = torch.matmul(dscores, k.b), torch.matmul(dscores.transpose(-1, -2), k.c)
+
+    # What earlier chunks gave.
+    maps, faded = k.maps(before), g * k.grown
+    rows = k.rows(faded)
+    dc += torch.matmul(rows, maps)
+    old = k.tokens(torch.matmul(k.c, maps.transpose(-1, -2)))
+    ds += (faded * old).sum(-1, dtype=exact)
+    dbefore = torch.matmul(rows.transpose(-1, -2), k.c)
+    dbefore = dbefore.unflatten(3, (k.each, -1)).flatten(2, 3).to(exact)
+
+    # What the chunks hand on: the same recurrence, from the last to the first.
+    handed, dstart = _carry(dbefore.flip(1), k.total.flip(1), dafter)
+    handed = handed.flip(1)
+    maps = k.maps(handed)
+    db += torch.matmul(k.rows(k.u * k.left), maps)
+    given = k.tokens(torch.matmul(k.b, maps.transpose(-1, -2))) * k.left
+    du = du + given
+    lost = (given * k.u).sum(-1, dtype=exact)
+    ds -= lost
+    kept = (handed * before).sum((-1, -2)) * k.total.exp()
+    ds[:, :, -1] += lost.sum(2) + kept
+    return ds, du, (db, dc), dstart
 
 
 def _carry(added: Tensor, total: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:
