@@ -34,7 +34,7 @@ from .base import (
 # One product carries the state over this many chunks; longer sequences go block by block, so
 # that the cost stays linear in the length.
 _CHUNKS_A_BLOCK = 64
-_BLOCK_SIZE = (1 << 18, 1 << 27)  # numbers in one tensor of a block: (CPU, others)
+_BLOCK_SIZE = (1 << 19, 1 << 27)  # numbers in one tensor of a block: (CPU, others)
 
 
 def _check_ssd(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
@@ -287,15 +287,14 @@ def _carry(added: Tensor, total: Tensor, initial: Tensor | None) -> tuple[Tensor
     return torch.cat(parts, dim=1), held
 
 
-_BLOCK = 2048  # tokens that a causal mixer has in work at once
+_BLOCK = 1024  # tokens that a mixer has in work at once
 
 
 class SSDMixer(Mixer):
     """Mamba-2 mixer on (B, L, D), in one direction or both.
 
     The directions share the in and out projections; convolution, step bias, decay and skip are
-    their own. Both run as one call: the reversed copy takes further groups and heads. With one
-    direction, transformers' `Mamba2Mixer` gives the same outputs on the same weights.
+    their own, and run one direction after the other. With one direction, transformers' `Mamba2Mixer` gives the same outputs on the same weights.
     """
 
     def __init__(
@@ -368,20 +367,38 @@ class SSDMixer(Mixer):
         At padded tokens the step is 0 and the input of the convolution is 0, so the state
         passes through and a direction that starts in padding starts as if at the edge.
         """
-        if self.ways == 2 or x.shape[1] <= _BLOCK:
-            return self._mix(x, valid, scale, state)
-        # Block by block with the state carried, so that what is in work stays in the cache.
-        out = []
-        for start in range(0, x.shape[1], _BLOCK):
-            part = slice(start, start + _BLOCK)
-            here = [None if v is None else v[:, part] for v in (valid, scale)]
-            y, state = self._mix(x[:, part], here[0], here[1], state)
-            out.append(y)
-        return torch.cat(out, dim=1), state
+        # In blocks, so that what is in work stays in the cache; the gradient of a block's place
+        # in the whole would cost more than that gains.
+        size = x.shape[1] if torch.is_grad_enabled() and x.requires_grad else _BLOCK
+        told = [x, valid, scale]
+        parts = [
+            [None if v is None else v[:, at : at + size] for v in told]
+            for at in range(0, x.shape[1], size)
+        ]
+        if self.ways == 1:
+            out = []
+            for part in parts:
+                gate, *given = self._projected(*part)
+                y, state = self._way(0, *given, state)
+                out.append(self._joined(y, gate))
+            return torch.cat(out, dim=1), state
+        # One direction after the other; the way back leaves what it made for the way ahead.
+        held, before = [], None
+        for part in reversed(parts):
+            gate, *given = self._projected(*part)
+            y, before = self._way(1, *given, before)
+            held.append((gate, given, y))
+        out, before = [], None
+        while held:
+            gate, given, back = held.pop()
+            y, before = self._way(0, *given, before)
+            out.append(self._joined(y + back, gate))
+        return torch.cat(out, dim=1), None
 
-    def _mix(
-        self, x: Tensor, valid: Tensor | None, scale: Tensor | None, state: State
-    ) -> tuple[Tensor, State]:
+    def _projected(
+        self, x: Tensor, valid: Tensor | None, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gate (B, L, E), input of the convolution (B, L, C) and steps (B, L, ways, H)."""
         parts = [self.inner, self.mixed, self.ways * self.heads]
         gate, mixed, step = self.in_proj(x).split(parts, dim=-1)
         if valid is not None:
@@ -393,34 +410,41 @@ class SSDMixer(Mixer):
             dt = dt * scale[..., None].to(exact)
         if valid is not None:
             dt = dt.masked_fill(~valid[..., None, None], 0)
-        if self.ways == 2:
-            mixed = torch.cat([mixed, mixed.flip(1)], dim=-1)
-            dt = torch.stack([dt[..., 0, :], dt[..., 1, :].flip(1)], dim=2)
+        return gate, mixed, dt
 
+    def _way(self, way: int, mixed: Tensor, dt: Tensor, state: State) -> tuple[Tensor, State]:
+        """One direction's convolution and scan, (B, L, E), and its state after the last token."""
+        dt = dt[:, :, way]
+        if way:
+            mixed, dt = mixed.flip(1), dt.flip(1)
+        wide = slice(way * self.mixed, (way + 1) * self.mixed)
+        own = slice(way * self.heads, (way + 1) * self.heads)
         tail, held = (None, None) if state is None else state
-        mixed, tail = causal_conv(mixed, self.conv_weight, self.conv_bias, tail)
-        mixed = F.silu(mixed).unflatten(-1, (self.ways, self.mixed))
+        mixed, tail = causal_conv(mixed, self.conv_weight[:, wide], self.conv_bias[wide], tail)
         maps = self.groups * self.state
-        u, b, c = mixed.split([self.inner, maps, maps], dim=-1)
+        u, b, c = F.silu(mixed).split([self.inner, maps, maps], dim=-1)
         y, held = ssd_chunked(
-            u.reshape(*u.shape[:2], self.ways * self.heads, self.head_dim),
-            dt.flatten(2),
-            -torch.exp(self.A_log.to(exact)),
-            b.reshape(*b.shape[:2], self.ways * self.groups, self.state),
-            c.reshape(*c.shape[:2], self.ways * self.groups, self.state),
+            u.unflatten(-1, (self.heads, self.head_dim)),
+            dt,
+            -torch.exp(self.A_log[own].to(dt.dtype)),
+            b.unflatten(-1, (self.groups, self.state)),
+            c.unflatten(-1, (self.groups, self.state)),
             self.chunk,
-            D=self.D,
+            D=self.D[own],
             initial_state=held,
         )
-        y = y.unflatten(2, (self.ways, self.heads)).flatten(3)
-        joined = y[:, :, 0] if self.ways == 1 else y[:, :, 0] + y[:, :, 1].flip(1)
+        y = y.flatten(2)
+        return y.flip(1) if way else y, (tail, held)
 
-        gated = joined.to(exact) * F.silu(gate.to(exact))
+    def _joined(self, y: Tensor, gate: Tensor) -> Tensor:
+        """The gated norm of the ways' sum, and the out projection."""
+        exact = torch.promote_types(y.dtype, torch.float32)
+        gated = y.to(exact) * F.silu(gate.to(exact))
         gated = gated.unflatten(-1, (self.groups, -1))
         gated = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + self.eps)
         gated = gated.flatten(-2)
-        out: Tensor = self.out_proj((gated * self.norm_weight.to(exact)).to(joined.dtype))
-        return out, (tail, held) if self.ways == 1 else None
+        out: Tensor = self.out_proj((gated * self.norm_weight.to(exact)).to(y.dtype))
+        return out
 
 
 @register_temporal("ssd")
