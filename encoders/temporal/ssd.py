@@ -88,12 +88,9 @@ def ssd_chunked(
     exact = torch.promote_types(x.dtype, torch.float32)
     if D is None:
         D = x.new_zeros(x.shape[2])
-    if initial_state is None:
-        initial_state = x.new_zeros(x.shape[0], *x.shape[2:], B.shape[3], dtype=exact)
-    y, final = _Chunked.apply(
-        x, dt.to(exact), A.to(exact), B.to(x.dtype), C.to(x.dtype), D.to(x.dtype),
-        initial_state.to(exact), max(1, min(chunk, x.shape[1])),
-    )
+    held = None if initial_state is None else initial_state.to(exact)
+    b, c, size = B.to(x.dtype), C.to(x.dtype), max(1, min(chunk, x.shape[1]))
+    y, final = _Chunked.apply(x, dt.to(exact), A.to(exact), b, c, D.to(x.dtype), held, size)
     return y, final
 
 
@@ -160,8 +157,11 @@ class _Chunks:
         A chunk adds sum_j exp(s_Q - s_j) u_j B_j^T.
         """
         added = torch.matmul(self.rows(self.u * self.left).transpose(-1, -2), self.b)
-        added = added.unflatten(3, (self.each, -1)).flatten(2, 3)
-        return _carry(added.to(start.dtype), self.total, start)
+        return _carry(self.by_head(added).to(start.dtype), self.total, start)
+
+    def by_head(self, v: Tensor) -> Tensor:
+        """The inverse of `maps`."""
+        return v.unflatten(3, (self.each, -1)).flatten(2, 3)
 
 
 class _Chunked(torch.autograd.Function):
@@ -176,90 +176,113 @@ class _Chunked(torch.autograd.Function):
         b: Tensor,
         c: Tensor,
         skip: Tensor,
-        initial: Tensor,
+        initial: Tensor | None,
         size: int,
     ) -> tuple[Tensor, Tensor]:
-        y, final, starts = torch.empty_like(x), initial.clone(), []
+        y, starts = torch.empty_like(x, memory_format=torch.contiguous_format), []
+        if initial is None:
+            final = dt.new_zeros(x.shape[0], *x.shape[2:], b.shape[3])
+        else:
+            final = initial.clone()
         kept = any(ctx.needs_input_grad)
         with torch.autocast(x.device.type, enabled=False):
             for piece, span, each in _blocks(x, size):
-                k = _Chunks(*(v[piece, span] for v in (x, dt)), a, b[piece, span], c[piece, span], each)
+                at = piece, span
+                k = _Chunks(x[at], dt[at], a, b[at], c[at], each)
                 start = final[piece]
                 if kept:
                     starts.append(start.clone())
                 before, after = k.states(start)
-                out = k.tokens(torch.matmul(k.c, k.maps(before).transpose(-1, -2))) * k.grown
-                out += torch.matmul(k.weights, k.u.transpose(2, 3)).transpose(2, 3)
-                out = out.addcmul_(skip[:, None], k.x)
-                y[piece, span] = out.flatten(1, 2)
+                out = torch.matmul(k.weights, k.u.transpose(2, 3)).transpose(2, 3)
+                if k.n > 1 or span.start or initial is not None:
+                    old = k.tokens(torch.matmul(k.c, k.maps(before).transpose(-1, -2)))
+                    out += old.mul_(k.grown)
+                y[at] = out.addcmul_(skip[:, None], k.x).flatten(1, 2)
                 final[piece] = after
         if kept:
+            ctx.set_materialize_grads(False)
             ctx.save_for_backward(x, dt, a, b, c, skip, *starts)
-            ctx.size = size
+            ctx.size, ctx.began = size, initial is not None
         return y, final
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
         x, dt, a, b, c, skip, *starts = ctx.saved_tensors
-        dx, ddt, db, dc = (torch.empty_like(v) for v in (x, dt, b, c))
-        da, dskip, held = torch.zeros_like(a), torch.zeros_like(a), dfinal.clone()
+        dy = torch.zeros_like(x) if dy is None else dy
+        dx, ddt, db, dc = (
+            torch.empty_like(v, memory_format=torch.contiguous_format) for v in (x, dt, b, c)
+        )
+        da, dskip = torch.zeros_like(a), torch.zeros_like(a)
+        ended = dfinal is not None
+        if dfinal is None:
+            held = dt.new_zeros(x.shape[0], *x.shape[2:], b.shape[3])
+        else:
+            held = dfinal.clone()
         blocks = zip(_blocks(x, ctx.size), starts, strict=True)
         with torch.autocast(x.device.type, enabled=False):
             for (piece, span, each), start in reversed(list(blocks)):
                 at = piece, span
                 k = _Chunks(x[at], dt[at], a, b[at], c[at], each)
                 g = k.cut(dy[at])
-                ds, du, parts, held[piece] = _chunks_back(k, g, start, held[piece])
-                db[at], dc[at] = (v.transpose(2, 3).flatten(1, 2) for v in parts)
+                ds, du, db_dc = _inside_back(k, g)
+                first = k.n == 1 and not span.start and not ctx.began
+                last = k.n == 1 and span.stop == x.shape[1] and not ended
+                if not (first and last):
+                    held[piece] = _across_back(k, g, start, held[piece], ds, du, db_dc)
+                db[at], dc[at] = (v.transpose(2, 3).flatten(1, 2) for v in db_dc)
                 dz = ds.flip(2).cumsum(2).flip(2)  # of dt a
                 ddt[at] = torch.addcmul((du * k.x).sum(-1, dtype=ds.dtype), dz, a).flatten(1, 2)
                 da += (dz * k.dt).sum((0, 1, 2))
                 dskip += (g * k.x).sum((0, 1, 2, 4), dtype=a.dtype)
                 dx[at] = (du * k.dt[..., None]).addcmul_(g, skip[:, None]).flatten(1, 2)
-        return dx, ddt, da, db, dc, dskip.to(skip.dtype), held, None
+        start_grad = held if ctx.began else None
+        return dx, ddt, da, db, dc, dskip.to(skip.dtype), start_grad, None
 
 
-def _chunks_back(
-    k: _Chunks, g: Tensor, start: Tensor, dafter: Tensor
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Tensor]:
-    """Gradients of s, u, (B, C) and of the state before the block.
-
-    `g` (B, n, Q, H, P) is the gradient of y, `dafter` that of the state after the block.
-    """
-    exact = start.dtype
-    before = start[:, None] if k.n == 1 else k.states(start)[0]
-    ahead, mine = g.transpose(2, 3), k.u.transpose(2, 3)
-
-    # Inside a chunk.
+def _inside_back(k: _Chunks, g: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Gradients of s, u and (B, C) by what a chunk gives itself, `g` (B, n, Q, H, P) that of y."""
+    ahead, mine, exact = g.transpose(2, 3).contiguous(), k.u.transpose(2, 3), k.dt.dtype
     du = torch.matmul(k.weights.transpose(-1, -2), ahead).transpose(2, 3)
     dscores = k.of_groups(torch.matmul(ahead, mine.transpose(-1, -2)).mul_(k.decay))
     ds = (dscores * k.scores).flatten(2, 3)
     ds = (ds.sum(-1, dtype=exact) - ds.sum(-2, dtype=exact)).transpose(2, 3)
     dscores = dscores.sum(3).tril_()
-    dc, db = torch.matmul(dscores, k.b), torch.matmul(dscores.transpose(-1, -2), k.c)
+    return ds, du, (torch.matmul(dscores.transpose(-1, -2), k.c), torch.matmul(dscores, k.b))
 
+
+def _across_back(
+    k: _Chunks,
+    g: Tensor,
+    start: Tensor,
+    dafter: Tensor,
+    ds: Tensor,
+    du: Tensor,
+    db_dc: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Add to the gradients what goes through the states; returns that of the block's `start`.
+
+    `dafter` is the gradient of the state after the block.
+    """
+    before = start[:, None] if k.n == 1 else k.states(start)[0]
     # What earlier chunks gave.
     maps, faded = k.maps(before), g * k.grown
     rows = k.rows(faded)
-    dc += torch.matmul(rows, maps)
+    db_dc[1].add_(torch.matmul(rows, maps))
     old = k.tokens(torch.matmul(k.c, maps.transpose(-1, -2)))
-    ds += (faded * old).sum(-1, dtype=exact)
-    dbefore = torch.matmul(rows.transpose(-1, -2), k.c)
-    dbefore = dbefore.unflatten(3, (k.each, -1)).flatten(2, 3).to(exact)
-
+    dbefore = k.by_head(torch.matmul(rows.transpose(-1, -2), k.c)).to(start.dtype)
+    ds += (faded * old).sum(-1, dtype=start.dtype)
     # What the chunks hand on: the same recurrence, from the last to the first.
     handed, dstart = _carry(dbefore.flip(1), k.total.flip(1), dafter)
     handed = handed.flip(1)
     maps = k.maps(handed)
-    db += torch.matmul(k.rows(k.u * k.left), maps)
+    db_dc[0].add_(torch.matmul(k.rows(k.u * k.left), maps))
     given = k.tokens(torch.matmul(k.b, maps.transpose(-1, -2))) * k.left
-    du = du + given
-    lost = (given * k.u).sum(-1, dtype=exact)
+    du += given
+    lost = given.mul_(k.u).sum(-1, dtype=start.dtype)
     ds -= lost
-    kept = (handed * before).sum((-1, -2)) * k.total.exp()
-    ds[:, :, -1] += lost.sum(2) + kept
-    return ds, du, (db, dc), dstart
+    ds[:, :, -1] += lost.sum(2) + (handed * before).sum((-1, -2)) * k.total.exp()
+    return dstart
 
 
 def _carry(added: Tensor, total: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -369,7 +392,7 @@ class SSDMixer(Mixer):
         """
         # In blocks, so that what is in work stays in the cache; the gradient of a block's place
         # in the whole would cost more than that gains.
-        size = x.shape[1] if torch.is_grad_enabled() and x.requires_grad else _BLOCK
+        size = x.shape[1] if torch.is_grad_enabled() else _BLOCK
         told = [x, valid, scale]
         parts = [
             [None if v is None else v[:, at : at + size] for v in told]
@@ -381,7 +404,7 @@ class SSDMixer(Mixer):
                 gate, *given = self._projected(*part)
                 y, state = self._way(0, *given, state)
                 out.append(self._joined(y, gate))
-            return torch.cat(out, dim=1), state
+            return out[0] if len(out) == 1 else torch.cat(out, dim=1), state
         # One direction after the other; the way back leaves what it made for the way ahead.
         held, before = [], None
         for part in reversed(parts):
@@ -393,7 +416,7 @@ class SSDMixer(Mixer):
             gate, given, back = held.pop()
             y, before = self._way(0, *given, before)
             out.append(self._joined(y + back, gate))
-        return torch.cat(out, dim=1), None
+        return out[0] if len(out) == 1 else torch.cat(out, dim=1), None
 
     def _projected(
         self, x: Tensor, valid: Tensor | None, scale: Tensor | None
