@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from vidllm.errors import InputError
 
-# One product carries the state over this many chunks; longer sequences go block by block, so
-# that the cost stays linear in the length.
+# On a GPU one product carries the state over this many chunks, so that the cost stays linear in
+# the length.
 _CHUNKS_A_BLOCK = 64
 _BLOCK_SIZE = (1 << 19, 1 << 27)  # numbers in one tensor of a block: (CPU, others)
 
@@ -268,17 +268,21 @@ def _across_back(
     return dstart
 
 
-def _carry(added: Tensor, total: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:
+def _carry(added: Tensor, total: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
     """States before every chunk (B, n, H, P, S) and after the last (B, H, P, S).
 
-    `added` (B, n, H, P, S) is what each chunk adds, `total` (B, n, H) its summed decay.
+    `added` (B, n, H, P, S) is what each chunk adds, `total` (B, n, H) its summed decay, `held` the
+    state before the first.
     """
     batch, n, heads, width, state = added.shape
-    held = added.new_zeros(batch, heads, width, state) if initial is None else initial.to(added)
-    if n == 1:
-        after = total[:, 0, :, None, None].exp() * held + added[:, 0]
-        return held[:, None], after
     parts = []
+    if n == 1 or added.device.type == "cpu":
+        faded = total.exp()[..., None, None]
+        for k in range(n):
+            parts.append(held)
+            held = torch.addcmul(added[:, k], faded[:, k], held)
+        return torch.stack(parts, dim=1), held
+    # One product instead of many small calls.
     for start in range(0, n, _CHUNKS_A_BLOCK):
         block = torch.cat([held[:, None], added[:, start : start + _CHUNKS_A_BLOCK]], dim=1)
         m = block.shape[1]

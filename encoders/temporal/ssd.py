@@ -115,28 +115,29 @@ class SSDMixer(Mixer):
         # In blocks, so that what is in work stays in the cache; the gradient of a block's place
         # in the whole would cost more than that gains.
         size = x.shape[1] if torch.is_grad_enabled() else _BLOCK
-        told = [x, valid, scale]
-        parts = [
-            [None if v is None else v[:, at : at + size] for v in told]
-            for at in range(0, x.shape[1], size)
-        ]
+        spans = [slice(at, at + size) for at in range(0, x.shape[1], size)]
+
+        def projected(span: slice) -> tuple[Tensor, Tensor, Tensor]:
+            told = (None if v is None else v[:, span] for v in (valid, scale))
+            return self._projected(x[:, span], *told)
+
+        out = []
         if self.ways == 1:
-            out = []
-            for part in parts:
-                gate, *given = self._projected(*part)
-                y, state = self._way(0, *given, state)
+            for span in spans:
+                gate, mixed, dt = projected(span)
+                y, state = self._way(0, mixed, dt, state)
                 out.append(self._joined(y, gate))
             return out[0] if len(out) == 1 else torch.cat(out, dim=1), state
         # One direction after the other; the way back leaves what it made for the way ahead.
         held, before = [], None
-        for part in reversed(parts):
-            gate, *given = self._projected(*part)
-            y, before = self._way(1, *given, before)
-            held.append((gate, given, y))
-        out, before = [], None
+        for span in reversed(spans):
+            gate, mixed, dt = projected(span)
+            back, before = self._way(1, mixed, dt, before)
+            held.append((gate, mixed, dt, back))
+        before = None
         while held:
-            gate, given, back = held.pop()
-            y, before = self._way(0, *given, before)
+            gate, mixed, dt, back = held.pop()
+            y, before = self._way(0, mixed, dt, before)
             out.append(self._joined(y + back, gate))
         return out[0] if len(out) == 1 else torch.cat(out, dim=1), None
 
