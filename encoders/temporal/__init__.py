@@ -10,6 +10,7 @@ from .base import (
     register_temporal,
     temporal_names,
 )
+from .chunked import ssd_chunked
 from .h3 import H3Encoder
 from .identity import IdentityEncoder
 from .lmu import LMUEncoder
@@ -18,7 +19,7 @@ from .mamba import MambaEncoder
 from .mambamixer import MambaMixerEncoder
 from .s_mamba import SMambaEncoder
 from .selective import selective_scan
-from .ssd import SSDEncoder, ssd_chunked
+from .ssd import SSDEncoder
 from .storm import StormEncoder, StormProjector
 from .temporal_conv import TemporalConvEncoder
 from .tsm import ShiftEncoder

@@ -448,11 +448,33 @@ def causal_conv(
     Returns:
         (B, L, C) and the tail for the tokens that follow.
     """
-    taps, weight = weight.shape[0], weight.to(x.dtype)
     if tail is None:
-        tail = x.new_zeros(x.shape[0], taps - 1, x.shape[-1])
+        tail = x.new_zeros(x.shape[0], weight.shape[0] - 1, x.shape[-1])
     padded = torch.cat([tail.to(x.dtype), x], dim=1)
-    out = bias.to(x.dtype) + padded[:, taps - 1 :] * weight[-1]
-    for k in range(taps - 1):
-        out = torch.addcmul(out, padded[:, k : k + x.shape[1]], weight[k])
+    out: Tensor = _Taps.apply(padded, weight.to(x.dtype), bias.to(x.dtype))
     return out, padded[:, x.shape[1] :].clone()
+
+
+class _Taps(torch.autograd.Function):
+    """bias + sum_k weight_k x shifted by k, (B, taps - 1 + L, C) to (B, L, C)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        taps = weight.shape[0]
+        size = x.shape[1] - taps + 1
+        out = bias + x[:, taps - 1 :] * weight[-1]
+        for k in range(taps - 1):
+            out.addcmul_(x[:, k : k + size], weight[k])
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        dx, size = torch.zeros_like(x), dy.shape[1]
+        dweight = torch.empty_like(weight)
+        for k, tap in enumerate(weight):
+            dx[:, k : k + size].addcmul_(dy, tap)
+            dweight[k] = (dy * x[:, k : k + size]).sum((0, 1))
+        return dx, dweight, dy.sum((0, 1))

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from vidllm.encoders.temporal.aaren import Summary, _merge
+from vidllm.encoders.temporal.chunked import _check_ssd
 from vidllm.encoders.temporal.diagonal import DiagonalSystem, _paired, _unpaired
 from vidllm.encoders.temporal.longconv import DenseSystem
 from vidllm.encoders.temporal.selective import _check
-from vidllm.encoders.temporal.ssd import _check_ssd
 
 
 def ssd_recurrent(

@@ -10,7 +10,9 @@ from torch import Tensor
 from vidllm.encoders.temporal import (
     SSDEncoder,
     TemporalEncoder,
+    chunked,
     get_temporal,
+    ssd,
     ssd_chunked,
     temporal_names,
 )
@@ -256,3 +258,39 @@ def test_a_long_causal_clip_in_blocks_equals_the_stream_and_pads(time: str) -> N
     padded = torch.cat([torch.full((1, 3, 2, 16), 9.0), x], 1)
     out = model(padded, torch.cat([torch.zeros(1, 3), seconds], 1), mask)
     assert (out[:, 3:] - whole).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("scale", [None, 2])
+def test_both_ways_in_blocks_are_the_whole_at_once(
+    monkeypatch: pytest.MonkeyPatch, scale: int | None
+) -> None:
+    """Under autograd a sequence runs whole, without it in blocks: the outputs are the same."""
+    torch.manual_seed(0)
+    mixer = ssd.SSDMixer(16, 4, 8, 2, 4, 3, True, False).double()
+    x, valid = torch.randn(2, 23, 16).double(), torch.ones(2, 23, dtype=torch.bool)
+    valid[0, :6], valid[1, 17:] = False, False
+    told = None if scale is None else torch.rand(2, 23, scale)
+    whole = mixer(x, valid, told)[0]
+    monkeypatch.setattr(ssd, "_BLOCK", 5)
+    with torch.no_grad():
+        assert (mixer(x, valid, told)[0] - whole).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("size", [1, 1 << 6, 1 << 20])
+@pytest.mark.parametrize("started", [False, True])
+def test_the_scans_gradients_do_not_depend_on_its_blocks(
+    monkeypatch: pytest.MonkeyPatch, size: int, started: bool
+) -> None:
+    monkeypatch.setattr(chunked, "_BLOCK_SIZE", (size, size))
+    torch.manual_seed(0)
+    x, b, c = torch.randn(2, 7, 4, 2), torch.randn(2, 7, 2, 3), torch.randn(2, 7, 2, 3)
+    dt, rates, skip = torch.rand(2, 7, 4), -torch.rand(4), torch.randn(4)
+    given = [v.double().requires_grad_() for v in (x, dt, rates, b, c, skip)]
+    state = torch.randn(2, 4, 2, 3).double().requires_grad_() if started else None
+
+    def scan(*v: Tensor) -> tuple[Tensor, Tensor]:
+        return ssd_chunked(*v[:5], 3, D=v[5], initial_state=v[6] if started else None)
+
+    inputs = (*given, state) if state is not None else tuple(given)
+    assert torch.autograd.gradcheck(scan, inputs, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda *v: scan(*v)[0], inputs, fast_mode=True)

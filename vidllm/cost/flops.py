@@ -191,21 +191,17 @@ def ssd(
     """FLOPs of the ssd temporal encoder on `sequences` sequences of `tokens` tokens.
 
     In and out projections, and the chunked form of the scan (Mamba-2, arXiv 2405.21060, section
-    6): products inside a chunk, what a chunk adds to the state, the states carried over blocks of
-    64 chunks, and what earlier chunks give. The decays and the short convolution are elementwise.
+    6): products inside a chunk, what a chunk adds to the state, and what earlier chunks give. The
+    decays, the state carried over chunks and the short convolution are elementwise.
     """
     inner, ways = expand * dim, 1 + bidirectional
     heads, maps = inner // head_dim, groups * state
     wide = inner + (inner + 2 * maps) + ways * heads
-    q = min(chunk, tokens)
-    n = -(-tokens // q)
-    inside = 2.0 * n * q * q * ways * (maps + inner)  # C B^T, and that times the inputs
-    added = 2.0 * n * q * ways * inner * state
-    carried = 0.0
-    if n > 1:
-        blocks = _split(n, 64)
-        carried = sum(2.0 * (m + 1) ** 2 * ways * inner * state for m in blocks) + added
-    layer = linears([(tokens, dim, wide), (tokens, inner, dim)]) + inside + added + carried
+    chunks = _split(tokens, chunk)
+    inside = sum(2.0 * q * q * ways * (maps + inner) for q in chunks)  # C B^T, that times inputs
+    added = 2.0 * tokens * ways * inner * state
+    given = added if len(chunks) > 1 else 0.0
+    layer = linears([(tokens, dim, wide), (tokens, inner, dim)]) + inside + added + given
     return sequences * layers * layer
 
 
