@@ -112,7 +112,8 @@ class FrameFusion(Compressor):
             return tokens, rounds
         self.check(tokens, query)
         now = tokens.with_features(tokens.features[:, :0])
-        whole, weight = Merge(*[torch.arange(len(tokens))] * 2), torch.ones(len(tokens))
+        every, weight = torch.arange(len(tokens)), torch.ones(len(tokens))
+        whole = Merge(every, every)
         while len(now) > goal:
             rows = Merged(tokens.features, whole, weight) if rounds else tokens.features
             selection = self._round(now, rows, goal)

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from vidllm.tokens import Merge, Selection, VideoTokens
 from vidllm.tokens.matching import match
+from vidllm.tokens.selection import take
 from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
 from .registry import register
 from .shared.frame_rounds import Merged, halve_frames
 from .shared.in_tower import InTower, falling, rounds
-from .shared.kernels import batches, take
+from .shared.kernels import batches
 from .shared.segments import equal_runs, merge_groups, present_frames, share
 
 

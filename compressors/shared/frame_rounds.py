@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from vidllm.tokens import Keep, Merge, Selection, VideoTokens, apply_rows
-from vidllm.tokens.selection import slot_means
+from vidllm.tokens.selection import slot_means, take
 
-from .kernels import take
 from .segments import present_frames, share, starts
 
 

@@ -13,17 +13,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vidllm.tokens.selection import take
+
 # Numbers of a block, 512 KiB in float32: two of them stay in a core's own cache.
 _BLOCK = 2**17
 # Of the summed squared lengths of two rows, the square of a distance that counts as none.
 _EQUAL = 4e-6
 #: The least norm that rows are divided by, so that rows of zeros stay zeros.
 TINY = torch.finfo(torch.float32).tiny
-
-
-def finite(x: Tensor) -> bool:
-    """Whether no number is NaN or infinite, in one reading pass."""
-    return x.numel() == 0 or bool(torch.stack(torch.aminmax(x.detach())).isfinite().all())
 
 
 class Lazy(Protocol):
@@ -73,16 +70,6 @@ def blocks(
             yield slice(start, stop), x[number[start] : number[start] + stop - start]
         else:
             yield slice(start, stop), x.index_select(0, index[start:stop])
-
-
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Rows x[index] of indices on the CPU; a view where the indices follow one another."""
-    count = len(index)
-    if count and int(index[-1]) - int(index[0]) == count - 1:
-        run = int(index[0])
-        if torch.equal(index, torch.arange(run, run + count)):
-            return x[run : run + count]
-    return x.index_select(0, index.to(x.device))
 
 
 def batches(items: Sequence[int], numbers: int, whole: bool) -> Iterator[Sequence[int]]:

@@ -12,6 +12,7 @@ from vidllm.compressors import find, get, names
 from vidllm.compressors.shared import kernels
 from vidllm.compressors.shared.segments import before_in_cell, unit
 from vidllm.tokens import Merge, VideoTokens, apply_rows
+from vidllm.tokens.selection import finite, take
 
 #: More rows than a block of any width here holds.
 CLIPS = dict(hard_clips(frames=6, side=7, width=640))
@@ -32,7 +33,7 @@ def test_blocks_give_what_whole_tensors_give(name: str) -> None:
     assert torch.allclose(kernels.variance(tokens.features), exact, rtol=1e-4, atol=1e-9)
     some = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
     for index in (some, some.sort().values, later, later[:1], later[:0]):
-        assert torch.equal(kernels.take(tokens.features, index), tokens.features[index])
+        assert torch.equal(take(tokens.features, index), tokens.features[index])
         blocks = list(kernels.blocks(tokens.features, index, 5))
         assert sum(len(rows) for _, rows in blocks) == len(index)
         assert all(torch.equal(rows, tokens.features[index[where]]) for where, rows in blocks)
@@ -81,9 +82,9 @@ def test_nan_and_infinity_are_seen_anywhere() -> None:
     for bad in (float("nan"), float("inf"), -float("inf")):
         for dtype in (torch.float32, torch.bfloat16):
             x = torch.zeros(9, 33, dtype=dtype)
-            assert kernels.finite(x) and kernels.finite(x[:, :0])
+            assert finite(x) and finite(x[:, :0])
             x[8, 32] = bad
-            assert not kernels.finite(x)
+            assert not finite(x)
 
 
 #: They hold what their arithmetic is made of: distances of all tokens, and trained parts.

@@ -130,6 +130,21 @@ class Mix:
 Selection = Keep | Merge | Mix
 
 
+def finite(x: Tensor) -> bool:
+    """Whether no number is NaN or infinite, in one reading pass."""
+    return x.numel() == 0 or bool(torch.stack(torch.aminmax(x.detach())).isfinite().all())
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows x[index] of indices on the CPU; a view where the indices follow one another."""
+    count = len(index)
+    if count and int(index[-1]) - int(index[0]) == count - 1:
+        run = int(index[0])
+        if torch.equal(index, torch.arange(run, run + count)):
+            return x[run : run + count]
+    return x.index_select(0, index.to(x.device))
+
+
 def _long(value: Tensor, name: str) -> Tensor:
     if value.dim() != 1 or value.dtype not in (torch.int64, torch.int32):
         raise WorkError(
