@@ -16,8 +16,7 @@ from torch import Tensor
 
 from vidllm.errors import InputError, WorkError
 from vidllm.tokens import Keep, Selection, VideoTokens, budget_of
-
-from .shared.kernels import finite
+from vidllm.tokens.video_tokens import finite
 
 #: Where a method may act, in the order in which a video passes them.
 STAGES: tuple[str, ...] = ("vision", "tokens", "prefill", "cache")

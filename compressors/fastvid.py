@@ -15,11 +15,12 @@ from torch import Tensor
 
 from vidllm.errors import InputError
 from vidllm.tokens import Keep, Mix, Selection, VideoTokens
+from vidllm.tokens.video_tokens import take
 
 from .base import Compressor
 from .registry import register
 from .shared.density import by_frame, by_group, gather, generator, peaks, top
-from .shared.kernels import mean, placed, take
+from .shared.kernels import mean, placed
 from .shared.segments import equal_runs, present_frames, share
 
 _NEIGHBOURS = 4

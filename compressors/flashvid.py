@@ -15,11 +15,12 @@ from torch import Tensor
 
 from vidllm.errors import InputError
 from vidllm.tokens import Merge, Mix, Selection, VideoTokens, split_budget
+from vidllm.tokens.video_tokens import take
 
 from .base import Compressor
 from .registry import register
 from .shared.density import apart, peaks_among, top
-from .shared.kernels import mean, take
+from .shared.kernels import mean
 from .shared.segments import merge_groups, present_frames, share, unit
 
 # The least norm of a row.
@@ -87,8 +88,8 @@ def pick(frames: list[Tensor], weights: list[Tensor], counts: list[int]) -> list
         for first in range(0, len(which), step):
             part = which[first : first + step]
             weight = torch.stack([weights[t] for t in part])
-            picked = diverse([frames[t] for t in part], weight, count)
-            for t, rows in zip(part, picked, strict=True):
+            picks = diverse([frames[t] for t in part], weight, count)
+            for t, rows in zip(part, picks, strict=True):
                 result[t] = rows
     return result
 

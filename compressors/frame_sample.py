@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vidllm.tokens import Keep, Selection, VideoTokens
+from vidllm.tokens import Keep, VideoTokens
 
 from .base import Compressor
 from .registry import register
@@ -41,7 +41,7 @@ class FrameSample(Compressor):
             return None
         return int(present_frames(tokens)[2][:: self.stride].sum())
 
-    def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
+    def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Keep:
         """One keep list that meets the budget at once."""
         order, frames, counts = present_frames(tokens)
         total = frames.numel()

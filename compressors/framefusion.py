@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from vidllm.errors import InputError
-from vidllm.tokens import Keep, Merge, Selection, VideoTokens
+from vidllm.tokens import Keep, Merge, Selection, VideoTokens, apply_rows
 
 from .base import Compressor
 from .registry import register
+from .shared.frame_rounds import Merged, compose
 from .shared.kernels import row_cosine
 
 
-def _chained(x: Tensor, place: Tensor, order: Tensor | None = None) -> Tensor:
+def _chained(x: Tensor | Merged, place: Tensor, order: Tensor | None = None) -> Tensor:
     """(L,) cosine of every row (L, D) with the one before it; -2 where its place is another.
 
     `order` (L,) is that of the rows, and `place` (L,) in this order; None for the rows as they are.
@@ -102,14 +103,40 @@ class FrameFusion(Compressor):
             raise InputError("framefusion: a decoder of one layer has no layer to prune before")
         return [(min(self.layer, depth - 1), self.keep)]
 
+    def run(
+        self, tokens: VideoTokens, budget: int | None = None, query: Tensor | None = None
+    ) -> tuple[VideoTokens, list[Selection]]:
+        """As `Compressor.run`, with features merged once, by the weights of all rounds together."""
+        goal, rounds = self.goal(tokens, budget), list[Selection]()
+        if len(tokens) <= goal:
+            return tokens, rounds
+        self.check(tokens, query)
+        now = tokens.with_features(tokens.features[:, :0])
+        every, weight = torch.arange(len(tokens)), torch.ones(len(tokens))
+        whole = Merge(every, every)
+        while len(now) > goal:
+            rows = Merged(tokens.features, whole, weight) if rounds else tokens.features
+            selection = self._round(now, rows, goal)
+            own = now.size if self.weighting == "size" else torch.ones(len(now))
+            now = now.apply(selection)
+            rounds.append(selection)
+            whole, weight = compose(whole, weight, selection, own)
+        if len(rounds) == 1:
+            return now.with_features(apply_rows(tokens.features, rounds[0], tokens.size)), rounds
+        sized = Merge(whole.target, whole.representative, "size")
+        return now.with_features(apply_rows(tokens.features, sized, weight)), rounds
+
     def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
         """One round of merging, or the last one with the pruning."""
+        return self._round(tokens, tokens.features, budget)
+
+    def _round(self, tokens: VideoTokens, x: Tensor | Merged, budget: int) -> Selection:
         order = torch.argsort(tokens.position, stable=True)
         place = tokens.cell[:, 0] * tokens.grid[2] + tokens.cell[:, 1]
         order = order[torch.argsort(place[order], stable=True)]
         if self.rest == "similarity" and len(tokens) == place.unique().numel():
             place = torch.zeros_like(place)
-        similar = _chained(tokens.features, place[order], order)
+        similar = _chained(x, place[order], order)
         surplus = len(tokens) - budget
         linked = similar >= (self.similarity if self.rest == "attention" else -1.5)
         alike = int(linked.sum())

@@ -24,9 +24,10 @@ def _likeness(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean cosine of distinct tokens in windows (..., k, C): of all pairs (...), and of each
     token to the others (..., k). Cosines have the floor 1e-8 of the authors' library.
     """
-    unit = x.float()
-    unit = unit / unit.norm(dim=-1, keepdim=True).clamp(min=1e-8)
-    own = torch.linalg.vecdot(unit, unit)
+    rows = x.float()
+    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    unit = rows / norm.clamp(min=1e-8)
+    own = (norm / norm.clamp(min=1e-8)).square().squeeze(-1)
     each = (torch.linalg.vecdot(unit, unit.sum(dim=-2, keepdim=True)) - own) / (x.shape[-2] - 1)
     return each.mean(dim=-1), each
 

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from vidllm.errors import InputError
 from vidllm.tokens import Keep, Selection, VideoTokens
+from vidllm.tokens.video_tokens import take
 
 from .base import Compressor
 from .registry import register
 from .shared.allocation import FLOOR, allocate, frame_means, question, shares
-from .shared.kernels import row_distance, take
+from .shared.kernels import row_distance
 from .shared.segments import unit
 
 

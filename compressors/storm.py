@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
-from vidllm.tokens import Selection, VideoTokens
+from vidllm.tokens import Merge, Selection, VideoTokens
 
 from .base import Compressor
 from .frame_sample import FrameSample
@@ -86,6 +87,13 @@ class Storm(Compressor):
     def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
         """Pool down to a quarter of the original clip, then sample."""
         pooled = max(budget, math.ceil(tokens.total / WINDOW))
-        if len(tokens) > pooled:
-            return TemporalPool().plan(tokens, pooled)
-        return FrameSample().plan(tokens, budget)
+        if len(tokens) <= pooled:
+            return FrameSample().plan(tokens, budget)
+        merged = TemporalPool().plan(tokens, pooled)
+        if pooled == budget:
+            return merged
+        blank = replace(tokens, features=tokens.features[:, :0], signals={}).apply(merged)
+        kept = FrameSample().plan(blank, budget).index
+        slot = torch.full((len(merged) + 1,), -1)
+        slot[kept] = torch.arange(len(kept))
+        return Merge(slot[merged.target], merged.representative[kept])

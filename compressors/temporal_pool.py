@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vidllm.tokens import Selection, VideoTokens
+from vidllm.tokens import Merge, VideoTokens
 
 from .base import Compressor
 from .registry import register
@@ -47,7 +47,7 @@ class TemporalPool(Compressor):
         _, counts = by_slot(tokens)
         return int(((counts + self.k - 1) // self.k).sum())
 
-    def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
+    def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Merge:
         """One merge that meets the budget at once."""
         order, counts = by_slot(tokens)
         slots = counts.numel()

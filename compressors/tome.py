@@ -16,11 +16,12 @@ from torch import Tensor
 from vidllm.tokens import Merge, Selection, VideoTokens
 from vidllm.tokens.matching import match
 from vidllm.tokens.tower_plan import TowerShape, TowerStep
+from vidllm.tokens.video_tokens import take
 
 from .registry import register
 from .shared.frame_rounds import Merged, halve_frames
 from .shared.in_tower import InTower, falling, rounds
-from .shared.kernels import batches, take
+from .shared.kernels import batches
 from .shared.segments import equal_runs, merge_groups, present_frames, share
 
 
@@ -83,11 +84,13 @@ def one_round(
         if r == 0:
             continue
         sources, sinks = torch.arange(odd, size, 2), torch.arange(1 - odd, size, 2)
-        for few in batches(which, size * metric.shape[1], metric.is_cuda):
+        for few in batches(which, size * metric.shape[1], metric.device.type == "cuda"):
             index = torch.stack([rows[i] for i in few])
-            flat = index.flatten()
-            found_rows = metric.rows(flat) if isinstance(metric, Merged) else take(metric, flat)
-            pairs = match(found_rows.view(*index.shape, -1), r, sources, sinks)
+            if isinstance(metric, Merged):
+                pairs = match(partial(_made, metric, index), r, sources, sinks)
+            else:
+                together = take(metric, index.flatten()).view(*index.shape, -1)
+                pairs = match(together, r, sources, sinks)
             kept, merged, into = (part.cpu() for part in pairs)
             kept = kept.sort(dim=1).values if ascending else kept
             left = index.gather(1, torch.cat([kept, sinks.expand(len(few), -1)], dim=1))
@@ -100,6 +103,11 @@ def one_round(
     slot = torch.empty_like(joins)
     slot[representative] = torch.arange(representative.numel())
     return Merge(slot[joins], representative, "size"), found
+
+
+def _made(metric: Merged, index: Tensor, some: Tensor) -> Tensor:
+    """(F, M, D) merged rows, the places `some` (M,) of every row of tokens (F, N)."""
+    return metric.rows(index[:, some.cpu()].flatten()).view(len(index), len(some), -1)
 
 
 def neighbours(tokens: VideoTokens, budget: int) -> Merge:

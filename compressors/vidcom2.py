@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from vidllm.tokens import Keep, Selection, VideoTokens
+from vidllm.tokens.video_tokens import take
 
 from .base import Compressor
 from .registry import register
-from .shared.kernels import blocks, step_of, take, unit_into, variance
+from .shared.kernels import blocks, step_of, unit_into, variance
 from .shared.segments import present_frames
 
 _WIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from vidllm.tokens import Merge, apply_rows
+from vidllm.tokens.video_tokens import take
 
-from .kernels import TINY, cosines, distances, take
+from .kernels import TINY, cosines, distances
 from .segments import unit
 
 

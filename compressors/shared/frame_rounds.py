@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vidllm.tokens import Merge, Selection, VideoTokens, apply_rows
-from vidllm.tokens.video_tokens import slot_means
+from vidllm.tokens import Keep, Merge, Selection, VideoTokens, apply_rows
+from vidllm.tokens.video_tokens import slot_means, take
 
-from .kernels import take
 from .segments import present_frames, share, starts
 
 
@@ -88,20 +87,48 @@ def _together(merges: Sequence[Merge], order: Tensor) -> Merge:
     return Merge(placed, stands, kinds.pop())
 
 
+def compose(
+    whole: Merge, weight: Tensor, selection: Selection, own: Tensor
+) -> tuple[Merge, Tensor]:
+    """What a merge of rows with `weight` (L,) and a selection on its slots do together.
+
+    Args:
+        own: (K,) how much each slot counts in the selection, if that merges.
+
+    Returns:
+        The merge of the first rows, and their weights in it.
+    """
+    if isinstance(selection, Keep):
+        slot = torch.full((len(whole),), -1)
+        slot[selection.index] = torch.arange(len(selection))
+        stays = selection.index
+    else:
+        slot, stays = selection.target, selection.representative
+        live = slot >= 0
+        total = own.new_zeros(len(selection)).index_add_(0, slot[live], own[live])
+        share = torch.where(live, own / total[slot.clamp(min=0)], 0.0)
+        weight = weight * share[whole.target.clamp(min=0)]
+    target = torch.where(whole.target < 0, -1, slot[whole.target.clamp(min=0)])
+    return Merge(target, whole.representative[stays]), weight
+
+
 class Merged:
-    """Rows as a size-weighted merge leaves them, made when they are asked for.
+    """Rows as a weighted merge leaves them, made when they are asked for.
 
     Args:
         x: (L, D) what is merged. merge: of these rows. size: (L,) weights.
     """
 
     def __init__(self, x: Tensor, merge: Merge, size: Tensor) -> None:
-        self._x, self._size, self.shape = x, size, (len(merge), x.shape[1])
-        self.is_cuda = x.is_cuda
+        self._x, self._size, self.shape = x.detach(), size, (len(merge), x.shape[1])
+        self.device = x.device
         kept = torch.nonzero(merge.target >= 0).flatten()
         self._order = kept[torch.argsort(merge.target[kept], stable=True)]
         self._counts = torch.bincount(merge.target[kept], minlength=len(merge))
         self._first = starts(self._counts)
+
+    def __len__(self) -> int:
+        return self.shape[0]
 
     def rows(self, index: Tensor) -> Tensor:
         """(M, D) the merged rows `index` (M,)."""

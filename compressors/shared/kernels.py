@@ -8,9 +8,12 @@ block is everything.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from vidllm.tokens.video_tokens import take
 
 # Numbers of a block, 512 KiB in float32: two of them stay in a core's own cache.
 _BLOCK = 2**17
@@ -20,26 +23,41 @@ _EQUAL = 4e-6
 TINY = torch.finfo(torch.float32).tiny
 
 
-def finite(x: Tensor) -> bool:
-    """Whether no number is NaN or infinite, in one reading pass."""
-    return x.numel() == 0 or bool(torch.stack(torch.aminmax(x.detach())).isfinite().all())
+class Lazy(Protocol):
+    """Rows (N, D) that are made when they are asked for."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+    @property
+    def device(self) -> torch.device: ...
+    def __len__(self) -> int: ...
+    def rows(self, index: Tensor) -> Tensor:
+        """(M, D) rows `index` (M,)."""
+        ...
 
 
-def step_of(x: Tensor) -> int:
+def step_of(x: Tensor | Lazy) -> int:
     """How many rows of (N, D) are one block."""
-    return max(1, len(x) if x.is_cuda else _BLOCK // max(1, x.shape[-1]))
+    whole = x.device.type == "cuda"
+    return max(1, len(x) if whole else _BLOCK // max(1, x.shape[-1]))
 
 
 def blocks(
-    x: Tensor, index: Tensor | None = None, step: int | None = None
+    x: Tensor | Lazy, index: Tensor | None = None, step: int | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Rows x[index] of (N, D), or all, a block at a time: where they belong, and the rows.
 
     They are views where the indices follow one another, else copies; in the dtype of `x`.
     """
-    x = x.detach()
     count = len(x) if index is None else len(index)
     step = step_of(x) if step is None else max(1, step)
+    if not isinstance(x, Tensor):
+        every = torch.arange(count) if index is None else index
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            yield slice(start, stop), x.rows(every[start:stop])
+        return
+    x = x.detach()
     if index is not None and x.is_cuda:
         x, index = x.index_select(0, index.to(x.device)), None
     number = [] if index is None else index.tolist()
@@ -52,16 +70,6 @@ def blocks(
             yield slice(start, stop), x[number[start] : number[start] + stop - start]
         else:
             yield slice(start, stop), x.index_select(0, index[start:stop])
-
-
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Rows x[index] of indices on the CPU; a view where the indices follow one another."""
-    count = len(index)
-    if count and int(index[-1]) - int(index[0]) == count - 1:
-        run = int(index[0])
-        if torch.equal(index, torch.arange(run, run + count)):
-            return x[run : run + count]
-    return x.index_select(0, index.to(x.device))
 
 
 def batches(items: Sequence[int], numbers: int, whole: bool) -> Iterator[Sequence[int]]:
@@ -78,7 +86,7 @@ def unit_into(out: Tensor, rows: Tensor, floor: float) -> Tensor:
     return torch.div(rows, norm.clamp_(min=floor), out=out)
 
 
-def row_cosine(x: Tensor, left: Tensor, right: Tensor, floor: float = 1e-8) -> Tensor:
+def row_cosine(x: Tensor | Lazy, left: Tensor, right: Tensor, floor: float = 1e-8) -> Tensor:
     """(M,) cosine of row left[m] with row right[m] of (N, D); 0 where a row is zero.
 
     It is quickest where both lists mostly count up by one.

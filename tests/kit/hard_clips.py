@@ -1,4 +1,4 @@
-"""Clips on which rounding decides easily: still, flat, far from the origin, one huge channel."""
+"""Clips on which rounding decides most easily: still, flat, far from 0, one huge channel."""
 
 from __future__ import annotations
 

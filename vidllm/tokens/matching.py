@@ -6,7 +6,7 @@ TempMe, arXiv 2409.01156), with TempMe's merge and schedule. Floor 1: torch and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,7 +34,11 @@ class Pairs(NamedTuple):
 
 @torch.no_grad()
 def match(
-    metric: Tensor, r: int, source: Tensor, destination: Tensor, padding: Tensor | None = None
+    metric: Tensor | Callable[[Tensor], Tensor],
+    r: int,
+    source: Tensor,
+    destination: Tensor,
+    padding: Tensor | None = None,
 ) -> Pairs:
     """Match every source with its best destination by cosine, and merge the r best pairs.
 
@@ -42,22 +46,23 @@ def match(
     authors of ToMe and TempMe divide by the bare norm and spread NaN).
 
     Args:
-        metric: (B, N, D) what is compared. r: merges wanted, at most len(source) happen.
+        metric: (B, N, D) what is compared, or what gives some rows (B, M, D) of it.
+        r: merges wanted, at most len(source) happen.
         source, destination: (S,) and (E,) indices into N, without a common one.
         padding: (B, N) bool, rows that stand for nothing: as sources they merge first, as
             destinations they are the last choice, so that what they hold decides nothing.
     """
-    source, destination = source.to(metric.device), destination.to(metric.device)
+    if isinstance(metric, Tensor):
+        source, destination = source.to(metric.device), destination.to(metric.device)
     r = max(0, min(r, source.numel())) if destination.numel() else 0
-    exact = metric.to(torch.promote_types(metric.dtype, torch.float32))
-    if r == 0:
+    if r == 0 and isinstance(metric, Tensor):
         none = source.new_empty(metric.shape[0], 0)
         return Pairs(source.expand(metric.shape[0], -1), none, none)
-    unit = exact / exact.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(exact.dtype).tiny)
-    to = _rows(unit, destination).transpose(1, 2)
+    to = _unit(metric, destination).transpose(1, 2)
+    room = to.shape[0] * max(destination.numel(), 16 * to.shape[1])
     best, choice = [], []
-    for some in source.split(max(1, _BLOCK // max(1, metric.shape[0] * destination.numel()))):
-        scores = _rows(unit, some) @ to
+    for some in source.split(max(1, _BLOCK // max(1, room))):
+        scores = _unit(metric, some) @ to
         if padding is not None:
             scores = scores.masked_fill(padding[:, None, destination], -2.0)
             scores = scores.masked_fill(padding[:, some, None], 2.0)
@@ -68,6 +73,14 @@ def match(
     merged = order[:, :r]
     into = destination[torch.cat(choice, 1).gather(1, merged)]
     return Pairs(source[order[:, r:]], source[merged], into)
+
+
+def _unit(metric: Tensor | Callable[[Tensor], Tensor], index: Tensor) -> Tensor:
+    """Rows (B, M, D) of length 1, in float32 at least."""
+    rows = _rows(metric, index) if isinstance(metric, Tensor) else metric(index)
+    exact = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    norm = exact.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(exact.dtype).tiny)
+    return exact / norm if exact is rows else exact.div_(norm)
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:

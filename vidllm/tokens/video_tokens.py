@@ -133,6 +133,21 @@ class Mix:
 Selection = Keep | Merge | Mix
 
 
+def finite(x: Tensor) -> bool:
+    """Whether no number is NaN or infinite, in one reading pass."""
+    return x.numel() == 0 or bool(torch.stack(torch.aminmax(x.detach())).isfinite().all())
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows x[index] of indices on the CPU; a view where the indices follow one another."""
+    count = len(index)
+    if count and int(index[-1]) - int(index[0]) == count - 1:
+        run = int(index[0])
+        if torch.equal(index, torch.arange(run, run + count)):
+            return x[run : run + count]
+    return x.index_select(0, index.to(x.device))
+
+
 def _long(value: Tensor, name: str) -> Tensor:
     if value.dim() != 1 or value.dtype not in (torch.int64, torch.int32):
         raise WorkError(
@@ -204,8 +219,9 @@ def slot_means(x: Tensor, order: Tensor, counts: Tensor, weight: Tensor) -> Tens
     if device.type == "cpu" and x.shape[-1] and not (x.requires_grad and torch.is_grad_enabled()):
         flat = x.detach().reshape(-1, *x.shape[-2:])
         merged = x.new_empty(len(flat), slots, x.shape[-1])
-        for rows, out in zip(flat, merged, strict=True):
-            _sum_in_blocks(rows, order, counts, weight, whole, out)
+        with torch.no_grad():
+            for number, rows in enumerate(flat):
+                _sum_in_blocks(rows, order, counts, weight, whole, merged[number])
         return merged.view(*x.shape[:-2], slots, x.shape[-1])
     exact = torch.promote_types(x.dtype, torch.float32)
     rank = torch.arange(order.numel()) - (counts.cumsum(0) - counts)[slot]
