@@ -47,6 +47,7 @@ def segment_lengths(
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
+@torch.no_grad()
 def diverse(
     x: Tensor | Sequence[Tensor], weight: Tensor, count: int, *, again: bool = False
 ) -> Tensor:

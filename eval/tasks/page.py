@@ -87,7 +87,8 @@ def _notes(task: Task) -> list[str]:
         lines.append(f"  From: {task.home}.")
     if task.hub:
         lines.append(f"  Hub: `{task.hub}`.")
-    told = " ".join((type(task).__doc__ or "").split())
+    said = (type(task).__doc__ or "").partition("\n    Args:")[0]
+    told = " ".join(said.split())
     if told:
         lines.append(f"  {told}")
     return lines
