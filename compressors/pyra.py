@@ -23,7 +23,7 @@ from vidllm.tokens.tower_plan import TowerShape, TowerStep
 from .registry import register
 from .shared.in_tower import InTower, falling, rounds
 from .shared.segments import present_frames, share
-from .tome import compose, matching_metric, neighbours, one_round, rows_of
+from .tome import Tome, compose, matching_metric, neighbours, one_round, rows_of
 
 
 def modulate(
@@ -128,6 +128,14 @@ class Pyra(InTower):
             "pyra has no trained modulation here (none is shipped): without one it is tome, bit by "
             "bit; give pyra:weights=FILE",
         )
+
+    def run(
+        self, tokens: VideoTokens, budget: int | None = None, query: Tensor | None = None
+    ) -> tuple[VideoTokens, list[Selection]]:
+        """As `Compressor.run`; without a modulation that of `Tome`."""
+        if self.modulation is None:
+            return Tome().run(tokens, self.goal(tokens, budget), query)
+        return super().run(tokens, budget, query)
 
     def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
         """All rounds inside the frames, or the runs of neighbours."""
