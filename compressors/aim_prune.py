@@ -22,6 +22,7 @@ from .registry import register
 _KEPT = 2**26
 
 
+@torch.no_grad()
 def importance_rows(
     rows: Callable[[int, int], Tensor],
     length: int,
@@ -64,7 +65,7 @@ def importance_rows(
         last = min(first + block, length)
         part = rows(first, last).float()
         if temperature is not None:
-            part = torch.softmax(part.div_(temperature), dim=-1)
+            part = torch.softmax(part / temperature, dim=-1)
         if dead is not None:
             part = part.masked_fill(dead[..., first:last, :].to(part.device), 0.0)
         if sum(other.numel() for other in kept.values()) + part.numel() <= _KEPT:

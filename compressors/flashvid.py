@@ -60,6 +60,7 @@ def diverse(
     Returns:
         (B, count) indices in the order in which they were picked.
     """
+    weight = weight.detach()
     away = weight.new_empty(*weight.shape, weight.shape[1])
     for frame, by, out in zip(x, weight, away, strict=True):
         rows = unit(frame, _SMALLEST)

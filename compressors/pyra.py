@@ -132,7 +132,7 @@ class Pyra(InTower):
     def run(
         self, tokens: VideoTokens, budget: int | None = None, query: Tensor | None = None
     ) -> tuple[VideoTokens, list[Selection]]:
-        """As `Compressor.run`; without a modulation as ToMe does it."""
+        """As `Compressor.run`; without a modulation that of `Tome`."""
         if self.modulation is None:
             return Tome().run(tokens, self.goal(tokens, budget), query)
         return super().run(tokens, budget, query)

@@ -51,6 +51,7 @@ def merge_parts(
     """
     x = tokens.features
     made = x.new_empty(sum(turns[-1]), x.shape[1])
+    differentiable, pieces = x.requires_grad and torch.is_grad_enabled(), list[Tensor]()
     found: list[list[Merge]] = [[] for _ in turns]
     for number, (part, out) in enumerate(zip(parts, made.split(list(turns[-1])), strict=True)):
         now, size, position = take(x, part), tokens.size[part], tokens.position[part]
@@ -63,7 +64,10 @@ def merge_parts(
                 size = size.new_zeros(len(merge)).index_add_(0, merge.target, size)
                 position = position[merge.representative]
             found[turn].append(merge)
-        out.copy_(now)
+        if differentiable:
+            pieces.append(now)
+        else:
+            out.copy_(now)
     light, rounds = tokens.with_features(x[:, :0]), list[Selection]()
     order = torch.cat(list(parts))
     for merges in found:
@@ -71,7 +75,7 @@ def merge_parts(
         light = light.apply(selection)
         rounds.append(selection)
         order = torch.arange(len(selection))
-    return light.with_features(made), rounds
+    return light.with_features(torch.cat(pieces) if differentiable else made), rounds
 
 
 def _together(merges: Sequence[Merge], order: Tensor) -> Merge:

@@ -119,3 +119,19 @@ def test_a_method_takes_a_quarter_of_its_input_beyond_its_output(
         most, after = peak_bytes(lambda: method(tokens, query=query))
     made = after.features.numel() * after.features.element_size()
     assert most - made <= whole / 4, f"{name}: {(most - made) / whole:.2f}"
+
+
+@pytest.mark.parametrize("name", [n for n in names() if n not in ("none", "mustdrop-cache")])
+def test_gradients_pass_and_change_no_choice(name: str) -> None:
+    tokens = dict(hard_clips())["moving, torch.float32, thinned"]
+    query = torch.randn(6, 48, generator=torch.Generator().manual_seed(0))
+    features = tokens.features.clone().requires_grad_()
+    given = {key: plane.clone().requires_grad_() for key, plane in tokens.signals.items()}
+    learning = tokens.with_features(features * 1).with_signals(**given)
+    made = get(name, keep=0.3)(learning, query=query)
+    made.features.square().sum().backward()
+    with torch.no_grad():
+        plain = get(name, keep=0.3)(tokens, query=query)
+    assert features.grad is not None and bool(features.grad.any())
+    assert torch.equal(made.source, plain.source)
+    assert torch.allclose(made.features, plain.features, atol=1e-5)

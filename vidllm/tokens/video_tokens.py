@@ -19,7 +19,7 @@ from torch.nn.functional import embedding_bag
 
 from vidllm.errors import InputError, WorkError
 
-# Slots of at most this many tokens are summed member by member (see `_merge_rows`).
+# Slots of at most this many tokens are summed member by member (see `slot_means`).
 _ROUNDS = 64
 # Numbers of the members that are summed at a time on a CPU, so that they stay in its cache.
 _BLOCK = 2**17
@@ -140,11 +140,9 @@ def finite(x: Tensor) -> bool:
 
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Rows x[index] of indices on the CPU; a view where the indices follow one another."""
-    count = len(index)
-    if count and int(index[-1]) - int(index[0]) == count - 1:
-        run = int(index[0])
-        if torch.equal(index, torch.arange(run, run + count)):
-            return x[run : run + count]
+    first, last = (int(index[0]), int(index[-1])) if len(index) else (0, -2)
+    if last - first == len(index) - 1 and torch.equal(index, torch.arange(first, last + 1)):
+        return x[first : last + 1]
     return x.index_select(0, index.to(x.device))
 
 
@@ -186,7 +184,10 @@ def apply_rows(
             raise WorkError("a size-weighted merge needs the sizes of its tokens")
         weight = size.detach().to("cpu", torch.float32)
     rows = x.movedim(dim, -2) if dim != x.dim() - 1 else x.unsqueeze(-1)
-    merged = _merge_rows(rows, selection, weight)
+    kept = torch.nonzero(selection.target >= 0).flatten()
+    order = kept[torch.argsort(selection.target[kept], stable=True)]
+    counts = torch.bincount(selection.target[order], minlength=len(selection))
+    merged = slot_means(rows, order, counts, weight[order])
     return merged.movedim(-2, dim) if dim != x.dim() - 1 else merged.squeeze(-1)
 
 
@@ -197,13 +198,6 @@ def apply_all(x: Tensor, selections: Sequence[Selection], *, dim: int = -2) -> T
         x = apply_rows(x, selection, size, dim=dim)
         size = merged_sizes(size, selection)
     return x
-
-
-def _merge_rows(x: Tensor, merge: Merge, weight: Tensor) -> Tensor:
-    kept = torch.nonzero(merge.target >= 0).flatten()
-    order = kept[torch.argsort(merge.target[kept], stable=True)]
-    counts = torch.bincount(merge.target[order], minlength=len(merge))
-    return slot_means(x, order, counts, weight[order])
 
 
 def slot_means(x: Tensor, order: Tensor, counts: Tensor, weight: Tensor) -> Tensor:
