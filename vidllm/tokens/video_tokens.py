@@ -2,8 +2,7 @@
 
 A compressor only decides: it returns a `Keep`, a `Merge`, or for new tokens a `Mix`.
 `VideoTokens.apply` carries that decision out on features, signals, frames, cells, seconds, sizes,
-positions and provenance, and `apply_rows` on any other plane that has one row a token, batched
-and differentiable.
+positions and provenance, and `apply_rows` on any other plane of one row a token, differentiably.
 """
 
 from __future__ import annotations
@@ -148,9 +147,7 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 
 def _long(value: Tensor, name: str) -> Tensor:
     if value.dim() != 1 or value.dtype not in (torch.int64, torch.int32):
-        raise WorkError(
-            f"{name} must be a flat integer tensor, not {value.dtype} of {value.dim()}D"
-        )
+        raise WorkError(f"{name} must be flat integers, not {value.dtype} of {value.dim()}D")
     return value.detach().to("cpu", torch.int64)
 
 
