@@ -89,7 +89,7 @@ def half_products(clip: Clip) -> None:
 
 def merge(clip: Clip) -> None:
     """The means of as many runs of rows as are kept."""
-    rows = clip.x.reshape(-1, clip.x.shape[2])
+    rows = clip.x.flatten(0, 1)
     count = len(rows)
     start = torch.arange(clip.kept + 1) * count // clip.kept
     order, made = torch.arange(count), rows.new_empty(clip.kept, rows.shape[1])
@@ -104,9 +104,10 @@ def merge(clip: Clip) -> None:
 
 def halvings(clip: Clip) -> None:
     """Rounds inside frames: every second row with the others, and half the rows."""
-    frames, left, _ = clip.x.shape
+    (frames, left, width), rows = clip.x.shape, clip.x.flatten(0, 1)
     while left > max(1, -(-clip.kept // frames)):
-        now = Clip(clip.x[:, :left], max(clip.kept, frames * (left - left // 2)))
+        halved = max(clip.kept, frames * (left - left // 2))
+        now = Clip(rows[: frames * left].view(frames, left, width), halved)
         units(now)
         half_products(now)
         merge(now)
