@@ -110,7 +110,8 @@ def halvings(clip: Clip) -> None:
         now = Clip(rows[: frames * left].view(frames, left, width), halved)
         units(now)
         half_products(now)
-        merge(now)
+        for frame in now.x:
+            merge(Clip(frame[None], max(1, halved // frames)))
         left -= left // 2
 
 
@@ -120,7 +121,8 @@ def joins(clip: Clip) -> None:
     count = frames * cells
     for level, joined in enumerate((2, 4, 12)):
         left = round(count * (clip.kept / count) ** (0.2 + 0.8 * level / 3))
-        merge(Clip(clip.x, left))
+        for together in clip.x.split(joined):
+            merge(Clip(together, max(1, left * len(together) // frames)))
         length = max(2, left * joined // frames)
         rows = clip.x.flatten(0, 1)[: left // length * length].view(-1, length, width)
         units(Clip(rows, clip.kept))
