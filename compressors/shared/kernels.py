@@ -111,8 +111,12 @@ def row_distance(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def mean(x: Tensor, index: Tensor) -> Tensor:
-    """(D,) mean of the rows x[index] in float32, without a copy of them that matters."""
-    return take(x.detach(), index).float().mean(dim=0)
+    """(D,) mean of the rows x[index] in float32, cast some columns at a time."""
+    rows = take(x.detach(), index)
+    if rows.dtype == torch.float32 or rows.is_cuda:
+        return rows.float().mean(dim=0)
+    columns = rows.split(max(64, _BLOCK // max(1, len(rows))), dim=1)
+    return torch.cat([some.float().mean(dim=0) for some in columns])
 
 
 def cosines(x: Tensor, anchors: Tensor, floor: float) -> Iterator[tuple[slice, Tensor]]:

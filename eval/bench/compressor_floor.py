@@ -89,7 +89,7 @@ def half_products(clip: Clip) -> None:
 
 def merge(clip: Clip) -> None:
     """The means of as many runs of rows as are kept."""
-    rows = clip.x.reshape(-1, clip.x.shape[2])
+    rows = clip.x.flatten(0, 1)
     count = len(rows)
     start = torch.arange(clip.kept + 1) * count // clip.kept
     order, made = torch.arange(count), rows.new_empty(clip.kept, rows.shape[1])
@@ -104,12 +104,14 @@ def merge(clip: Clip) -> None:
 
 def halvings(clip: Clip) -> None:
     """Rounds inside frames: every second row with the others, and half the rows."""
-    frames, left, _ = clip.x.shape
+    (frames, left, width), rows = clip.x.shape, clip.x.flatten(0, 1)
     while left > max(1, -(-clip.kept // frames)):
-        now = Clip(clip.x[:, :left], max(clip.kept, frames * (left - left // 2)))
+        halved = max(clip.kept, frames * (left - left // 2))
+        now = Clip(rows[: frames * left].view(frames, left, width), halved)
         units(now)
         half_products(now)
-        merge(now)
+        for frame in now.x:
+            merge(Clip(frame[None], max(1, halved // frames)))
         left -= left // 2
 
 
@@ -119,7 +121,8 @@ def joins(clip: Clip) -> None:
     count = frames * cells
     for level, joined in enumerate((2, 4, 12)):
         left = round(count * (clip.kept / count) ** (0.2 + 0.8 * level / 3))
-        merge(Clip(clip.x, left))
+        for together in clip.x.split(joined):
+            merge(Clip(together, max(1, left * len(together) // frames)))
         length = max(2, left * joined // frames)
         rows = clip.x.flatten(0, 1)[: left // length * length].view(-1, length, width)
         units(Clip(rows, clip.kept))

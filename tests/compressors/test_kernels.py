@@ -31,6 +31,7 @@ def test_blocks_give_what_whole_tensors_give(name: str) -> None:
     assert torch.equal(unit(tokens.features), x / x.norm(dim=1, keepdim=True).clamp(min=1e-38))
     exact = x.double().var(dim=0, unbiased=False)
     assert torch.allclose(kernels.variance(tokens.features), exact, rtol=1e-4, atol=1e-9)
+    assert torch.equal(kernels.mean(tokens.features, later), left.mean(0))
     some = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
     for index in (some, some.sort().values, later, later[:1], later[:0]):
         assert torch.equal(take(tokens.features, index), tokens.features[index])
