@@ -22,7 +22,7 @@ from vidllm.eval.tasks import get_task, task_names
 from vidllm.models.families.served import FAMILIES
 from vidllm.models.native.footage import UNKNOWN
 from vidllm.models.shipped import default_model
-from vidllm.stage.training.settings import mixture_of
+from vidllm.stage.training.settings import plan_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,7 +35,7 @@ NUMBERS = {"thirteen": 13, "twelve": 12, "fourteen": 14}
 def met(compressor: str, keep: float) -> bool:
     """Whether a reduction was in the training mixture of the shipped model."""
     spec = compressor if compressor == "none" else f"{compressor}:keep={keep:g}"
-    return spec in dict(mixture_of(CONFIG["vision"]))
+    return spec in dict(plan_of(CONFIG["vision"]).mixture)
 
 
 def paragraphs(path: Path) -> list[str]:

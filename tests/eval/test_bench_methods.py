@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ from vidllm.eval.run.ask_model import ModelAsker
 from vidllm.eval.run.run_settings import own_setting, wanted
 from vidllm.eval.tasks import get_task
 from vidllm.eval.tasks.base import Item
-from vidllm.stage.training.settings import MIXTURES, mixture_of
+from vidllm.stage.training.settings import PLANS, plan_of
 from vidllm.stage.training.tokenizer import build_tokenizer
 from vidllm.timecode import get_timecode
 
@@ -206,7 +207,7 @@ def test_a_models_own_method_runs_with_the_parameters_that_it_brings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mixture = (("none", 0.4), ("mrt5:keep=0.125", 0.4), ("temporal-pool:keep=0.25", 0.2))
-    monkeypatch.setitem(MIXTURES, "vit", mixture)
+    monkeypatch.setitem(PLANS, "vit", replace(PLANS["vit"], mixture=mixture))
     met = met_in_training({"compressors": "mrt5", "vision": {"stem": {}}})
     assert met == {"mrt5": [0.125], "temporal-pool": [0.25]}
     other = {"compressors": "none", "vision": {"stem": {}}}
@@ -223,7 +224,7 @@ def test_what_training_met_is_told_by_its_mixture(tmp_path: Path, tiny: Path) ->
     assert config is not None
     met = met_in_training(config)
     assert {f"{name}:keep={keep:g}" for name, keeps in met.items() for keep in keeps} == {
-        spec for spec, _ in mixture_of(config["vision"]) if spec != "none"
+        spec for spec, _ in plan_of(config["vision"]).mixture if spec != "none"
     }
     assert kind_of("temporal-pool", met) == MET
     assert kind_of("temporal-pool+fastv", met) == MET  # it has a part that was met

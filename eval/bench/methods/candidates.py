@@ -94,10 +94,10 @@ def met_in_training(config: Mapping[str, Any] | None) -> dict[str, list[float]]:
     """
     if config is None:
         return {}
-    from vidllm.stage.training.settings import mixture_of
+    from vidllm.stage.training.settings import plan_of
 
     found: dict[str, list[float]] = {}
-    for spec, _ in mixture_of(config["vision"]):
+    for spec, _ in plan_of(config["vision"]).mixture:
         method = build(spec)
         is_trained = not method.has_parameters or method.name == own_compressor(config)
         if method.name != "none" and is_trained:

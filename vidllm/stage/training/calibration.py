@@ -38,7 +38,7 @@ from ..files import one_thread
 from ..render import VIDEO_SIZE, render_tracks, to_uint8
 from ..scenes import Scene, make_scene
 from ..tracks import tracks
-from .settings import VERSIONS
+from .settings import plan_of
 
 #: The first scene: beyond the clips that training draws and the frames that its tower sees.
 FIRST = 50_000_000
@@ -62,7 +62,6 @@ def calibrate(
     frames: int = 2,
     seed: int = 0,
     layers: Sequence[str] = (),
-    versions: Sequence[int] = VERSIONS,
 ) -> KnownFootage:
     """Measure the statistics of the made world for a model.
 
@@ -70,7 +69,6 @@ def calibrate(
         clips: at least 100, each of another scene; a quarter is kept for the usual distance.
         frames: of a clip. seed: of the scenes and of what is done to them.
         layers: of the tower, by name; those of its stem for the project's towers.
-        versions: of the made world, which the scenes take turns in.
 
     Raises:
         InputError: too few clips, or a tower whose layers are not named or see whole clips.
@@ -82,6 +80,7 @@ def calibrate(
     if not layers and not stems:
         raise InputError("name the layers of this vision tower, such as --layers a.b.0,a.b.4")
     names = list(layers) or [f"{stems[0]}.{layer}" for layer in STEM_LAYERS]
+    versions = plan_of(model.config.vision).versions  # of the world that it was trained on
     rng = np.random.default_rng([23, seed])
     noise = torch.Generator().manual_seed(seed)
     parts: list[list[Tensor]] = []

@@ -50,7 +50,7 @@ from .checkpoint import (
 from .data import DataSettings, StageBatches
 from .optimiser_moments import moments, restore_moments
 from .run_folder import TrainingFolder, course
-from .settings import MIXTURES, VERSIONS, TrainSettings, build_model
+from .settings import PLANS, TrainSettings, build_model
 from .trainee import Trainee, planned_method
 
 
@@ -115,14 +115,15 @@ class _Run:
         saved = folder.checkpoint(settings) if settings.resume else None
         if saved is None:
             folder.check_empty()
-        for spec, _ in MIXTURES[settings.vision]:
-            planned_method(spec)
         if settings.threads:
             torch.set_num_threads(settings.threads)
         cuda = torch.cuda.is_available() and settings.device in ("auto", "cuda")
         self.accelerator = Accelerator(mixed_precision="bf16", cpu=not cuda)
         set_seed(settings.seed)
         self.model, self.tokenizer = build_model(settings)
+        self.plan = PLANS[settings.vision]
+        for spec, _ in self.plan.mixture:
+            planned_method(spec)
         if settings.init:
             _start_from(self.model, settings.init)
         # Three times as fast on a CPU.
@@ -194,12 +195,18 @@ class _Run:
         code = get_timecode("relative")
         if phase == "see":
             data = DataSettings(
-                "train", s.see_batch, 4, True, first=1_000_000, seed=s.seed, versions=VERSIONS
+                "train",
+                s.see_batch,
+                4,
+                True,
+                first=1_000_000,
+                seed=s.seed,
+                versions=self.plan.versions,
             )
             steps = range(self.done, s.steps_see)
         else:
             data = DataSettings(
-                "train", s.batch, s.frames, clips=s.clips, seed=s.seed, versions=VERSIONS
+                "train", s.batch, s.frames, clips=s.clips, seed=s.seed, versions=self.plan.versions
             )
             steps = range(self.done - s.steps_see, s.total - s.steps_see)
         return DataLoader(
@@ -248,7 +255,7 @@ class _Run:
                         break
                     path = Path(s.cells) if s.cells else self.folder.path / "cells.bin"
                     cache = CellCache(path, s, self.model)
-                    data = DataSettings("train", frames=s.frames, versions=VERSIONS)
+                    data = DataSettings("train", frames=s.frames, versions=self.plan.versions)
                     clips = StageBatches(data, self.tokenizer, code, s.clips)
                     cache.fill(clips, bar, self.halt)
                 elif self.done >= s.steps_see:
@@ -269,7 +276,7 @@ class _Run:
             batch["cells"] = cache[batch["scene"]]
         batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
         choice = np.random.default_rng([13, s.seed, self.done])
-        names, shares = zip(*MIXTURES[s.vision], strict=True)
+        names, shares = zip(*self.plan.mixture, strict=True)
         reduction = str(choice.choice(names, p=shares)) if s.reduce else "none"
         if reduction.startswith("random"):  # another draw every time, from a few plans
             reduction += f":seed={self.done % 97}"
@@ -291,7 +298,7 @@ class _Run:
         """How often a step takes every other frame: always at first, later now and then."""
         s = self.settings
         along = (self.done - s.steps_see) / max(1, s.total - s.steps_see)
-        return 1.0 if along < s.short else 0.15
+        return 1.0 if along < self.plan.short else 0.15
 
     def report(self, log: TextIO, bar: Progress, task: TaskID) -> None:
         s = self.settings

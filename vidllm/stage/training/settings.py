@@ -16,39 +16,66 @@ from vidllm.timecode import get_timecode
 from .losses import LossWeights
 from .tokenizer import build_tokenizer
 
-Mixture = tuple[tuple[str, float], ...]
-#: Reductions met in training, as (compressor spec, weight), by the tower: "conv" is that of the
-#: first model.
-MIXTURES: dict[str, Mixture] = {
-    "vit": (
-        ("none", 0.12),
-        ("mrt5:keep=0.25", 0.18),
-        ("mrt5:keep=0.125", 0.28),
-        ("mrt5:keep=0.05", 0.14),
-        ("temporal-pool:keep=0.25", 0.12),
-        ("spatial-pool:keep=0.25", 0.06),
-        ("frame-sample:keep=0.25", 0.05),
-        ("random:keep=0.25", 0.05),
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes with a tower, so that a model is trained as its card says.
+
+    Attributes:
+        vision: of the config, without what the size adds. downsample: see `NativeConfig`.
+        layers: of the decoder of size "small".
+        mixture: reductions met in training, as (compressor spec, weight).
+        versions: of the made world, which scenes take turns in.
+        short: share of the steps after "see" that take every other frame only, which costs half;
+            of the others 15 % do.
+    """
+
+    vision: dict[str, Any]
+    downsample: int
+    layers: int
+    mixture: tuple[tuple[str, float], ...]
+    versions: tuple[int, ...]
+    short: float
+
+
+PLANS: dict[str, Plan] = {
+    "vit": Plan(
+        vision={"type": "clip_vision_model", "image_size": 96, "patch_size": 24},
+        downsample=1,
+        layers=6,
+        mixture=(
+            ("none", 0.12),
+            ("mrt5:keep=0.25", 0.18),
+            ("mrt5:keep=0.125", 0.28),
+            ("mrt5:keep=0.05", 0.14),
+            ("temporal-pool:keep=0.25", 0.12),
+            ("spatial-pool:keep=0.25", 0.06),
+            ("frame-sample:keep=0.25", 0.05),
+            ("random:keep=0.25", 0.05),
+        ),
+        versions=(2, 1, 2),
+        short=0.6,
     ),
-    "conv": (
-        ("none", 0.50),
-        ("temporal-pool:keep=0.5", 0.05),
-        ("temporal-pool:keep=0.25", 0.25),
-        ("temporal-pool:keep=0.125", 0.03),
-        ("spatial-pool:keep=0.25", 0.07),
-        ("frame-sample:keep=0.5", 0.05),
-        ("random:keep=0.5", 0.05),
+    "conv": Plan(  # the first model
+        vision={"type": "conv"},
+        downsample=2,
+        layers=4,
+        mixture=(
+            ("none", 0.50),
+            ("temporal-pool:keep=0.5", 0.05),
+            ("temporal-pool:keep=0.25", 0.25),
+            ("temporal-pool:keep=0.125", 0.03),
+            ("spatial-pool:keep=0.25", 0.07),
+            ("frame-sample:keep=0.5", 0.05),
+            ("random:keep=0.5", 0.05),
+        ),
+        versions=(1,),
+        short=0.0,
     ),
 }
-#: Versions of the benchmark that scenes are drawn from, in turn.
-VERSIONS: tuple[int, ...] = (2, 1, 2)
 SIZES: dict[str, dict[str, Any]] = {
-    "small": {"width": 192, "layers": 6, "heads": 6, "widths": (24, 64, 128), "blocks": (1, 2, 2)},
+    "small": {"width": 192, "heads": 6, "widths": (24, 64, 128), "blocks": (1, 2, 2)},
     "tiny": {"width": 32, "layers": 2, "heads": 2, "widths": (8, 16, 16), "blocks": (1, 1, 1)},
-}
-VISION: dict[str, dict[str, Any]] = {
-    "vit": {"type": "clip_vision_model", "image_size": 96, "patch_size": 24},
-    "conv": {"type": "conv"},
 }
 TEMPORAL: dict[str, Any] = {
     "ssd": [
@@ -72,7 +99,6 @@ class TrainSettings:
         reduce: train under the mixture of reductions; False trains on full videos alone.
         see_batch: scenes in a batch while it learns to see, four frames of each.
         batch: clips in a batch afterwards; frames: frames of a clip.
-        short: share of the steps after "see" that take every other frame only: they cost half.
         clips: clips whose cells are kept on disk (0.4 MB a clip of 64 frames).
         minutes: stop and save after so many minutes (0: no limit); `resume` goes on from there.
         init: folder of a trained model to start from (its tower, and all else that fits).
@@ -87,7 +113,6 @@ class TrainSettings:
     steps_see: int = 3000
     steps_mix: int = 1000
     steps_answer: int = 9000
-    short: float = 0.6
     see_batch: int = 32
     batch: int = 8
     frames: int = 64
@@ -128,9 +153,9 @@ def build_model(settings: TrainSettings) -> tuple[NativeVideoLLM, PreTrainedToke
     """A fresh model and its tokenizer.
 
     Raises:
-        InputError: for a size or temporal encoder that is not known.
+        InputError: for a size, tower or temporal encoder that is not known.
     """
-    given: dict[str, dict[str, Any]] = {"size": SIZES, "vision": VISION, "temporal": TEMPORAL}
+    given: dict[str, dict[str, Any]] = {"size": SIZES, "vision": PLANS, "temporal": TEMPORAL}
     for name, known in given.items():
         if getattr(settings, name) not in known:
             raise InputError(
@@ -138,14 +163,15 @@ def build_model(settings: TrainSettings) -> tuple[NativeVideoLLM, PreTrainedToke
             )
     code = get_timecode("relative")
     tokenizer = build_tokenizer(code)
-    size = SIZES[settings.size]
-    width = size["width"]
+    size, plan = SIZES[settings.size], PLANS[settings.vision]
+    width, layers = size["width"], size.get("layers", plan.layers)
     stem = {"widths": list(size["widths"]), "blocks": list(size["blocks"])}
-    vision, downsample = VISION[settings.vision], 2 if settings.vision == "conv" else 1
-    vision = {**vision, "hidden_size": width, **(stem if downsample > 1 else {"stem": stem})}
-    if settings.vision == "vit":
-        vision["intermediate_size"] = 3 * width
-        vision["num_hidden_layers"], vision["num_attention_heads"] = size["layers"], size["heads"]
+    vision = {**plan.vision, "hidden_size": width}
+    if settings.vision == "conv":
+        vision |= stem
+    else:
+        vision |= {"stem": stem, "intermediate_size": 3 * width}
+        vision |= {"num_hidden_layers": layers, "num_attention_heads": size["heads"]}
     config = NativeConfig(
         vision=vision,
         text={
@@ -153,7 +179,7 @@ def build_model(settings: TrainSettings) -> tuple[NativeVideoLLM, PreTrainedToke
             "vocab_size": len(tokenizer),
             "hidden_size": width,
             "intermediate_size": 3 * width,
-            "num_hidden_layers": size["layers"],
+            "num_hidden_layers": layers,
             "num_attention_heads": size["heads"],
             "num_key_value_heads": size["heads"],
             "max_position_embeddings": 32768,
@@ -163,7 +189,7 @@ def build_model(settings: TrainSettings) -> tuple[NativeVideoLLM, PreTrainedToke
             "pad_token_id": tokenizer.pad_token_id,
         },
         temporal=TEMPORAL[settings.temporal],
-        downsample=downsample,
+        downsample=plan.downsample,
         time_code="relative",
         time_tokens=len(code.special_tokens),
         time_token_start=int(tokenizer.convert_tokens_to_ids(code.special_tokens[0])),  # type: ignore[arg-type]
@@ -176,6 +202,6 @@ def build_model(settings: TrainSettings) -> tuple[NativeVideoLLM, PreTrainedToke
     return model, tokenizer
 
 
-def mixture_of(vision: Mapping[str, Any]) -> Mixture:
-    """What a model of `vidllm train` with this tower met in training."""
-    return MIXTURES["vit" if "stem" in vision else "conv"]
+def plan_of(vision: Mapping[str, Any]) -> Plan:
+    """How a model of `vidllm train` with this tower (of its config) was trained."""
+    return PLANS["vit" if "stem" in vision else "conv"]
