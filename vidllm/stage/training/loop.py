@@ -51,7 +51,8 @@ from .data import DataSettings, StageBatches
 from .optimiser_moments import moments, restore_moments
 from .run_folder import TrainingFolder, course
 from .settings import PLANS, TrainSettings, build_model
-from .trainee import Trainee, planned_method
+from .start import start_from
+from .trainee import Trainee, attend_by_products, planned_method
 
 
 def _groups(module: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
@@ -125,9 +126,11 @@ class _Run:
         for spec, _ in self.plan.mixture:
             planned_method(spec)
         if settings.init:
-            _start_from(self.model, settings.init)
+            start_from(self.model, self.tokenizer, settings.init)
         # Three times as fast on a CPU.
         self.model.vision.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if not cuda:  # a quarter to a third of a step: the fused kernel's way back is slow there
+            attend_by_products(self.model)
         trainee = Trainee(self.model, self.tokenizer, settings.weights)
         optimizer = torch.optim.AdamW(
             _groups(trainee, settings.weight_decay), lr=1.0, betas=(0.9, 0.98), fused=True
@@ -282,6 +285,9 @@ class _Run:
             reduction += f":seed={self.done % 97}"
         if cache is not None and choice.random() < self.short():  # a clip of half as many frames
             batch = {**batch, **_every_other(batch, int(choice.integers(2)))}
+        if cache is not None and reduction == "none":  # a clip costs two to three of any other
+            few = max(1, round(self.plan.uncompressed * s.batch))
+            batch = {k: v[:few] for k, v in batch.items()}
         result = self.trainee(batch, phase=s.phase(self.done), reduction=reduction)
         self.accelerator.backward(result["total"])
         self.accelerator.clip_grad_norm_(self.trainee.parameters(), s.clip)
@@ -333,13 +339,3 @@ class _Run:
 
 def _every_other(batch: dict[str, Tensor], first: int) -> dict[str, Tensor]:
     return {k: batch[k][:, first::2] for k in ("state", "seconds", "clock", "action", "cells")}
-
-
-def _start_from(model: NativeVideoLLM, folder: str) -> None:
-    """Take over every weight of a trained model that has a place here."""
-    trained = NativeVideoLLM.from_pretrained(folder).state_dict()
-    own = model.state_dict()
-    fitting = {k: v for k, v in trained.items() if k in own and own[k].shape == v.shape}
-    if not fitting:
-        raise InputError(f"no weight of {folder} fits the model to be trained: use the same size")
-    model.load_state_dict(fitting, strict=False)

@@ -28,6 +28,7 @@ class Plan:
         versions: of the made world, which scenes take turns in.
         short: share of the steps after "see" that take every other frame only, which costs half;
             of the others 15 % do.
+        uncompressed: share of a batch's clips that a step without reduction takes.
     """
 
     vision: dict[str, Any]
@@ -36,6 +37,7 @@ class Plan:
     mixture: tuple[tuple[str, float], ...]
     versions: tuple[int, ...]
     short: float
+    uncompressed: float = 1.0
 
 
 PLANS: dict[str, Plan] = {
@@ -44,17 +46,18 @@ PLANS: dict[str, Plan] = {
         downsample=1,
         layers=6,
         mixture=(
-            ("none", 0.12),
-            ("mrt5:keep=0.25", 0.18),
-            ("mrt5:keep=0.125", 0.28),
+            ("none", 0.20),
+            ("mrt5:keep=0.25", 0.16),
+            ("mrt5:keep=0.125", 0.24),
             ("mrt5:keep=0.05", 0.14),
-            ("temporal-pool:keep=0.25", 0.12),
+            ("temporal-pool:keep=0.25", 0.10),
             ("spatial-pool:keep=0.25", 0.06),
             ("frame-sample:keep=0.25", 0.05),
             ("random:keep=0.25", 0.05),
         ),
         versions=(2, 1, 2),
-        short=0.6,
+        short=0.85,
+        uncompressed=0.375,
     ),
     "conv": Plan(  # the first model
         vision={"type": "conv"},

@@ -152,6 +152,13 @@ def gated(features: Tensor, span: Tensor, gate: Tensor, keep: int) -> Reduced:
     )
 
 
+def attend_by_products(model: NativeVideoLLM) -> None:
+    """Let tower and LLM attend by plain matrix products instead of a fused kernel."""
+    model.language_model.set_attn_implementation("eager")
+    if isinstance(model.vision, HubTower):
+        model.vision.model.set_attn_implementation("eager")
+
+
 class Trainee(nn.Module):
     """A model with its training heads; `forward` returns the losses of a batch."""
 
