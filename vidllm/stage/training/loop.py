@@ -32,7 +32,6 @@ from torch.utils.data import DataLoader
 
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.disk import unwritten
-from vidllm.models.native.model import NativeVideoLLM
 from vidllm.progress import Stopped
 from vidllm.progress.interruption import Halt, Interrupted, leave_to_parent
 from vidllm.timecode import get_timecode
