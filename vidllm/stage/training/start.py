@@ -37,11 +37,11 @@ def start_from(
     own = model.state_dict()
     named = _renamed(trained, model)
     fitting = {k: v for k, v in named.items() if k in own and own[k].shape == v.shape}
-    if not fitting:
+    if not any(v.dim() > 1 for v in fitting.values()):
         raise InputError(f"no weight of {folder} fits the model to be trained: use the same size")
     words = AutoTokenizer.from_pretrained(folder).get_vocab()
     for name in _WORDS:
-        if name not in fitting and own[name].shape[1] == named[name].shape[1]:
+        if own[name].shape[1] == named[name].shape[1]:
             fitting[name] = _by_spelling(own[name], named[name], words, tokenizer.get_vocab())
     layers = {m[2] for m in map(_LAYER.match, fitting) if m}
     for name in own:
