@@ -56,7 +56,7 @@ PLANS: dict[str, Plan] = {
             ("random:keep=0.25", 0.05),
         ),
         versions=(2, 1, 2),
-        short=0.85,
+        short=0.9,
         uncompressed=0.375,
     ),
     "conv": Plan(  # the first model
