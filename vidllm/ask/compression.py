@@ -14,6 +14,7 @@ from vidllm.cost.flops import Decoder, kv_bytes_per_token
 from vidllm.errors import InputError
 from vidllm.models.engine import compressed_once
 from vidllm.models.families.family import adapter_for
+from vidllm.models.hooks.layers import moved_cuts
 from vidllm.models.hooks.prefill import Prefix
 from vidllm.models.hooks.session import Session
 from vidllm.models.hooks.state import Report
@@ -68,7 +69,8 @@ class Compression:
     @property
     def notes(self) -> tuple[str, ...]:
         """What there is to know of the method, one line each: that its weights are random."""
-        return self.method.notes()
+        moved = moved_cuts(self._session.late, self._session.layers)
+        return (*self.method.notes(), *moved)
 
     @property
     def kept(self) -> list[Tensor]:
@@ -101,7 +103,7 @@ class Compression:
             report.full,
             report.kept,
             report.full * size,
-            sum(report.cached) / len(report.cached) * size,
+            report.mean_cached * size,
             _flops(decoder.config, report),
             1000 * report.seconds,
         )

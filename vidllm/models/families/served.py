@@ -1,4 +1,4 @@
-"""The families of hub models that are served, as data; quick to import."""
+"""The families of hub models that are served, as data; why others are not. Quick to import."""
 
 from __future__ import annotations
 
@@ -10,4 +10,73 @@ FAMILIES: dict[str, tuple[str, str, str]] = {
     "internvl": ("InternVL", "internvl", "InternVL"),
     "smolvlm": ("SmolVLM2", "smolvlm", "SmolVLM"),
     "video_llama_3": ("VideoLLaMA3", "videollama3", "VideoLlama3"),
+    "qwen2_vl": ("Qwen2-VL", "qwen2_vl", "Qwen2VL"),
+    "qwen3_vl_moe": ("Qwen3-VL-MoE", "qwen3_vl", "Qwen3VL"),
+    "qwen3_5": ("Qwen3.5", "qwen3_vl", "Qwen3VL"),
+    "qwen3_5_moe": ("Qwen3.5-MoE", "qwen3_vl", "Qwen3VL"),
+    "qwen2_5_omni_thinker": ("Qwen2.5-Omni", "qwen_omni", "Qwen25Omni"),
+    "qwen3_omni_moe_thinker": ("Qwen3-Omni", "qwen_omni", "Qwen3Omni"),
 }
+#: Model types that hold one of these as a part -> (the part's name, its model type).
+PARTS: dict[str, tuple[str, str]] = {
+    "qwen2_5_omni": ("thinker", "qwen2_5_omni_thinker"),
+    "qwen3_omni_moe": ("thinker", "qwen3_omni_moe_thinker"),
+}
+#: Model types whose pixels are made here (`pixels`); the others' come from their own processors.
+OWN_PIXELS = (
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "llava_onevision",
+    "internvl",
+    "smolvlm",
+    "video_llama_3",
+)
+#: Published models, by the names that transformers' documentation gives them.
+EXAMPLES: dict[str, str] = {
+    "qwen2_vl": "Qwen/Qwen2-VL-7B-Instruct",
+    "qwen3_vl_moe": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+    "qwen3_5": "Qwen/Qwen3.5-27B",
+    "qwen3_5_moe": "Qwen/Qwen3.5-35B-A3B-Instruct",
+    "qwen2_5_omni_thinker": "Qwen/Qwen2.5-Omni-7B",
+    "qwen3_omni_moe_thinker": "Qwen/Qwen3-Omni-30B-A3B-Instruct",
+}
+
+
+def refusal(kind: str) -> str:
+    """The line that refuses a model type, with the reason as transformers' registries give it."""
+    served = ", ".join(name for name, _, _ in FAMILIES.values())
+    return f"a {kind} model is not served, for {why_not(kind)}: use one of {served}"
+
+
+def takes_video(kind: str) -> bool:
+    """Whether a model type of transformers takes videos: it has a video processor or a token."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
+
+    if kind in VIDEO_PROCESSOR_MAPPING_NAMES:
+        return True
+    found = CONFIG_MAPPING.get(kind)
+    return any(hasattr(found, f"video_token_{end}") for end in ("id", "index"))
+
+
+def why_not(kind: str) -> str:
+    """Why a model type is not served; "" for one that is."""
+    from transformers import __version__
+    from transformers.models.auto import modeling_auto as auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if kind in FAMILIES or kind in PARTS:
+        return ""
+    if kind not in CONFIG_MAPPING_NAMES:
+        return f"transformers {__version__} has no such model type"
+    if not takes_video(kind):
+        return "it takes no video"
+    speaking = ("IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "CAUSAL_LM", "VISION_2_SEQ")
+    names = (getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES", {}) for task in speaking)
+    writes = next((own[kind] for own in names if kind in own), None)
+    if writes is None:
+        return "it takes video but writes no text"
+    return (
+        "it takes video, but no file of vidllm/models/families says where its prompt has the "
+        "tokens of a video and when they were"
+    )

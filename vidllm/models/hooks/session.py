@@ -34,9 +34,11 @@ from .checks import (
     check_call,
     check_compiled,
     check_generate,
+    check_reuse,
     within_compiled,
 )
 from .decoding import DecodeSteps, Past
+from .layers import attends, padded
 from .prefill import Prefix, dense_planes, reduce, select
 from .pruning import Pruner, VideoRun, bare
 from .state import Call, Report, count_videos, numbered
@@ -91,7 +93,7 @@ class Session:
         places = [adapter.model, adapter.core, self.decoder, adapter.tower]
         if self.late:
             inner: list[Any] = list(self.layers)
-            places += [*inner, *(layer.self_attn for layer in inner)]
+            places += [*inner, *(layer.self_attn for layer in inner if attends(layer))]
         if inside is not None:
             places += list(adapter.tower.modules())
         elif self.wants:
@@ -164,6 +166,7 @@ class Session:
     @contextmanager
     def sharing(self, prefix: Prefix) -> Iterator[Prefix]:
         """Prompts in this block begin with the same video (see `Compression.reuse`)."""
+        check_reuse(self.adapter)
         prefix.open(self.adapter.core, self.method)
         before = self.prefix
         self._prefix.set(prefix)
@@ -457,7 +460,8 @@ class Session:
             or any(len(a) < len(c.where) for a, c in zip(call.after, call.clips, strict=True))
         )
         if cache is not None and shorter:
-            past = Past(valid, [], call.ids.shape[1], cast(Tensor, call.position), choice)
+            position, ended = cast(Tensor, call.position), "" if call.left else padded(self.layers)
+            past = Past(valid, [], call.ids.shape[1], position, choice, ended)
             self.decoding = self.decoding or DecodeSteps(self.decoder)
             self.decoding.pasts[cache] = past
         if self.prefix is not None and not call.reused:
@@ -471,9 +475,13 @@ class Session:
             [int(row.sum()) for row in call.real],
             full,
             sum(len(tokens) for tokens in runs),
-            [count_videos(call.clips, layer) for layer in held],
+            [
+                count_videos(call.clips, rows) * attends(layer)
+                for rows, layer in zip(held, self.layers, strict=True)
+            ],
             seconds,
             reused=call.reused,
+            caching=sum(map(attends, self.layers)),
         )
         if choice is not None:
             report.choose(choice)

@@ -27,6 +27,7 @@ class Report:
         full, kept: video tokens of all prompts before, and those that the last layer read.
         cached: for every layer the video tokens in its cache.
         seconds: what choosing took. reused: tokens of every prompt that the cache held before.
+        caching: layers whose cache has an entry a token; 0 for all.
     """
 
     rows: list[list[Tensor]]
@@ -38,6 +39,12 @@ class Report:
     seconds: float
     choice: CacheChoice | None = None
     reused: int = 0
+    caching: int = 0
+
+    @property
+    def mean_cached(self) -> float:
+        """Video tokens in the cache of a layer, in the mean over those that hold any."""
+        return sum(self.cached) / (self.caching or len(self.cached))
 
     def choose(self, choice: CacheChoice) -> None:
         """A method will choose at every decode step: account for what a step reads."""
