@@ -41,7 +41,7 @@ from .decoding import DecodeSteps, Past
 from .layers import attends, padded
 from .prefill import Prefix, dense_planes, reduce, select
 from .pruning import Pruner, VideoRun, bare
-from .state import Call, Report, count_videos, numbered
+from .state import Call, Report, cached_videos, numbered
 from .vision_tower import Sight, TowerMerger, merges_inside, watch
 
 
@@ -452,7 +452,7 @@ class Session:
                 evict_rows(cache, method, videos, held, valid, call.left)
         fewer = any(n < len(a) for (_, n), a in zip(call.late, call.after, strict=False))
         if cache is not None and pruner is None and fewer:
-            choice = self._choice(call, cache, valid)
+            choice = call.choose(cache, valid)
         shorter = (
             pruner is not None
             or choice is not None
@@ -475,10 +475,7 @@ class Session:
             [int(row.sum()) for row in call.real],
             full,
             sum(len(tokens) for tokens in runs),
-            [
-                count_videos(call.clips, rows) * attends(layer)
-                for rows, layer in zip(held, self.layers, strict=True)
-            ],
+            cached_videos(call.clips, held, list(self.layers)),
             seconds,
             reused=call.reused,
             caching=sum(map(attends, self.layers)),
@@ -487,15 +484,3 @@ class Session:
             report.choose(choice)
         self.report = report
         self.call = None
-
-    def _choice(self, call: Call, cache: Any, valid: list[Tensor]) -> CacheChoice:
-        """A method that chooses at every decode step, for this cache."""
-        method, *_ = self.late
-        firsts = {int(clip.slots[0]) for clip in call.clips}
-        if len(firsts) < len(call.clips):
-            raise InputError(
-                f"{method.name} chooses for every answer alone: one answer a prompt, without beams"
-            )
-        choice = CacheChoice(method, *(budget for _, budget in call.late))
-        choice.begin(cache, valid, [], call.cached_videos(valid[0]), left=call.left)
-        return choice
