@@ -69,7 +69,12 @@ def _text(kind: str, **more: Any) -> dict[str, Any]:
 def _config(family: str) -> Any:
     ids = {"image_token_id": IMAGE, "video_token_id": VIDEO}
     if family in _QWEN:
-        return config_of(family, _text, _SMALL, {**ids, "vision_start_token_id": START})
+        return config_of(
+            family,
+            _text,
+            _SMALL,
+            {**ids, "vision_start_token_id": START, "vision_end_token_id": END},
+        )
     siglip = {"image_size": 32, "patch_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     if family == "qwen2_5_vl":
         rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}

@@ -177,14 +177,16 @@ def load_hub(
         InputError: files of the tokenizer or of the preprocessor that are missing.
         WorkError: weights that cannot be read.
     """
-    kind, processor = model_kind(folder), None
-    pixels: dict[str, Any] = {}
-    if kind in OWN_PIXELS:
-        pixels = pixel_options(folder)
-    else:
-        processor = OwnProcessor.load(folder, FAMILIES[kind][0])
+    kind = model_kind(folder)
+    own = kind in OWN_PIXELS
+    pixels = pixel_options(folder) if own else {}
+    processor = None if own else OwnProcessor.load(folder, FAMILIES[kind][0])
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = (
+            AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            if processor is None
+            else processor.processor.tokenizer
+        )
         tokenizer("when?", add_special_tokens=False)  # fields that loading does not look at
     except Exception as error:  # whatever the tokenizer's class trips over
         raise InputError(

@@ -75,6 +75,7 @@ class Adapter(ABC):
         self.core = cast(Any, inner if hasattr(inner, self.decoder_name) else model)
         self.config: Any = self.core.config
         self.tokenizer: Any = getattr(processor, "tokenizer", processor)
+        self.holder: Any = None  # the model that this one is a part of
         self._told: Shared[list[tuple[list[float], float]]] = Shared([])
 
     @property
@@ -306,11 +307,12 @@ def adapter_for(model: nn.Module, processor: Any = None) -> Adapter:
         )
     inner: Any = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
     kind = str(getattr(getattr(inner, "config", None), "model_type", type(inner).__name__))
+    holder = inner if kind in PARTS else None
     if kind in PARTS:  # the part that reads and writes text
         inner, kind = getattr(inner, PARTS[kind][0]), PARTS[kind][1]
     if kind not in FAMILIES:
         raise InputError(refusal(kind))
     name, module, cls = FAMILIES[kind]
     adapter: Adapter = getattr(import_module(f".{module}", __package__), cls)(inner, processor)
-    adapter.family = name
+    adapter.family, adapter.holder = name, holder
     return adapter

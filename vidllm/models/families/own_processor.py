@@ -94,7 +94,7 @@ class OwnProcessor:
         try:
             made = self.processor(
                 text=[self.processor.video_token],
-                videos=[frames],
+                videos=[frames.copy()],  # those of a clip cannot be written
                 video_metadata=[metadata],
                 do_sample_frames=False,
                 input_data_format="channels_last",

@@ -30,6 +30,12 @@ class _Thinker(Adapter):
                 f"compress serves {self.family} for videos without their sound: leave out "
                 "use_audio_in_video, or give the sound as an audio of its own"
             )
+        talks = inputs.get("output_hidden_states") and inputs.get("return_dict_in_generate")
+        if self.holder is not None and talks:  # as the whole model asks for its talker
+            raise InputError(
+                f"the talker of {self.family} reads the states of the full prompt, and this one is "
+                "shorter: ask for text alone, with generation_mode='text' or return_audio=False"
+            )
         return super().clips(ids, inputs, sight)  # type: ignore[safe-super]
 
 
