@@ -44,39 +44,7 @@ EXAMPLES: dict[str, str] = {
 
 def refusal(kind: str) -> str:
     """The line that refuses a model type, with the reason as transformers' registries give it."""
+    from .unserved import why_not  # what it reads takes a while
+
     served = ", ".join(name for name, _, _ in FAMILIES.values())
     return f"a {kind} model is not served, for {why_not(kind)}: use one of {served}"
-
-
-def takes_video(kind: str) -> bool:
-    """Whether a model type of transformers takes videos: it has a video processor or a token."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
-
-    if kind in VIDEO_PROCESSOR_MAPPING_NAMES:
-        return True
-    found = CONFIG_MAPPING.get(kind)
-    return any(hasattr(found, f"video_token_{end}") for end in ("id", "index"))
-
-
-def why_not(kind: str) -> str:
-    """Why a model type is not served; "" for one that is."""
-    from transformers import __version__
-    from transformers.models.auto import modeling_auto as auto
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    if kind in FAMILIES or kind in PARTS:
-        return ""
-    if kind not in CONFIG_MAPPING_NAMES:
-        return f"transformers {__version__} has no such model type"
-    if not takes_video(kind):
-        return "it takes no video"
-    speaking = ("IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "CAUSAL_LM", "VISION_2_SEQ")
-    names = (getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES", {}) for task in speaking)
-    writes = next((own[kind] for own in names if kind in own), None)
-    if writes is None:
-        return "it takes video but writes no text"
-    return (
-        "it takes video, but no file of vidllm/models/families says where its prompt has the "
-        "tokens of a video and when they were"
-    )
