@@ -180,8 +180,8 @@ def compress(
         processor: the model's processor or tokenizer. InternVL and SmolVLM2, which write a video
             as numbered images, need it to tell frames from images, and look for it beside the
             model's weights where it is not given. Families that write times into the prompt
-            (Qwen3-VL, VideoLLaMA3, SmolVLM2) tell compressors the true seconds with it, and
-            otherwise count frames.
+            (Qwen3-VL, Qwen3.5, VideoLLaMA3, SmolVLM2) tell compressors the true seconds with it,
+            and otherwise count frames.
         exclusive: other threads that call the model wait until the block is left, and are not
             compressed then; without it their prompts are compressed too, one after the other.
 

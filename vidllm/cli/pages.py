@@ -160,7 +160,9 @@ def _models() -> list[str]:
         "family in float32 on a CPU. A cell counts what passed, of what was tried. For one and",
         "two prompts these are compressors and chains at keep=0.4: the logits of 16 greedy tokens",
         "are those of the full model with the dropped tokens masked at the same positions, to",
-        "1e-5, and the tokens are the same. Under keep=1.0: bit-equal to the plain model.",
+        "1e-5, and the tokens are the same. Under keep=1.0: bit-equal to the plain model. Where",
+        "layers carry a state (Qwen3.5) the full model is that on the shortened sequence, layer",
+        "by layer, at the same positions.",
         "",
         "## Families",
         "",
@@ -227,8 +229,8 @@ def _models() -> list[str]:
         lines += [
             "",
             "The other families differ from these in facts alone (names, sizes, what their layers",
-            "are) and run the same code. They are tried with one method of every kind, for which the",
-            "columns stand; a dash is a method that the family refuses (see below).",
+            "are) and run the same code. They are tried with one method of every kind, for which",
+            "the columns stand; a dash is a method that the family refuses by name and reason.",
             "",
         ]
         lines += markdown_table(
@@ -244,7 +246,7 @@ def _models() -> list[str]:
                 for kind, name in sharing.items()
             ],
         )
-    lines += ["", "## What else is tested on every family of the first table", ""]
+    lines += ["", f"## What else is tested, on the first {len(families)} families", ""]
     lines += markdown_table(
         ["test", *families.values()],
         [

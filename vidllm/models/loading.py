@@ -22,7 +22,8 @@ from vidllm.timecode import get_timecode
 from .families.own_processor import OwnProcessor
 from .families.pixel_files import pixel_options
 from .families.scripts import SCRIPTS
-from .families.served import FAMILIES, OWN_PIXELS, PARTS, refusal
+from .families.served import FAMILIES, OWN_PIXELS, PARTS
+from .families.unserved import refusal
 from .folder import check_folder
 from .native.config import NativeConfig
 from .native.model import NativeVideoLLM

@@ -20,7 +20,8 @@ from vidllm.tokens.video_tokens import Keep
 from ..engine import Shared
 from ..hooks.pruning import DECODER_SIGNALS
 from ..hooks.vision_tower import Sight
-from .served import FAMILIES, PARTS, refusal
+from .served import FAMILIES, PARTS
+from .unserved import refusal
 
 _BEFORE = 24  # ids before a frame in which its time is looked for
 

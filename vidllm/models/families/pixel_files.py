@@ -21,7 +21,8 @@ from transformers.utils.hub import cached_file
 
 from vidllm.errors import InputError
 
-from .served import FAMILIES, OWN_PIXELS, refusal
+from .served import FAMILIES, OWN_PIXELS
+from .unserved import refusal
 
 #: Files that may hold the settings, first come first served.
 FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")

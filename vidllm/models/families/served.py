@@ -1,4 +1,4 @@
-"""The families of hub models that are served, as data; why others are not. Quick to import."""
+"""The families of hub models that are served, as data; quick to import."""
 
 from __future__ import annotations
 
@@ -40,11 +40,3 @@ EXAMPLES: dict[str, str] = {
     "qwen2_5_omni_thinker": "Qwen/Qwen2.5-Omni-7B",
     "qwen3_omni_moe_thinker": "Qwen/Qwen3-Omni-30B-A3B-Instruct",
 }
-
-
-def refusal(kind: str) -> str:
-    """The line that refuses a model type, with the reason as transformers' registries give it."""
-    from .unserved import why_not  # what it reads takes a while
-
-    served = ", ".join(name for name, _, _ in FAMILIES.values())
-    return f"a {kind} model is not served, for {why_not(kind)}: use one of {served}"

@@ -17,6 +17,12 @@ from .served import FAMILIES, PARTS
 _KNOWN = {"full_attention", "linear_attention", "sliding_attention", "mlp", "moe"}
 
 
+def refusal(kind: str) -> str:
+    """The line that refuses a model type."""
+    served = ", ".join(name for name, _, _ in FAMILIES.values())
+    return f"a {kind} model is not served, for {why_not(kind)}: use one of {served}"
+
+
 def takes_video(kind: str) -> bool:
     """Whether a model type takes videos: it has a video processor, or a token for them."""
     if kind in VIDEO_PROCESSOR_MAPPING_NAMES:
