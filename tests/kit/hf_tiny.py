@@ -1,4 +1,4 @@
-"""Tiny random models of the six hub families, from configs, and inputs made by hand."""
+"""Tiny random models of the hub families, from configs, and inputs made by hand."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 import transformers
+from hf_tiny_qwen import CLASSES as _QWEN
+from hf_tiny_qwen import LAYOUTS, config_of, renamed
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+#: Those that all tests of hub models run on; and those that share their code with these.
 FAMILIES = (
     "qwen2_5_vl",
     "llava_onevision",
@@ -21,6 +24,7 @@ FAMILIES = (
     "smolvlm",
     "video_llama_3",
 )
+MORE = tuple(_QWEN)
 #: Ids of the prompt's special tokens; text is 0..95.
 PAD, IMAGE, VIDEO, START, END, NEWLINE = 100, 101, 102, 103, 104, 105
 _VOCAB = 110
@@ -64,6 +68,13 @@ def _text(kind: str, **more: Any) -> dict[str, Any]:
 
 def _config(family: str) -> Any:
     ids = {"image_token_id": IMAGE, "video_token_id": VIDEO}
+    if family in _QWEN:
+        return config_of(
+            family,
+            _text,
+            _SMALL,
+            {**ids, "vision_start_token_id": START, "vision_end_token_id": END},
+        )
     siglip = {"image_size": 32, "patch_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     if family == "qwen2_5_vl":
         rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
@@ -152,6 +163,7 @@ _CLASSES = {
     "internvl": "InternVLForConditionalGeneration",
     "smolvlm": "SmolVLMForConditionalGeneration",
     "video_llama_3": "VideoLlama3ForConditionalGeneration",
+    **_QWEN,
 }
 
 
@@ -187,12 +199,12 @@ Part = Video | Image | str | int
 
 def hf_inputs(family: str, prompts: Sequence[Sequence[Part]], seed: int = 0) -> dict[str, Any]:
     """As the family's processor would make them: left padding, pixels, grids."""
-    made = _Maker(family, seed)
+    made = _Maker(LAYOUTS.get(family, family), seed)
     lines = [made.line(parts) for parts in prompts]
     width = max(map(len, lines))
     ids = torch.tensor([[PAD] * (width - len(line)) + line for line in lines])
     mask = torch.tensor([[0] * (width - len(line)) + [1] * len(line) for line in lines])
-    return {"input_ids": ids, "attention_mask": mask, **made.pixels(ids)}
+    return {"input_ids": ids, "attention_mask": mask, **renamed(family, made.pixels(ids))}
 
 
 class _Maker:

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from vidllm.errors import InputError
 
-from .batches import layer_mask
 from .cache import CacheChoice, Prefill, Rotary
+from .layers import attends, first_attention, mask_of
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Past:
             hold the same share one tensor.
         shift: for every layer (B,) how far the positions of what comes next have moved back;
             empty where they have not.
+        ended: why no step may follow; empty where one may.
         seen: columns of the full attention mask so far. next: the positions that come next,
             (B, 1), or (P, B, 1) for M-RoPE. choice: of what a decode step reads, if any.
     """
@@ -39,6 +40,7 @@ class Past:
     seen: int = 0
     next: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     choice: CacheChoice | None = None
+    ended: str = ""
 
 
 class DecodeSteps:
@@ -57,11 +59,12 @@ class DecodeSteps:
     def __init__(self, decoder: Any) -> None:
         self.decoder = decoder
         self.layers = cast(nn.ModuleList, decoder.layers)
+        self.first = first_attention(self.layers)
         self.past: Past | None = None
         self.pasts: WeakKeyDictionary[Any, Past] = WeakKeyDictionary()
         self._steps = 0
         self._positions = torch.empty(0, dtype=torch.long)
-        self._masks: dict[int, Any] = {}
+        self._masks: dict[tuple[int, bool], Any] = {}
         self._rotary: Rotary | None = None
         self._tables: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
@@ -90,7 +93,7 @@ class DecodeSteps:
                 that are no padding.
 
         Returns:
-            (B, n + W) bool on the CPU: what the first layer's cache will hold.
+            (B, n + W) bool on the CPU: what the cache of the first layer of attention will hold.
         """
         past = cast(Past, self.past)
         longer = {id(v): torch.cat([v, fresh.cpu()], dim=1) for v in past.valid}
@@ -98,7 +101,7 @@ class DecodeSteps:
         self._positions = positions
         self._masks.clear()
         self._tables.clear()
-        return past.valid[0]
+        return past.valid[self.first]
 
     def go_on(self, cache: Any, length: int, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Before a hub model: whether its call fits this cache, and the positions that come next.
@@ -111,7 +114,9 @@ class DecodeSteps:
         given = kwargs["inputs_embeds"] if given is None else given
         batch, fresh = given.shape[:2]
         mask = kwargs.get("attention_mask")
-        fits = past.valid[0].shape == (batch, length)
+        if past.ended:
+            raise InputError(past.ended)
+        fits = past.valid[self.first].shape == (batch, length)
         if not fits or (mask is not None and mask.shape[-1] != past.seen + fresh):
             raise InputError(
                 "this cache is shorter than its prompt, so only its own answer can go on: pass the "
@@ -164,19 +169,20 @@ class DecodeSteps:
             if past is None:
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]
-            if past.valid[i] is not past.valid[0]:
-                own["attention_mask"] = self._mask(past.valid[i], hidden)
+            if past.valid[i] is not past.valid[self.first]:
+                own["attention_mask"] = self._mask(i, past.valid[i], hidden)
             if past.shift and bool(past.shift[i].any()):
                 own["position_embeddings"] = self._turned(past.shift[i], hidden.dtype)
             return (args, {**kwargs, **own}) if own else None
 
         return hook
 
-    def _mask(self, valid: Tensor, hidden: Tensor) -> Any:
-        if id(valid) not in self._masks:
-            how = str(self.decoder.config._attn_implementation)
-            self._masks[id(valid)] = layer_mask(how, valid, hidden.shape[1], hidden)
-        return self._masks[id(valid)]
+    def _mask(self, i: int, valid: Tensor, hidden: Tensor) -> Any:
+        layer, how = self.layers[i], str(self.decoder.config._attn_implementation)
+        key = id(valid), attends(layer)
+        if key not in self._masks:
+            self._masks[key] = mask_of(layer, how, valid, hidden.shape[1], hidden)
+        return self._masks[key]
 
     def _turned(self, shift: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin (B, W, r) of positions that have moved back by shift (B,)."""

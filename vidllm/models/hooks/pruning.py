@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens, cut_counts
 from vidllm.tokens.video_tokens import Keep, Selection, chosen
 
-from .batches import gather, layer_mask, pack
+from .batches import gather, pack
+from .layers import attends, cut_points, mask_of
 
 #: Signals that the decoder gives to methods of the stages "prefill" and "cache".
 DECODER_SIGNALS: tuple[str, ...] = (
@@ -107,13 +108,25 @@ def pivots(normed: Tensor, size: Tensor) -> Tensor:
 def heads(
     attention: nn.Module, kind: str, hidden: Tensor, width: int, cos: Tensor, sin: Tensor
 ) -> Tensor:
-    """Queries or keys (H, L, d) of hidden states (L, D), as the attention layer makes them."""
-    projected = getattr(attention, f"{kind}_proj")(hidden).unflatten(-1, (-1, width))
+    """Queries or keys (H, L, d) of hidden states (L, D), as the attention layer makes them.
+
+    A head's gate, where its queries have one (Qwen3.5), stands behind them in the same projection.
+    The rotary embedding may turn a part of a head only, its first r of d numbers.
+    """
+    projected = getattr(attention, f"{kind}_proj")(hidden)
+    gated = kind == "q" and projected.shape[-1] == 2 * _width_out(attention)
+    projected = projected.unflatten(-1, (-1, width * (1 + gated)))[..., :width]
     norm = getattr(attention, f"{kind}_norm", None)
     x = (projected if norm is None else norm(projected)).transpose(0, 1)
+    x, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
     half = x.shape[-1] // 2
     turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    return cast(Tensor, x * cos + turned * sin).float()
+    return torch.cat([x * cos + turned * sin, rest], dim=-1).float()
+
+
+def _width_out(attention: nn.Module) -> int:
+    """The width of all heads together; 0 where the layer does not say it."""
+    return int(getattr(getattr(attention, "o_proj", None), "in_features", 0))
 
 
 def _rows(
@@ -132,14 +145,6 @@ def _rows(
     late = torch.arange(keys.shape[1], device=hidden.device)[None] > which[:, None]
     logits = logits.masked_fill(late, torch.finfo(logits.dtype).min)
     return torch.softmax(logits, dim=-1)
-
-
-class PrefillMethod(Protocol):
-    """A compressor that says before which layers it prunes."""
-
-    def points(self, depth: int) -> list[tuple[int, float]]:
-        """(layer, share of the original video tokens left after it), ascending."""
-        ...
 
 
 @dataclass
@@ -206,7 +211,7 @@ class Pruner:
         self.shrunk = False
         self.index = torch.arange(valid.shape[1]).expand(len(valid), -1)
         self.live = self.valid
-        self._mask: tuple[int, Any] | None = None
+        self._masks: dict[bool, Any] = {}
         for run in self.runs:
             if len(run.at) and bool((run.at.diff() <= 0).any()):
                 raise InputError(
@@ -220,7 +225,7 @@ class Pruner:
         method = self.method
         if all(getattr(method, option) is None for option in method.fixed):
             method = replace(method, keep=run.budget / total, budget=None)
-        points = cast(PrefillMethod, method).points(depth)
+        points = cut_points(method, self.layers)
         if not points or not 0 <= points[0][0] <= points[-1][0] < depth:
             raise InputError(f"{method.name} prunes at no layer of a model with {depth}")
         return cut_counts(total, points, run.budget)
@@ -285,19 +290,20 @@ class Pruner:
             )
             if kwargs.get("position_ids") is not None:
                 cut["position_ids"] = gather(kwargs["position_ids"], self.index)
-            cut["attention_mask"] = self._masked(kwargs.get("attention_mask"), hidden)
+            cut["attention_mask"] = self._masked(layer, hidden)
             if args:
                 return (hidden, *args[1:]), cut
             return args, {**cut, "hidden_states": hidden}
 
         return hook
 
-    def _masked(self, mask: Any, hidden: Tensor) -> Any:
-        """The mask of what is left; made once between two cuts."""
-        if self._mask is None or self._mask[0] != id(mask):
-            made = layer_mask(self.attention, self.live, self.live.shape[1], hidden)
-            self._mask = (id(mask), made)
-        return self._mask[1]
+    def _masked(self, layer: nn.Module, hidden: Tensor) -> Any:
+        """The mask of what is left; made once between two cuts for layers of a kind."""
+        kind = attends(layer)
+        if kind not in self._masks:
+            columns = self.live.shape[1]
+            self._masks[kind] = mask_of(layer, self.attention, self.live, columns, hidden)
+        return self._masks[kind]
 
     def _watcher(self, layer: int) -> Any:
         def hook(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -353,7 +359,7 @@ class Pruner:
                     run.at = renumber[run.at]
             self.rows[row] = columns[kept]
             lines.append([x[kept.to(x.device)] for x in line])
-        self.shrunk, self._mask = True, None
+        self.shrunk, self._masks = True, {}
         self.index, self.live = pack(self.rows, self.left)
         packed = []
         for number, plane in enumerate(planes):

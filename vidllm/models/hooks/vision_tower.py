@@ -128,7 +128,8 @@ def queries_keys(attention: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
     if hasattr(attention, "qkv"):
         query, key, _ = attention.qkv(hidden).unflatten(-1, (3, heads, -1)).unbind(-3)
     else:
-        query, key = attention.q_proj(hidden), attention.k_proj(hidden)
+        names = ("q_proj", "k_proj") if hasattr(attention, "q_proj") else ("q", "k")
+        query, key = (getattr(attention, name)(hidden) for name in names)
         if hasattr(attention, "q_norm"):  # over all heads at once
             query, key = attention.q_norm(query), attention.k_norm(key)
         query, key = query.unflatten(-1, (heads, -1)), key.unflatten(-1, (heads, -1))
