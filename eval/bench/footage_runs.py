@@ -112,8 +112,9 @@ def bench_footage(
         jobs: processes. save: called with the rows so far.
 
     Returns:
-        Rows: footage ("made world" or "other"), version, kind, treatment, clips, how many are refused, how
-        many of that are wrong, lowest and highest score, threshold, and which are wrong.
+        Rows: footage ("made world" or "other"), version, kind, treatment, clips, how many are
+        refused, how many of that are wrong, lowest and highest score, threshold, and which are
+        wrong.
 
     Raises:
         InputError: a model without statistics, or a folder that is none.
@@ -164,7 +165,8 @@ def _row(
     wrong = refused if footage == "made world" else [n for n in scores if n not in refused]
     return {
         "footage": footage, "version": version, "kind": kind, "treatment": treatment,
-        "clips": len(scores), "refused": len(refused), "wrong": len(wrong), "lowest": round(min(scores.values()), 2),
+        "clips": len(scores), "refused": len(refused), "wrong": len(wrong),
+        "lowest": round(min(scores.values()), 2),
         "highest": round(max(scores.values()), 2), "threshold": most,
         "which are wrong": "; ".join(f"{name} ({scores[name]:.2f})" for name in wrong),
     }  # fmt: skip
@@ -187,7 +189,7 @@ def _other_scores(llm: VideoLLM, given: Path | None) -> dict[str, dict[str, floa
 def _known_scores(
     footage: KnownFootage, vision: nn.Module, seed: int, clips: int, what: tuple[int, str, str]
 ) -> list[float]:
-    """Scores of so many clips of a version and split, all of one treatment. Runs in a process of its own."""
+    """Scores of so many clips of a version and split, all of one treatment. Runs apart."""
     version, split, name = what
     with one_thread(), tempfile.TemporaryDirectory() as made:
         files = (
