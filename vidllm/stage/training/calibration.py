@@ -59,7 +59,7 @@ CONTRAST_SHARE = 0.3
 _HELD = 4
 _SHRINK = 1e-2  # added to variances about 1: directions that never vary stay finite
 _LEAST_DEVIATION = 1e-4  # as well
-_RIDGE = 3e-2  # added to the boundary's variances, which are about 1
+_RIDGE = 0.3  # added to the variances of the boundary, which are about 1
 
 
 def calibrate(
