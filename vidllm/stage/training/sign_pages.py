@@ -1,9 +1,9 @@
 """Pictures that nearly are of the made world, and are not: its signs on other ground.
 
 A web page of ★ and ♥ has the shapes and the colours of the made world. What it lacks is its ground:
-several waves that drift. `vidllm train footage` draws such pages, and some bare grounds, and puts a boundary between
-them and the made world (outliers that are shown in training: Hendrycks et al., Deep Anomaly
-Detection with Outlier Exposure, ICLR 2019).
+several waves that drift. `vidllm train footage` draws such pages, and some bare grounds, and puts a
+boundary between them and the made world (outliers that are shown in training: Hendrycks et al.,
+Deep Anomaly Detection with Outlier Exposure, ICLR 2019).
 """
 
 from __future__ import annotations
