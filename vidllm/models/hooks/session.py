@@ -40,6 +40,7 @@ from .decoding import DecodeSteps, Past
 from .prefill import Prefix, dense_planes, reduce, select
 from .pruning import Pruner, VideoRun, bare
 from .state import Call, Report, count_videos, numbered
+from .visibility import full_masks, places_of, views_of
 from .vision_tower import Sight, TowerMerger, merges_inside, watch
 
 
@@ -57,6 +58,7 @@ class Session:
         self.adapter, self.method = adapter, method
         self.decoder: Any = adapter.decoder
         self.layers = cast(nn.ModuleList, self.decoder.layers)
+        self.views = views_of(self.decoder.config, len(self.layers))
         items = method.methods
         self.late = [item for item in items if item.stage in LATE]
         inside = merges_inside(method)
@@ -139,7 +141,7 @@ class Session:
                 ]
             for handle in handles:
                 stack.callback(handle.remove)
-            if self.late:
+            if self.late or not self.views.plain:
                 choosing = any(hasattr(item, "step") for item in self.late)
                 self.decoding = DecodeSteps(self.decoder)
                 self.decoding.attach(stack, choosing=choosing)
@@ -165,6 +167,12 @@ class Session:
     def sharing(self, prefix: Prefix) -> Iterator[Prefix]:
         """Prompts in this block begin with the same video (see `Compression.reuse`)."""
         prefix.open(self.adapter.core, self.method)
+        if not self.views.plain:
+            raise InputError(
+                f"{self.adapter.family}: a video's entries are reused where every layer holds all "
+                "of them, and this decoder has sliding windows or layers without keys of their "
+                "own: ask without reuse"
+            )
         before = self.prefix
         self._prefix.set(prefix)
         try:
@@ -281,8 +289,7 @@ class Session:
             )
         rows = [torch.nonzero(row).flatten() for row in real]
         if not clips:
-            video = getattr(self.adapter.config, "video_token_id", None)
-            if self.adapter.modality == "video" and bool((plain == video).any()):
+            if self.adapter.own_token and bool((plain == self.adapter.video_token).any()):
                 raise InputError(
                     f"{self.method.name}: the prompt has a video that was not encoded here: pass "
                     "the processor's pixels and grids to the model inside the with block"
@@ -360,7 +367,12 @@ class Session:
         call.places = places
         shorter = any(len(a) < len(c.where) for a, c in zip(call.after, call.clips, strict=True))
         if shorter:
-            planes, kwargs = reduce(call, planes, places, position, kwargs)
+            how = str(self.decoder.config._attn_implementation)
+            if self.views.kinds:
+                mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+                masks = full_masks(self.decoder.config, embeds, mask, cache)
+                kwargs = {**kwargs, "attention_mask": masks}
+            planes, kwargs = reduce(call, planes, places, position, kwargs, how)
         call.late = late
         if (
             late
@@ -400,6 +412,7 @@ class Session:
             planes=planes[1:],
             left=call.left,
             attention=str(self.decoder.config._attn_implementation),
+            views=self.views,
         )
         self.inner.enter_context(pruner.attached())
         if len(planes) > 1:  # added by the pruner's hooks, which know what is left
@@ -458,6 +471,7 @@ class Session:
         )
         if cache is not None and shorter:
             past = Past(valid, [], call.ids.shape[1], cast(Tensor, call.position), choice)
+            past.places = [] if self.views.plain else places_of(held, valid)
             self.decoding = self.decoding or DecodeSteps(self.decoder)
             self.decoding.pasts[cache] = past
         if self.prefix is not None and not call.reused:
