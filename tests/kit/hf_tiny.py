@@ -1,4 +1,4 @@
-"""Tiny random models of the six hub families, from configs, and inputs made by hand."""
+"""Tiny random models of the hub families, from configs, and inputs made by hand."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import hf_tiny_others as others
 import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -21,6 +22,8 @@ FAMILIES = (
     "smolvlm",
     "video_llama_3",
 )
+#: More of them: those whose code others share, and forms of a family.
+OTHERS = tuple(others.CLASSES)
 #: Ids of the prompt's special tokens; text is 0..95.
 PAD, IMAGE, VIDEO, START, END, NEWLINE = 100, 101, 102, 103, 104, 105
 _VOCAB = 110
@@ -64,6 +67,8 @@ def _text(kind: str, **more: Any) -> dict[str, Any]:
 
 def _config(family: str) -> Any:
     ids = {"image_token_id": IMAGE, "video_token_id": VIDEO}
+    if family in others.CLASSES:
+        return others.config_of(family, _text, _SMALL, ids)
     siglip = {"image_size": 32, "patch_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     if family == "qwen2_5_vl":
         rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
@@ -152,6 +157,7 @@ _CLASSES = {
     "internvl": "InternVLForConditionalGeneration",
     "smolvlm": "SmolVLMForConditionalGeneration",
     "video_llama_3": "VideoLlama3ForConditionalGeneration",
+    **others.CLASSES,
 }
 
 
@@ -187,7 +193,7 @@ Part = Video | Image | str | int
 
 def hf_inputs(family: str, prompts: Sequence[Sequence[Part]], seed: int = 0) -> dict[str, Any]:
     """As the family's processor would make them: left padding, pixels, grids."""
-    made = _Maker(family, seed)
+    made = _Maker(others.LAYOUTS.get(family, family), seed)
     lines = [made.line(parts) for parts in prompts]
     width = max(map(len, lines))
     ids = torch.tensor([[PAD] * (width - len(line)) + line for line in lines])
@@ -230,6 +236,8 @@ class _Maker:
         return steps[0] + 0.5 * steps.cumsum(0) / video.frames**0.5
 
     def image(self) -> list[int]:
+        if self.family in others.CLASSES:
+            return others.image_of(self)
         if self.family in ("qwen2_5_vl", "qwen3_vl"):
             self.images.append(self.noise(16, 3 * 2 * 16))
             self.grids["image"].append([1, 4, 4])
@@ -247,6 +255,8 @@ class _Maker:
     def video(self, video: Video) -> list[int]:
         t, side = video.frames, video.side
         cells = side * side
+        if self.family in others.CLASSES:
+            return others.video_of(self, t, side)
         if self.family in ("qwen2_5_vl", "qwen3_vl"):
             self.videos.append(self.noise(t * 4 * cells, 3 * 2 * 16))
             self.grids["video"].append([t, 2 * side, 2 * side])
@@ -279,6 +289,8 @@ class _Maker:
 
     def pixels(self, ids: Tensor) -> dict[str, Any]:
         out: dict[str, Any] = {}
+        if self.family in others.CLASSES:
+            return others.pixels_of(self, ids)
         if self.family in ("internvl", "smolvlm"):
             if self.family == "internvl" and any(self.per_row):
                 out["pixel_values"] = torch.stack([p for row in self.per_row for p in row])
