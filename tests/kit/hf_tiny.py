@@ -169,7 +169,8 @@ def hf_model(family: str) -> Any:
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.dim() > 1:
-                p.mul_(4.0 if "lm_head" in name else 2.5)
+                head = 1.0 if "gemma4" in family else 4.0
+                p.mul_(head if "lm_head" in name else 2.5)
         model.lm_head.weight[96:] = 0.0  # answers hold no marks of pictures
     return model
 
@@ -198,7 +199,7 @@ def hf_inputs(family: str, prompts: Sequence[Sequence[Part]], seed: int = 0) -> 
     width = max(map(len, lines))
     ids = torch.tensor([[PAD] * (width - len(line)) + line for line in lines])
     mask = torch.tensor([[0] * (width - len(line)) + [1] * len(line) for line in lines])
-    return {"input_ids": ids, "attention_mask": mask, **made.pixels(ids)}
+    return {"input_ids": ids, "attention_mask": mask, **others.renamed(family, made.pixels(ids))}
 
 
 class _Maker:

@@ -354,7 +354,9 @@ def pixels_of(made: Any, ids: Tensor) -> dict[str, Any]:
             out["pixel_values_videos"] = torch.cat(videos)
             patch = torch.arange(16).view(2, 2, 2, 2).transpose(1, 2).reshape(4, 4)
             count = sum(map(len, videos))
-            out["video_token_pooling"] = (patch + 16 * torch.arange(count).view(-1, 1, 1)).flatten(0, 1)
+            out["video_token_pooling"] = (patch + 16 * torch.arange(count).view(-1, 1, 1)).flatten(
+                0, 1
+            )
             out["video_grids"] = torch.tensor([[len(video), 2, 2] for video in videos])
         marks = torch.tensor([_IMAGE, _START, _END])
         return {**out, "mm_token_type_ids": torch.isin(ids, marks).int()}
@@ -365,6 +367,15 @@ def pixels_of(made: Any, ids: Tensor) -> dict[str, Any]:
     if videos:
         out["pixel_values_videos"] = torch.stack(videos)
     return out
+
+
+def renamed(family: str, made: dict[str, Any]) -> dict[str, Any]:
+    """Inputs like another family's, as this one takes them."""
+    if family == "exaone4_5":
+        return {k: v for k, v in made.items() if "pixel" in k or "grid_thw" in k}
+    if family == "cosmos3_edge":  # single frames
+        return {k: v[:, : v.shape[1] // 2] if "pixel" in k else v for k, v in made.items()}
+    return made
 
 
 def _places(rows: int) -> Tensor:

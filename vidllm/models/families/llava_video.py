@@ -1,4 +1,4 @@
-"""LLaVA-NeXT-Video and Video-LLaVA: square frames through a tower with a CLS token; 1D positions."""
+"""LLaVA-NeXT-Video and Video-LLaVA: 1D positions, square frames, a tower with a CLS token."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class VideoLlava(LlavaNextVideo):
             seconds = [float(t) for t in range(frames)]
             tokens = VideoTokens.blank((frames, self.cells, self.cells), seconds, float(frames))
             spans = clip.tokens.span[patch]
-            slots = clip.slots - clip.tokens.frame - 1  # the CLS tokens before it have no signals
+            slots = clip.slots - clip.slots // self.size - 1  # CLS tokens have no signals
             tokens = replace(tokens, span=spans)
             clips.append(replace(clip, where=clip.where[patch], tokens=tokens, slots=slots[patch]))
         return clips

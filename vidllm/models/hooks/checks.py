@@ -108,9 +108,9 @@ def check_views(adapter: Adapter, method: Compressor, late: list[Compressor]) ->
         points = cast(Any, item).points(depth)
         if points and points[-1][0] >= views.own:
             raise InputError(
-                f"{item.name} on {adapter.family}: it prunes before layer {points[-1][0]}, but from "
-                f"layer {views.own} on the decoder reads keys of earlier layers and carries the "
-                "last token alone: choose layers before it, or a method that acts before the "
+                f"{item.name} on {adapter.family}: it prunes before layer {points[-1][0]}, but "
+                f"from layer {views.own} on the decoder reads keys of earlier layers and carries "
+                "the last token alone: choose layers before it, or a method that acts before the "
                 "decoder"
             )
 
