@@ -220,9 +220,9 @@ def environment() -> str:
     return f"torch {torch.__version__.split('+')[0]} {capability.rstrip('0123456789')}"
 
 
-def _declare_operators() -> None:
+def declare_operators() -> None:
     # Kept alive in the module: what a Library declares is gone with it.
-    _declare_operators.kept = library = torch.library.Library("torchvision", "DEF")  # type: ignore[attr-defined]
+    declare_operators.kept = library = torch.library.Library("torchvision", "DEF")  # type: ignore[attr-defined]
     for name in ("nms", "qnms"):
         library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
@@ -258,7 +258,7 @@ def main(folder: Path) -> None:
     except RuntimeError:
         for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
             del sys.modules[name]
-        _declare_operators()
+        declare_operators()
         importlib.import_module("torchvision")
     import transformers
 

@@ -95,6 +95,12 @@ def reference(model: Any, inputs: dict[str, Any], run: Run, merged: bool) -> Ten
         position, _ = core.get_rope_index(
             run.out, mm_token_type_ids=kinds, attention_mask=mask, **grids
         )
+    elif hasattr(core, "get_rope_index"):  # without kinds of tokens, and with another name for pace
+        grids = {k: v for k, v in inputs.items() if "grid_thw" in k}
+        pace = inputs.get("video_second_per_grid")
+        position, _ = core.get_rope_index(
+            run.out, attention_mask=mask, second_per_grids=pace, **grids
+        )
     causal = torch.ones(total, total, dtype=torch.bool).tril()
 
     def allowed(layer: int, own: Tensor | None) -> Tensor:
@@ -167,3 +173,54 @@ def reference(model: Any, inputs: dict[str, Any], run: Run, merged: bool) -> Ten
         if hasattr(core, "rope_deltas"):
             core.rope_deltas = None
     return logits[:, length - 1 : -1]
+
+
+@torch.no_grad()
+def shortened(model: Any, inputs: dict[str, Any], run: Run, merged: bool) -> Tensor:
+    """(B, 16, vocabulary) logits of a decoder whose layers carry states, told the answer.
+
+    Row by row and without padding, every layer runs by hand on the tokens that it read and no
+    others, at their positions in the full prompt.
+    """
+    decoder, full = model.model.language_model, _told(model, inputs, run)
+    length, total = inputs["input_ids"].shape[1], run.out.shape[1]
+    found = []
+    for row in range(len(run.out)):
+        hidden = full["inputs_embeds"][row].clone()
+        hidden[run.layers[0][row]] = packed(run.layers[0], run.start["inputs_embeds"])[row]
+        angles = decoder.rotary_emb(hidden, full["position_ids"][-3:, row : row + 1])
+        answer = torch.arange(length, total)
+        for i, layer in enumerate(decoder.layers):
+            read = run.layers[i][row]
+            if merged and len(read) < len(run.layers[max(0, i - 1)][row]):
+                hidden[read] = packed(run.layers[i], run.entered[i])[row]
+            columns = torch.cat([read, answer])
+            mask = torch.ones(len(columns), len(columns), dtype=torch.bool).tril()[None, None]
+            if decoder.config._attn_implementation == "eager":
+                mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+            hidden[columns] = layer(
+                hidden[None, columns],
+                position_embeddings=tuple(t[:, columns] for t in angles),
+                attention_mask=mask if hasattr(layer, "self_attn") else None,
+            )[0]
+        found.append(model.lm_head(decoder.norm(hidden[length - 1 : total - 1])))
+    return torch.stack(found)
+
+
+def _told(model: Any, inputs: dict[str, Any], run: Run) -> dict[str, Any]:
+    """What the text model is given for the full prompt and the answer: embeddings, positions."""
+    length, caught = inputs["input_ids"].shape[1], {}
+    more: dict[str, Any] = {}
+    for name, fill in (("attention_mask", 1), ("mm_token_type_ids", 0)):
+        long = torch.full_like(run.out, fill)
+        long[:, :length] = inputs[name]
+        more[name] = long
+
+    def begins(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        caught.update(kwargs)
+
+    handle = model.model.language_model.register_forward_pre_hook(begins, with_kwargs=True)
+    model.model(**{**inputs, **more, "input_ids": run.out}, use_cache=False)
+    handle.remove()
+    model.model.rope_deltas = None
+    return caught

@@ -10,10 +10,13 @@ from typing import Any
 import hf_tiny_others as others
 import torch
 import transformers
+from hf_tiny_qwen import CLASSES as _QWEN
+from hf_tiny_qwen import LAYOUTS, config_of, renamed
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+#: Those that all tests of hub models run on; and those that share their code with these.
 FAMILIES = (
     "qwen2_5_vl",
     "llava_onevision",
@@ -22,6 +25,7 @@ FAMILIES = (
     "smolvlm",
     "video_llama_3",
 )
+MORE = tuple(_QWEN)
 #: More of them: those whose code others share, and forms of a family.
 OTHERS = tuple(others.CLASSES)
 #: Ids of the prompt's special tokens; text is 0..95.
@@ -69,6 +73,13 @@ def _config(family: str) -> Any:
     ids = {"image_token_id": IMAGE, "video_token_id": VIDEO}
     if family in others.CLASSES:
         return others.config_of(family, _text, _SMALL, ids)
+    if family in _QWEN:
+        return config_of(
+            family,
+            _text,
+            _SMALL,
+            {**ids, "vision_start_token_id": START, "vision_end_token_id": END},
+        )
     siglip = {"image_size": 32, "patch_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     if family == "qwen2_5_vl":
         rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
@@ -158,6 +169,7 @@ _CLASSES = {
     "smolvlm": "SmolVLMForConditionalGeneration",
     "video_llama_3": "VideoLlama3ForConditionalGeneration",
     **others.CLASSES,
+    **_QWEN,
 }
 
 
@@ -194,12 +206,14 @@ Part = Video | Image | str | int
 
 def hf_inputs(family: str, prompts: Sequence[Sequence[Part]], seed: int = 0) -> dict[str, Any]:
     """As the family's processor would make them: left padding, pixels, grids."""
-    made = _Maker(others.LAYOUTS.get(family, family), seed)
+    layout = {**LAYOUTS, **others.LAYOUTS}.get(family, family)
+    made = _Maker(layout, seed)
     lines = [made.line(parts) for parts in prompts]
     width = max(map(len, lines))
     ids = torch.tensor([[PAD] * (width - len(line)) + line for line in lines])
     mask = torch.tensor([[0] * (width - len(line)) + [1] * len(line) for line in lines])
-    return {"input_ids": ids, "attention_mask": mask, **others.renamed(family, made.pixels(ids))}
+    pixels = others.renamed(family, renamed(family, made.pixels(ids)))
+    return {"input_ids": ids, "attention_mask": mask, **pixels}
 
 
 class _Maker:

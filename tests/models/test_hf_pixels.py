@@ -200,7 +200,7 @@ def test_lanczos_without_torch_is_a_grey_level_off() -> None:
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
-        ("llava", {}, "a llava model is not served: use one of Qwen2.5-VL"),
+        ("llava", {}, "a llava model is not served, for it takes no video: use one of Qwen2.5-VL"),
         ("qwen3_vl", {"size": {"height": 8, "width": 8}}, r"size of Qwen3-VL is {longest_edge, sh"),
         ("internvl", {"size": {"shortest_edge": 8}}, "size of InternVL is {height, width}"),
         ("internvl", {"size": {"height": 0, "width": 8}}, "size of InternVL is"),

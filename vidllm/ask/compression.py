@@ -14,6 +14,7 @@ from vidllm.cost.flops import Decoder, kv_bytes_per_token
 from vidllm.errors import InputError
 from vidllm.models.engine import compressed_once
 from vidllm.models.families.family import adapter_for
+from vidllm.models.hooks.layers import moved_cuts
 from vidllm.models.hooks.prefill import Prefix
 from vidllm.models.hooks.session import Session
 from vidllm.models.hooks.state import Report
@@ -68,7 +69,8 @@ class Compression:
     @property
     def notes(self) -> tuple[str, ...]:
         """What there is to know of the method, one line each: that its weights are random."""
-        return self.method.notes()
+        moved = moved_cuts(self._session.late, self._session.layers)
+        return (*self.method.notes(), *moved)
 
     @property
     def kept(self) -> list[Tensor]:
@@ -101,7 +103,7 @@ class Compression:
             report.full,
             report.kept,
             report.full * size,
-            sum(report.cached) / len(report.cached) * size,
+            report.mean_cached * size,
             _flops(decoder.config, report),
             1000 * report.seconds,
         )
@@ -178,8 +180,8 @@ def compress(
         processor: the model's processor or tokenizer. InternVL and SmolVLM2, which write a video
             as numbered images, need it to tell frames from images, and look for it beside the
             model's weights where it is not given. Families that write times into the prompt
-            (Qwen3-VL, VideoLLaMA3, SmolVLM2) tell compressors the true seconds with it, and
-            otherwise count frames.
+            (Qwen3-VL, Qwen3.5, VideoLLaMA3, SmolVLM2) tell compressors the true seconds with it,
+            and otherwise count frames.
         exclusive: other threads that call the model wait until the block is left, and are not
             compressed then; without it their prompts are compressed too, one after the other.
 

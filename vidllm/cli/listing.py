@@ -12,7 +12,7 @@ from vidllm.ask.recipes import list_recipes
 from vidllm.cost.presets import PRESETS
 from vidllm.errors import InputError
 from vidllm.errors.registry import did_you_mean
-from vidllm.models.families.served import FAMILIES
+from vidllm.models.families.served import EXAMPLES, FAMILIES
 from vidllm.models.folder import read_config
 from vidllm.models.shipped import shipped_models, weights_dir
 
@@ -71,6 +71,7 @@ def _models() -> list[dict[str, Any]]:
         found.append({"name": name, "kind": kind, "summary": summary})
     for kind, (family, _, _) in FAMILIES.items():
         hubs = [p.hub for p in PRESETS.values() if p.hub and p.config["model_type"] == kind]
+        hubs += [EXAMPLES[kind]] if kind in EXAMPLES else []
         summary = f"family of hub models, for example {', '.join(hubs)}"
         found.append({"name": family, "kind": kind, "summary": summary})
     return found

@@ -142,11 +142,14 @@ def models_matrix() -> dict[str, Any]:
 
 def _models() -> list[str]:
     from vidllm.cost.presets import PRESETS
-    from vidllm.models.families.served import FAMILIES
+    from vidllm.models.families.served import EXAMPLES, FAMILIES
 
     found = models_matrix()
     versions, matrix = found["versions"], found["matrix"]
-    families = {kind: FAMILIES[kind][0] for kind in FAMILIES if kind in matrix}
+    every = {kind: FAMILIES[kind][0] for kind in FAMILIES if kind in matrix}
+    # Those that all tests run on; the others share their code and are tried with a few methods.
+    families = {k: n for k, n in every.items() if any(k in t for t in found["tests"].values())}
+    sharing = {kind: name for kind, name in every.items() if kind not in families}
     lines = [
         "# Models",
         "",
@@ -157,20 +160,23 @@ def _models() -> list[str]:
         "family in float32 on a CPU. A cell counts what passed, of what was tried. For one and",
         "two prompts these are compressors and chains at keep=0.4: the logits of 16 greedy tokens",
         "are those of the full model with the dropped tokens masked at the same positions, to",
-        "1e-5, and the tokens are the same. Under keep=1.0: bit-equal to the plain model.",
+        "1e-5, and the tokens are the same. Under keep=1.0: bit-equal to the plain model. Where",
+        "layers carry a state (Qwen3.5) the full model is that on the shortened sequence, layer",
+        "by layer, at the same positions.",
         "",
         "## Families",
         "",
     ]
     hubs = {
         kind: [f"`{p.hub}`" for p in PRESETS.values() if p.hub and p.config["model_type"] == kind]
-        for kind in families
+        or [f"`{EXAMPLES[kind]}`" for known in (EXAMPLES,) if kind in known]
+        for kind in every
     }
     lines += markdown_table(
         ["family", "`model_type`", "for example", "all tests"],
         [
             [name, f"`{kind}`", ", ".join(hubs[kind]), _share(_outcomes(found, kind))]
-            for kind, name in families.items()
+            for kind, name in every.items()
         ],
     )
     lines += ["", "## Family × stage × attention × batch", ""]
@@ -179,9 +185,11 @@ def _models() -> list[str]:
     columns += [f"{way}, {batch}" for way in ways for batch in ("1 prompt", "2 unequal prompts")]
     rows = []
     stages = _stages(matrix)
-    for kind, name in families.items():
+    for kind, name in every.items():
         for stage in dict.fromkeys(stage for found_in in stages.values() for stage in found_in):
             specs = [spec for spec, acts in stages.items() if stage in acts]
+            if kind in sharing and not any(_cells(matrix[kind], w, s) for w in ways for s in specs):
+                continue
             cells = [
                 _share([matrix[kind].get(way, {}).get(spec, {}).get(batch, "") for spec in specs])
                 for way in ways
@@ -216,7 +224,29 @@ def _models() -> list[str]:
             for spec, acts in stages.items()
         ],
     )
-    lines += ["", "## What else is tested on every family", ""]
+    if sharing:
+        tried = [s for s in stages if any(s in own for k in sharing for own in matrix[k].values())]
+        lines += [
+            "",
+            "The other families differ from these in facts alone (names, sizes, what their layers",
+            "are) and run the same code. They are tried with one method of every kind, for which",
+            "the columns stand; a dash is a method that the family refuses by name and reason.",
+            "",
+        ]
+        lines += markdown_table(
+            ["family", *(f"`{spec}`" for spec in tried)],
+            [
+                [
+                    name,
+                    *(
+                        _share([o for way in ways for o in _cells(matrix[kind], way, spec)])
+                        for spec in tried
+                    ),
+                ]
+                for kind, name in sharing.items()
+            ],
+        )
+    lines += ["", f"## What else is tested, on the first {len(families)} families", ""]
     lines += markdown_table(
         ["test", *families.values()],
         [
@@ -256,7 +286,7 @@ def _stages(matrix: dict[str, Any]) -> dict[str, list[str]]:
 
 def _cells(ways: dict[str, Any], way: str, spec: str) -> list[str]:
     own = ways.get(way, {}).get(spec, {})
-    return [own.get(cell, "") for cell in ("one", "two", "whole")]
+    return [own.get(cell, "") for cell in ("one", "two", "whole")] if own else []
 
 
 def _outcomes(found: dict[str, Any], kind: str) -> list[str]:

@@ -70,22 +70,24 @@ def _any_size(config: Any, size: int) -> tuple[int, int]:
 def _qwen_vl(config: Any, size: int) -> dict[str, Any]:
     vision = config.vision_config
     patches, side = _any_size(vision, size)
-    width, merge = int(vision.hidden_size), int(vision.spatial_merge_size)
+    first = config.model_type == "qwen2_vl"  # its tower names the width of its outputs otherwise
+    width, merge = int(vision.embed_dim if first else vision.hidden_size), vision.spatial_merge_size
     depth, frames, patch = int(vision.depth), int(vision.temporal_patch_size), vision.patch_size
     window = int(getattr(vision, "window_size", 0) or 0) // (patch * merge) * merge
     tower = VisionTransformer(
         layers=depth,
         width=width,
-        inner=int(vision.intermediate_size),
+        inner=int(width * vision.mlp_ratio if first else vision.intermediate_size),
         rows=patches,
         columns=patches,
         patch=3 * frames * patch * patch,
-        gated=config.model_type == "qwen2_5_vl",
+        gated=config.model_type in ("qwen2_5_vl", "qwen2_5_omni_thinker"),
         window=window,
         whole=tuple(getattr(vision, "fullatt_block_indexes", ())),
     )
     folded, cells = width * merge * merge, side * side
-    merger = ((cells, folded, folded), (cells, folded, int(vision.out_hidden_size)))
+    out = int(vision.hidden_size if first else vision.out_hidden_size)
+    merger = ((cells, folded, folded), (cells, folded, out))
     deep = len(getattr(vision, "deepstack_visual_indexes", ()))
     return {
         "tower": tower.flops,
@@ -144,6 +146,14 @@ def _video_llama(config: Any, size: int) -> dict[str, Any]:
     }
 
 
+_LIKE_QWEN3 = (
+    "qwen2_vl",
+    "qwen3_vl_moe",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "qwen2_5_omni_thinker",
+    "qwen3_omni_moe_thinker",
+)
 #: transformers' model type → its parts, from the config and the pixels of a side of a frame.
 PARTS: dict[str, Callable[[Any, int], dict[str, Any]]] = {
     "llava_onevision": _llava_onevision,
@@ -152,6 +162,7 @@ PARTS: dict[str, Callable[[Any, int], dict[str, Any]]] = {
     "internvl": _internvl,
     "smolvlm": _smolvlm,
     "video_llama_3": _video_llama,
+    **dict.fromkeys(_LIKE_QWEN3, _qwen_vl),
 }
 #: Those that take frames of any size.
-ANY_SIZE = ("qwen2_5_vl", "qwen3_vl", "video_llama_3")
+ANY_SIZE = ("qwen2_5_vl", "qwen3_vl", "video_llama_3", *_LIKE_QWEN3)

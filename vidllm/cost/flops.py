@@ -36,8 +36,11 @@ class Decoder:
     """The shape of a decoder LLM with gated MLPs and grouped keys (Qwen2, Qwen3, Llama).
 
     Attributes:
-        layers, width: depth and hidden size. inner: of the MLP. heads, key_heads, head_dim: of
-            the attention. vocab: rows of the output layer.
+        layers, width: depth and hidden size. inner: of the MLP, or of all experts of a token
+            together. heads, key_heads, head_dim: of the attention. vocab: rows of the output layer.
+        routed: numbers of a layer that choose the experts. gated: whether heads have a gate.
+        state: layers of linear attention (gated delta rule) by their numbers; mixing: FLOPs of a
+            token in one of these, without its MLP.
     """
 
     layers: int
@@ -47,6 +50,10 @@ class Decoder:
     key_heads: int
     head_dim: int
     vocab: int
+    routed: int = 0
+    gated: bool = False
+    state: tuple[int, ...] = ()
+    mixing: float = 0.0
 
     @classmethod
     def of(cls, config: Any) -> Decoder:
@@ -57,20 +64,27 @@ class Decoder:
         """
         config = as_plain(config)
         kind = str(config.model_type)
-        if not kind.startswith(("qwen2", "qwen3", "llama", "mistral")) or "moe" in kind:
+        if not kind.startswith(("qwen2", "qwen3", "llama", "mistral")):
             raise InputError(
                 f"the cost of a {kind} decoder is not known: use a Qwen2, Qwen3, Llama or Mistral"
             )
         heads = int(config.num_attention_heads)
         width = int(config.hidden_size)
+        kinds = getattr(config, "layer_types", None) or ()
+        state = tuple(i for i, kind in enumerate(kinds) if kind == "linear_attention")
+        experts = int(getattr(config, "num_experts", 0) or 0)
         return cls(
             layers=int(config.num_hidden_layers),
             width=width,
-            inner=int(config.intermediate_size),
+            inner=_experts_width(config) if experts else int(config.intermediate_size),
             heads=heads,
             key_heads=int(getattr(config, "num_key_value_heads", None) or heads),
             head_dim=int(getattr(config, "head_dim", None) or width // heads),
             vocab=int(config.vocab_size),
+            routed=experts,
+            gated=kind.startswith("qwen3_5"),
+            state=state,
+            mixing=_delta_rule(config) if state else 0.0,
         )
 
     @property
@@ -80,9 +94,14 @@ class Decoder:
 
     @property
     def weights(self) -> int:
-        """Weights of one layer that every token is multiplied with."""
+        """Weights of one layer of attention that every token is multiplied with."""
         keys = self.key_heads * self.head_dim
-        return 2 * self.width * (self.mixed + keys) + 3 * self.width * self.inner
+        return self.width * ((2 + self.gated) * self.mixed + 2 * keys) + self.feeding
+
+    @property
+    def feeding(self) -> int:
+        """Those of one MLP, or of a token's experts and their choice."""
+        return self.width * (3 * self.inner + self.routed)
 
     def prefill(
         self, tokens: int | Sequence[int], *, causal: bool = False, logits: int = 1
@@ -98,7 +117,10 @@ class Decoder:
         """
         pairs = 0.5 if causal else 1.0
         layers = sum(
-            2.0 * self.weights * n + pairs * attention(n, n, self.mixed) for n in self._each(tokens)
+            n * (2.0 * self.feeding + self.mixing)
+            if i in self.state
+            else 2.0 * self.weights * n + pairs * attention(n, n, self.mixed)
+            for i, n in enumerate(self._each(tokens))
         )
         return layers + linears([(logits, self.width, self.vocab)])
 
@@ -109,20 +131,42 @@ class Decoder:
         """
         own = steps * (steps + 1) / 2
         layers = sum(
-            2.0 * self.weights * steps + attention(1, steps * n + own, self.mixed)
-            for n in self._each(cached)
+            steps * (2.0 * self.feeding + self.mixing)
+            if i in self.state
+            else 2.0 * self.weights * steps + attention(1, steps * n + own, self.mixed)
+            for i, n in enumerate(self._each(cached))
         )
         return layers + linears([(steps, self.width, self.vocab)])
 
     def kv_bytes(self, tokens: int | Sequence[int], element_size: int = 2) -> int:
         """Bytes of the KV cache of so many tokens (one count a layer)."""
-        return 2 * self.key_heads * self.head_dim * element_size * sum(self._each(tokens))
+        held = sum(n for i, n in enumerate(self._each(tokens)) if i not in self.state)
+        return 2 * self.key_heads * self.head_dim * element_size * held
 
     def _each(self, tokens: int | Sequence[int]) -> Sequence[int]:
         counts = [tokens] * self.layers if isinstance(tokens, int) else tokens
         if len(counts) != self.layers or min(counts) < 0:
             raise InputError(f"give one count a layer, {self.layers} of at least 0")
         return counts
+
+
+def _experts_width(config: Any) -> int:
+    """Inner width of the experts that one token goes through, the shared one included."""
+    shared = int(getattr(config, "shared_expert_intermediate_size", 0) or 0)
+    return int(config.num_experts_per_tok) * int(config.moe_intermediate_size) + shared
+
+
+_CHUNK = 64  # tokens of the delta rule's chunks
+
+
+def _delta_rule(config: Any) -> float:
+    """FLOPs of one token in a layer of the gated delta rule (arXiv 2412.06464), chunk by chunk:
+    its projections, products of keys and queries with the keys of its chunk, and with the state."""
+    keys = int(config.linear_num_key_heads) * int(config.linear_key_head_dim)
+    heads, wide = int(config.linear_num_value_heads), int(config.linear_value_head_dim)
+    key, values = int(config.linear_key_head_dim), heads * wide
+    weights = int(config.hidden_size) * (2 * keys + 3 * values + 2 * heads)
+    return 2.0 * (weights + heads * (_CHUNK * (2 * key + wide) + 3 * key * wide))
 
 
 #: The decoder that most 7B video-LLMs are built on.
@@ -227,4 +271,6 @@ def kv_bytes_per_token(config: Any, element_size: int) -> int:
     config = as_plain(config)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * width * element_size)
+    kinds = getattr(config, "layer_types", None) or ()
+    layers = config.num_hidden_layers - sum(kind == "linear_attention" for kind in kinds)
+    return int(2 * layers * heads * width * element_size)

@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-)
+import transformers
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils.hub import cached_file
 
 from vidllm.compressors import Compressor, build
@@ -22,9 +19,11 @@ from vidllm.errors.bounds import check, lacks_memory
 from vidllm.errors.paths import is_folder
 from vidllm.timecode import get_timecode
 
+from .families.own_processor import OwnProcessor
 from .families.pixel_files import pixel_options
 from .families.scripts import SCRIPTS
-from .families.served import FAMILIES
+from .families.served import FAMILIES, OWN_PIXELS, PARTS
+from .families.unserved import refusal
 from .folder import check_folder
 from .native.config import NativeConfig
 from .native.model import NativeVideoLLM
@@ -101,12 +100,9 @@ def model_kind(folder: str) -> str:
             f"no model '{folder}': it is no folder, and the hub lacks it or is out of reach"
         ) from error
     kind = str(found.get("model_type") or "unnamed")
+    _, kind = PARTS.get(kind, ("", kind))  # of such a model that part is loaded
     if kind != NativeConfig.model_type and kind not in FAMILIES:
-        served = ", ".join(name for name, _, _ in FAMILIES.values())
-        raise InputError(
-            f"'{folder}' is a {kind} model, which is not served: use one of {served}, or leave "
-            "--model out for the shipped one"
-        )
+        raise InputError(f"'{folder}': {refusal(kind)}, or leave --model out for the shipped one")
     return kind
 
 
@@ -169,28 +165,38 @@ def _check_words(folder: str, model: NativeVideoLLM, tokenizer: PreTrainedTokeni
 
 def load_hub(
     folder: str, attn: str | None, dtype: torch.dtype
-) -> tuple[torch.nn.Module, PreTrainedTokenizerBase, str | None, dict[str, Any]]:
+) -> tuple[
+    torch.nn.Module, PreTrainedTokenizerBase, str | None, dict[str, Any], OwnProcessor | None
+]:
     """A model of one of the hub's families, with all that it takes to ask it.
 
     Returns:
         The model on the CPU, its tokenizer, its chat template or None, and the options of its
-        pixels (see `families.pixel_files.pixel_options`).
+        pixels (see `families.pixel_files.pixel_options`) or the processor that makes them.
 
     Raises:
         InputError: files of the tokenizer or of the preprocessor that are missing.
         WorkError: weights that cannot be read.
     """
-    pixels = pixel_options(folder)
+    kind = model_kind(folder)
+    own = kind in OWN_PIXELS
+    pixels = pixel_options(folder) if own else {}
+    processor = None if own else OwnProcessor.load(folder, FAMILIES[kind][0])
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = (
+            AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            if processor is None
+            else processor.processor.tokenizer
+        )
         tokenizer("when?", add_special_tokens=False)  # fields that loading does not look at
     except Exception as error:  # whatever the tokenizer's class trips over
         raise InputError(
             f"the tokenizer of '{folder}' cannot be loaded: put tokenizer.json and "
             "tokenizer_config.json beside its weights"
         ) from error
-    model = _weights(AutoModelForImageTextToText, folder, attn, dtype)
-    return model, tokenizer, _chat_template(folder, tokenizer), pixels
+    cls = getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[kind])
+    model = _weights(cls, folder, attn, dtype)
+    return model, tokenizer, _chat_template(folder, tokenizer), pixels, processor
 
 
 def _weights(cls: Any, folder: str, attn: str | None, dtype: torch.dtype) -> Any:

@@ -19,10 +19,12 @@ from vidllm.tokens import VideoTokens
 from vidllm.video import VideoClip
 
 from ..engine import TowerCounter, uncounted, weights_state
+from ..hooks.layers import carries_state
 from ..hooks.prefill import Prefix
 from ..hooks.session import Session
 from ..hooks.vision_tower import Sight
 from .family import Adapter
+from .own_processor import OwnProcessor
 from .pixel_files import complete
 from .pixels import pixels_of
 from .scripts import Placed, beside, place
@@ -73,6 +75,8 @@ class HubClip:
         method = session.method
         if self.output is None or method.query_aware or method.inside_decoder():
             return nullcontext()
+        if carries_state(session.layers):
+            return nullcontext()
         if self.prefix is None or self.prefix[0] != repr(method):
             self.prefix = repr(method), Prefix()
         return session.sharing(self.prefix[1])
@@ -92,15 +96,21 @@ class HubClipMemory:
 
     Args:
         model: of transformers. adapter: of it. marks: see `scripts.marks_of`. options: of
-            `pixels.video_pixels`.
+            `pixels.video_pixels`. processor: the family's own instead, where it makes the pixels.
     """
 
     def __init__(
-        self, model: Any, adapter: Adapter, marks: Mapping[str, str], options: Mapping[str, Any]
+        self,
+        model: Any,
+        adapter: Adapter,
+        marks: Mapping[str, str],
+        options: Mapping[str, Any],
+        processor: OwnProcessor | None = None,
     ) -> None:
         self.model, self.adapter = model, adapter
         self.kind, self.marks = str(adapter.config.model_type), dict(marks)
-        self.options = complete(self.kind, options)
+        self.processor = processor
+        self.options = complete(self.kind, options) if processor is None else {}
         self._kept: list[HubClip] = []
 
     def last(self, clip: VideoClip) -> HubClip | None:
@@ -161,9 +171,14 @@ class HubClipMemory:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **made}
 
     def _prepared(self, clip: VideoClip) -> HubClip:
-        frames = torch.from_numpy(clip.frames.copy())
-        pixels: dict[str, Any] = dict(pixels_of(self.kind, frames, self.options))
-        placed = place(self.adapter, self.marks, pixels, clip.seconds.tolist(), clip.duration)
+        seconds, written = clip.seconds.tolist(), ""
+        if self.processor is None:
+            frames = torch.from_numpy(clip.frames.copy())
+            pixels: dict[str, Any] = dict(pixels_of(self.kind, frames, self.options))
+        else:
+            made = self.processor.video(clip.frames, seconds)
+            pixels, written = dict(made.pixels), made.text
+        placed = place(self.adapter, self.marks, pixels, seconds, clip.duration, written)
         end = clip.duration if clip.end is None else min(clip.end, clip.duration)
         size = next(self.adapter.decoder.parameters()).element_size()
         return HubClip(weakref.ref(clip, self._gone), placed, end - clip.start, pixels, size)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from vidllm.compressors import Compressor
+from vidllm.compressors import LATE, Compressor
 from vidllm.errors import InputError
 from vidllm.progress import Listener, Stopwatch, attentive, check
 from vidllm.timecode import Span, TextTime, answer_text, unfinished
@@ -37,6 +37,7 @@ from ..engine import (
     pooled,
     uncounted,
 )
+from ..hooks.layers import moved_cuts
 from ..hooks.pruning import bare
 from ..hooks.session import Session
 from ..hooks.state import Report
@@ -45,6 +46,7 @@ from ..native.config import NativeConfig
 from ..question import check_room, check_text, positions_of
 from .clips import HubClip, HubClipMemory, wait
 from .family import adapter_for
+from .own_processor import OwnProcessor
 from .pixels import tokens_per_frame
 from .scripts import SCRIPTS, TASKS, Placed, Script, chat, marks_of, shorten, write
 from .served import FAMILIES
@@ -60,6 +62,7 @@ class HubEngine(Engine):
         model, tokenizer: of transformers.
         template: the checkpoint's chat template; None for the family's documented one.
         pixels: options of `pixels.video_pixels`.
+        processor: the family's own instead, where it makes the pixels.
         compressors, keep, tokens: as for `loading.choose_compressor`.
 
     Raises:
@@ -75,6 +78,7 @@ class HubEngine(Engine):
         *,
         template: str | None,
         pixels: Mapping[str, Any],
+        processor: OwnProcessor | None = None,
         compressors: str | Compressor | None = None,
         keep: float | None = None,
         tokens: int | None = None,
@@ -88,7 +92,7 @@ class HubEngine(Engine):
         self.compressor = choose_compressor(NativeConfig(), compressors, keep, tokens)
         self.check_serves(self.compressor)
         self.marks = marks_of(self.script, self.adapter.config, tokenizer)
-        self.memory = HubClipMemory(model, self.adapter, self.marks, pixels)
+        self.memory = HubClipMemory(model, self.adapter, self.marks, pixels, processor)
         self.chat = chat(self.script, tokenizer, template, self.marks)
         self.code = TextTime()
 
@@ -104,9 +108,10 @@ class HubEngine(Engine):
         **options: Any,
     ) -> HubEngine:
         """From a folder or a name on the hub; `options` as for the class."""
-        model, tokenizer, template, pixels = load_hub(folder, attn, dtype)
+        model, tokenizer, template, pixels, processor = load_hub(folder, attn, dtype)
         torch.manual_seed(seed)
-        return cls(model.to(device), tokenizer, template=template, pixels=pixels, **options)
+        options |= {"template": template, "pixels": pixels, "processor": processor}
+        return cls(model.to(device), tokenizer, **options)
 
     @property
     def worked_on(self) -> nn.Module:
@@ -125,10 +130,15 @@ class HubEngine(Engine):
 
     def twin(self) -> HubEngine:
         other = copy.copy(self)
-        other.memory = HubClipMemory(self.model, self.adapter, self.marks, self.memory.options)
+        known = self.memory
+        other.memory = HubClipMemory(
+            self.model, self.adapter, self.marks, known.options, known.processor
+        )
         return other
 
     def count(self, height: int, width: int, frames: int) -> int:
+        if self.memory.processor is not None:
+            return self.memory.processor.count(height, width, frames)
         options, config = self.memory.options, self.adapter.config
         sizes = tokens_per_frame(self.kind, height, width, frames, options, config)
         steps, rows, columns = sizes
@@ -154,12 +164,15 @@ class HubEngine(Engine):
             self._check(text, answer or 1)  # the usual length may be cut short
 
     def sharing_notes(self, clip: VideoClip, method: Compressor, questions: int) -> tuple[str, ...]:
+        late = [item for item in method.methods if item.stage in LATE]
+        moved = moved_cuts(late, list(cast(Any, self.adapter.decoder).layers))
         if by_question(method) and (questions > 1 or self.memory.last(clip) is not None):
             return (
+                *moved,
                 f"{method.name} reads the question: the video is encoded once and compressed "
                 "anew for every question",
             )
-        return ()
+        return tuple(moved)
 
     @contextmanager
     def at_work(self, method: Compressor, listener: Listener | None = None) -> Iterator[Session]:
@@ -179,14 +192,13 @@ class HubEngine(Engine):
         """See that prompts have room. Positions of time, row and column go side by side."""
         placed = self.memory.open(clip).placed
         video = sum(placed.counts)
-        beside = self.kind in ("qwen2_5_vl", "qwen3_vl")
         for question in questions:
             ids = self._ids(placed, question, times)
             check_room(
                 self._positions,
                 text=ids.shape[1] - video,
                 answer=answer or 1,
-                video=max(placed.grid) if beside else video,
+                video=max(placed.grid) if self.adapter.mrope else video,
             )
         return video
 
@@ -257,7 +269,7 @@ class HubEngine(Engine):
             steps.first,
             steps.left(),
             report.kept,
-            sum(report.cached) / len(report.cached),
+            report.mean_cached,
             counts,
             text,
             0,

@@ -20,7 +20,8 @@ from vidllm.tokens.video_tokens import Keep
 from ..engine import Shared
 from ..hooks.pruning import DECODER_SIGNALS
 from ..hooks.vision_tower import Sight
-from .served import FAMILIES
+from .served import FAMILIES, PARTS
+from .unserved import refusal
 
 _BEFORE = 24  # ids before a frame in which its time is looked for
 
@@ -75,6 +76,7 @@ class Adapter(ABC):
         self.core = cast(Any, inner if hasattr(inner, self.decoder_name) else model)
         self.config: Any = self.core.config
         self.tokenizer: Any = getattr(processor, "tokenizer", processor)
+        self.holder: Any = None  # the model that this one is a part of
         self._told: Shared[list[tuple[list[float], float]]] = Shared([])
         self._given: Shared[dict[str, Any]] = Shared({})
 
@@ -307,7 +309,8 @@ def _inside(model: Any) -> str:
             break
         path, inner = f"{path}.{name}", parts[name]
     kind = getattr(getattr(inner, "config", None), "model_type", None)
-    return path if kind in FAMILIES or hasattr(inner, "get_base_model") else ""
+    known = kind in FAMILIES or kind in PARTS
+    return path if known or hasattr(inner, "get_base_model") else ""
 
 
 def adapter_for(model: nn.Module, processor: Any = None) -> Adapter:
@@ -328,10 +331,12 @@ def adapter_for(model: nn.Module, processor: Any = None) -> Adapter:
         )
     inner: Any = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
     kind = str(getattr(getattr(inner, "config", None), "model_type", type(inner).__name__))
+    holder = inner if kind in PARTS else None
+    if kind in PARTS:  # the part that reads and writes text
+        inner, kind = getattr(inner, PARTS[kind][0]), PARTS[kind][1]
     if kind not in FAMILIES:
-        served = ", ".join(name for name, _, _ in FAMILIES.values())
-        raise InputError(f"a {kind} model is not served: use one of {served}")
+        raise InputError(refusal(kind))
     name, module, cls = FAMILIES[kind]
     adapter: Adapter = getattr(import_module(f".{module}", __package__), cls)(inner, processor)
-    adapter.family = name
+    adapter.family, adapter.holder = name, holder
     return adapter

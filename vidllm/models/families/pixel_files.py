@@ -21,7 +21,8 @@ from transformers.utils.hub import cached_file
 
 from vidllm.errors import InputError
 
-from .served import FAMILIES
+from .served import FAMILIES, OWN_PIXELS
+from .unserved import refusal
 
 #: Files that may hold the settings, first come first served.
 FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
@@ -193,8 +194,11 @@ def complete(family: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _known(family: str) -> None:
     if family not in FAMILIES:
-        served = ", ".join(name for name, _, _ in FAMILIES.values())
-        raise InputError(f"a {family} model is not served: use one of {served}")
+        raise InputError(refusal(family))
+    if family not in OWN_PIXELS:
+        raise InputError(
+            f"the pixels of {FAMILIES[family][0]} are made by its own processor, not here"
+        )
 
 
 def _counts(*values: Any) -> bool:

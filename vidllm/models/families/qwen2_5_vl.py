@@ -17,6 +17,8 @@ class Qwen25VL(Adapter):
 
     family = "Qwen2.5-VL"
     tower_name = "visual"
+    mrope = token_types = True
+    pace = "second_per_grid_ts"
 
     @property
     def merge(self) -> int:
@@ -30,12 +32,12 @@ class Qwen25VL(Adapter):
         return cast(nn.Module, tower.blocks[max(tower.fullatt_block_indexes)].attn)
 
     def clips(self, ids: Tensor, inputs: Mapping[str, Any], sight: Sight | None) -> list[Clip]:
-        """Seconds from `second_per_grid_ts`."""
+        """Seconds by the pace that the model is told."""
         grid = grid_from(inputs, sight, "grid_thw")
         if grid is None:
             return []
         grids = grids_of(grid, self.merge)
-        return self.grid_clips(ids, grids, step=floats_of(inputs.get("second_per_grid_ts")))
+        return self.grid_clips(ids, grids, step=floats_of(inputs.get(self.pace)))
 
     def signals(self, sight: Sight) -> dict[str, Tensor]:
         """Back from the order of windows to that of the prompt."""

@@ -3,7 +3,8 @@
 `<1.5 seconds>` before a pair of frames (Qwen3-VL), `Frame from 00:01:` (SmolVLM2), `Time 1.0s:`
 (VideoLLaMA3), `Frame1:` (InternVL), nothing (LLaVA-OneVision), and for Qwen2.5-VL positions that
 are seconds apart. The texts are those of the families' processors in transformers; the seconds are
-the clip's own.
+the clip's own. Of families whose pixels come from their own processor, that writes the video too
+(`own_processor`).
 
 A prompt is rendered by the checkpoint's chat template where it has one, else by the family's
 documented one (`Script.template`). The mark of the video in it is then replaced by what the
@@ -59,6 +60,7 @@ class Placed:
         seconds: (T,) of every frame that the model is shown. duration: of the video.
         grid: (T', rows, columns) of its tokens. counts: of tokens for each of the T' slots.
         marks: texts of the family's own tokens: "pad" (one video token), "start", "end", …
+        written: what the family's own processor writes in the video's place, where it is asked.
     """
 
     seconds: Sequence[float]
@@ -66,6 +68,7 @@ class Placed:
     grid: tuple[int, int, int]
     counts: Sequence[int]
     marks: Mapping[str, str]
+    written: str = ""
 
     @property
     def slots(self) -> list[float]:
@@ -77,6 +80,10 @@ class Placed:
 
 def _plain(clip: Placed) -> str:
     return clip.marks["pad"] * sum(clip.counts)
+
+
+def _written(clip: Placed) -> str:
+    return clip.written
 
 
 def _newline(clip: Placed) -> str:
@@ -196,6 +203,21 @@ SCRIPTS: dict[str, Script] = {
         marks=_VIDEO,
     ),
 }
+# Families whose own processor writes the video; a template is there for checkpoints without one.
+_QWEN: dict[str, Any] = {"content": "{start}{video}{end}{question}", "marks": {**_VIDEO, **_EDGES}}
+_BOTH = {
+    "start": ("vision_bos_token", "<|vision_bos|>"),
+    "end": ("vision_eos_token", "<|vision_eos|>"),
+}
+_OMNI: dict[str, Any] = {**_QWEN, "template": _SYSTEM + _CHATML, "marks": {**_VIDEO, **_BOTH}}
+SCRIPTS |= {
+    "qwen2_vl": Script("none", 32, _written, **_QWEN, template=_SYSTEM + _CHATML),
+    "qwen3_vl_moe": Script("stamps", 32, _written, **_QWEN),
+    "qwen3_5": Script("stamps", 32, _written, **_QWEN),
+    "qwen3_5_moe": Script("stamps", 32, _written, **_QWEN),
+    "qwen2_5_omni_thinker": Script("positions", 32, _written, **_OMNI),
+    "qwen3_omni_moe_thinker": Script("positions", 32, _written, **_OMNI),
+}
 
 
 _ONES = [
@@ -249,6 +271,7 @@ def place(
     pixels: Mapping[str, Tensor],
     seconds: Sequence[float],
     duration: float,
+    written: str = "",
 ) -> Placed:
     """A clip's places in the prompt, from the pixels that were made of it."""
     config, grid = adapter.config, pixels.get("video_grid_thw")
@@ -262,7 +285,7 @@ def place(
     mask = pixels.get("video_compression_mask")
     if mask is not None:
         counts = [int(part.sum()) for part in mask.view(shape[0], -1)]
-    return Placed([float(s) for s in seconds], duration, shape, counts, marks)
+    return Placed([float(s) for s in seconds], duration, shape, counts, marks, written)
 
 
 def chat(script: Script, tokenizer: Any, template: str | None, marks: Mapping[str, str]) -> str:
@@ -334,12 +357,11 @@ def beside(adapter: Adapter, clip: Placed, ids: Tensor, length: float) -> dict[s
         length: of the range that was looked at, in seconds.
     """
     made: dict[str, Any] = {}
-    kind = str(adapter.config.model_type)
-    if kind in ("qwen2_5_vl", "qwen3_vl"):
+    if adapter.token_types:
         config = adapter.config
         made["mm_token_type_ids"] = (ids == config.image_token_id).int() + 2 * (
             ids == config.video_token_id
         ).int()
-    if kind == "qwen2_5_vl":
-        made["second_per_grid_ts"] = torch.tensor([pace(clip.seconds, clip.grid[0], length)])
+    if adapter.pace:
+        made[adapter.pace] = torch.tensor([pace(clip.seconds, clip.grid[0], length)])
     return made

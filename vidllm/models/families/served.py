@@ -10,6 +10,12 @@ FAMILIES: dict[str, tuple[str, str, str]] = {
     "internvl": ("InternVL", "internvl", "InternVL"),
     "smolvlm": ("SmolVLM2", "smolvlm", "SmolVLM"),
     "video_llama_3": ("VideoLLaMA3", "videollama3", "VideoLlama3"),
+    "qwen2_vl": ("Qwen2-VL", "qwen2_vl", "Qwen2VL"),
+    "qwen3_vl_moe": ("Qwen3-VL-MoE", "qwen3_vl", "Qwen3VL"),
+    "qwen3_5": ("Qwen3.5", "qwen3_vl", "Qwen3VL"),
+    "qwen3_5_moe": ("Qwen3.5-MoE", "qwen3_vl", "Qwen3VL"),
+    "qwen2_5_omni_thinker": ("Qwen2.5-Omni", "qwen_omni", "Qwen25Omni"),
+    "qwen3_omni_moe_thinker": ("Qwen3-Omni", "qwen_omni", "Qwen3Omni"),
     "glm4v": ("GLM-4.1V", "glm4v", "Glm4V"),
     "glm4v_moe": ("GLM-4.5V", "glm4v", "Glm4V"),
     "glm46v": ("GLM-4.6V", "glm4v", "Glm4V"),
@@ -24,4 +30,27 @@ FAMILIES: dict[str, tuple[str, str, str]] = {
     "exaone4_5": ("EXAONE 4.5", "exaone4_5", "Exaone45"),
     "cosmos3_omni": ("Cosmos3", "qwen3_vl", "Qwen3VL"),
     "cosmos3_edge": ("Cosmos3-Edge", "cosmos3", "Cosmos3Edge"),
+}
+#: Model types that hold one of these as a part -> (the part's name, its model type).
+PARTS: dict[str, tuple[str, str]] = {
+    "qwen2_5_omni": ("thinker", "qwen2_5_omni_thinker"),
+    "qwen3_omni_moe": ("thinker", "qwen3_omni_moe_thinker"),
+}
+#: Model types whose pixels are made here (`pixels`); the others' come from their own processors.
+OWN_PIXELS = (
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "llava_onevision",
+    "internvl",
+    "smolvlm",
+    "video_llama_3",
+)
+#: Published models, by the names that transformers' documentation gives them.
+EXAMPLES: dict[str, str] = {
+    "qwen2_vl": "Qwen/Qwen2-VL-7B-Instruct",
+    "qwen3_vl_moe": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+    "qwen3_5": "Qwen/Qwen3.5-27B",
+    "qwen3_5_moe": "Qwen/Qwen3.5-35B-A3B-Instruct",
+    "qwen2_5_omni_thinker": "Qwen/Qwen2.5-Omni-7B",
+    "qwen3_omni_moe_thinker": "Qwen/Qwen3-Omni-30B-A3B-Instruct",
 }

@@ -27,6 +27,7 @@ from vidllm.errors import InputError
 
 from ..engine import check_needs
 from ..families.family import Adapter
+from .layers import carries_state, cut_points
 from .visibility import views_of
 from .vision_tower import merges_inside
 
@@ -67,6 +68,19 @@ def check(adapter: Adapter, method: Compressor, late: list[Compressor]) -> None:
                 f"{inside.name}:tower=false"
             )
     check_views(adapter, method, late)
+    layers = list(cast(Any, adapter.decoder).layers)
+    for item in late if carries_state(layers) else ():
+        if item.stage == "cache":
+            raise InputError(
+                f"{item.name} on {family}: its layers of linear attention hold a state, out of "
+                "which no token can be taken again: use a method that acts before the decoder or "
+                "between its layers"
+            )
+        if not cut_points(item, layers):
+            raise InputError(
+                f"{item.name} on {family}: it reads attention, and no layer of full attention "
+                "stands before another layer: use a method that acts before the decoder"
+            )
     for item in late:
         where = getattr(item, "positions", "original")
         if item.stage == "cache" and where != "original":
@@ -85,7 +99,7 @@ def check_views(adapter: Adapter, method: Compressor, late: list[Compressor]) ->
     config, depth = decoder.config, len(decoder.layers)
     who = f"{method.name} on {adapter.family}"
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if not kinds <= {"full_attention", "sliding_attention"}:
+    if not kinds <= {"full_attention", "sliding_attention", "linear_attention"}:
         raise InputError(
             f"{who}: this decoder has {', '.join(sorted(kinds))} layers, which "
             "count positions without gaps: use a model with full attention"
@@ -105,7 +119,7 @@ def check_views(adapter: Adapter, method: Compressor, late: list[Compressor]) ->
                 "prompt in every layer, and this one has sliding windows or shared keys: leave it "
                 "out"
             )
-        points = cast(Any, item).points(depth)
+        points = cut_points(item, decoder.layers)
         if points and points[-1][0] >= views.own:
             raise InputError(
                 f"{item.name} on {adapter.family}: it prunes before layer {points[-1][0]}, but "
@@ -189,6 +203,19 @@ def check_call(kwargs: Mapping[str, Any], real: Tensor) -> None:
     if packed:
         raise InputError(
             "compress takes one prompt a row, not several packed in one: pass a padded batch"
+        )
+
+
+def check_reuse(adapter: Adapter) -> None:
+    """Refuse to begin a prompt with what another one left, where the caches do not hold it.
+
+    Raises:
+        InputError: a decoder whose layers carry a state.
+    """
+    if carries_state(list(cast(Any, adapter.decoder).layers)):
+        raise InputError(
+            f"{adapter.family} has layers of linear attention, whose state behind the video is "
+            "gone when the prompt is read: ask without reuse"
         )
 
 

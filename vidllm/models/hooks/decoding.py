@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from vidllm.errors import InputError
 
-from .batches import layer_mask
 from .cache import CacheChoice, Prefill, Rotary
+from .layers import attends, first_attention, mask_of
 from .visibility import step_mask, still_there, views_of
 
 
@@ -31,6 +31,7 @@ class Past:
             hold the same share one tensor.
         shift: for every layer (B,) how far the positions of what comes next have moved back;
             empty where they have not.
+        ended: why no step may follow; empty where one may.
         seen: columns of the full attention mask so far. next: the positions that come next,
             (B, 1), or (P, B, 1) for M-RoPE. choice: of what a decode step reads, if any.
         places: for every layer (B, n) where its entries stood in the full prompt, as `valid`;
@@ -43,6 +44,7 @@ class Past:
     next: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     choice: CacheChoice | None = None
     places: list[Tensor] = field(default_factory=list)
+    ended: str = ""
 
 
 class DecodeSteps:
@@ -62,6 +64,7 @@ class DecodeSteps:
         self.decoder = decoder
         self.layers = cast(nn.ModuleList, decoder.layers)
         self.views = views_of(decoder.config, len(self.layers))
+        self.first = first_attention(self.layers)
         self.past: Past | None = None
         self.pasts: WeakKeyDictionary[Any, Past] = WeakKeyDictionary()
         self._steps = 0
@@ -96,7 +99,7 @@ class DecodeSteps:
                 that are no padding.
 
         Returns:
-            (B, n + W) bool on the CPU: what the first layer's cache will hold.
+            (B, n + W) bool on the CPU: what the cache of the first layer of attention will hold.
         """
         past = cast(Past, self.past)
         longer = {id(v): torch.cat([v, fresh.cpu()], dim=1) for v in past.valid}
@@ -107,7 +110,7 @@ class DecodeSteps:
         self._positions = positions
         self._masks.clear()
         self._tables.clear()
-        return past.valid[0]
+        return past.valid[self.first]
 
     def go_on(self, cache: Any, length: int, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Before a hub model: whether its call fits this cache, and the positions that come next.
@@ -120,7 +123,9 @@ class DecodeSteps:
         given = kwargs["inputs_embeds"] if given is None else given
         batch, fresh = given.shape[:2]
         mask = kwargs.get("attention_mask")
-        fits = past.valid[0].shape == (batch, length)
+        if past.ended:
+            raise InputError(past.ended)
+        fits = past.valid[self.first].shape == (batch, length)
         if not fits or (mask is not None and mask.shape[-1] != past.seen + fresh):
             raise InputError(
                 "this cache is shorter than its prompt, so only its own answer can go on: pass the "
@@ -178,19 +183,20 @@ class DecodeSteps:
             hidden = args[0] if args else kwargs["hidden_states"]
             if past.places:
                 own["attention_mask"] = self._viewed(i, hidden)
-            elif past.valid[i] is not past.valid[0]:
-                own["attention_mask"] = self._mask(past.valid[i], hidden)
+            elif past.valid[i] is not past.valid[self.first]:
+                own["attention_mask"] = self._mask(i, past.valid[i], hidden)
             if past.shift and bool(past.shift[i].any()):
                 own["position_embeddings"] = self._turned(past.shift[i], hidden.dtype)
             return (args, {**kwargs, **own}) if own else None
 
         return hook
 
-    def _mask(self, valid: Tensor, hidden: Tensor) -> Any:
-        if id(valid) not in self._masks:
-            how = str(self.decoder.config._attn_implementation)
-            self._masks[id(valid)] = layer_mask(how, valid, hidden.shape[1], hidden)
-        return self._masks[id(valid)]
+    def _mask(self, i: int, valid: Tensor, hidden: Tensor) -> Any:
+        layer, how = self.layers[i], str(self.decoder.config._attn_implementation)
+        key = id(valid), attends(layer)
+        if key not in self._masks:
+            self._masks[key] = mask_of(layer, how, valid, hidden.shape[1], hidden)
+        return self._masks[key]
 
     def _viewed(self, i: int, hidden: Tensor) -> Any:
         """The mask of a layer that has a window, or reads another one's keys."""

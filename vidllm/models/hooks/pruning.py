@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens, cut_counts
 from vidllm.tokens.video_tokens import Keep, Selection, chosen
 
-from .batches import gather, layer_mask, pack
+from .batches import gather, pack
+from .layers import attends, cut_points, mask_of
 from .visibility import TOKEN_WISE, Views, cut_mask, still_there, views_of
 
 #: Signals that the decoder gives to methods of the stages "prefill" and "cache".
@@ -109,8 +110,13 @@ def pivots(normed: Tensor, size: Tensor) -> Tensor:
 def heads(
     attention: nn.Module, kind: str, hidden: Tensor, width: int, cos: Tensor, sin: Tensor
 ) -> Tensor:
-    """Queries or keys (H, L, d) of hidden states (L, D), as the attention layer makes them."""
+    """Queries or keys (H, L, d) of hidden states (L, D), as the attention layer makes them.
+
+    A head's gate, where its queries have one (Qwen3.5), stands behind them in the same projection.
+    """
     projected = getattr(attention, f"{kind}_proj")(hidden)
+    if kind == "q" and projected.shape[-1] == 2 * _width_out(attention):
+        projected = projected.unflatten(-1, (-1, 2 * width))[..., :width].flatten(-2)
     norm = getattr(attention, f"{kind}_norm", None) or nn.Identity()
     whole = getattr(norm, "weight", hidden[0]).shape[-1] != width  # over all heads at once
     x = (
@@ -145,6 +151,11 @@ def _rotate_half(x: Tensor) -> Tensor:
     return torch.cat([-x[..., half:], x[..., :half]], dim=-1)
 
 
+def _width_out(attention: nn.Module) -> int:
+    """The width of all heads together; 0 where the layer does not say it."""
+    return int(getattr(getattr(attention, "o_proj", None), "in_features", 0))
+
+
 def _rows(
     attention: nn.Module,
     hidden: Tensor,
@@ -161,14 +172,6 @@ def _rows(
     late = torch.arange(keys.shape[1], device=hidden.device)[None] > which[:, None]
     logits = logits.masked_fill(late, torch.finfo(logits.dtype).min)
     return torch.softmax(logits, dim=-1)
-
-
-class PrefillMethod(Protocol):
-    """A compressor that says before which layers it prunes."""
-
-    def points(self, depth: int) -> list[tuple[int, float]]:
-        """(layer, share of the original video tokens left after it), ascending."""
-        ...
 
 
 @dataclass
@@ -240,7 +243,7 @@ class Pruner:
         self.live = self.valid
         #: For every such layer (B, W) long, their numbers among the N columns.
         self.tables: list[Tensor] = []
-        self._masks: dict[tuple[int, int], Any] = {}
+        self._masks: dict[tuple[int, int, bool], Any] = {}
         for run in self.runs:
             if len(run.at) and bool((run.at.diff() <= 0).any()):
                 raise InputError(
@@ -254,7 +257,7 @@ class Pruner:
         method = self.method
         if all(getattr(method, option) is None for option in method.fixed):
             method = replace(method, keep=run.budget / total, budget=None)
-        points = cast(PrefillMethod, method).points(depth)
+        points = cut_points(method, self.layers)
         if not points or not 0 <= points[0][0] <= points[-1][0] < depth:
             raise InputError(f"{method.name} prunes at no layer of a model with {depth}")
         return cut_counts(total, points, run.budget)
@@ -338,12 +341,12 @@ class Pruner:
 
     def _masked(self, i: int, mask: Any, hidden: Tensor) -> Any:
         """The mask of what is left; made once for all layers that see alike between two cuts."""
-        store, count = self.views.stores[i], hidden.shape[1]
-        key = (id(mask), store if store < i else -1)
+        layer, store, count = self.layers[i], self.views.stores[i], hidden.shape[1]
+        key = (id(mask), store if store < i else -1, attends(layer))
         if key in self._masks:
             return self._masks[key]
         if store == i and not (isinstance(mask, Tensor) and mask.dim() == 4):
-            made = layer_mask(self.attention, self.live, count, hidden)
+            made = mask_of(layer, self.attention, self.live, count, hidden)
         else:
             queries, live = self.index[:, -count:], self.live[:, -count:]
             if mask is not None and mask.shape[2] == count < self.valid.shape[1]:

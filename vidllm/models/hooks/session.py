@@ -34,12 +34,14 @@ from .checks import (
     check_call,
     check_compiled,
     check_generate,
+    check_reuse,
     within_compiled,
 )
 from .decoding import DecodeSteps, Past
+from .layers import attends, padded
 from .prefill import Prefix, dense_planes, reduce, select
 from .pruning import Pruner, VideoRun, bare
-from .state import Call, Report, count_videos, numbered
+from .state import Call, Report, cached_videos, numbered
 from .visibility import full_masks, places_of, views_of
 from .vision_tower import Sight, TowerMerger, merges_inside, watch
 
@@ -93,7 +95,7 @@ class Session:
         places = [adapter.model, adapter.core, self.decoder, adapter.tower]
         if self.late:
             inner: list[Any] = list(self.layers)
-            places += [*inner, *(layer.self_attn for layer in inner)]
+            places += [*inner, *(layer.self_attn for layer in inner if attends(layer))]
         if inside is not None:
             places += list(adapter.tower.modules())
         elif self.wants:
@@ -166,6 +168,7 @@ class Session:
     @contextmanager
     def sharing(self, prefix: Prefix) -> Iterator[Prefix]:
         """Prompts in this block begin with the same video (see `Compression.reuse`)."""
+        check_reuse(self.adapter)
         prefix.open(self.adapter.core, self.method)
         if not self.views.plain:
             raise InputError(
@@ -462,7 +465,7 @@ class Session:
                 evict_rows(cache, method, videos, held, valid, call.left)
         fewer = any(n < len(a) for (_, n), a in zip(call.late, call.after, strict=False))
         if cache is not None and pruner is None and fewer:
-            choice = self._choice(call, cache, valid)
+            choice = call.choose(cache, valid)
         shorter = (
             pruner is not None
             or choice is not None
@@ -470,7 +473,8 @@ class Session:
             or any(len(a) < len(c.where) for a, c in zip(call.after, call.clips, strict=True))
         )
         if cache is not None and shorter:
-            past = Past(valid, [], call.ids.shape[1], cast(Tensor, call.position), choice)
+            position, ended = cast(Tensor, call.position), "" if call.left else padded(self.layers)
+            past = Past(valid, [], call.ids.shape[1], position, choice, ended)
             past.places = [] if self.views.plain else places_of(held, valid)
             self.decoding = self.decoding or DecodeSteps(self.decoder)
             self.decoding.pasts[cache] = past
@@ -485,23 +489,12 @@ class Session:
             [int(row.sum()) for row in call.real],
             full,
             sum(len(tokens) for tokens in runs),
-            [count_videos(call.clips, layer) for layer in held],
+            cached_videos(call.clips, held, list(self.layers)),
             seconds,
             reused=call.reused,
+            caching=sum(map(attends, self.layers)),
         )
         if choice is not None:
             report.choose(choice)
         self.report = report
         self.call = None
-
-    def _choice(self, call: Call, cache: Any, valid: list[Tensor]) -> CacheChoice:
-        """A method that chooses at every decode step, for this cache."""
-        method, *_ = self.late
-        firsts = {int(clip.slots[0]) for clip in call.clips}
-        if len(firsts) < len(call.clips):
-            raise InputError(
-                f"{method.name} chooses for every answer alone: one answer a prompt, without beams"
-            )
-        choice = CacheChoice(method, *(budget for _, budget in call.late))
-        choice.begin(cache, valid, [], call.cached_videos(valid[0]), left=call.left)
-        return choice

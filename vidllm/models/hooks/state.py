@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidllm.compressors import Compressor
+from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens
 
 from ..families.family import Clip
 from .cache import CacheChoice
+from .layers import attends
 from .pruning import Pruner
 from .vision_tower import Sight
 
@@ -27,6 +31,7 @@ class Report:
         full, kept: video tokens of all prompts before, and those that the last layer read.
         cached: for every layer the video tokens in its cache.
         seconds: what choosing took. reused: tokens of every prompt that the cache held before.
+        caching: layers whose cache has an entry a token; 0 for all.
     """
 
     rows: list[list[Tensor]]
@@ -38,6 +43,12 @@ class Report:
     seconds: float
     choice: CacheChoice | None = None
     reused: int = 0
+    caching: int = 0
+
+    @property
+    def mean_cached(self) -> float:
+        """Video tokens in the cache of a layer, in the mean over those that hold any."""
+        return sum(self.cached) / (self.caching or len(self.cached))
 
     def choose(self, choice: CacheChoice) -> None:
         """A method will choose at every decode step: account for what a step reads."""
@@ -84,6 +95,18 @@ class Call:
             found.append((clip.row, columns[torch.searchsorted(self.rows[clip.row], place)]))
         return found
 
+    def choose(self, cache: Any, valid: list[Tensor]) -> CacheChoice:
+        """A method that chooses at every decode step, for this cache."""
+        method = self.late[0][0]
+        firsts = {int(clip.slots[0]) for clip in self.clips}
+        if len(firsts) < len(self.clips):
+            raise InputError(
+                f"{method.name} chooses for every answer alone: one answer a prompt, without beams"
+            )
+        choice = CacheChoice(method, *(budget for _, budget in self.late))
+        choice.begin(cache, valid, [], self.cached_videos(valid[0]), left=self.left)
+        return choice
+
 
 def numbered(pruner: Pruner) -> list[list[Tensor]]:
     """The pruner's columns as numbers among each row's tokens."""
@@ -91,5 +114,12 @@ def numbered(pruner: Pruner) -> list[list[Tensor]]:
     return [[order[r, c] for r, c in enumerate(layer)] for layer in pruner.history]
 
 
-def count_videos(clips: list[Clip], rows: list[Tensor]) -> int:
-    return sum(int(torch.isin(clip.where, rows[clip.row]).sum()) for clip in clips)
+def cached_videos(
+    clips: list[Clip], held: list[list[Tensor]], layers: Sequence[nn.Module]
+) -> list[int]:
+    """Video tokens in every layer's cache; 0 for layers whose cache has no entry a token."""
+    counts = []
+    for rows, layer in zip(held, layers, strict=True):
+        own = sum(int(torch.isin(clip.where, rows[clip.row]).sum()) for clip in clips)
+        counts.append(own if attends(layer) else 0)
+    return counts

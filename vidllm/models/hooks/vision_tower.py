@@ -130,7 +130,8 @@ def queries_keys(attention: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
         width = fused.shape[-1] // (heads + 2 * groups)
         query, key, _ = fused.split([heads * width, groups * width, groups * width], dim=-1)
     else:
-        query, key = attention.q_proj(hidden), attention.k_proj(hidden)
+        names = ("q_proj", "k_proj") if hasattr(attention, "q_proj") else ("q", "k")
+        query, key = (getattr(attention, name)(hidden) for name in names)
     width = query.shape[-1] // heads
     norms = [getattr(attention, f"{name}_norm", None) for name in "qk"]
     each = all(norm is not None and norm.weight.shape[-1] == width for norm in norms)

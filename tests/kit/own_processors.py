@@ -1,0 +1,157 @@
+"""The high door on families whose own processor makes pixels and prompts, as a program of its own.
+
+    python tests/kit/own_processors.py FOLDER
+
+saves a tiny checkpoint of every such family there with its processor, loads it, asks, and prints as
+JSON what came of it beside what the library's processor and `generate` give. It needs torchvision
+(see `hf_pixels_library`), in a process where nothing else depends on it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hf_pixels_library import declare_operators
+from hf_tiny import hf_model
+from hub_tiny import TAKES_VIDEOS, letters
+from transformers import PreTrainedTokenizerFast
+
+QUESTION = "When does it start?"
+SECONDS = [0.0, 0.4, 1.1, 1.5, 2.3, 3.0]
+NEW = 8
+#: Model type -> processor, video processor.
+PROCESSORS = {
+    "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLVideoProcessor"),
+    "qwen3_vl_moe": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
+    "qwen3_5": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
+    "qwen2_5_omni_thinker": ("Qwen2_5OmniProcessor", "Qwen2VLVideoProcessor"),
+    "qwen3_omni_moe_thinker": ("Qwen3OmniMoeProcessor", "Qwen2VLVideoProcessor"),
+}
+_NAMES = {
+    "image_token": "<image>",
+    "video_token": "<video>",
+    "audio_token": "<u107>",
+    "vision_start_token": "<img>",
+    "vision_end_token": "</img>",
+    "vision_bos_token": "<img>",
+    "vision_eos_token": "</img>",
+    "audio_bos_token": "<u106>",
+    "audio_eos_token": "<u106>",
+}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """That of letters, which knows its special tokens by their parts."""
+    known = letters()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=known.backend_tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<pad>",
+        extra_special_tokens=_NAMES,
+    )
+
+
+def processor_of(family: str) -> Any:
+    """A processor of the library, for tiny frames."""
+    import transformers
+
+    kind, video = PROCESSORS[family]
+    patches = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
+    most = 32 * 512 if video.startswith("Qwen3") else 512
+    size = {"shortest_edge": 64, "longest_edge": most}
+    cls = getattr(transformers, kind)
+    parts = {
+        "image_processor": transformers.Qwen2VLImageProcessor(**patches, size=size),
+        "video_processor": getattr(transformers, video)(**patches, size=size),
+        "tokenizer": tokenizer(),
+        "chat_template": TAKES_VIDEOS,
+    }
+    if "omni" in family:
+        cls.videos_kwargs = {"size": size}  # the library's own is too large here
+        parts["feature_extractor"] = transformers.WhisperFeatureExtractor(feature_size=16)
+    return cls(**parts)
+
+
+def whole_omni(thinker: Any) -> Any:
+    """A whole Qwen2.5-Omni with this thinker, without a talker."""
+    from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
+
+    told = thinker.config.to_dict()
+    config = Qwen2_5OmniConfig(thinker_config=told, enable_audio_output=False)
+    whole = Qwen2_5OmniForConditionalGeneration(config).eval()
+    whole.thinker.load_state_dict(thinker.state_dict())
+    return whole
+
+
+def asked(folder: Path, family: str) -> dict[str, Any]:
+    """One family through both doors."""
+    from transformers import AutoProcessor
+
+    from vidllm import VideoLLM, compress
+    from vidllm.video import VideoClip
+
+    model = hf_model(family)
+    if family == "qwen2_5_omni_thinker":
+        whole_omni(model).save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text())
+        del config["talker_config"], config["token2wav_config"]  # of parts that are not there
+        (folder / "config.json").write_text(json.dumps(config))
+    else:
+        model.save_pretrained(folder)
+    processor_of(family).save_pretrained(folder)
+    processor: Any = AutoProcessor.from_pretrained(folder)
+    random = np.random.default_rng(0)
+    frames = random.integers(0, 256, (len(SECONDS), 48, 64, 3), dtype=np.uint8)
+    clip = VideoClip(frames, np.array(SECONDS), 2.0, 3.6, np.arange(len(SECONDS)), Path("made.mp4"))
+    llm = VideoLLM.from_pretrained(folder, compressors="uniform", keep=0.5)
+    engine: Any = llm.engine
+    two = llm.ask(clip, [QUESTION, "What happens?"], max_new_tokens=NEW)
+    turn = [{"type": "video"}, {"type": "text", "text": QUESTION}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": turn}], tokenize=False, add_generation_prompt=True
+    )
+    # Of a file with ten frames a second these seconds are whole frames.
+    told = {"total_num_frames": 40, "fps": 10.0, "duration": 3.6}
+    told["frames_indices"] = [round(10 * s) for s in SECONDS]
+    inputs = processor(
+        text=[text],
+        videos=[frames],
+        video_metadata=[told],
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+    video = engine.memory.open(clip)
+    made = {**engine.memory.processor.video(frames, SECONDS).pixels}
+    if engine.adapter.pace:
+        pace = 2 * (SECONDS[-1] - SECONDS[0]) / (len(SECONDS) - 1)
+        inputs[engine.adapter.pace] = torch.tensor([pace])
+    with compress(llm.model, "uniform", keep=0.5, processor=processor) as c:
+        out = llm.model.generate(**inputs, max_new_tokens=NEW, do_sample=False, eos_token_id=97)
+    raw = processor.decode(out[0, inputs["input_ids"].shape[1] :]).strip()
+    return {
+        "ids": torch.equal(engine._ids(video.placed, QUESTION, False), inputs["input_ids"]),
+        "pixels": all(torch.equal(made[name], inputs[name]) for name in made if "pixel" in name),
+        "answers": [two[0].raw, raw],
+        "kept": [two[0].receipt.tokens_kept, c.receipt.tokens_kept],
+        "full": [two[0].receipt.tokens_full, engine.count(48, 64, len(SECONDS)), video.total],
+        "flops": two[0].receipt.flops is not None,
+        "prompt": llm.prompt_text(clip, QUESTION),
+        "family": engine.family,
+        "found": len(llm.ground(clip, "a start", max_new_tokens=2)),
+    }
+
+
+def main(folder: Path) -> None:
+    """One line of JSON."""
+    declare_operators()
+    torch.set_grad_enabled(False)
+    print(json.dumps({family: asked(folder / family, family) for family in PROCESSORS}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

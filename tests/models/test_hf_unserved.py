@@ -1,0 +1,58 @@
+"""Models that are not served: by name, with the reason that the library's own registries give."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
+
+from vidllm import InputError
+from vidllm.models.families.family import adapter_for
+from vidllm.models.families.served import FAMILIES, PARTS
+from vidllm.models.families.unserved import takes_video, why_not
+
+
+class Of(torch.nn.Module):
+    """A model of a type, as far as a refusal looks at it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(model_type=kind)
+
+
+def test_every_other_model_that_takes_video_is_refused_by_name() -> None:
+    """All that the installed transformers knows, whichever that is."""
+    others = sorted(set(VIDEO_PROCESSOR_MAPPING_NAMES) - set(FAMILIES) - set(PARTS))
+    assert others
+    for kind in others:
+        with pytest.raises(InputError) as caught:
+            adapter_for(Of(kind))
+        line = str(caught.value)
+        assert (
+            line.startswith(f"a {kind} model is not served, for it takes video")
+            and "\n" not in line
+        )
+        assert line.endswith(f"use one of {', '.join(name for name, *_ in FAMILIES.values())}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("qwen4_exp", "its decoder has indexed_attention layers"),
+        ("vivit", "writes no text"),
+        ("instructblipvideo", "no file of vidllm/models/families says"),
+        ("llava", "it takes no video"),
+        ("unheard_of", "has no such model type"),
+    ],
+)
+def test_the_reason_is_the_models_own(kind: str, reason: str) -> None:
+    assert reason in why_not(kind)
+
+
+def test_what_is_served_has_no_reason_not_to_be() -> None:
+    found: dict[str, Any] = {kind: why_not(kind) for kind in (*FAMILIES, *PARTS)}
+    assert not any(found.values())
+    assert takes_video("qwen3_5") and takes_video("glm4v_moe") and not takes_video("llava")
