@@ -57,7 +57,10 @@ class Run:
                 self.entered.append(args[0] if args else kwargs["hidden_states"])
 
         handles = [decoder.register_forward_pre_hook(begins, with_kwargs=True)]
-        firsts = [getattr(x, "input_layernorm", x.self_attn) for x in decoder.layers]
+        layers = decoder.layers
+        firsts = [
+            x.input_layernorm if hasattr(x, "input_layernorm") else x.self_attn for x in layers
+        ]
         handles += [x.register_forward_pre_hook(enters, with_kwargs=True) for x in firsts]
         yield
         for handle in handles:
