@@ -32,6 +32,16 @@ PROCESSORS = {
     "qwen2_5_omni_thinker": ("Qwen2_5OmniProcessor", "Qwen2VLVideoProcessor"),
     "qwen3_omni_moe_thinker": ("Qwen3OmniMoeProcessor", "Qwen2VLVideoProcessor"),
 }
+#: Those of other houses, see `hf_tiny_others`.
+OTHERS = {
+    "glm4v": ("Glm4vProcessor", "Glm4vVideoProcessor"),
+    "glm46v": ("Glm46VProcessor", "Glm46VVideoProcessor"),
+    "gemma4": ("Gemma4Processor", "Gemma4VideoProcessor"),
+    "minicpmv4_6": ("MiniCPMV4_6Processor", "MiniCPMV4_6VideoProcessor"),
+    "molmo2": ("Molmo2Processor", "Molmo2VideoProcessor"),
+    "llava_next_video": ("LlavaNextVideoProcessor", "LlavaNextVideoVideoProcessor"),
+    "video_llava": ("VideoLlavaProcessor", "VideoLlavaVideoProcessor"),
+}
 _NAMES = {
     "image_token": "<image>",
     "video_token": "<video>",

@@ -16,7 +16,7 @@ class Ernie45VL(Adapter):
     """2 x 2 patches of two frames make a token; what its expert is, goes with it."""
 
     tower_name = "vision_tower"
-    mrope = token_types = True
+    mrope = True
 
     @property
     def merge(self) -> int:

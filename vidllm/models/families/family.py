@@ -67,6 +67,10 @@ class Adapter(ABC):
     """Whether positions of time, row and column go side by side."""
     token_types: ClassVar[bool] = False
     """Whether the model takes `mm_token_type_ids`: 1 for images, 2 for videos, 0 for text."""
+    beside: ClassVar[tuple[str, ...]] = ()
+    """The model's arguments that tell of its videos and that `generate` gives to the tower alone."""
+    processor_options: ClassVar[dict[str, Any]] = {}
+    """What the family's own processor is asked for, beside the frames."""
     pace: ClassVar[str] = ""
     """The model's argument for the seconds from one frame of the grid to the next, "" for none."""
 
@@ -141,14 +145,14 @@ class Adapter(ABC):
         named = (getattr(self.config, f"{kind}_token_id", None) for kind in ("image", "video"))
         return torch.isin(ids, torch.tensor([n for n in named if n is not None]))
 
-    def given(self, inputs: Mapping[str, Any], *names: str) -> dict[str, Any]:
-        """The named arguments of the model; empty where the first is missing.
+    def given(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The model's arguments in `beside`; empty where the first is missing.
 
         `generate` runs the tower by itself and takes away what it gave to it. Then they are those
         of this thread's last call that had them.
         """
-        found = {name: inputs.get(name) for name in names}
-        if found[names[0]] is not None:
+        found = {name: inputs.get(name) for name in self.beside}
+        if found and found[self.beside[0]] is not None:
             self._given.set(found)
             return found
         made = (inputs.get("mm_encoder_outputs") or {}).get(self.modality)

@@ -17,7 +17,7 @@ class Gemma4(Adapter):
     """Frames of any shape; `pooling_kernel_size` squared patches make a token."""
 
     tower_name = "vision_tower"
-    token_types = True
+    beside = ("video_position_ids", "num_frames_per_video")
     stamp = r"(\d+):(\d+)\s*<[^<>]*>$"
 
     @property
@@ -32,7 +32,7 @@ class Gemma4(Adapter):
 
     def clips(self, ids: Tensor, inputs: Mapping[str, Any], sight: Sight | None) -> list[Clip]:
         """Grids from the places of the patches; seconds as the prompt's clock has them."""
-        found = self.given(inputs, "video_position_ids", "num_frames_per_video")
+        found = self.given(inputs)
         if not found:
             return []
         places, counts = map(torch.as_tensor, found.values())

@@ -23,7 +23,8 @@ class Glm4V(Adapter):
     pictures beside a video."""
 
     tower_name = "visual"
-    mrope = token_types = True
+    mrope = True
+    beside = ("video_grid_thw",)
 
     @property
     def merge(self) -> int:
@@ -47,7 +48,7 @@ class Glm4V(Adapter):
     def clips(self, ids: Tensor, inputs: Mapping[str, Any], sight: Sight | None) -> list[Clip]:
         """Seconds as the prompt writes them, where a tokenizer is there to read them. The tower is
         told of frames, not of videos."""
-        found = self.given(inputs, "video_grid_thw")
+        found = self.given(inputs)
         if not found:
             return []
         return self.grid_clips(ids, grids_of(found["video_grid_thw"], self.merge))

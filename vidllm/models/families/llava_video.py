@@ -20,6 +20,8 @@ from .llava_onevision import LlavaOnevision
 class LlavaNextVideo(LlavaOnevision):
     """Frames of 24 x 24 patches become 12 x 12 tokens, and nothing stands behind a video."""
 
+    beside = ("pixel_values_videos",)
+
     @property
     def cells(self) -> int:
         """Tokens along a side of a frame."""
@@ -32,8 +34,14 @@ class LlavaNextVideo(LlavaOnevision):
 
     def clips(self, ids: Tensor, inputs: Mapping[str, Any], sight: Sight | None) -> list[Clip]:
         """Seconds are not told: frames count as seconds."""
-        found = self.given(inputs, "pixel_values_videos")
-        return self.frames(ids, *found["pixel_values_videos"].shape[:2]) if found else []
+        made = (inputs.get("mm_encoder_outputs") or {}).get("video")
+        if found := self.given(inputs):
+            return self.frames(ids, *found["pixel_values_videos"].shape[:2])
+        return [] if made is None else self.frames(ids, *self.shape(made.pooler_output))
+
+    def shape(self, features: Tensor) -> tuple[int, int]:
+        """Videos, and frames of each, that the projector gave (V, T * N, D) of."""
+        return len(features), features.shape[1] // self.size
 
     def frames(self, ids: Tensor, videos: int, frames: int) -> list[Clip]:
         return self.grid_clips(ids, [(frames, self.cells, self.cells)] * videos)
@@ -61,6 +69,9 @@ class VideoLlava(LlavaNextVideo):
     @property
     def size(self) -> int:
         return self.cells**2 + 1
+
+    def shape(self, features: Tensor) -> tuple[int, int]:
+        return 1, len(features)  # (T, N, D), of one video
 
     def frames(self, ids: Tensor, videos: int, frames: int) -> list[Clip]:
         clips = []

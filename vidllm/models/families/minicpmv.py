@@ -20,7 +20,8 @@ class MiniCPMV(Adapter):
     """Frames of any shape; 4 x 4 patches make a token, or 2 x 2 ("4x")."""
 
     tower_name = "vision_tower"
-    token_types = True
+    beside = ("target_sizes_videos", "downsample_mode")
+    processor_options = {"max_slice_nums": 1}  # noqa: RUF012
 
     @property
     def attention(self) -> nn.Module:
@@ -34,7 +35,7 @@ class MiniCPMV(Adapter):
         Raises:
             InputError: frames that were cut into slices.
         """
-        found = self.given(inputs, "target_sizes_videos", "downsample_mode")
+        found = self.given(inputs)
         if not found:
             return []
         merge = 2 if (found["downsample_mode"] or self.config.downsample_mode) == "4x" else 4

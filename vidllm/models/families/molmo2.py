@@ -16,6 +16,7 @@ class Molmo2(Adapter):
     beside a video."""
 
     tower_name = "vision_tower"
+    beside = ("video_grids", "video_token_pooling")
     stamp = r"(\d+(?:\.\d+)?)\s*<[^<>]*>$"
 
     @property
@@ -25,7 +26,7 @@ class Molmo2(Adapter):
 
     def clips(self, ids: Tensor, inputs: Mapping[str, Any], sight: Sight | None) -> list[Clip]:
         """Seconds as the prompt writes them, where a tokenizer is there to read them."""
-        found = self.given(inputs, "video_grids", "video_token_pooling")
+        found = self.given(inputs)
         if not found:
             return []
         return self.grid_clips(ids, [(t, h, w) for t, h, w in found["video_grids"].tolist()])

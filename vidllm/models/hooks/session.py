@@ -221,6 +221,7 @@ class Session:
         """Before `generate`, which encodes videos before it calls the model."""
         check_generate(self.adapter, self.method, arguments)
         ids, cache = arguments.get("input_ids"), arguments.get("past_key_values")
+        self.adapter.given(arguments)
         fresh = cache is None or not int(cache.get_seq_length())
         if isinstance(ids, Tensor) and fresh and not arguments.get("mm_encoder_outputs"):
             self._expect(self.adapter.clips(ids.cpu(), arguments, None))
