@@ -1,7 +1,7 @@
 """Tiny configs of the families of other houses than Qwen, and their inputs made by hand.
 
 Names with a plus are further forms of a family: Gemma 4 with keys that layers share and a row of
-embeddings for every layer, as its small models have.
+embeddings for every layer, as its small models have; MiniCPM-V 4.7 on the decoder of Qwen3.5.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ CLASSES = {
     "gemma4+shared": "Gemma4ForConditionalGeneration",
     "minicpmv4_6": "MiniCPMV4_6ForConditionalGeneration",
     "minicpmv4_7": "MiniCPMV4_7ForConditionalGeneration",
+    "minicpmv4_7+hybrid": "MiniCPMV4_7ForConditionalGeneration",
     "molmo2": "Molmo2ForConditionalGeneration",
     "llava_next_video": "LlavaNextVideoForConditionalGeneration",
     "video_llava": "VideoLlavaForConditionalGeneration",
@@ -100,13 +101,14 @@ def _gemma(family: str, text: Any, parts: Any, ids: Any) -> Any:
         }
     )
     words = text("gemma4_text", head_dim=8, global_head_dim=16, sliding_window=12)
+    words["max_position_embeddings"] = 1024
     words |= {"vocab_size_per_layer_input": words["vocab_size"], **more}
     vision = {
         **parts["square"],
         "num_key_value_heads": 2,
         "head_dim": 16,
         "pooling_kernel_size": 2,
-        "position_embedding_size": 16,
+        "position_embedding_size": 64,
     }
     return transformers.Gemma4Config(
         text_config=words,
@@ -127,6 +129,11 @@ def _minicpm(family: str, text: Any, parts: Any, ids: Any) -> Any:
             text_config=words, vision_config=vision, insert_layer_id=0, **ids
         )
     words = text("qwen3_vl_text", rope_parameters=_rope(2, 1, 1), head_dim=8)
+    if family.endswith("+hybrid"):
+        rope = _rope(2, 1, 1, partial_rotary_factor=0.5)
+        words = text("qwen3_5_text", rope_parameters=rope, full_attention_interval=2, head_dim=16)
+        words |= {f"linear_num_{name}_heads": count for name, count in (("key", 2), ("value", 4))}
+        words |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
     return transformers.MiniCPMV4_7Config(
         text_config=words,
         vision_config=vision,
@@ -163,7 +170,7 @@ def _llava(family: str, text: Any, parts: Any, ids: Any) -> Any:
     more = {"image_grid_pinpoints": [[_SIDE, _SIDE]]} if "next" in family else {}
     return made(
         text_config=text("llama"),
-        vision_config={**parts["square"], "model_type": "clip_vision_model"},
+        vision_config={**parts["square"], "model_type": "clip_vision_model", "projection_dim": 32},
         image_token_index=_IMAGE,
         video_token_index=_VIDEO,
         vision_feature_layer=-2,

@@ -62,7 +62,9 @@ KINDS = [
 FEW = ["visionzip", "aim", "random,aim-prune"]
 SHARING = {
     **dict.fromkeys(("glm4v_moe", "glm46v", "minicpmv4_7", "video_llava", "cosmos3_omni"), FEW),
-    "cosmos3_edge": FEW,
+    **dict.fromkeys(("cosmos3_edge", "llava_next_video"), FEW),
+    "exaone4_5": [*FEW, "pyramiddrop"],
+    "ernie4_5_vl_moe": [*FEW, "framefusion"],
     "perception_lm": ["tome:tower=false", *FEW[1:]],
 }
 #: Families with sliding windows, whose caches forget by themselves.

@@ -68,7 +68,7 @@ class Adapter(ABC):
     token_types: ClassVar[bool] = False
     """Whether the model takes `mm_token_type_ids`: 1 for images, 2 for videos, 0 for text."""
     beside: ClassVar[tuple[str, ...]] = ()
-    """The model's arguments that tell of its videos and that `generate` gives to the tower alone."""
+    """The model's arguments about its videos that `generate` gives to the tower alone."""
     processor_options: ClassVar[dict[str, Any]] = {}
     """What the family's own processor is asked for, beside the frames."""
     pace: ClassVar[str] = ""

@@ -81,8 +81,8 @@ class OwnProcessor:
         """A clip through the processor.
 
         Args:
-            frames: (T, H, W, 3) uint8, in time order. seconds: (T,) when they are shown. options: of the
-                family's processor.
+            frames: (T, H, W, 3) uint8, in time order. seconds: (T,) when they are shown.
+            options: of the family's processor.
 
         Raises:
             InputError: frames that the processor does not take.

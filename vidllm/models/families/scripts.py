@@ -135,6 +135,7 @@ class Script:
         fixed: True to use `template` also where the checkpoint has one, as the library does.
         marks: the family's tokens: an id of the config (a name that ends in "_id"), an attribute
             of the tokenizer, or else the text itself.
+        opens: True where the family's processor puts the token of a beginning before the chat.
     """
 
     clock: str
@@ -144,6 +145,7 @@ class Script:
     mark: str = "{video}"
     template: str = _CHATML
     fixed: bool = False
+    opens: bool = False
     marks: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
@@ -248,6 +250,7 @@ SCRIPTS |= {
         _written,
         "{video}{question}",
         marks={"pad": ("image_token_id", ""), "video": ("video_token", "<|video|>")},
+        opens=True,
     ),
     "llava_next_video": Script("none", 32, _written, **_LLAVA),
     "video_llava": Script("none", 8, _written, **_LLAVA),
@@ -383,7 +386,8 @@ def chat(script: Script, tokenizer: Any, template: str | None, marks: Mapping[st
         except Exception:  # jinja's errors, or whatever the template raises itself
             continue
         if text.count(marks["video"]) == 1 and text.count(_QUESTION) == 1:
-            return text
+            first = str(tokenizer.bos_token or tokenizer.eos_token) if script.opens else ""
+            return text if text.startswith(first) else first + text
     raise WorkError("the model's chat template has no place for a video and a question")
 
 

@@ -307,7 +307,7 @@ class Pruner:
             if due:
                 if self.method.own_layer:
                     angles = tuple(gather(t, self.index) for t in kwargs["position_embeddings"])
-                    normed = cast(nn.Module, layer.input_layernorm)(hidden)
+                    normed = _entering(layer)(hidden)
                     self._watch(i, cast(nn.Module, layer.self_attn), normed, angles)
                 began = time.perf_counter()
                 hidden = self._cut(i, hidden, due)
@@ -467,6 +467,12 @@ def _survivors(rounds: Sequence[Selection], count: int) -> Tensor:
     for selection in rounds:
         index = index[chosen(selection)]
     return index
+
+
+def _entering(layer: nn.Module) -> nn.Module:
+    """The norm before a layer's attention; none where the layer norms what comes out of it."""
+    norm = None if getattr(layer, "norm_after", False) else getattr(layer, "input_layernorm", None)
+    return nn.Identity() if norm is None else cast(nn.Module, norm)
 
 
 def _is_keep(selection: Selection) -> bool:
