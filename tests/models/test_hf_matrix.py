@@ -59,11 +59,11 @@ KINDS = [
     "dycoke,dycoke-cache:threshold=0.99",
 ]
 #: Still fewer for those whose file another one shares, and for a tower that tells nothing.
-FEW = ["visionzip", "aim", "random,aim-prune"]
+FEW = ["visionzip", "random,aim-prune"]
 SHARING = {
     **dict.fromkeys(("glm4v_moe", "glm46v", "minicpmv4_7", "video_llava", "cosmos3_omni"), FEW),
     **dict.fromkeys(("cosmos3_edge", "llava_next_video"), FEW),
-    "exaone4_5": [*FEW, "pyramiddrop"],
+    "exaone4_5": [*FEW, "aim", "pyramiddrop"],
     "ernie4_5_vl_moe": [*FEW, "framefusion"],
     "perception_lm": ["tome:tower=false", *FEW[1:]],
 }
