@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hf_tiny import FAMILIES, IMAGE, VIDEO, Video, hf_inputs, hf_model
+from hf_tiny import FAMILIES, IMAGE, MORE, VIDEO, Video, hf_inputs, hf_model
 from tiny import hub_model, tiny_model
 from torch import Tensor
 
@@ -214,6 +215,20 @@ def test_hub_families_against_the_counter(family: str) -> None:
     cost = cost_of(shape, plan, frames, text=ids.shape[1] - video, answer=1)
     logits = 2 * shape.decoder.width * shape.decoder.vocab
     assert cost.decode == 0 and cost.total - logits == near(seen)
+
+
+@pytest.mark.parametrize("family", MORE)
+def test_experts_and_linear_attention_against_the_counter(family: str) -> None:
+    """Towers as well; short convolutions are counted with their padding, so a little more."""
+    model = copy.deepcopy(hf_model(family))
+    model.set_experts_implementation("eager")  # the counter misses grouped products
+    text, tokens = model.model.language_model, 128  # whole chunks
+    seen = counted(lambda: text(inputs_embeds=torch.randn(1, tokens, 32), use_cache=False))
+    assert seen == pytest.approx(Decoder.of(text.config).prefill(tokens, logits=0), rel=1e-3)
+    video = hf_inputs(family, [[3, Video(4), 6]])
+    told = {name: video[name] for name in ("pixel_values_videos", "video_grid_thw")}
+    shape = from_config(model.config, family, size=16)
+    assert shape.vision(8) == near(counted(lambda: model.model.get_video_features(**told)))
 
 
 @pytest.mark.parametrize(

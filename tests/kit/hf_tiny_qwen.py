@@ -28,7 +28,6 @@ _EXPERTS = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 16,
-    "shared_expert_intermediate_size": 16,
 }
 _DELTA = {
     "full_attention_interval": 2,
@@ -63,7 +62,8 @@ def config_of(
         return transformers.Qwen3VLMoeConfig(text_config=text_config, vision_config=vision, **ids)
     if family in ("qwen3_5", "qwen3_5_moe"):
         options = {"rope_parameters": _rope(2, 1, 1, partial_rotary_factor=0.5), **_DELTA}
-        options |= _EXPERTS if family == "qwen3_5_moe" else {}
+        if family == "qwen3_5_moe":
+            options |= {**_EXPERTS, "shared_expert_intermediate_size": 16}
         text_config = text(f"{family}_text", **options)
         kind = transformers.Qwen3_5MoeConfig if "moe" in family else transformers.Qwen3_5Config
         return kind(text_config=text_config, vision_config=deep, **ids)

@@ -38,7 +38,7 @@ class Decoder:
     Attributes:
         layers, width: depth and hidden size. inner: of the MLP, or of all experts of a token
             together. heads, key_heads, head_dim: of the attention. vocab: rows of the output layer.
-        routed: numbers of a layer that choose the experts. gated: whether heads have a gate.
+        routed: numbers of a layer that choose and weigh experts. gated: whether heads have a gate.
         state: layers of linear attention (gated delta rule) by their numbers; mixing: FLOPs of a
             token in one of these, without its MLP.
     """
@@ -81,7 +81,7 @@ class Decoder:
             key_heads=int(getattr(config, "num_key_value_heads", None) or heads),
             head_dim=int(getattr(config, "head_dim", None) or width // heads),
             vocab=int(config.vocab_size),
-            routed=experts,
+            routed=experts + bool(getattr(config, "shared_expert_intermediate_size", 0)),
             gated=kind.startswith("qwen3_5"),
             state=state,
             mixing=_delta_rule(config) if state else 0.0,
@@ -161,11 +161,13 @@ _CHUNK = 64  # tokens of the delta rule's chunks
 
 def _delta_rule(config: Any) -> float:
     """FLOPs of one token in a layer of the gated delta rule (arXiv 2412.06464), chunk by chunk:
-    its projections, products of keys and queries with the keys of its chunk, and with the state."""
+    its projections and short convolution, products of keys and queries with those of its chunk, and
+    with the state."""
     keys = int(config.linear_num_key_heads) * int(config.linear_key_head_dim)
     heads, wide = int(config.linear_num_value_heads), int(config.linear_value_head_dim)
     key, values = int(config.linear_key_head_dim), heads * wide
     weights = int(config.hidden_size) * (2 * keys + 3 * values + 2 * heads)
+    weights += int(config.linear_conv_kernel_dim) * (2 * keys + values)
     return 2.0 * (weights + heads * (_CHUNK * (2 * key + wide) + 3 * key * wide))
 
 

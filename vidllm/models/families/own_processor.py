@@ -112,6 +112,11 @@ class OwnProcessor:
                 f"the model's own processor refuses these frames ({error}): use another size or "
                 "number of frames"
             ) from error
+        if not made.get("text_replacement_offsets"):
+            raise InputError(
+                "this processor does not say what it writes for a video: use transformers 5.23 or "
+                "newer, and a processor that comes with it"
+            )
         [offsets] = made["text_replacement_offsets"]
         pixels = {
             name: value

@@ -8,7 +8,7 @@ what the decoder is given, and in its layers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ class Qwen3VL(Adapter):
     family = "Qwen3-VL"
     tower_name = "visual"
     mrope = token_types = True
-    stamp = r"<\s*(\d+(?:\.\d+)?)\s*seconds\s*>"
+    stamp: ClassVar[str | None] = r"<\s*(\d+(?:\.\d+)?)\s*seconds\s*>"
 
     @property
     def attention(self) -> nn.Module:

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import transformers
 from transformers.models.auto import modeling_auto
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
-from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import (  # type: ignore[attr-defined]
+    CONFIG_MAPPING,
+    CONFIG_MAPPING_NAMES,
+)
+from transformers.models.auto.video_processing_auto import (  # type: ignore[attr-defined]
+    VIDEO_PROCESSOR_MAPPING_NAMES,
+)
 
 from .served import FAMILIES, PARTS
 

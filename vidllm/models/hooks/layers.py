@@ -18,23 +18,25 @@ from vidllm.compressors import Compressor
 
 from .batches import layer_mask
 
+Layers = nn.ModuleList | Sequence[nn.Module]
+
 
 def attends(layer: nn.Module) -> bool:
     """Whether a decoder layer is one of attention, and not of a state."""
     return hasattr(layer, "self_attn")
 
 
-def carries_state(layers: Sequence[nn.Module]) -> bool:
+def carries_state(layers: Layers) -> bool:
     """Whether a decoder has layers of a state."""
     return not all(map(attends, layers))
 
 
-def first_attention(layers: Sequence[nn.Module]) -> int:
+def first_attention(layers: Layers) -> int:
     """The first layer of attention, whose cache tells how long the prompt is."""
     return next((i for i, layer in enumerate(layers) if attends(layer)), 0)
 
 
-def cut_points(method: Compressor, layers: Sequence[nn.Module]) -> list[tuple[int, float]]:
+def cut_points(method: Compressor, layers: Layers) -> list[tuple[int, float]]:
     """Before which layers a method cuts, and the shares that it leaves: its own `points` where all
     layers attend. Else a cut that reads attention moves to the next layer where there is some (the
     one before the cut, or with `own_layer` the one behind it), and to the last one where no other
@@ -68,7 +70,7 @@ def mask_of(layer: nn.Module, attention: str, valid: Tensor, queries: int, state
     return None if bool(fresh.all()) else fresh.to(states.device, torch.long)
 
 
-def moved_cuts(late: Sequence[Compressor], layers: Sequence[nn.Module]) -> list[str]:
+def moved_cuts(late: Sequence[Compressor], layers: Layers) -> list[str]:
     """One line for every method whose cuts `cut_points` moves."""
     found = []
     for item in late if carries_state(layers) else ():
@@ -81,7 +83,7 @@ def moved_cuts(late: Sequence[Compressor], layers: Sequence[nn.Module]) -> list[
     return found
 
 
-def padded(layers: Sequence[nn.Module]) -> str:
+def padded(layers: Layers) -> str:
     """Why no answer goes on from a prompt with padding behind it; "" where one does."""
     if not carries_state(layers):
         return ""
