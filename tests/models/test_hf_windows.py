@@ -19,8 +19,8 @@ from vidllm import InputError
 from vidllm.ask.compression import compress
 from vidllm.compressors import build
 from vidllm.models.families.family import adapter_for
+from vidllm.models.hooks.layers import step_mask, views_of
 from vidllm.models.hooks.prefill import Prefix
-from vidllm.models.hooks.visibility import step_mask, views_of
 from vidllm.models.hooks.vision_tower import watch
 
 TWO = [[3, Video(4), 6], [5, Image(), 2, Video(4, 3), 4, Video(4), 3]]

@@ -27,8 +27,7 @@ from vidllm.errors import InputError
 
 from ..engine import check_needs
 from ..families.family import Adapter
-from .layers import carries_state, cut_points
-from .visibility import views_of
+from .layers import carries_state, cut_points, views_of
 from .vision_tower import merges_inside
 
 #: Values of `cache_implementation` whose caches grow with what is put into them.

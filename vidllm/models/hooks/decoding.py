@@ -18,8 +18,7 @@ from transformers import PreTrainedModel
 from vidllm.errors import InputError
 
 from .cache import CacheChoice, Prefill, Rotary
-from .layers import attends, first_attention, mask_of
-from .visibility import step_mask, still_there, views_of
+from .layers import attends, first_attention, mask_of, step_mask, still_there, views_of
 
 
 @dataclass

@@ -26,8 +26,8 @@ from vidllm.tokens import VideoTokens
 from ..families.family import Adapter
 from .batches import gather, pack
 from .cache import check_entries
+from .layers import TOKEN_WISE, cut_masks
 from .state import Call
-from .visibility import TOKEN_WISE, cut_masks
 from .vision_tower import Sight, merges_inside
 
 

@@ -26,8 +26,7 @@ from vidllm.tokens import VideoTokens, cut_counts
 from vidllm.tokens.video_tokens import Keep, Selection, chosen
 
 from .batches import gather, pack
-from .layers import attends, cut_points, mask_of
-from .visibility import TOKEN_WISE, Views, cut_mask, still_there, views_of
+from .layers import TOKEN_WISE, Views, attends, cut_mask, cut_points, mask_of, still_there, views_of
 
 #: Signals that the decoder gives to methods of the stages "prefill" and "cache".
 DECODER_SIGNALS: tuple[str, ...] = (

@@ -38,11 +38,10 @@ from .checks import (
     within_compiled,
 )
 from .decoding import DecodeSteps, Past
-from .layers import attends, padded
+from .layers import attends, full_masks, padded, places_of, views_of
 from .prefill import Prefix, dense_planes, reduce, select
 from .pruning import Pruner, VideoRun, bare
 from .state import Call, Report, cached_videos, numbered
-from .visibility import full_masks, places_of, views_of
 from .vision_tower import Sight, TowerMerger, merges_inside, watch
 
 
