@@ -134,7 +134,8 @@ def queries_keys(attention: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
         query, key = (getattr(attention, name)(hidden) for name in names)
     width = query.shape[-1] // heads
     norms = [getattr(attention, f"{name}_norm", None) for name in "qk"]
-    each = all(norm is not None and norm.weight.shape[-1] == width for norm in norms)
+    sizes = [getattr(norm, "weight", torch.empty(0)).shape[-1] for norm in norms]
+    each = sizes == [width, width]
     if norms[0] is not None and not each:  # over all heads at once
         query, key = norms[0](query), norms[1](key)
     query, key = query.unflatten(-1, (heads, -1)), key.unflatten(-1, (-1, width))
