@@ -45,7 +45,7 @@ class Gemma4(Adapter):
     def signals(self, sight: Sight) -> dict[str, Tensor]:
         """Mean over the patches of a token, of a tower that sees frames (F, N, D) with padding."""
         layer, attended, keys = cast(Any, sight.attention), [], []
-        turn = sys.modules[type(layer).__module__].apply_multidimensional_rope  # type: ignore[attr-defined]
+        turn = sys.modules[type(layer).__module__].apply_multidimensional_rope
         cos, sin = sight.arguments["position_embeddings"]
         for n, place in enumerate(sight.arguments["position_ids"]):
             real = (place >= 0).all(-1)

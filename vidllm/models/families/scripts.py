@@ -346,8 +346,9 @@ def place(
         clips = adapter.clips(ids, pixels, None)
         if len(clips) != 1:
             raise InputError(f"{adapter.family}: its processor writes the clip as {len(clips)}")
-        grid = clips[0].tokens.grid
-        return Placed(told, duration, grid, [grid[1] * grid[2]] * grid[0], marks, written)
+        steps, rows, columns = clips[0].tokens.grid
+        counts = [rows * columns] * steps
+        return Placed(told, duration, (steps, rows, columns), counts, marks, written)
     config, grid = adapter.config, pixels.get("video_grid_thw")
     side = int(getattr(adapter, "cells", 0) or -(-int(getattr(adapter, "side", 0)) // 2))
     shape = (len(seconds), side, side)

@@ -370,7 +370,7 @@ class Session:
         call.places = places
         shorter = any(len(a) < len(c.where) for a, c in zip(call.after, call.clips, strict=True))
         if shorter:
-            how = str(self.decoder.config._attn_implementation)
+            how = str(cast(Any, self.decoder).config._attn_implementation)
             if self.views.kinds:
                 mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
                 masks = full_masks(self.decoder.config, embeds, mask, cache)
@@ -474,7 +474,7 @@ class Session:
         )
         if cache is not None and shorter:
             position, ended = cast(Tensor, call.position), "" if call.left else padded(self.layers)
-            past = Past(valid, [], call.ids.shape[1], position, choice, ended)
+            past = Past(valid, [], call.ids.shape[1], position, choice, ended=ended)
             past.places = [] if self.views.plain else places_of(held, valid)
             self.decoding = self.decoding or DecodeSteps(self.decoder)
             self.decoding.pasts[cache] = past

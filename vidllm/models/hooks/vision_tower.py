@@ -133,7 +133,7 @@ def queries_keys(attention: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
         names = ("q_proj", "k_proj") if hasattr(attention, "q_proj") else ("q", "k")
         query, key = (getattr(attention, name)(hidden) for name in names)
     width = query.shape[-1] // heads
-    norms = [getattr(attention, f"{name}_norm", None) for name in "qk"]
+    norms: list[Any] = [getattr(attention, f"{name}_norm", None) for name in "qk"]
     sizes = [getattr(norm, "weight", torch.empty(0)).shape[-1] for norm in norms]
     each = sizes == [width, width]
     if norms[0] is not None and not each:  # over all heads at once
