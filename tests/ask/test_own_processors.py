@@ -18,7 +18,7 @@ import pytest
 import torch
 from hf_tiny import Video, hf_inputs, hf_model
 from hub_tiny import letters
-from own_processors import PROCESSORS, whole_omni
+from own_processors import OTHERS, PROCESSORS, whole_omni
 
 from vidllm import InputError, VideoLLM, compress
 from vidllm.models.families.pixels import video_pixels
@@ -68,6 +68,27 @@ def test_the_clips_own_seconds_are_told_in_the_familys_way(
     told = SCRIPTS[family].clock
     assert all((stamp in prompt) == (told == "stamps") for stamp in stamps)
     assert (told == "positions") == ("omni" in family)  # their pace: see the ids' answers above
+
+
+#: What a prompt says of the second or third frame, at 0.4 and 1.1 s of the clip.
+TOLD = {
+    "glm4v": "<|end_of_image|>1<|begin_of_image|>",
+    "glm46v": "<|end_of_image|>1.1 seconds<|begin_of_image|>",
+    "gemma4": " 00:01 <img>",
+    "molmo2": " 1.1 <frame_start>",
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_families_of_other_houses(found: dict[str, Any], family: str) -> None:
+    """Prompts, pixels and answers are the processors' too; so are the clip's own seconds."""
+    own = found[family]
+    assert own["ids"] and own["pixels"]
+    assert own["answers"][0] == own["answers"][1]
+    assert own["kept"][0] == own["kept"][1] < own["full"][0]
+    assert len(set(own["full"])) == 1
+    assert (SCRIPTS[family].clock == "stamps") == (family in TOLD)
+    assert TOLD.get(family, "") in own["prompt"]
 
 
 def test_without_its_processor_a_family_is_refused_in_one_line(tmp_path: Path) -> None:

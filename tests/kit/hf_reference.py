@@ -52,12 +52,16 @@ class Run:
             if not self.start:
                 self.start = dict(kwargs)
 
-        def enters(_module: Any, args: tuple[Tensor, ...]) -> None:
+        def enters(_module: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
             if len(self.entered) < len(decoder.layers):
-                self.entered.append(args[0])
+                self.entered.append(args[0] if args else kwargs["hidden_states"])
 
         handles = [decoder.register_forward_pre_hook(begins, with_kwargs=True)]
-        handles += [x.input_layernorm.register_forward_pre_hook(enters) for x in decoder.layers]
+        layers = decoder.layers
+        firsts = [
+            x.input_layernorm if hasattr(x, "input_layernorm") else x.self_attn for x in layers
+        ]
+        handles += [x.register_forward_pre_hook(enters, with_kwargs=True) for x in firsts]
         yield
         for handle in handles:
             handle.remove()
@@ -84,14 +88,16 @@ def reference(model: Any, inputs: dict[str, Any], run: Run, merged: bool) -> Ten
     position = mask.cumsum(1) - 1
     position.masked_fill_(mask == 0, 0)
     more: dict[str, Any] = {}
-    if "mm_token_type_ids" in inputs:
-        kinds = torch.zeros_like(run.out, dtype=torch.int)
-        kinds[:, :length] = inputs["mm_token_type_ids"]
-        grids = {k: v for k, v in inputs.items() if "grid" in k}
+    for name in ("mm_token_type_ids", "moe_mm_token_type_ids"):
+        if name in inputs:
+            kinds = more[name] = torch.zeros_like(run.out, dtype=torch.int)
+            kinds[:, :length] = inputs[name]
+    if "mm_token_type_ids" in inputs and hasattr(core, "get_rope_index"):
+        kinds = more["mm_token_type_ids"]
+        grids = {k: v for k, v in inputs.items() if "grid" in k or "target_sizes" in k}
         position, _ = core.get_rope_index(
             run.out, mm_token_type_ids=kinds, attention_mask=mask, **grids
         )
-        more["mm_token_type_ids"] = kinds
     elif hasattr(core, "get_rope_index"):  # without kinds of tokens, and with another name for pace
         grids = {k: v for k, v in inputs.items() if "grid_thw" in k}
         pace = inputs.get("video_second_per_grid")
@@ -100,8 +106,12 @@ def reference(model: Any, inputs: dict[str, Any], run: Run, merged: bool) -> Ten
         )
     causal = torch.ones(total, total, dtype=torch.bool).tril()
 
-    def allowed(layer: int) -> Tensor:
+    def allowed(layer: int, own: Tensor | None) -> Tensor:
+        """What the layer's own mask lets see (windows, blocks of pictures), less what is gone."""
         table = causal[None].repeat(batch, 1, 1)
+        if own is not None:
+            seen = own[:, 0] if own.dtype == torch.bool else own[:, 0] == 0
+            table = seen.expand(batch, -1, -1).clone()
         for row in range(batch):
             for seen, queries in (
                 (run.layers, slice(0, length)),
@@ -148,7 +158,8 @@ def reference(model: Any, inputs: dict[str, Any], run: Run, merged: bool) -> Ten
                 hidden = hidden.clone()
                 for row, states in enumerate(packed(run.layers[layer], run.entered[layer])):
                     hidden[row, run.layers[layer][row]] = states
-            return (hidden, *args[1:]), {**kwargs, "attention_mask": allowed(layer)}
+            own = kwargs.get("attention_mask")
+            return (hidden, *args[1:]), {**kwargs, "attention_mask": allowed(layer, own)}
 
         return hook
 

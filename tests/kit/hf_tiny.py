@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import hf_tiny_others as others
 import torch
 import transformers
 from hf_tiny_qwen import CLASSES as _QWEN
@@ -25,6 +26,8 @@ FAMILIES = (
     "video_llama_3",
 )
 MORE = tuple(_QWEN)
+#: More of them: those whose code others share, and forms of a family.
+OTHERS = tuple(others.CLASSES)
 #: Ids of the prompt's special tokens; text is 0..95.
 PAD, IMAGE, VIDEO, START, END, NEWLINE = 100, 101, 102, 103, 104, 105
 _VOCAB = 110
@@ -68,6 +71,8 @@ def _text(kind: str, **more: Any) -> dict[str, Any]:
 
 def _config(family: str) -> Any:
     ids = {"image_token_id": IMAGE, "video_token_id": VIDEO}
+    if family in others.CLASSES:
+        return others.config_of(family, _text, _SMALL, ids)
     if family in _QWEN:
         return config_of(
             family,
@@ -163,6 +168,7 @@ _CLASSES = {
     "internvl": "InternVLForConditionalGeneration",
     "smolvlm": "SmolVLMForConditionalGeneration",
     "video_llama_3": "VideoLlama3ForConditionalGeneration",
+    **others.CLASSES,
     **_QWEN,
 }
 
@@ -175,7 +181,8 @@ def hf_model(family: str) -> Any:
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.dim() > 1:
-                p.mul_(4.0 if "lm_head" in name else 2.5)
+                head = 1.0 if "gemma4" in family else 4.0
+                p.mul_(head if "lm_head" in name else 2.5)
         model.lm_head.weight[96:] = 0.0  # answers hold no marks of pictures
     return model
 
@@ -199,12 +206,14 @@ Part = Video | Image | str | int
 
 def hf_inputs(family: str, prompts: Sequence[Sequence[Part]], seed: int = 0) -> dict[str, Any]:
     """As the family's processor would make them: left padding, pixels, grids."""
-    made = _Maker(LAYOUTS.get(family, family), seed)
+    layout = {**LAYOUTS, **others.LAYOUTS}.get(family, family)
+    made = _Maker(layout, seed)
     lines = [made.line(parts) for parts in prompts]
     width = max(map(len, lines))
     ids = torch.tensor([[PAD] * (width - len(line)) + line for line in lines])
     mask = torch.tensor([[0] * (width - len(line)) + [1] * len(line) for line in lines])
-    return {"input_ids": ids, "attention_mask": mask, **renamed(family, made.pixels(ids))}
+    pixels = others.renamed(family, renamed(family, made.pixels(ids)))
+    return {"input_ids": ids, "attention_mask": mask, **pixels}
 
 
 class _Maker:
@@ -242,6 +251,8 @@ class _Maker:
         return steps[0] + 0.5 * steps.cumsum(0) / video.frames**0.5
 
     def image(self) -> list[int]:
+        if self.family in others.CLASSES:
+            return others.image_of(self)
         if self.family in ("qwen2_5_vl", "qwen3_vl"):
             self.images.append(self.noise(16, 3 * 2 * 16))
             self.grids["image"].append([1, 4, 4])
@@ -259,6 +270,8 @@ class _Maker:
     def video(self, video: Video) -> list[int]:
         t, side = video.frames, video.side
         cells = side * side
+        if self.family in others.CLASSES:
+            return others.video_of(self, t, side)
         if self.family in ("qwen2_5_vl", "qwen3_vl"):
             self.videos.append(self.noise(t * 4 * cells, 3 * 2 * 16))
             self.grids["video"].append([t, 2 * side, 2 * side])
@@ -291,6 +304,8 @@ class _Maker:
 
     def pixels(self, ids: Tensor) -> dict[str, Any]:
         out: dict[str, Any] = {}
+        if self.family in others.CLASSES:
+            return others.pixels_of(self, ids)
         if self.family in ("internvl", "smolvlm"):
             if self.family == "internvl" and any(self.per_row):
                 out["pixel_values"] = torch.stack([p for row in self.per_row for p in row])

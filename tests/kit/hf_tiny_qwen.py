@@ -106,7 +106,7 @@ def config_of(
 def renamed(family: str, inputs: dict[str, Any]) -> dict[str, Any]:
     """Inputs of the family that this one is like, by its own names."""
     pace = inputs.pop("second_per_grid_ts", None) if family in LAYOUTS else None
-    if "omni" in family:
+    if "omni" in family and family in LAYOUTS:
         inputs.pop("mm_token_type_ids")
         if pace is not None:
             inputs["video_second_per_grid"] = pace

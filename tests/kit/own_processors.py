@@ -19,6 +19,7 @@ import torch
 from hf_pixels_library import declare_operators
 from hf_tiny import hf_model
 from hub_tiny import TAKES_VIDEOS, letters
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 QUESTION = "When does it start?"
@@ -31,6 +32,16 @@ PROCESSORS = {
     "qwen3_5": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
     "qwen2_5_omni_thinker": ("Qwen2_5OmniProcessor", "Qwen2VLVideoProcessor"),
     "qwen3_omni_moe_thinker": ("Qwen3OmniMoeProcessor", "Qwen2VLVideoProcessor"),
+}
+#: Those of other houses, see `hf_tiny_others`.
+OTHERS = {
+    "glm4v": ("Glm4vProcessor", "Glm4vVideoProcessor"),
+    "glm46v": ("Glm46VProcessor", "Glm46VVideoProcessor"),
+    "gemma4": ("Gemma4Processor", "Gemma4VideoProcessor"),
+    "minicpmv4_6": ("MiniCPMV4_6Processor", "MiniCPMV4_6VideoProcessor"),
+    "molmo2": ("Molmo2Processor", "Molmo2VideoProcessor"),
+    "llava_next_video": ("LlavaNextVideoProcessor", "LlavaNextVideoVideoProcessor"),
+    "video_llava": ("VideoLlavaProcessor", "VideoLlavaVideoProcessor"),
 }
 _NAMES = {
     "image_token": "<image>",
@@ -56,10 +67,78 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def other_tokenizer(family: str) -> PreTrainedTokenizerFast:
+    """The same with the marks by which processors of other houses tell videos."""
+    told = json.loads(letters().backend_tokenizer.to_str())
+    words = told["model"]["vocab"]
+    renamed = {"<u107>": "<|begin_of_video|>", "<u108>": "<|end_of_video|>"}
+    if family == "molmo2":
+        renamed = {"<image>": "<im_patch>", "<img>": "<frame_start>", "</img>": "<frame_end>"}
+    elif family == "gemma4":
+        renamed = {"<video>": "<|video|>"}
+    for old, new in renamed.items():
+        words[new] = words.pop(old)
+    for word in told["added_tokens"]:
+        word["content"] = renamed.get(word["content"], word["content"])
+    marks = {"image": "<img>", "slice": "<u106>", "image_id": "<u106>"}
+    edges = {f"{name}_start_token": mark for name, mark in marks.items()}
+    ends = {f"{name}_end_token": mark for name, mark in {**marks, "image": "</img>"}.items()}
+    names = {**_NAMES, **edges, **ends, "boi_token": "<img>", "eoi_token": "</img>"}
+    names |= {"audio_token": "<u106>", "boa_token": "<u106>", "eoa_token": "<u106>"}
+    names = {name: renamed.get(mark, mark) for name, mark in names.items()}
+    names |= {f"further_{n}": mark for n, mark in enumerate(renamed.values())}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(told)),
+        eos_token="<|im_end|>",
+        pad_token="<pad>",
+        extra_special_tokens=names,
+    )
+
+
+def other_processor_of(family: str) -> Any:
+    """A processor of another house, for tiny frames."""
+    import transformers
+
+    kind, video = OTHERS[family]
+    edges = ("<|begin_of_video|>", "<|end_of_video|>") if "glm" in family else ("", "")
+    chat = TAKES_VIDEOS.replace("<img><video></img>", f"{edges[0]}<video>{edges[1]}")
+    chat = chat.replace("<video>", "<|video|>") if family == "gemma4" else chat
+    size = {"height": 32, "width": 32}
+    options: dict[str, Any] = {"size": size, "crop_size": size}
+    pictures, more = "CLIPImageProcessor", {}
+    if "glm" in family:
+        pictures = "Glm4vImageProcessor"
+        size = {"shortest_edge": 64, "longest_edge": 32 * 512}
+        options = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2, "size": size}
+    elif family == "gemma4":
+        pictures = "Gemma4ImageProcessor"
+        options = {"patch_size": 8, "pooling_kernel_size": 2, "max_soft_tokens": 70}
+        more["feature_extractor"] = transformers.Gemma4AudioFeatureExtractor()
+    elif "minicpm" in family:
+        pictures = "MiniCPMV4_6ImageProcessor"
+        options = {"patch_size": 4, "scale_resolution": 32}
+    elif family == "molmo2":
+        pictures = "Molmo2ImageProcessor"
+        options = {"patch_size": 8, "size": size, "pooling_size": [2, 2]}
+    elif family == "llava_next_video":
+        pictures, more = "LlavaNextImageProcessor", {"patch_size": 8}
+    elif family == "video_llava":
+        more = {"patch_size": 8, "num_additional_image_tokens": 1}
+    return getattr(transformers, kind)(
+        image_processor=getattr(transformers, pictures)(),
+        video_processor=getattr(transformers, video)(**options),
+        tokenizer=other_tokenizer(family),
+        chat_template=chat,
+        **more,
+    )
+
+
 def processor_of(family: str) -> Any:
     """A processor of the library, for tiny frames."""
     import transformers
 
+    if family in OTHERS:
+        return other_processor_of(family)
     kind, video = PROCESSORS[family]
     patches = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
     most = 32 * 512 if video.startswith("Qwen3") else 512
@@ -124,9 +203,11 @@ def asked(folder: Path, family: str) -> dict[str, Any]:
         video_metadata=[told],
         do_sample_frames=False,
         return_tensors="pt",
+        **engine.adapter.processor_options,
     )
     video = engine.memory.open(clip)
-    made = {**engine.memory.processor.video(frames, SECONDS).pixels}
+    options = engine.adapter.processor_options
+    made = {**engine.memory.processor.video(frames, SECONDS, **options).pixels}
     if engine.adapter.pace:
         pace = 2 * (SECONDS[-1] - SECONDS[0]) / (len(SECONDS) - 1)
         inputs[engine.adapter.pace] = torch.tensor([pace])
@@ -150,7 +231,8 @@ def main(folder: Path) -> None:
     """One line of JSON."""
     declare_operators()
     torch.set_grad_enabled(False)
-    print(json.dumps({family: asked(folder / family, family) for family in PROCESSORS}))
+    families = [*PROCESSORS, *OTHERS]
+    print(json.dumps({family: asked(folder / family, family) for family in families}))
 
 
 if __name__ == "__main__":

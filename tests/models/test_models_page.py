@@ -41,9 +41,9 @@ def _attention(name: str) -> Callable[[Any, dict[str, Any]], None]:
     return ask
 
 
-def _sliding(model: Any, _inputs: dict[str, Any]) -> None:
+def _chunked(model: Any, _inputs: dict[str, Any]) -> None:
     decoder = _decoder(model)
-    decoder.config.layer_types = ["sliding_attention"] * len(decoder.layers)
+    decoder.config.layer_types = ["chunked_attention"] * len(decoder.layers)
     _open(model, "aim")
 
 
@@ -82,7 +82,7 @@ CASES: dict[str, Callable[[Any, dict[str, Any]], None]] = {
         attention_mask=lambda _m, _i: None,
         position_ids=lambda _m, i: torch.arange(i["input_ids"].shape[1])[None] % 30,
     ),
-    "a decoder with sliding windows": _sliding,
+    "a decoder with chunked attention": _chunked,
     "a method whose signal the model does not give": lambda m, _: _open(m, Hears(keep=0.5)),
     "mustdrop-cache alone": lambda m, _: _open(m, "mustdrop-cache"),
     "a cache stage that closes gaps": lambda m, _: _open(m, FILTER + ":positions=contiguous"),

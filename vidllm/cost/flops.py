@@ -15,6 +15,8 @@ from typing import Any
 
 from vidllm.errors import InputError
 
+from .other_decoders import as_plain
+
 #: One product a row: (rows, width in, width out).
 Linear = tuple[int, int, int]
 
@@ -60,6 +62,7 @@ class Decoder:
         Raises:
             InputError: a decoder that is not built of gated MLPs and plain attention.
         """
+        config = as_plain(config)
         kind = str(config.model_type)
         if not kind.startswith(("qwen2", "qwen3", "llama", "mistral")):
             raise InputError(
@@ -267,6 +270,7 @@ def counted(call: Callable[[], object]) -> float:
 
 def kv_bytes_per_token(config: Any, element_size: int) -> int:
     """Bytes that one token takes in the KV cache of a decoder with this transformers config."""
+    config = as_plain(config)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kinds = getattr(config, "layer_types", None) or ()

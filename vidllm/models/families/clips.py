@@ -8,8 +8,9 @@ import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,7 +76,7 @@ class HubClip:
         method = session.method
         if self.output is None or method.query_aware or method.inside_decoder():
             return nullcontext()
-        if carries_state(session.layers):
+        if carries_state(session.layers) or not session.views.plain:
             return nullcontext()
         if self.prefix is None or self.prefix[0] != repr(method):
             self.prefix = repr(method), Prefix()
@@ -112,6 +113,7 @@ class HubClipMemory:
         self.processor = processor
         self.options = complete(self.kind, options) if processor is None else {}
         self._kept: list[HubClip] = []
+        self._counts: dict[tuple[int, int, int], int] = {}
 
     def last(self, clip: VideoClip) -> HubClip | None:
         """What is remembered of this very clip."""
@@ -144,9 +146,12 @@ class HubClipMemory:
             name: value.to(model.device, model.dtype if value.is_floating_point() else None)
             for name, value in video.pixels.items()
         }
-        if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-            return video  # transformers before it: the model encodes with every prompt
-        encoder = getattr(model.base_model, f"get_{session.adapter.modality}_features")
+        encoder = getattr(model.base_model, f"get_{session.adapter.modality}_features", None)
+        if (
+            encoder is None
+            or "mm_encoder_outputs" not in inspect.signature(model.forward).parameters
+        ):
+            return video  # as transformers before it: the model encodes with every prompt
         names = inspect.signature(encoder).parameters
         arguments = {name: value for name, value in video.pixels.items() if name in names}
         if inside:
@@ -166,9 +171,25 @@ class HubClipMemory:
     def arguments(self, video: HubClip, session: Session, ids: Tensor) -> dict[str, Any]:
         """Arguments of the model for a prompt (1, L) about an encoded clip."""
         made = {**video.pixels, **beside(self.adapter, video.placed, ids, video.length)}
+        if self.processor is not None:
+            made |= self.processor.beside(ids)
         if video.output is not None:
             made["mm_encoder_outputs"] = {session.adapter.modality: copy.copy(video.output)}
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **made}
+
+    def count(self, height: int, width: int, frames: int) -> int:
+        """Video tokens of a clip whose pixels the family's own processor makes."""
+        processor = cast(OwnProcessor, self.processor)
+        if self.adapter.token_types:  # Qwen's, which say it by sizes
+            return processor.count(height, width, frames)
+        size = (height, width, frames)
+        if size not in self._counts:
+            seconds = [float(n) for n in range(frames)]
+            blank = np.zeros((frames, height, width, 3), dtype=np.uint8)
+            made = processor.video(blank, seconds, **self.adapter.processor_options)
+            placed = place(self.adapter, self.marks, made.pixels, seconds, frames, made.text)
+            self._counts[size] = sum(placed.counts)
+        return self._counts[size]
 
     def _prepared(self, clip: VideoClip) -> HubClip:
         seconds, written = clip.seconds.tolist(), ""
@@ -176,7 +197,7 @@ class HubClipMemory:
             frames = torch.from_numpy(clip.frames.copy())
             pixels: dict[str, Any] = dict(pixels_of(self.kind, frames, self.options))
         else:
-            made = self.processor.video(clip.frames, seconds)
+            made = self.processor.video(clip.frames, seconds, **self.adapter.processor_options)
             pixels, written = dict(made.pixels), made.text
         placed = place(self.adapter, self.marks, pixels, seconds, clip.duration, written)
         end = clip.duration if clip.end is None else min(clip.end, clip.duration)

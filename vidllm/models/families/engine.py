@@ -138,7 +138,7 @@ class HubEngine(Engine):
 
     def count(self, height: int, width: int, frames: int) -> int:
         if self.memory.processor is not None:
-            return self.memory.processor.count(height, width, frames)
+            return self.memory.count(height, width, frames)
         options, config = self.memory.options, self.adapter.config
         sizes = tokens_per_frame(self.kind, height, width, frames, options, config)
         steps, rows, columns = sizes

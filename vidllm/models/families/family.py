@@ -67,6 +67,10 @@ class Adapter(ABC):
     """Whether positions of time, row and column go side by side."""
     token_types: ClassVar[bool] = False
     """Whether the model takes `mm_token_type_ids`: 1 for images, 2 for videos, 0 for text."""
+    beside: ClassVar[tuple[str, ...]] = ()
+    """The model's arguments about its videos that `generate` gives to the tower alone."""
+    processor_options: ClassVar[dict[str, Any]] = {}
+    """What the family's own processor is asked for, beside the frames."""
     pace: ClassVar[str] = ""
     """The model's argument for the seconds from one frame of the grid to the next, "" for none."""
 
@@ -78,6 +82,7 @@ class Adapter(ABC):
         self.tokenizer: Any = getattr(processor, "tokenizer", processor)
         self.holder: Any = None  # the model that this one is a part of
         self._told: Shared[list[tuple[list[float], float]]] = Shared([])
+        self._given: Shared[dict[str, Any]] = Shared({})
 
     @property
     def decoder(self) -> nn.Module:
@@ -88,6 +93,17 @@ class Adapter(ABC):
     def tower(self) -> nn.Module:
         """The vision tower."""
         return cast(nn.Module, getattr(self.core, self.tower_name))
+
+    @property
+    def video_token(self) -> int:
+        """The id that stands for video tokens in a prompt."""
+        return int(self.config.video_token_id)
+
+    @property
+    def own_token(self) -> bool:
+        """Whether pictures are marked by another id than videos."""
+        named = getattr(self.config, "video_token_id", None)
+        return self.modality == "video" and named not in (None, self.config.image_token_id)
 
     @property
     def provides(self) -> tuple[str, ...]:
@@ -129,6 +145,19 @@ class Adapter(ABC):
         named = (getattr(self.config, f"{kind}_token_id", None) for kind in ("image", "video"))
         return torch.isin(ids, torch.tensor([n for n in named if n is not None]))
 
+    def given(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The model's arguments in `beside`; empty where the first is missing.
+
+        `generate` runs the tower by itself and takes away what it gave to it. Then they are those
+        of this thread's last call that had them.
+        """
+        found = {name: inputs.get(name) for name in self.beside}
+        if found and found[self.beside[0]] is not None:
+            self._given.set(found)
+            return found
+        made = (inputs.get("mm_encoder_outputs") or {}).get(self.modality)
+        return {} if made is None else self._given.get()
+
     def grid_clips(
         self,
         ids: Tensor,
@@ -149,12 +178,10 @@ class Adapter(ABC):
         clips: list[Clip] = []
         sizes = [t * h * w for t, h, w in grids]
         owns = [torch.arange(size) for size in sizes] if present is None else list(present)
-        copies = self.copies(
-            ids, self.config.video_token_id, sum(map(len, owns)) + extra * len(grids)
-        )
+        copies = self.copies(ids, self.video_token, sum(map(len, owns)) + extra * len(grids))
         video, first = 0, 0
         for row, line in enumerate(ids[::copies]):
-            places = torch.nonzero(line == self.config.video_token_id).flatten()
+            places = torch.nonzero(line == self.video_token).flatten()
             done = 0
             while done < len(places):
                 if video == len(grids):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vidllm.errors import InputError
@@ -34,7 +35,8 @@ class ProcessedVideo:
 
 
 #: What a processor returns of the text, which is another one with every question.
-_OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+_KINDS = ("mm_token_type_ids", "moe_mm_token_type_ids")
+_OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", *_KINDS)
 
 
 class OwnProcessor:
@@ -73,11 +75,14 @@ class OwnProcessor:
             )
         return cls(found)
 
-    def video(self, frames: np.ndarray[Any, Any], seconds: Sequence[float]) -> ProcessedVideo:
+    def video(
+        self, frames: np.ndarray[Any, Any], seconds: Sequence[float], **options: Any
+    ) -> ProcessedVideo:
         """A clip through the processor.
 
         Args:
             frames: (T, H, W, 3) uint8, in time order. seconds: (T,) when they are shown.
+            options: of the family's processor.
 
         Raises:
             InputError: frames that the processor does not take.
@@ -100,6 +105,7 @@ class OwnProcessor:
                 input_data_format="channels_last",
                 return_text_replacement_offsets=True,
                 return_tensors="pt",
+                **options,
             )
         except (ValueError, RuntimeError) as error:
             raise InputError(
@@ -118,6 +124,16 @@ class OwnProcessor:
             if isinstance(value, Tensor) and name not in _OF_TEXT
         }
         return ProcessedVideo(pixels, str(offsets[0]["replacement"]))
+
+    def beside(self, ids: Tensor) -> dict[str, Tensor]:
+        """What the processor tells of the tokens of a prompt (1, L): which are pictures' (Gemma 4,
+        GLM), and which go to the experts for pictures (ERNIE)."""
+        made = {}
+        for name in _KINDS:
+            tell = getattr(self.processor, f"create_{name}", None)
+            if tell is not None and name in self.processor.model_input_names:
+                made[name] = torch.tensor(tell(ids.tolist()), device=ids.device)
+        return made
 
     def count(self, height: int, width: int, frames: int) -> int:
         """Video tokens of a clip, before anything runs."""

@@ -135,6 +135,7 @@ class Script:
         fixed: True to use `template` also where the checkpoint has one, as the library does.
         marks: the family's tokens: an id of the config (a name that ends in "_id"), an attribute
             of the tokenizer, or else the text itself.
+        opens: True where the family's processor puts the token of a beginning before the chat.
     """
 
     clock: str
@@ -144,6 +145,7 @@ class Script:
     mark: str = "{video}"
     template: str = _CHATML
     fixed: bool = False
+    opens: bool = False
     marks: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
@@ -217,6 +219,66 @@ SCRIPTS |= {
     "qwen3_5_moe": Script("stamps", 32, _written, **_QWEN),
     "qwen2_5_omni_thinker": Script("positions", 32, _written, **_OMNI),
     "qwen3_omni_moe_thinker": Script("positions", 32, _written, **_OMNI),
+    "cosmos3_omni": Script("stamps", 32, _written, **_QWEN),
+    "cosmos3_edge": Script("stamps", 32, _written, **_QWEN),
+}
+_GLM: dict[str, Any] = {
+    "content": "<|begin_of_video|>{video}<|end_of_video|>{question}",
+    "template": "[gMASK]<sop><|user|>\n{content}<|assistant|>\n",
+    "marks": {"pad": ("image_token_id", ""), "video": ("video_token", "<|video|>")},
+}
+_LLAVA: dict[str, Any] = {
+    "content": "{video}\n{question}",
+    "template": "USER: {content} ASSISTANT:",
+    "marks": _VIDEO,
+}
+SCRIPTS |= {
+    **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v"), Script("stamps", 32, _written, **_GLM)),
+    "gemma4": Script(
+        "stamps",
+        32,
+        _written,
+        "{video}{question}",
+        template="<bos><|turn>user\n{content}<turn|>\n<|turn>model\n",
+        marks=_VIDEO,
+    ),
+    "minicpmv4_6": Script("none", 64, _written, "{video}\n{question}", marks=_VIDEO),
+    "minicpmv4_7": Script("none", 64, _written, "{video}\n{question}", marks=_VIDEO),
+    "molmo2": Script(
+        "stamps",
+        64,
+        _written,
+        "{video}{question}",
+        marks={"pad": ("image_token_id", ""), "video": ("video_token", "<|video|>")},
+        opens=True,
+    ),
+    "llava_next_video": Script("none", 32, _written, **_LLAVA),
+    "video_llava": Script("none", 8, _written, **_LLAVA),
+    "perception_lm": Script(
+        "none",
+        32,
+        _written,
+        "{video}{question}",
+        template="<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{content}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        marks=_VIDEO,
+    ),
+    "ernie4_5_vl_moe": Script(
+        "none",
+        32,
+        _written,
+        "<|VIDEO_START|>{video}<|VIDEO_END|>{question}",
+        template="<|begin_of_sentence|>User: {content}\nAssistant: ",
+        marks=_VIDEO,
+    ),
+    "exaone4_5": Script(
+        "none",
+        32,
+        _written,
+        "<vision>{video}</vision>{question}",
+        template="<|user|>\n{content}<|endofturn|>\n<|assistant|>\n",
+        marks=_VIDEO,
+    ),
 }
 
 
@@ -273,7 +335,20 @@ def place(
     duration: float,
     written: str = "",
 ) -> Placed:
-    """A clip's places in the prompt, from the pixels that were made of it."""
+    """A clip's places in the prompt, from the pixels that were made of it.
+
+    Raises:
+        InputError: a text of the family's own processor that does not hold one video.
+    """
+    told = [float(s) for s in seconds]
+    if written:  # as the family finds a video in any prompt
+        ids = adapter.tokenizer(written, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        clips = adapter.clips(ids, pixels, None)
+        if len(clips) != 1:
+            raise InputError(f"{adapter.family}: its processor writes the clip as {len(clips)}")
+        steps, rows, columns = clips[0].tokens.grid
+        counts = [rows * columns] * steps
+        return Placed(told, duration, (steps, rows, columns), counts, marks, written)
     config, grid = adapter.config, pixels.get("video_grid_thw")
     side = int(getattr(adapter, "cells", 0) or -(-int(getattr(adapter, "side", 0)) // 2))
     shape = (len(seconds), side, side)
@@ -285,7 +360,7 @@ def place(
     mask = pixels.get("video_compression_mask")
     if mask is not None:
         counts = [int(part.sum()) for part in mask.view(shape[0], -1)]
-    return Placed([float(s) for s in seconds], duration, shape, counts, marks, written)
+    return Placed(told, duration, shape, counts, marks)
 
 
 def chat(script: Script, tokenizer: Any, template: str | None, marks: Mapping[str, str]) -> str:
@@ -312,7 +387,8 @@ def chat(script: Script, tokenizer: Any, template: str | None, marks: Mapping[st
         except Exception:  # jinja's errors, or whatever the template raises itself
             continue
         if text.count(marks["video"]) == 1 and text.count(_QUESTION) == 1:
-            return text
+            first = str(tokenizer.bos_token or tokenizer.eos_token) if script.opens else ""
+            return text if text.startswith(first) else first + text
     raise WorkError("the model's chat template has no place for a video and a question")
 
 

@@ -27,7 +27,7 @@ from vidllm.errors import InputError
 
 from ..engine import check_needs
 from ..families.family import Adapter
-from .layers import carries_state, cut_points
+from .layers import carries_state, cut_points, views_of
 from .vision_tower import merges_inside
 
 #: Values of `cache_implementation` whose caches grow with what is put into them.
@@ -66,12 +66,7 @@ def check(adapter: Adapter, method: Compressor, late: list[Compressor]) -> None:
                 "attn_implementation={'vision_config': 'sdpa'} or write "
                 f"{inside.name}:tower=false"
             )
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if not kinds <= {"full_attention", "linear_attention"}:
-        raise InputError(
-            f"{method.name} on {family}: this decoder has {', '.join(sorted(kinds))} layers, which "
-            "count positions without gaps: use a model with full attention"
-        )
+    check_views(adapter, method, late)
     layers = list(cast(Any, adapter.decoder).layers)
     for item in late if carries_state(layers) else ():
         if item.stage == "cache":
@@ -90,6 +85,46 @@ def check(adapter: Adapter, method: Compressor, late: list[Compressor]) -> None:
         if item.stage == "cache" and where != "original":
             raise InputError(
                 f"{item.name}: {family} keeps its positions: leave out positions={where}"
+            )
+
+
+def check_views(adapter: Adapter, method: Compressor, late: list[Compressor]) -> None:
+    """Refuse what a decoder whose layers see differently cannot be served with.
+
+    Raises:
+        InputError: names the method, the model and the reason.
+    """
+    decoder = cast(Any, adapter.decoder)
+    config, depth = decoder.config, len(decoder.layers)
+    who = f"{method.name} on {adapter.family}"
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if not kinds <= {"full_attention", "sliding_attention", "linear_attention"}:
+        raise InputError(
+            f"{who}: this decoder has {', '.join(sorted(kinds))} layers, which "
+            "count positions without gaps: use a model with full attention"
+        )
+    views, how = views_of(config, depth), str(config._attn_implementation)
+    if views.plain:
+        return
+    if how not in ("sdpa", "eager"):
+        raise InputError(
+            f"{who}: attention '{how}' counts the windows of this decoder by what is left, not by "
+            "true positions: load the model with attn_implementation='sdpa'"
+        )
+    for item in late:
+        if item.stage == "cache":
+            raise InputError(
+                f"{item.name} on {adapter.family}: it needs a decoder that attends to the whole "
+                "prompt in every layer, and this one has sliding windows or shared keys: leave it "
+                "out"
+            )
+        points = cut_points(item, decoder.layers)
+        if points and points[-1][0] >= views.own:
+            raise InputError(
+                f"{item.name} on {adapter.family}: it prunes before layer {points[-1][0]}, but "
+                f"from layer {views.own} on the decoder reads keys of earlier layers and carries "
+                "the last token alone: choose layers before it, or a method that acts before the "
+                "decoder"
             )
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from vidllm.errors import InputError
 
 from .cache import CacheChoice, Prefill, Rotary
-from .layers import attends, first_attention, mask_of
+from .layers import attends, first_attention, mask_of, step_mask, still_there, views_of
 
 
 @dataclass
@@ -33,6 +33,8 @@ class Past:
         ended: why no step may follow; empty where one may.
         seen: columns of the full attention mask so far. next: the positions that come next,
             (B, 1), or (P, B, 1) for M-RoPE. choice: of what a decode step reads, if any.
+        places: for every layer (B, n) where its entries stood in the full prompt, as `valid`;
+            empty where all layers see all entries of their own.
     """
 
     valid: list[Tensor]
@@ -40,6 +42,7 @@ class Past:
     seen: int = 0
     next: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     choice: CacheChoice | None = None
+    places: list[Tensor] = field(default_factory=list)
     ended: str = ""
 
 
@@ -59,12 +62,14 @@ class DecodeSteps:
     def __init__(self, decoder: Any) -> None:
         self.decoder = decoder
         self.layers = cast(nn.ModuleList, decoder.layers)
+        self.views = views_of(decoder.config, len(self.layers))
         self.first = first_attention(self.layers)
         self.past: Past | None = None
         self.pasts: WeakKeyDictionary[Any, Past] = WeakKeyDictionary()
         self._steps = 0
         self._positions = torch.empty(0, dtype=torch.long)
-        self._masks: dict[tuple[int, bool], Any] = {}
+        self._fresh: Tensor | None = None
+        self._masks: dict[Any, Any] = {}
         self._rotary: Rotary | None = None
         self._tables: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
@@ -98,6 +103,9 @@ class DecodeSteps:
         past = cast(Past, self.past)
         longer = {id(v): torch.cat([v, fresh.cpu()], dim=1) for v in past.valid}
         past.valid[:] = [longer[id(v)] for v in past.valid]  # a choice changes it as well
+        new = (past.seen + torch.arange(fresh.shape[1])).expand(len(fresh), -1)
+        further = {id(p): torch.cat([p, new], dim=1) for p in past.places}
+        past.places[:] = [further[id(p)] for p in past.places]
         self._positions = positions
         self._masks.clear()
         self._tables.clear()
@@ -126,6 +134,7 @@ class DecodeSteps:
             more = torch.arange(fresh, device=past.next.device)
             kwargs = {**kwargs, "position_ids": past.next + more}
         self.past = past
+        self._fresh = None if mask is None else mask[:, past.seen :].bool()
         return kwargs
 
     def resume(self, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -133,11 +142,13 @@ class DecodeSteps:
         past = cast(Past, self.past)
         self._steps = 0 if past.choice is None else len(past.choice.history)
         embeds: Tensor = kwargs["inputs_embeds"]
-        mask, fresh = kwargs.get("attention_mask"), torch.ones(embeds.shape[:2], dtype=torch.bool)
-        if mask is not None:
-            fresh = mask[:, past.seen :].bool()
+        whole, fresh = self._fresh is None, self._fresh
+        if fresh is None:
+            fresh = torch.ones(embeds.shape[:2], dtype=torch.bool)
         valid = self.grow(kwargs["position_ids"], fresh)
-        whole = mask is None and bool(valid.all())
+        if self.views.kinds:  # every layer gets its own
+            return {**kwargs, "attention_mask": dict.fromkeys(self.views.kinds)}
+        whole = whole and bool(valid.all())
         return {**kwargs, "attention_mask": None if whole else valid.to(embeds.device, torch.long)}
 
     def done(self, kwargs: dict[str, Any]) -> bool:
@@ -169,7 +180,9 @@ class DecodeSteps:
             if past is None:
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]
-            if past.valid[i] is not past.valid[self.first]:
+            if past.places:
+                own["attention_mask"] = self._viewed(i, hidden)
+            elif past.valid[i] is not past.valid[self.first]:
                 own["attention_mask"] = self._mask(i, past.valid[i], hidden)
             if past.shift and bool(past.shift[i].any()):
                 own["position_embeddings"] = self._turned(past.shift[i], hidden.dtype)
@@ -182,6 +195,19 @@ class DecodeSteps:
         key = id(valid), attends(layer)
         if key not in self._masks:
             self._masks[key] = mask_of(layer, how, valid, hidden.shape[1], hidden)
+        return self._masks[key]
+
+    def _viewed(self, i: int, hidden: Tensor) -> Any:
+        """The mask of a layer that has a window, or reads another one's keys."""
+        past, store = cast(Past, self.past), self.views.stores[i]
+        places, valid, window = past.places[store], past.valid[store], self.views.windows[i]
+        key = (id(valid), id(past.valid[i]), window, hidden.shape[1])
+        if key not in self._masks:
+            if past.valid[i] is not valid:  # some of them left behind the layer that has the keys
+                mine = [p[v] for p, v in zip(past.places[i], past.valid[i], strict=True)]
+                valid = still_there(mine, places, valid)
+            how, fresh = str(self.decoder.config._attn_implementation), self._positions.shape[-1]
+            self._masks[key] = step_mask(places, valid, fresh, window, how, hidden)
         return self._masks[key]
 
     def _turned(self, shift: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

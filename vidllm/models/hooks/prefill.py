@@ -26,6 +26,7 @@ from vidllm.tokens import VideoTokens
 from ..families.family import Adapter
 from .batches import gather, pack
 from .cache import check_entries
+from .layers import TOKEN_WISE, cut_masks
 from .state import Call
 from .vision_tower import Sight, merges_inside
 
@@ -136,8 +137,9 @@ def reduce(
     places: list[Tensor],
     position: Tensor,
     kwargs: dict[str, Any],
+    attention: str,
 ) -> tuple[list[Tensor], dict[str, Any]]:
-    """Embeddings, planes, positions and mask of what is left."""
+    """Embeddings, planes, positions and mask of what is left; `attention` is the decoder's."""
     stays = call.real.clone()
     planes = [plane.clone() for plane in planes]
     for clip, after, place in zip(call.clips, call.after, places, strict=True):
@@ -147,7 +149,7 @@ def reduce(
         for plane, rows in zip(planes, [after.features, *deep], strict=True):
             plane[clip.row, place.to(plane.device)] = rows.to(plane)
     call.rows = [torch.nonzero(row).flatten() for row in stays]
-    planes, call.valid, new = take(call.rows, call.left, planes, position, kwargs)
+    planes, call.valid, new = take(call.rows, call.left, planes, position, kwargs, attention)
     return planes, new
 
 
@@ -157,12 +159,14 @@ def take(
     planes: list[Tensor],
     position: Tensor,
     kwargs: dict[str, Any],
+    attention: str,
 ) -> tuple[list[Tensor], Tensor, dict[str, Any]]:
     """Some columns of a batch.
 
     Args:
         rows: for every row its columns (n,). left: padding goes before them.
         planes: (B, L, D) each, embeddings first. position: (B, L) or (P, B, L).
+        attention: the name of the decoder's.
 
     Returns:
         The planes, which of their columns (B, W) hold a token, and the text model's arguments.
@@ -170,7 +174,11 @@ def take(
     index, valid = pack(rows, left)
     device = planes[0].device
     planes = [gather(plane, index) for plane in planes]
-    new = {**kwargs, "inputs_embeds": planes[0], "attention_mask": valid.to(device, torch.long)}
+    mask = cut_masks(kwargs.get("attention_mask"), index, valid, attention, planes[0], "the model")
+    new = {**kwargs, "inputs_embeds": planes[0], "attention_mask": mask}
+    for name in TOKEN_WISE:
+        if isinstance(kwargs.get(name), Tensor):
+            new[name] = gather(kwargs[name], index)
     flat = position.dim() == 2
     new["position_ids"] = (
         gather(position, index) if flat else torch.stack([gather(p, index) for p in position])
@@ -295,7 +303,8 @@ class Prefix:
         columns = [torch.nonzero(real).flatten() for real in call.real]
         count, length = len(self.rows), len(self.ids if self.ids is not None else ())
         behind = [row[length:] for row in columns]
-        _, valid, new = take(behind, call.left, planes, position, kwargs)
+        how = str(config._attn_implementation)
+        _, valid, new = take(behind, call.left, planes, position, kwargs, how)
         call.rows = [torch.cat([row[self.rows], row[length:]]) for row in columns]
         call.valid = torch.cat([torch.ones(batch, count, dtype=torch.bool), valid], dim=1)
         call.after = [self.tokens[n % len(self.tokens)] for n in range(len(call.clips))]

@@ -9,6 +9,7 @@ numbers of tokens and hold several videos.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from vidllm.tokens import VideoTokens, cut_counts
 from vidllm.tokens.video_tokens import Keep, Selection, chosen
 
 from .batches import gather, pack
-from .layers import attends, cut_points, mask_of
+from .layers import TOKEN_WISE, Views, attends, cut_mask, cut_points, mask_of, still_there, views_of
 
 #: Signals that the decoder gives to methods of the stages "prefill" and "cache".
 DECODER_SIGNALS: tuple[str, ...] = (
@@ -111,17 +112,42 @@ def heads(
     """Queries or keys (H, L, d) of hidden states (L, D), as the attention layer makes them.
 
     A head's gate, where its queries have one (Qwen3.5), stands behind them in the same projection.
-    The rotary embedding may turn a part of a head only, its first r of d numbers.
     """
     projected = getattr(attention, f"{kind}_proj")(hidden)
-    gated = kind == "q" and projected.shape[-1] == 2 * _width_out(attention)
-    projected = projected.unflatten(-1, (-1, width * (1 + gated)))[..., :width]
-    norm = getattr(attention, f"{kind}_norm", None)
-    x = (projected if norm is None else norm(projected)).transpose(0, 1)
-    x, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    if kind == "q" and projected.shape[-1] == 2 * _width_out(attention):
+        projected = projected.unflatten(-1, (-1, 2 * width))[..., :width].flatten(-2)
+    norm = getattr(attention, f"{kind}_norm", None) or nn.Identity()
+    whole = getattr(norm, "weight", hidden[0]).shape[-1] != width  # over all heads at once
+    x = (
+        norm(projected).unflatten(-1, (-1, width))
+        if whole
+        else norm(projected.unflatten(-1, (-1, width)))
+    )
+    x = x.transpose(0, 1)
+    return _turned(attention, x, cos, sin).float()
+
+
+def _turned(attention: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Heads (H, L, d), turned by the pairs that the layer's own module turns, in its first
+    dimensions; not at all in layers that see everything beside others whose windows slide, where
+    such a decoder leaves positions out."""
+    own: Any = attention
+    if (
+        getattr(own, "sliding_window", None) is not None
+        and getattr(own, "is_sliding", True) is False
+    ):
+        return x
+    library = sys.modules[type(attention).__module__]
+    found = (getattr(library, f"rotate_half{end}", None) for end in ("_llm", "_text", ""))
+    rotate = next((f for f in found if f is not None), _rotate_half)
+    width = cos.shape[-1]
+    first = x[..., :width]
+    return torch.cat([first * cos + rotate(first) * sin, x[..., width:]], dim=-1)
+
+
+def _rotate_half(x: Tensor) -> Tensor:
     half = x.shape[-1] // 2
-    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    return torch.cat([x * cos + turned * sin, rest], dim=-1).float()
+    return torch.cat([-x[..., half:], x[..., :half]], dim=-1)
 
 
 def _width_out(attention: nn.Module) -> int:
@@ -181,7 +207,8 @@ class Pruner:
         planes: (B, N, D) each, what is added to the hidden states after the first layers
             (DeepStack), reduced in the same cuts.
         left: whether padding goes before the tokens.
-        attention: the name of the decoder's attention, whose masks it takes.
+        attention: the name of the decoder's attention, whose masks it takes. views: how its
+            layers see; None where every layer sees all before.
     """
 
     def __init__(
@@ -196,8 +223,10 @@ class Pruner:
         planes: Sequence[Tensor] = (),
         left: bool = True,
         attention: str = "sdpa",
+        views: Views | None = None,
     ) -> None:
         self.layers, self.norm, self.method, self.runs = layers, norm, method, list(runs)
+        self.views = views or views_of(None, len(layers))
         self.attention = attention
         self.planes, self.left, self.valid = list(planes), left, valid.cpu()
         #: For every row the columns that are still there, of the N at first.
@@ -211,7 +240,9 @@ class Pruner:
         self.shrunk = False
         self.index = torch.arange(valid.shape[1]).expand(len(valid), -1)
         self.live = self.valid
-        self._masks: dict[bool, Any] = {}
+        #: For every such layer (B, W) long, their numbers among the N columns.
+        self.tables: list[Tensor] = []
+        self._masks: dict[tuple[int, int, bool], Any] = {}
         for run in self.runs:
             if len(run.at) and bool((run.at.diff() <= 0).any()):
                 raise InputError(
@@ -275,35 +306,56 @@ class Pruner:
             if due:
                 if self.method.own_layer:
                     angles = tuple(gather(t, self.index) for t in kwargs["position_embeddings"])
-                    normed = cast(nn.Module, layer.input_layernorm)(hidden)
+                    normed = _entering(layer)(hidden)
                     self._watch(i, cast(nn.Module, layer.self_attn), normed, angles)
                 began = time.perf_counter()
                 hidden = self._cut(i, hidden, due)
                 self.seconds += time.perf_counter() - began
             self.history.append(list(self.rows))
             self.lives.append(self.live)
+            self.tables.append(self.index)
             if not self.shrunk:
                 return None
-            cut = dict(kwargs)
-            cut["position_embeddings"] = tuple(
-                gather(t, self.index) for t in kwargs["position_embeddings"]
-            )
-            if kwargs.get("position_ids") is not None:
-                cut["position_ids"] = gather(kwargs["position_ids"], self.index)
-            cut["attention_mask"] = self._masked(layer, hidden)
+            cut = {
+                **kwargs,
+                "attention_mask": self._masked(i, kwargs.get("attention_mask"), hidden),
+            }
+            cut["position_embeddings"] = tuple(map(self._left, kwargs["position_embeddings"]))
+            for name in ("position_ids", *TOKEN_WISE):
+                if isinstance(kwargs.get(name), Tensor):
+                    cut[name] = self._left(kwargs[name])
+            others = [self._left(x) if isinstance(x, Tensor) else x for x in args[1:]]
             if args:
-                return (hidden, *args[1:]), cut
+                return (hidden, *others), cut
             return args, {**cut, "hidden_states": hidden}
 
         return hook
 
-    def _masked(self, layer: nn.Module, hidden: Tensor) -> Any:
-        """The mask of what is left; made once between two cuts for layers of a kind."""
-        kind = attends(layer)
-        if kind not in self._masks:
-            columns = self.live.shape[1]
-            self._masks[kind] = mask_of(layer, self.attention, self.live, columns, hidden)
-        return self._masks[kind]
+    def _left(self, x: Tensor) -> Tensor:
+        """Of what stands beside the states, (B, N, ...) or (3, B, N), the rows that are left; as
+        it is where the decoder has cut it to the last rows by itself."""
+        if x.dim() == 3 and x.shape[-1] == self.valid.shape[1] and x.shape[1] == len(self.valid):
+            return torch.stack([gather(plane, self.index) for plane in x])
+        return gather(x, self.index) if x.shape[1] == self.valid.shape[1] else x
+
+    def _masked(self, i: int, mask: Any, hidden: Tensor) -> Any:
+        """The mask of what is left; made once for all layers that see alike between two cuts."""
+        layer, store, count = self.layers[i], self.views.stores[i], hidden.shape[1]
+        key = (id(mask), store if store < i else -1, attends(layer))
+        if key in self._masks:
+            return self._masks[key]
+        if store == i and not (isinstance(mask, Tensor) and mask.dim() == 4):
+            made = mask_of(layer, self.attention, self.live, count, hidden)
+        else:
+            queries, live = self.index[:, -count:], self.live[:, -count:]
+            if mask is not None and mask.shape[2] == count < self.valid.shape[1]:
+                queries = torch.arange(count).expand(len(queries), -1)
+            keys = self.tables[store]
+            alive = still_there(self.rows, keys, self.lives[store])
+            made = cut_mask(mask, queries, keys, live, alive)
+            made = made.to(hidden.device)
+        self._masks[key] = made
+        return made
 
     def _watcher(self, layer: int) -> Any:
         def hook(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -359,7 +411,8 @@ class Pruner:
                     run.at = renumber[run.at]
             self.rows[row] = columns[kept]
             lines.append([x[kept.to(x.device)] for x in line])
-        self.shrunk, self._masks = True, {}
+        self.shrunk = True
+        self._masks.clear()
         self.index, self.live = pack(self.rows, self.left)
         packed = []
         for number, plane in enumerate(planes):
@@ -413,6 +466,12 @@ def _survivors(rounds: Sequence[Selection], count: int) -> Tensor:
     for selection in rounds:
         index = index[chosen(selection)]
     return index
+
+
+def _entering(layer: nn.Module) -> nn.Module:
+    """The norm before a layer's attention; none where the layer norms what comes out of it."""
+    norm = None if getattr(layer, "norm_after", False) else getattr(layer, "input_layernorm", None)
+    return nn.Identity() if norm is None else cast(nn.Module, norm)
 
 
 def _is_keep(selection: Selection) -> bool:

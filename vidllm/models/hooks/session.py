@@ -38,7 +38,7 @@ from .checks import (
     within_compiled,
 )
 from .decoding import DecodeSteps, Past
-from .layers import attends, padded
+from .layers import attends, full_masks, padded, places_of, views_of
 from .prefill import Prefix, dense_planes, reduce, select
 from .pruning import Pruner, VideoRun, bare
 from .state import Call, Report, cached_videos, numbered
@@ -59,6 +59,7 @@ class Session:
         self.adapter, self.method = adapter, method
         self.decoder: Any = adapter.decoder
         self.layers = cast(nn.ModuleList, self.decoder.layers)
+        self.views = views_of(self.decoder.config, len(self.layers))
         items = method.methods
         self.late = [item for item in items if item.stage in LATE]
         inside = merges_inside(method)
@@ -141,7 +142,7 @@ class Session:
                 ]
             for handle in handles:
                 stack.callback(handle.remove)
-            if self.late:
+            if self.late or not self.views.plain:
                 choosing = any(hasattr(item, "step") for item in self.late)
                 self.decoding = DecodeSteps(self.decoder)
                 self.decoding.attach(stack, choosing=choosing)
@@ -168,6 +169,12 @@ class Session:
         """Prompts in this block begin with the same video (see `Compression.reuse`)."""
         check_reuse(self.adapter)
         prefix.open(self.adapter.core, self.method)
+        if not self.views.plain:
+            raise InputError(
+                f"{self.adapter.family}: a video's entries are reused where every layer holds all "
+                "of them, and this decoder has sliding windows or layers without keys of their "
+                "own: ask without reuse"
+            )
         before = self.prefix
         self._prefix.set(prefix)
         try:
@@ -213,6 +220,7 @@ class Session:
         """Before `generate`, which encodes videos before it calls the model."""
         check_generate(self.adapter, self.method, arguments)
         ids, cache = arguments.get("input_ids"), arguments.get("past_key_values")
+        self.adapter.given(arguments)
         fresh = cache is None or not int(cache.get_seq_length())
         if isinstance(ids, Tensor) and fresh and not arguments.get("mm_encoder_outputs"):
             self._expect(self.adapter.clips(ids.cpu(), arguments, None))
@@ -284,8 +292,7 @@ class Session:
             )
         rows = [torch.nonzero(row).flatten() for row in real]
         if not clips:
-            video = getattr(self.adapter.config, "video_token_id", None)
-            if self.adapter.modality == "video" and bool((plain == video).any()):
+            if self.adapter.own_token and bool((plain == self.adapter.video_token).any()):
                 raise InputError(
                     f"{self.method.name}: the prompt has a video that was not encoded here: pass "
                     "the processor's pixels and grids to the model inside the with block"
@@ -363,7 +370,12 @@ class Session:
         call.places = places
         shorter = any(len(a) < len(c.where) for a, c in zip(call.after, call.clips, strict=True))
         if shorter:
-            planes, kwargs = reduce(call, planes, places, position, kwargs)
+            how = str(cast(Any, self.decoder).config._attn_implementation)
+            if self.views.kinds:
+                mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+                masks = full_masks(self.decoder.config, embeds, mask, cache)
+                kwargs = {**kwargs, "attention_mask": masks}
+            planes, kwargs = reduce(call, planes, places, position, kwargs, how)
         call.late = late
         if (
             late
@@ -403,6 +415,7 @@ class Session:
             planes=planes[1:],
             left=call.left,
             attention=str(self.decoder.config._attn_implementation),
+            views=self.views,
         )
         self.inner.enter_context(pruner.attached())
         if len(planes) > 1:  # added by the pruner's hooks, which know what is left
@@ -461,7 +474,8 @@ class Session:
         )
         if cache is not None and shorter:
             position, ended = cast(Tensor, call.position), "" if call.left else padded(self.layers)
-            past = Past(valid, [], call.ids.shape[1], position, choice, ended)
+            past = Past(valid, [], call.ids.shape[1], position, choice, ended=ended)
+            past.places = [] if self.views.plain else places_of(held, valid)
             self.decoding = self.decoding or DecodeSteps(self.decoder)
             self.decoding.pasts[cache] = past
         if self.prefix is not None and not call.reused:

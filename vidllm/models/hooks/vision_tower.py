@@ -124,16 +124,24 @@ def watch(tower: nn.Module, attention: nn.Module | None = None) -> Iterator[dequ
 
 def queries_keys(attention: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """(..., H, d) queries and keys of hidden states (..., D), before rotation, in float32."""
-    heads = int(attention.num_heads)
+    heads = int(getattr(attention, "num_heads", 0) or attention.config.num_attention_heads)
     if hasattr(attention, "qkv"):
-        query, key, _ = attention.qkv(hidden).unflatten(-1, (3, heads, -1)).unbind(-3)
+        fused, groups = attention.qkv(hidden), int(getattr(attention, "num_key_value_heads", heads))
+        width = fused.shape[-1] // (heads + 2 * groups)
+        query, key, _ = fused.split([heads * width, groups * width, groups * width], dim=-1)
     else:
         names = ("q_proj", "k_proj") if hasattr(attention, "q_proj") else ("q", "k")
         query, key = (getattr(attention, name)(hidden) for name in names)
-        if hasattr(attention, "q_norm"):  # over all heads at once
-            query, key = attention.q_norm(query), attention.k_norm(key)
-        query, key = query.unflatten(-1, (heads, -1)), key.unflatten(-1, (heads, -1))
-    return query.float(), key.float()
+    width = query.shape[-1] // heads
+    norms: list[Any] = [getattr(attention, f"{name}_norm", None) for name in "qk"]
+    sizes = [getattr(norm, "weight", torch.empty(0)).shape[-1] for norm in norms]
+    each = sizes == [width, width]
+    if norms[0] is not None and not each:  # over all heads at once
+        query, key = norms[0](query), norms[1](key)
+    query, key = query.unflatten(-1, (heads, -1)), key.unflatten(-1, (-1, width))
+    if each:
+        query, key = norms[0](query), norms[1](key)
+    return query.float(), key.repeat_interleave(heads // key.shape[-2], dim=-2).float()
 
 
 def received(query: Tensor, key: Tensor, states: Tensor) -> Tensor:
@@ -171,15 +179,18 @@ def dense_signals(sight: Sight, patches: int) -> dict[str, Tensor]:
 def packed_signals(sight: Sight) -> dict[str, Tensor]:
     """Signals (N,) and (N, d) of a tower without CLS token that packs all frames into (N, D).
 
-    Attention is within a frame and after rotation; keys are those before it.
+    Attention is within a frame and after rotation, where the tower has one; keys are those before.
     """
     attention, kwargs = sight.attention, sight.arguments
     bounds: list[int] = kwargs["cu_seqlens"].tolist()
-    cos, sin = (t.float()[:, None] for t in kwargs["position_embeddings"])
+    states = sight.hidden.flatten(0, -2)
+    angles = [t.float()[:, None] for t in kwargs.get("position_embeddings") or ()]
     attended, keys = [], []
     for start, end in pairwise(bounds):
-        query, key = queries_keys(attention, sight.hidden[start:end])
-        q, k = (x * cos[start:end] + _turned(x) * sin[start:end] for x in (query, key))
+        query, key = q, k = queries_keys(attention, states[start:end])
+        if angles:
+            cos, sin = (t[start:end] for t in angles)
+            q, k = (x * cos + _turned(x) * sin for x in (query, key))
         attended.append(received(q, k, sight.hidden))
         keys.append(key.mean(1))
     return {"cls-attention": torch.cat(attended), "vision-keys": torch.cat(keys)}

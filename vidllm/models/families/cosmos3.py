@@ -1,0 +1,20 @@
+"""Cosmos3-Edge: M-RoPE, a packed SigLIP tower, times written before every frame."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import nn
+
+from .qwen3_vl import Qwen3VL
+
+
+class Cosmos3Edge(Qwen3VL):
+    """The prompt is that of Qwen3-VL; tokens are folded behind the tower."""
+
+    mrope = token_types = True
+
+    @property
+    def attention(self) -> nn.Module:
+        """Of the last layer."""
+        return cast(nn.Module, cast(Any, self.tower).encoder.layers[-1].self_attn)

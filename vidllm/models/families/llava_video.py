@@ -1,0 +1,90 @@
+"""LLaVA-NeXT-Video and Video-LLaVA: 1D positions, square frames, a tower with a CLS token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vidllm.tokens import VideoTokens
+
+from ..hooks.vision_tower import Sight, dense_signals
+from .family import Clip
+from .llava_onevision import LlavaOnevision
+
+
+class LlavaNextVideo(LlavaOnevision):
+    """Frames of 24 x 24 patches become 12 x 12 tokens, and nothing stands behind a video."""
+
+    beside = ("pixel_values_videos",)
+
+    @property
+    def cells(self) -> int:
+        """Tokens along a side of a frame."""
+        return self.side // int(self.config.spatial_pool_stride)
+
+    @property
+    def size(self) -> int:
+        """Tokens of a frame."""
+        return self.cells**2
+
+    def clips(self, ids: Tensor, inputs: Mapping[str, Any], sight: Sight | None) -> list[Clip]:
+        """Seconds are not told: frames count as seconds."""
+        made = (inputs.get("mm_encoder_outputs") or {}).get("video")
+        if found := self.given(inputs):
+            return self.frames(ids, *found["pixel_values_videos"].shape[:2])
+        return [] if made is None else self.frames(ids, *self.shape(made.pooler_output))
+
+    def shape(self, features: Tensor) -> tuple[int, int]:
+        """Videos, and frames of each, that the projector gave (V, T * N, D) of."""
+        return len(features), features.shape[1] // self.size
+
+    def frames(self, ids: Tensor, videos: int, frames: int) -> list[Clip]:
+        return self.grid_clips(ids, [(frames, self.cells, self.cells)] * videos)
+
+    def signals(self, sight: Sight) -> dict[str, Tensor]:
+        """Pooled as the features are."""
+        planes, stride = {}, self.side // self.cells
+        for name, plane in dense_signals(sight, self.side**2).items():
+            wide = plane.reshape(len(plane), self.side**2, -1).mT
+            small = F.avg_pool2d(wide.unflatten(2, (self.side, self.side)), stride)
+            planes[name] = small.movedim(1, -1).flatten(0, 2).reshape(-1, *plane.shape[2:])
+        return planes
+
+
+class VideoLlava(LlavaNextVideo):
+    """Every patch is a token, and the CLS token of every frame goes to the decoder as well; it is
+    never touched."""
+
+    tower_name = "video_tower"
+
+    @property
+    def cells(self) -> int:
+        return self.side
+
+    @property
+    def size(self) -> int:
+        return self.cells**2 + 1
+
+    def shape(self, features: Tensor) -> tuple[int, int]:
+        return 1, len(features)  # (T, N, D), of one video
+
+    def frames(self, ids: Tensor, videos: int, frames: int) -> list[Clip]:
+        clips = []
+        for clip in self.grid_clips(ids, [(frames, 1, self.size)] * videos):
+            patch = clip.tokens.cell[:, 1] > 0
+            seconds = [float(t) for t in range(frames)]
+            tokens = VideoTokens.blank((frames, self.cells, self.cells), seconds, float(frames))
+            spans = clip.tokens.span[patch]
+            slots = clip.slots - clip.slots // self.size - 1  # CLS tokens have no signals
+            tokens = replace(tokens, span=spans)
+            clips.append(replace(clip, where=clip.where[patch], tokens=tokens, slots=slots[patch]))
+        return clips
+
+    def signals(self, sight: Sight) -> dict[str, Tensor]:
+        """Of the patches alone."""
+        return {n: torch.flatten(p, 0, 1) for n, p in dense_signals(sight, self.side**2).items()}
