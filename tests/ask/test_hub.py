@@ -285,8 +285,8 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_what_cannot_be_served_is_refused(qwen: Path, clip: VideoClip, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llava_next_video"}')
-    with pytest.raises(InputError, match=r"llava_next_video .* use one of Qwen2\.5-VL, Qwen3-VL"):
+    (tmp_path / "config.json").write_text('{"model_type": "lfm3_vl"}')
+    with pytest.raises(InputError, match=r"lfm3_vl .* use one of Qwen2\.5-VL, Qwen3-VL"):
         VideoLLM.from_pretrained(tmp_path)
     for lost, words in (
         ("tokenizer.json", "put tokenizer.json"),
