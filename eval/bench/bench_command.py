@@ -350,7 +350,7 @@ def fuzz(
 
 @app.command()
 def footage(
-    clips: Annotated[int, typer.Option(min=1, help="Of every split and treatment.")] = 18,
+    clips: Annotated[int, typer.Option(min=1, help="Of every version, split and treatment.")] = 9,
     seed: Annotated[int, typer.Option(min=0, help="Of stage.")] = 9,
     model: Annotated[str | None, typer.Option(help="As for ask.")] = None,
     other: Annotated[

@@ -31,7 +31,9 @@ from vidllm.errors import InputError, VidllmError
 from vidllm.models.native.footage import KnownFootage, clip_pixels
 from vidllm.stage.files import clip_scene, one_thread
 from vidllm.stage.render import VIDEO_SIZE, render_tracks, to_uint8
+from vidllm.stage.scenes import USUAL
 from vidllm.stage.tracks import tracks
+from vidllm.stage.training.settings import plan_of
 from vidllm.video import load_video
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ TREATMENTS: dict[str, Treatment] = {
 def bench_footage(
     llm: VideoLLM,
     *,
-    clips: int = 18,
+    clips: int = 9,
     seed: int = 9,
     other: Path | None = None,
     jobs: int = 1,
@@ -104,13 +106,15 @@ def bench_footage(
     """Score known and unknown footage.
 
     Args:
-        llm: a model that carries statistics. clips: of every split and treatment.
+        llm: a model that carries statistics. clips: of every split and treatment, and of every
+            version of the made world that the model was trained on.
         seed: of the benchmark whose clips are taken. other: a folder with a sub-folder a kind.
         jobs: processes. save: called with the rows so far.
 
     Returns:
-        Rows: footage ("made world" or "other"), kind, treatment, clips, how many are refused, how
-        many of that are wrong, lowest and highest score, threshold, and which are wrong.
+        Rows: footage ("made world" or "other"), version, kind, treatment, clips, how many are
+        refused, how many of that are wrong, lowest and highest score, threshold, and which are
+        wrong.
 
     Raises:
         InputError: a model without statistics, or a folder that is none.
@@ -120,25 +124,26 @@ def bench_footage(
     if other is not None and not other.is_dir():
         raise InputError(f"--other {other} is no folder")
     rows: list[dict[str, Any]] = []
-    plan = [(split, name) for split in _SPLITS for name in TREATMENTS]
+    versions = sorted(set(plan_of(llm.model.config.vision).versions))
+    plan = [(v, split, name) for v in versions for split in _SPLITS for name in TREATMENTS]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         own = deepcopy(llm.model.vision)  # pickled while the model's own is at work
         work = partial(_known_scores, llm.footage, own, seed, clips)
         known = pool.map(work, plan)
         others = _other_scores(llm, other)  # meanwhile
-        for (split, name), scores in zip(plan, known, strict=True):
+        for (version, split, name), scores in zip(plan, known, strict=True):
             named = {f"{split} {number}": score for number, score in enumerate(scores)}
-            rows.append(_row(llm, "made world", split, name, named))
+            rows.append(_row(llm, "made world", str(version), split, name, named))
             save(rows)
-    rows += [_row(llm, "other", kind, "", scores) for kind, scores in others.items()]
+    rows += [_row(llm, "other", "", kind, "", scores) for kind, scores in others.items()]
     save(rows)
     return rows
 
 
 def footage_table(rows: list[dict[str, Any]]) -> Table:
     """The rows for people."""
-    names = ("footage", "kind", "treatment", "clips", "refused", "wrong")
+    names = ("footage", "version", "kind", "treatment", "clips", "refused", "wrong")
     found = [
         [*(row[name] for name in names), f"{row['lowest']:.2f} – {row['highest']:.2f}"]
         for row in rows
@@ -147,15 +152,21 @@ def footage_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _row(
-    llm: VideoLLM, footage: str, kind: str, treatment: str, scores: dict[str, float]
+    llm: VideoLLM,
+    footage: str,
+    version: str,
+    kind: str,
+    treatment: str,
+    scores: dict[str, float],
 ) -> dict[str, Any]:
     assert llm.footage is not None
     most = llm.footage.card.threshold
     refused = [name for name, score in scores.items() if score > most]
     wrong = refused if footage == "made world" else [n for n in scores if n not in refused]
     return {
-        "footage": footage, "kind": kind, "treatment": treatment, "clips": len(scores),
-        "refused": len(refused), "wrong": len(wrong), "lowest": round(min(scores.values()), 2),
+        "footage": footage, "version": version, "kind": kind, "treatment": treatment,
+        "clips": len(scores), "refused": len(refused), "wrong": len(wrong),
+        "lowest": round(min(scores.values()), 2),
         "highest": round(max(scores.values()), 2), "threshold": most,
         "which are wrong": "; ".join(f"{name} ({scores[name]:.2f})" for name in wrong),
     }  # fmt: skip
@@ -176,15 +187,16 @@ def _other_scores(llm: VideoLLM, given: Path | None) -> dict[str, dict[str, floa
 
 
 def _known_scores(
-    footage: KnownFootage, vision: nn.Module, seed: int, clips: int, what: tuple[str, str]
+    footage: KnownFootage, vision: nn.Module, seed: int, clips: int, what: tuple[int, str, str]
 ) -> list[float]:
-    """Scores of so many clips of a split, all of one treatment. Runs in a process of its own."""
-    split, name = what
+    """Scores of so many clips of a version and split, all of one treatment. Runs apart."""
+    version, split, name = what
     with one_thread(), tempfile.TemporaryDirectory() as made:
-        return [
-            _score(footage, vision, _known(Path(made), split, seed, number, TREATMENTS[name]))
+        files = (
+            _known(Path(made), split, seed, number, TREATMENTS[name], version)
             for number in range(clips)
-        ]
+        )
+        return [_score(footage, vision, file) for file in files]
 
 
 def _score(
@@ -198,8 +210,10 @@ def _score(
     return footage.score(vision, clip_pixels(clip, int(cast(Any, vision).image_size)))
 
 
-def _known(home: Path, split: str, seed: int, number: int, how: Treatment) -> Path:
-    scene = clip_scene(split, seed, number)
+def _known(
+    home: Path, split: str, seed: int, number: int, how: Treatment, version: int = USUAL
+) -> Path:
+    scene = clip_scene(split, seed, number, version)
     count = how.frames
     rng = np.random.default_rng([29, seed, number])
     if how.row:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from videos import write_video
 
 from vidllm import VideoLLM
@@ -34,13 +35,17 @@ from vidllm.models.native.footage import (
     CARD,
     STATISTICS,
     UNKNOWN,
+    KnownFootage,
     UnknownFootage,
+    clip_pixels,
+    features,
     load_known,
     warnings_in,
     without_bars,
 )
 from vidllm.models.shipped import default_model
 from vidllm.stage.training.calibration import calibrate, calibrate_folder
+from vidllm.stage.training.sign_pages import sign_page
 from vidllm.video import VideoClip, load_video
 
 QUESTION = "what does the red star do?"
@@ -61,6 +66,12 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _known(tmp_path_factory.mktemp("stage"), "test", 3, 1, TREATMENTS["crf 35"])
+
+
+@pytest.fixture(scope="module")
+def measured(llm: VideoLLM) -> KnownFootage:
+    """Statistics of few scenes and pages."""
+    return calibrate(llm.model, clips=100, frames=1)
 
 
 @pytest.mark.parametrize(
@@ -204,19 +215,65 @@ def test_statistics_are_checked_where_they_are_loaded(llm: VideoLLM, tmp_path: P
         load_known(tmp_path, vision)
 
 
-def test_statistics_come_from_seeds_and_go_with_their_model(llm: VideoLLM, tmp_path: Path) -> None:
-    one = calibrate(llm.model, clips=100, frames=1)
-    two = calibrate(llm.model, clips=100, frames=1)
+def test_statistics_come_from_seeds_and_go_with_their_model(
+    llm: VideoLLM, measured: KnownFootage, tmp_path: Path
+) -> None:
+    layer = "model.embeddings.patch_embedding.2"
+    one, two = (calibrate(llm.model, clips=100, frames=1, layers=[layer]) for _ in range(2))
     assert one.card == two.card
     for mine, again in zip(one.layers, two.layers, strict=True):
         assert torch.equal(mine.whiten, again.whiten) and torch.equal(mine.scale, again.scale)
+    assert one.boundary is not None and two.boundary is not None
+    assert torch.equal(one.boundary.weight, two.boundary.weight)
+    one = measured
     one.save(tmp_path)
     found = load_known(tmp_path, llm.model.vision)
     assert found is not None and found.card == replace(one.card, sha256=found.card.sha256)
+    assert found.boundary is not None
+    assert torch.equal(found.boundary.weight, one.boundary.weight)
+    held, page = (
+        torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(s)) for s in (1, 2)
+    )
+    for pixels in (held, page):
+        assert found.score(llm.model.vision, pixels) == one.score(llm.model.vision, pixels)
     with pytest.raises(InputError, match="holds no model"):
         calibrate_folder(tmp_path)
     with pytest.raises(InputError, match="no layer"):
-        calibrate(llm.model, clips=100, frames=1, layers=["stem.99"])
+        calibrate(llm.model, clips=100, frames=1, layers=[f"{layer}9"])
+
+
+def test_a_boundary_tells_signs_on_other_ground_from_the_made_world(
+    llm: VideoLLM, measured: KnownFootage, stage: Path
+) -> None:
+    found, vision, boundary = measured, llm.model.vision, measured.boundary
+    assert boundary is not None and set(found.card.layers) < set(found.card.boundary)
+
+    def side(pixels: torch.Tensor) -> float:
+        seen = features(vision, found.card.boundary, pixels)
+        return boundary.score(torch.cat(seen, dim=1))
+
+    known = side(clip_pixels(load_video(stage, frames=8), vision.image_size))
+    pages = [sign_page(np.random.default_rng(seed), 3) for seed in range(6)]
+    small = [F.interpolate(page, (vision.image_size,) * 2, mode="area") for page in pages]
+    scores = sorted(side(page) for page in small)
+    assert known < found.card.threshold and known < scores[0]
+    without = replace(found, boundary=None)
+    for page in small:  # it can but refuse more
+        assert found.score(vision, page) >= without.score(vision, page)
+
+
+def test_a_boundary_that_does_not_fit_is_damage(
+    llm: VideoLLM, measured: KnownFootage, tmp_path: Path
+) -> None:
+    found = measured
+    assert found.boundary is not None
+    short = replace(found.boundary, weight=found.boundary.weight[1:])
+    replace(found, boundary=short).save(tmp_path)
+    with pytest.raises(WorkError, match="damaged"):
+        load_known(tmp_path, llm.model.vision)
+    replace(found, boundary=None).save(tmp_path)
+    with pytest.raises(WorkError, match="damaged"):
+        load_known(tmp_path, llm.model.vision)
 
 
 def test_an_empty_clip_is_no_reason_to_refuse(llm: VideoLLM) -> None:

@@ -40,10 +40,6 @@ def train(
     ] = 20000,
     frames: Annotated[int, typer.Option(min=2, help="Frames of a clip.")] = 64,
     lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 8e-4,
-    half_clips: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Share of the steps with every other frame only."),
-    ] = None,
     init: Annotated[str, typer.Option(help="Folder of a model to start from.")] = "",
     cells: Annotated[str, typer.Option(help="File of cells to use or make.")] = "",
     minutes: Annotated[float, typer.Option(min=0, help="Stop and save after; 0 is never.")] = 0.0,

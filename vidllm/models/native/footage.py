@@ -3,7 +3,8 @@
 A model of a small made world answers about any footage in that world's words. What its tower makes
 of frames is compared with what it made of the made world: the Mahalanobis distance of the features
 of several layers (Lee et al., A Simple Unified Framework for Detecting Out-of-Distribution Samples,
-NeurIPS 2018), without classes. `vidllm train footage` measures the statistics; a model whose
+NeurIPS 2018), without classes, and a plane between it and pages of its signs on other ground
+says on which side a frame lies. `vidllm train footage` measures the statistics; a model whose
 folder lacks them makes no claim.
 """
 
@@ -14,7 +15,7 @@ import json
 import math
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ from vidllm.errors import InputError, WorkError
 if TYPE_CHECKING:
     from vidllm.video import VideoClip
 
-FORMAT = 2
+FORMAT = 3
+_FORMATS = (2, 3)  # 2 has no boundary
 CARD, STATISTICS = "footage.json", "footage.safetensors"
 #: Frames of a clip that are looked at, at most.
 FRAMES = 8
@@ -44,6 +46,7 @@ _LEAST_STEP = 0.02  # added to steps, so that flat ground has a logarithm
 _BAR = 16 / 255
 _EDGE = 2  # rows and columns beside a bar that a codec or a scaler has mixed with it
 _COARSE = 16  # places along a side over which pixels are averaged before contrast is read
+_FARTHEST = 6.0  # deviations from the made world that a boundary tells apart
 _LEAST = 4  # so many times smaller than the frame a picture inside bars may be
 
 UNKNOWN = "this video is not of the made world that this model knows"
@@ -82,6 +85,7 @@ class Card:
         threshold: score above which footage is unknown. contrast: in 0..1; frames with less show
             nothing. tower: `tower_mark` of the tower that was measured. sha256: of the tensors.
         made: how they were made (split, first scene, clips, frames, seed).
+        boundary: layers that the boundary reads, side by side; none where there is none.
     """
 
     format: int
@@ -91,13 +95,14 @@ class Card:
     tower: str
     sha256: str
     made: dict[str, Any]
+    boundary: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         right = (
-            self.format == FORMAT
-            and isinstance(self.layers, list)
-            and 0 < len(self.layers) <= 64
-            and all(isinstance(name, str) for name in self.layers)
+            self.format in _FORMATS
+            and _names(self.layers)
+            and len(self.layers) > 0
+            and _names(self.boundary)
             and _positive(self.threshold)
             and _positive(self.contrast)
             and self.contrast < 1
@@ -137,21 +142,48 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Boundary:
+    """A plane between the made world and pages of its signs on other ground.
+
+    Attributes:
+        mean: (D,), deviation: (D,) above 0, of the made world's features. weight: (D,) across the
+            plane, towards the pages.
+        scale: (2,) what known clips usually give, and the unit in which more is counted.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    weight: Tensor
+    scale: Tensor
+
+    def coordinates(self, features: Tensor) -> Tensor:
+        """(F, D) features in deviations from the made world's mean, those far off cut short."""
+        return ((features - self.mean) / self.deviation).clamp(-_FARTHEST, _FARTHEST)
+
+    def score(self, features: Tensor) -> float:
+        """How far the median of a clip's frames (F, D) lies towards the pages."""
+        usual, unit = self.scale.tolist()
+        return (float((self.coordinates(features) @ self.weight).quantile(0.5)) - usual) / unit
+
+
+@dataclass(frozen=True)
 class KnownFootage:
     """The statistics of the footage that a model knows.
 
     Attributes:
-        card: see there. layers: one of each of the card's layers.
+        card: see there. layers: one of each of the card's layers. boundary: None where the card
+            names no layers for it.
     """
 
     card: Card
     layers: tuple[Layer, ...]
+    boundary: Boundary | None = None
 
     def score(self, vision: nn.Module, pixels: Tensor) -> float:
         """How far frames are from those that are known: above `card.threshold` is unknown.
 
-        The largest over the layers; infinite where more than half of the frames show nothing,
-        or where nothing is between their bars.
+        The largest over the layers and the boundary; infinite where more than half of the frames
+        show nothing, or where nothing is between their bars.
 
         Args:
             vision: the tower. pixels: (F, 3, S, S) in 0..1, S as the tower takes them, F > 0.
@@ -161,8 +193,13 @@ class KnownFootage:
         picture = without_bars(pixels)
         if picture is None:
             return math.inf
-        seen = features(vision, self.card.layers, picture)
-        found = (layer.score(part) for layer, part in zip(self.layers, seen, strict=True))
+        names = list(dict.fromkeys([*self.card.layers, *self.card.boundary]))
+        seen = dict(zip(names, features(vision, names, picture), strict=True))
+        pairs = zip(self.card.layers, self.layers, strict=True)
+        found = [layer.score(seen[name]) for name, layer in pairs]
+        if self.boundary is not None:
+            side_by_side = torch.cat([seen[name] for name in self.card.boundary], dim=1)
+            found.append(self.boundary.score(side_by_side))
         return max(value if math.isfinite(value) else math.inf for value in found)
 
     def knows(self, vision: nn.Module, pixels: Tensor) -> bool:
@@ -179,6 +216,9 @@ class KnownFootage:
         for name in tensors:  # as it was measured: half precision halves the file
             if name.endswith(".whiten"):
                 tensors[name] = tensors[name].half()
+        if self.boundary is not None:
+            for item in fields(Boundary):
+                tensors[f"boundary.{item.name}"] = getattr(self.boundary, item.name).contiguous()
         data = save(tensors)
         told = {**asdict(self.card), "sha256": hashlib.sha256(data).hexdigest()}
         text = json.dumps(told, indent=1) + "\n"
@@ -212,6 +252,11 @@ def load_known(folder: str | Path, vision: nn.Module) -> KnownFootage | None:
         )
         for layer in layers:
             _check_layer(layer)
+        boundary = None
+        if card.boundary:
+            parts = (tensors[f"boundary.{item.name}"].float() for item in fields(Boundary))
+            boundary = Boundary(*parts)
+            _check_boundary(boundary)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise WorkError(
             f"{CARD} and {STATISTICS} in {folder} do not fit each other or are damaged: get the "
@@ -222,7 +267,7 @@ def load_known(folder: str | Path, vision: nn.Module) -> KnownFootage | None:
             f"{CARD} in {folder} is of another vision tower: make it anew with "
             f"vidllm train footage --out {folder}"
         )
-    return KnownFootage(card, layers)
+    return KnownFootage(card, layers, boundary)
 
 
 def tower_mark(vision: nn.Module) -> str:
@@ -369,13 +414,26 @@ def _inside(pixels: Tensor, along: int) -> tuple[int, int]:
 
 def _check_layer(layer: Layer) -> None:
     size = len(layer.mean)
-    tensors = [getattr(layer, item.name) for item in fields(Layer)]
-    if [tuple(t.shape) for t in tensors] != [(size,), (size,), (size, size), (2,)]:
+    _check(layer, [(size,), (size,), (size, size), (2,)])
+
+
+def _check_boundary(boundary: Boundary) -> None:
+    size = len(boundary.mean)
+    _check(boundary, [(size,), (size,), (size,), (2,)])
+
+
+def _check(found: Layer | Boundary, shapes: list[tuple[int, ...]]) -> None:
+    tensors = [getattr(found, item.name) for item in fields(found)]
+    if [tuple(t.shape) for t in tensors] != shapes:
         raise ValueError("tensors of wrong shapes")
     if not all(bool(t.isfinite().all()) for t in tensors):
         raise ValueError("tensors with numbers that are none")
-    if float(layer.deviation.min()) <= 0 or float(layer.scale[1]) <= 0:
+    if float(found.deviation.min()) <= 0 or float(found.scale[1]) <= 0:
         raise ValueError("deviations that are none")
+
+
+def _names(value: object) -> bool:
+    return isinstance(value, list) and len(value) <= 64 and all(isinstance(v, str) for v in value)
 
 
 def _positive(value: object) -> bool:

@@ -149,11 +149,9 @@ class CellCache:
 
 
 def _mark_of(model: NativeVideoLLM) -> str:
-    """A hash of the tower's weights as they are saved, so that a run that starts from the model
-    of another takes over its cells."""
+    """A hash of the tower's weights."""
     digest = hashlib.sha256()
     for name, value in sorted(model.vision.state_dict().items()):
         digest.update(name.encode())
-        saved = value.detach().cpu().to(torch.bfloat16).contiguous().reshape(-1)
-        digest.update(saved.view(torch.uint8).numpy().data)
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -50,7 +50,7 @@ from .data import DataSettings, StageBatches
 from .optimiser_moments import moments, restore_moments
 from .run_folder import TrainingFolder, course
 from .settings import PLANS, TrainSettings, build_model
-from .start import start_from, start_gate
+from .start import start_from
 from .trainee import Trainee, attend_by_products, planned_method
 
 
@@ -131,8 +131,6 @@ class _Run:
         if not cuda:  # a quarter to a third of a step: the fused kernel's way back is slow there
             attend_by_products(self.model)
         trainee = Trainee(self.model, self.tokenizer, settings.weights)
-        if settings.init:
-            start_gate(trainee.heads.gate, settings.init)
         optimizer = torch.optim.AdamW(
             _groups(trainee, settings.weight_decay), lr=1.0, betas=(0.9, 0.98), fused=True
         )
@@ -305,8 +303,7 @@ class _Run:
         """How often a step takes every other frame: always at first, later now and then."""
         s = self.settings
         along = (self.done - s.steps_see) / max(1, s.total - s.steps_see)
-        first = self.plan.short if s.half_clips is None else s.half_clips
-        return 1.0 if along < first else 0.15
+        return 1.0 if along < self.plan.short else 0.15
 
     def report(self, log: TextIO, bar: Progress, task: TaskID) -> None:
         s = self.settings

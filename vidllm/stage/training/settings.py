@@ -105,8 +105,6 @@ class TrainSettings:
         clips: clips whose cells are kept on disk (0.4 MB a clip of 64 frames).
         minutes: stop and save after so many minutes (0: no limit); `resume` goes on from there.
         init: folder of a trained model to start from (its tower, and all else that fits).
-        half_clips: share of the steps after "see" that take every other frame only, in place of
-            the `short` of the tower's plan.
         cells: file of the kept cells, so that runs with one tower share it; default in `out`.
     """
 
@@ -135,7 +133,6 @@ class TrainSettings:
     minutes: float = 0.0
     resume: bool = False
     init: str = ""
-    half_clips: float | None = None
     cells: str = ""
     log_every: int = 50
     save_every: int = 250

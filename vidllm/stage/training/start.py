@@ -12,11 +12,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from vidllm.compressors.mrt5 import DeleteGate
 from vidllm.errors import InputError
 from vidllm.models.native.model import NativeVideoLLM
 
@@ -51,16 +49,6 @@ def start_from(
         if layers and match and match[2] not in layers and name.endswith(_OUTPUTS):
             fitting[name] = torch.zeros_like(own[name])
     model.load_state_dict(fitting, strict=False)
-
-
-def start_gate(gate: DeleteGate, folder: str | Path) -> None:
-    """Take over MrT5's gate of the trained model in `folder`, where it has one of this width."""
-    file = Path(folder) / "mrt5.safetensors"
-    if not file.is_file():
-        return
-    trained, own = load_file(file), gate.state_dict()
-    if {k: v.shape for k, v in trained.items()} == {k: v.shape for k, v in own.items()}:
-        gate.load_state_dict(trained)
 
 
 def _renamed(trained: NativeVideoLLM, model: NativeVideoLLM) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +156,7 @@ def attend_by_products(model: NativeVideoLLM) -> None:
     """Let tower and LLM attend by plain matrix products instead of a fused kernel."""
     model.language_model.set_attn_implementation("eager")
     if isinstance(model.vision, HubTower):
-        cast(Any, model.vision.model).set_attn_implementation("eager")
+        model.vision.model.set_attn_implementation("eager")
 
 
 class Trainee(nn.Module):
