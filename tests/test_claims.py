@@ -14,7 +14,6 @@ from test_layout import shell_lines
 from tiny import save_tiny
 
 from vidllm import InputError, VideoLLM
-from vidllm.ask.recipes import list_recipes
 from vidllm.cli.main import main
 from vidllm.compressors import describe, names
 from vidllm.encoders import temporal
@@ -22,6 +21,7 @@ from vidllm.eval.tasks import get_task, task_names
 from vidllm.models.families.served import FAMILIES
 from vidllm.models.native.footage import UNKNOWN
 from vidllm.models.shipped import default_model
+from vidllm.recipes import list_recipes
 from vidllm.stage.training.settings import plan_of
 
 ROOT = Path(__file__).parents[1]

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidllm.ask.recipes import get_recipe
 from vidllm.cli.options import say
 from vidllm.errors import InputError, WorkError
-from vidllm.models.shipped import default_model, weights_dir
+from vidllm.models.shipped import weights_dir
 from vidllm.progress import Stopped
 from vidllm.progress.interruption import Halt, Interrupted
+from vidllm.recipes import get_recipe
+from vidllm.recipes.models import check_carries
 
 from ..tasks.base import Item
 from .ask_model import Asker, ModelAsker, model_name, served
@@ -149,6 +150,7 @@ def load_asker(
     Raises:
         InputError: options that do not go together, or a model that cannot serve them.
     """
+    options = options.with_model()
     plain = replace(options, compressor=None, keep=None, recipe=None, tokens=None)
     asker: Asker
     if order.task.family == "retrieval":
@@ -162,11 +164,8 @@ def load_asker(
         usual = embedder.usual_frames
         asker = RetrievalAsker(embedder, order.wanted.settings(no_own), name=options.model)
     else:
-        if options.recipe is not None and (system := get_recipe(options.recipe)).temporal:
-            from vidllm.models.loading import has_temporal
-
-            folder = str(options.model_name() or default_model())
-            system.check_model(model_name(options.model), has_temporal(folder))
+        if options.recipe is not None:
+            check_carries(get_recipe(options.recipe), str(options.model_name()), options.model)
         llm = plain.load()
         llm.measures_memory, usual = order.memory, llm.usual_frames
         settings = [

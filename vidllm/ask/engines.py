@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from vidllm.compressors import Compressor
@@ -13,14 +12,12 @@ from vidllm.models.loading import (
     choose_compressor,
     choose_device,
     choose_dtype,
-    has_temporal,
     model_kind,
 )
 from vidllm.models.native.config import NativeConfig
 from vidllm.models.native.engine import NativeEngine
-from vidllm.models.shipped import default_model, find_model
-
-from .recipes import get_recipe
+from vidllm.recipes import get_recipe
+from vidllm.recipes.models import check_carries, model_of
 
 
 def load_engine(
@@ -37,10 +34,9 @@ def load_engine(
 ) -> Engine:
     """Load a model; all as for `VideoLLM.from_pretrained`."""
     named = None if recipe is None else get_recipe(recipe)
-    folder = str(default_model()) if name is None else find_model(str(name))
+    folder = model_of(named, name)
     if named is not None and compressors is None:
-        if named.temporal:
-            named.check_model(str(name or Path(folder).name), has_temporal(folder))
+        check_carries(named, folder, name)
         compressors, keep = named.compressors, named.keep if keep is None else keep
     place = choose_device(device)
     kind = choose_dtype(dtype, place)

@@ -31,6 +31,7 @@ from vidllm.tokens import VideoTokens
 from vidllm.video import VideoClip
 
 from .native.footage import KnownFootage
+from .parts import ModelParts
 
 _LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
 _MAKING = threading.Lock()
@@ -262,6 +263,11 @@ class Engine(ABC):
     @abstractmethod
     def worked_on(self) -> nn.Module:
         """The module whose layers are worked on, by one thread at a time."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> ModelParts:
+        """What the model is made of, as far as recipes ask."""
 
     @property
     @abstractmethod

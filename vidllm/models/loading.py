@@ -28,6 +28,7 @@ from .families.served import FAMILIES
 from .folder import check_folder
 from .native.config import NativeConfig
 from .native.model import NativeVideoLLM
+from .parts import ModelParts, hub_parts, native_parts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -110,17 +111,17 @@ def model_kind(folder: str) -> str:
     return kind
 
 
-def has_temporal(folder: str) -> bool:
-    """Whether a model of a folder or a name on the hub has a temporal encoder, by its config.
+def model_parts(folder: str) -> ModelParts:
+    """What a model of a folder or a name on the hub is made of, by its config and files.
 
     Raises:
         InputError: as `model_kind`.
     """
-    if model_kind(folder) != NativeConfig.model_type:
-        return False  # no family of the hub has one
+    kind = model_kind(folder)
+    if kind != NativeConfig.model_type:
+        return hub_parts(kind)
     found, _ = PretrainedConfig.get_config_dict(folder)
-    encoders = found.get("temporal") or []
-    return any(spec.get("name") != "identity" for spec in encoders)  # that mixes nothing
+    return native_parts(found, Path(folder) if is_folder(folder) else None)
 
 
 def usual_frames(folder: str) -> int | None:

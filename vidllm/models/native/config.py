@@ -22,6 +22,7 @@ class NativeConfig(PreTrainedConfig):
         stamps: write the time of every frame before its tokens.
         frames: frames sampled by default.
         compressors, keep: what the model was trained with; the default of `VideoLLM`.
+        recipe: the system that it was trained as, "" for none.
     """
 
     model_type = "vidllm-native"
@@ -40,6 +41,7 @@ class NativeConfig(PreTrainedConfig):
         frames: int = 64,
         compressors: str = "none",
         keep: float = 1.0,
+        recipe: str = "",
         **kwargs: Any,
     ) -> None:
         self.vision = vision or {"type": "conv"}
@@ -54,6 +56,7 @@ class NativeConfig(PreTrainedConfig):
         self.frames = frames
         self.compressors = compressors
         self.keep = keep
+        self.recipe = recipe
         super().__init__(**kwargs)
 
 

@@ -46,6 +46,7 @@ from ..engine import (
     weights_state,
 )
 from ..loading import choose_compressor, choose_device, choose_dtype, load_native
+from ..parts import ModelParts, native_parts
 from ..question import PROMPTS, check_room, longest, positions_of, prompt_ids, unknown_words, wrap
 from ..shipped import default_model
 from .config import NativeConfig
@@ -249,6 +250,10 @@ class NativeEngine(Engine):
     @property
     def worked_on(self) -> nn.Module:
         return self.model
+
+    @property
+    def parts(self) -> ModelParts:
+        return native_parts(vars(self.config), self.folder)
 
     @property
     def usual_frames(self) -> int:
