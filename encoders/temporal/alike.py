@@ -22,8 +22,8 @@ def encoders_like(specs: Sequence[Mapping[str, Any]], name: str, dim: int) -> li
     """The encoder called `name` in the place of others, [] for "identity".
 
     What both can be told, such as how the clip is read, stays as it is; the layers of the first are
-    as many as bring all parameters nearest to those of `specs`. Encoders without parameters, such
-    as "tsm", cannot be matched.
+    as many as bring all parameters nearest to those of `specs`, at most `DEEPEST`. The smallest
+    ("tsm", "temporal-conv") stay below that.
 
     Args:
         specs: what stands there now; the usual pair (slot, then raster) where nothing does.
