@@ -25,8 +25,8 @@ CLIP_SECONDS = 2.0
 
 
 def video_id(scene: Scene) -> str:
-    """Name of a scene's video, "test_000300007"."""
-    return f"{scene.split}_{scene.seed:09d}"
+    """Name of a scene's video, "test_000300007", of a variant "test_000300007-colour"."""
+    return f"{scene.split}_{scene.seed:09d}" + (f"-{scene.variant}" if scene.variant else "")
 
 
 def questions_of(scene: Scene) -> list[Question]:
