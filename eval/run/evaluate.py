@@ -27,7 +27,7 @@ from .progress_bar import Watch
 from .records import RunFolder, prompts_mark
 from .results import finish
 from .run_config import Order, resolved
-from .run_settings import no_own, own_setting
+from .run_settings import own_setting
 from .runner import Runner
 
 if TYPE_CHECKING:
@@ -154,15 +154,16 @@ def load_asker(
     plain = replace(options, compressor=None, keep=None, recipe=None, tokens=None)
     asker: Asker
     if order.task.family == "retrieval":
-        from .retrievers import Embedder, RetrievalAsker
+        from vidllm.models.retrieval.retriever import load_retriever
 
-        if options.model is None:
-            raise InputError(f"{order.task.name} needs a CLIP or SigLIP: give --model")
-        embedder = Embedder.from_pretrained(
-            str(options.model_name()), device=options.device, dtype=options.dtype, attn=options.attn
+        from .retrievers import RetrievalAsker, own_merging
+
+        name = options.model or "tempme"
+        retriever = load_retriever(
+            name, device=options.device, dtype=options.dtype, attn=options.attn
         )
-        usual = embedder.usual_frames
-        asker = RetrievalAsker(embedder, order.wanted.settings(no_own), name=options.model)
+        usual = retriever.usual_frames
+        asker = RetrievalAsker(retriever, order.wanted.settings(own_merging(retriever)), name=name)
     else:
         if options.recipe is not None:
             check_carries(get_recipe(options.recipe), str(options.model_name()), options.model)
