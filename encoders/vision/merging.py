@@ -239,7 +239,7 @@ class MergingRun:
             return None
         hidden, places, _ = self.held
         flat = torch.zeros_like(hidden).flatten(0, 1)
-        return flat.index_copy(0, places, output[0]).view_as(hidden)
+        return flat.index_copy(0, places, output[0].to(flat.dtype)).view_as(hidden)
 
     def _leave(self, _layer: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
         if self.held is None:

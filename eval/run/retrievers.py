@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vidllm.compressors import build
-from vidllm.cost.flops import counted
+from vidllm.models.cost.flops import counted
 from vidllm.models.retrieval.retriever import Embedding, Retriever, check_inside
 
 from ..tasks.base import Item, Response
