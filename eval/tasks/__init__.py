@@ -37,6 +37,7 @@ _FILES: tuple[str, ...] = (
     "perceptiontest",
     # Made from seeds.
     "stage",
+    "stage_retrieval",
     "needle",
 )
 

@@ -314,9 +314,10 @@ def card(recipe: Recipe, plan: Plan, told: Mapping[str, Any]) -> str:
 {recipe.paper}. {recipe.claim[:1].upper()}{recipe.claim[1:]}: the claim, not a result of this model.
 
 - {merging}; {plan.frames} frames of a clip
-- trained {began}, size {plan.size}, seed {plan.seed}: {told["step"]} of {plan.total} steps, of which
-  {plan.start_steps} on frames and what happens in them (batches of {plan.batch * _MORE}), the rest
-  on clips and captions (batches of {plan.batch}), LoRA of rank {plan.rank} and row embeddings alone
+- trained {began}, size {plan.size}, seed {plan.seed}: {told["step"]} of {plan.total} steps
+- the first {plan.start_steps} on frames and what happens in them (batches of {plan.batch * _MORE})
+- the rest on clips and captions (batches of {plan.batch}): LoRA of rank {plan.rank} and the
+  embeddings of joined rows alone
 - it knows the made world and its words, nothing else; adapters are folded into the weights
 
 ```python
