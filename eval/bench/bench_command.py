@@ -270,7 +270,7 @@ def retrieval(
         int, typer.Option(min=0, help="Steps of the dual encoder that all arms begin with.")
     ] = 3000,
     steps: Annotated[int, typer.Option(min=1, help="Steps of every arm.")] = 1500,
-    batch: Annotated[int, typer.Option(min=2, help="Clips in a batch, an even number.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Scenes in a batch, each with a variant.")] = 16,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of every arm.")] = 3,
     clips: Annotated[int, typer.Option(min=2, help="Clips of the gallery.")] = 1000,
     version: Annotated[int, typer.Option(help="Version of the made world.")] = 1,

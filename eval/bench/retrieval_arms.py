@@ -92,7 +92,7 @@ def bench_retrieval(
     size: str = "small",
     start_steps: int = 3000,
     steps: int = 1500,
-    batch: int = 32,
+    batch: int = 16,
     seeds: int = 1,
     clips: int = 1000,
     version: int = USUAL,
@@ -106,7 +106,8 @@ def bench_retrieval(
     """Train and measure all arms; a folder that holds some of them goes on where it stopped.
 
     Args:
-        folder: of the trainings, a sub-folder a seed. size, start_steps, steps, batch: of them.
+        folder: of the trainings, a sub-folder a seed. size, start_steps, steps, batch: of them,
+            see the course.
         seeds: trainings of every arm. clips: of the gallery. version: of the made world.
         keep: share of the patches; the recipe's if None. init: a start that is there already.
         minutes: of every training at most, 0 for none.

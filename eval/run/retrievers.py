@@ -31,7 +31,8 @@ def own_merging(retriever: Retriever) -> Callable[[float | None], Setting]:
 
     def setting(keep: float | None) -> Setting:
         method = retriever.own_compressor(keep)
-        return Setting(method.name, float(method.keep or 1.0), method)
+        spec = "none" if method.name == "none" else str(retriever.model.config.compressors)
+        return Setting(spec.replace(",", "+"), float(method.keep or 1.0), method)
 
     return setting
 

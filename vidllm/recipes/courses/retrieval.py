@@ -45,7 +45,7 @@ from .retrieval_model import (
 
 #: Steps of the first phase for one of the second, where nobody says.
 _START_STEPS = 2
-#: Frames near a moment, and how many times as many clips a batch then has.
+#: Frames near a moment, and how many times as many scenes a batch then has.
 _MOMENT, _MORE = 2, 4
 _START_LR, _DECAY, _ADAPTER_DECAY = 1e-3, 0.05, 0.2
 #: Options of this course alone, see `CourseSettings.more`.
@@ -57,7 +57,8 @@ class Plan:
     """What a training is, with nothing left open.
 
     Attributes:
-        start_steps, steps: of the two phases. frames, batch: of the second.
+        start_steps, steps: of the two phases. frames: of a clip in the second. batch: scenes in
+            it, each with a variant.
         compressors, keep: what merges in the tower in the second. rank: of LoRA.
     """
 
@@ -120,8 +121,6 @@ def plan_of(recipe: Recipe, settings: CourseSettings) -> Plan:
         raise InputError(
             f"{recipe.name} is trained on the captions of the made world: --data stage"
         )
-    if settings.batch < 2 or settings.batch % 2:
-        raise InputError(f"--batch must be even, a scene and its variant, not {settings.batch}")
     steps = recipe.steps if settings.steps is None else settings.steps
     given = settings.more.get("start_steps")
     start = _START_STEPS * steps if given is None else int(given)
@@ -240,7 +239,7 @@ class _Run(TrainingRun):
         s, plan = self.settings, self.plan
         moment = phase == "start"
         data = CaptionSettings(
-            batch=plan.batch * (_MORE if moment else 1),
+            scenes=plan.batch * (_MORE if moment else 1),
             frames=_MOMENT if moment else plan.frames,
             moment=moment,
             clips=0,
@@ -315,9 +314,9 @@ def card(recipe: Recipe, plan: Plan, told: Mapping[str, Any]) -> str:
 
 - {merging}; {plan.frames} frames of a clip
 - trained {began}, size {plan.size}, seed {plan.seed}: {told["step"]} of {plan.total} steps
-- the first {plan.start_steps} on frames and what happens in them (batches of {plan.batch * _MORE})
-- the rest on clips and captions (batches of {plan.batch}): LoRA of rank {plan.rank} and the
-  embeddings of joined rows alone
+- the first {plan.start_steps} on frames and what happens in them ({plan.batch * _MORE} in a batch)
+- the rest on clips and captions ({plan.batch} in a batch, each with a variant that differs in one
+  thing): LoRA of rank {plan.rank} and the embeddings of joined rows alone
 - it knows the made world and its words, nothing else; adapters are folded into the weights
 
 ```python

@@ -31,14 +31,14 @@ class CaptionSettings:
     """What a batch looks like.
 
     Args:
-        batch: clips in a batch, half of them variants; an even number.
+        scenes: in a batch, each with a variant of it.
         frames: of a clip. moment: frames near one moment with what happens then (how an image–text
             model learns), not of a whole clip with all that happens.
         clips: scenes to go round in; 0 draws new ones for ever. seed: of the order and all choices.
         versions: of the made world, that scenes take turns in. size: pixels of a side.
     """
 
-    batch: int
+    scenes: int
     frames: int
     moment: bool = False
     clips: int = 0
@@ -62,8 +62,8 @@ class CaptionedBatches(Dataset[dict[str, Tensor]]):
         s = self.settings
         rng = np.random.default_rng([23, s.seed, index])
         rows, texts = [], []
-        for k in range(s.batch // 2):
-            number = index * (s.batch // 2) + k
+        for k in range(s.scenes):
+            number = index * s.scenes + k
             seed = int(rng.integers(s.clips)) if s.clips else number
             for shown, seconds, text in self._pair(seed, rng):
                 rows.append(to_paint(tracks(shown, seconds), seconds))
