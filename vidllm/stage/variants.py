@@ -20,6 +20,8 @@ from .words import COLOUR_NAMES, NOUN_NAMES, REPEATABLE
 
 #: Two events whose order changes begin so far apart, as a share of the clip.
 APART = 0.1
+#: An event that changes takes at least such a share of the clip: twelve even frames show it.
+SEEN = 1 / 12
 _STREAM = 6  # of a scene's random numbers: how its variants differ
 
 
@@ -66,6 +68,12 @@ def _fits(scene: Scene) -> bool:
     )
 
 
+def _is_steady(scene: Scene, event: Event) -> bool:
+    """Whether an event leaves its actor where it was, and is long enough to be seen."""
+    long = event.end - event.start >= SEEN * scene.duration
+    return event.action in REPEATABLE and long
+
+
 def _recast(scene: Scene, who: int, **look: int) -> Scene:
     actors = list(scene.actors)
     actors[who] = replace(actors[who], **look)
@@ -96,7 +104,7 @@ def _colour(scene: Scene, rng: np.random.Generator) -> Scene | None:
 
 def _action(scene: Scene, rng: np.random.Generator) -> Scene | None:
     """One actor does another thing in the same seconds, which leaves it where it was."""
-    steady = [i for i, e in enumerate(scene.events) if e.action in REPEATABLE]
+    steady = [i for i, e in enumerate(scene.events) if _is_steady(scene, e)]
     if not steady:
         return None
     i = int(rng.choice(steady))
@@ -122,7 +130,7 @@ def _order(scene: Scene, rng: np.random.Generator) -> Scene | None:
     for i, j in combinations(range(len(scene.events)), 2):
         one, two = sorted((scene.events[i], scene.events[j]), key=lambda e: e.start)
         apart = two.start - one.start >= APART * scene.duration and one.end <= two.start
-        both = one.action in REPEATABLE and two.action in REPEATABLE
+        both = _is_steady(scene, one) and _is_steady(scene, two)
         if apart and both and _free(scene, i, j) and _free(scene, j, i):
             pairs.append((i, j))
     if not pairs:
