@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from vidllm.errors import InputError
-from vidllm.stage.render import render_tracks
-from vidllm.stage.scenes import make_scene, rng_for
-from vidllm.stage.tracks import MAX_DISTRACTORS, RGB, tracks
+
+from .render import render_tracks
+from .scenes import make_scene, rng_for
+from .tracks import MAX_DISTRACTORS, RGB, tracks
 
 #: Pairs of classes: what changes, and its two orders.
 PAIRS: dict[str, tuple[str, str]] = {
