@@ -1,4 +1,4 @@
-"""Questions with hard options, and what each option states.
+"""Questions with hard options.
 
 `Question.options` are drawn at random, so that most can be told from what is on the stage. Here the
 wrong options come first from what is true of the same clip: what others do, who else is there, what
@@ -7,14 +7,13 @@ happens at another time. A pool that runs dry is filled from all words.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import numpy as np
 
 from .questions import QA_KINDS, QUARTERS, Asker, Question
 from .scenes import Scene
-from .words import ACTION_INDEX, ACTIONS, COLOUR_NAMES, NOUN_NAMES, noun_phrase
+from .words import ACTION_INDEX, ACTIONS, COLOUR_NAMES, noun_phrase
 
 #: Options of a question; those that are answered by yes or no have two.
 OPTIONS = 4
@@ -46,7 +45,9 @@ def with_hard_options(scene: Scene, question: Question, rng: np.random.Generator
     return replace(question, options=tuple(options))
 
 
-def _pools(scene: Scene, question: Question, rng: np.random.Generator) -> tuple[list[str], list[str]]:
+def _pools(
+    scene: Scene, question: Question, rng: np.random.Generator
+) -> tuple[list[str], list[str]]:
     """Wrong options (and perhaps the right one): of this clip, and of any."""
     asker, kind = Asker(scene, rng), question.kind
     looks = [noun_phrase(a.noun, a.colour) for a in scene.actors]
@@ -73,36 +74,3 @@ def _pools(scene: Scene, question: Question, rng: np.random.Generator) -> tuple[
     if kind == "where":
         return list(QUARTERS), []
     return ["yes", "no"], []
-
-
-_NOUNS = "|".join(NOUN_NAMES)
-#: Questions of the stage language, and what an option {o} to each states.
-_FORMS: tuple[tuple[str, str], ...] = (
-    (r"what does (?P<who>.+) do after it (?P<what>.+)", "after {who} {what} it {o}"),
-    (r"what does (?P<who>.+) do first", "{who} first {o}"),
-    (r"what does (?P<who>.+) do", "{who} {o}"),
-    (rf"what colour is (?P<who>the (?:{_NOUNS})) that (?P<what>.+)", "the {o} {noun} {what}"),
-    (r"which colour does (?P<who>.+) change to", "{who} changes colour to {o}"),
-    (r"how many times does (?P<who>.+)", "{o} times {who}"),
-    (r"how many objects (?P<what>.+)", "{o} objects {what}"),
-    (r"what happens (?P<what>first|last)", "{what} {o}"),
-    (r"(?:what|which object) (?P<what>.+)", "{o} {what}"),
-    (r"where does (?P<who>.+)", "{who} {o}"),
-)
-
-
-def statement(question: str, option: str) -> str:
-    """What an option states as the answer to a question, as one sentence.
-
-    Tem-Adapter (arXiv 2308.08414) fuses question and option so, for text encoders that learned from
-    statements. "does … ?" takes yes or no behind what it asks; other questions, which this language
-    does not have, are followed by the option.
-    """
-    asked = " ".join(re.sub(r"\s*[?.]\s*$", "", question.strip().lower()).split())
-    said = " ".join(option.strip().lower().split())
-    for form, fused in _FORMS:
-        if found := re.fullmatch(form, asked):
-            parts = found.groupdict()
-            noun = parts.get("who", "").removeprefix("the ")
-            return fused.format(**parts, o=said, noun=noun)
-    return f"{asked} {said}"

@@ -1,0 +1,1 @@
+"""Courses: how the systems of `vidllm.recipes` are trained."""

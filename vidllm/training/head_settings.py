@@ -1,0 +1,78 @@
+"""Settings of the courses that train a system without an LLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from vidllm.errors import InputError
+from vidllm.errors.registry import did_you_mean
+
+SIZES = ("small", "tiny")
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """How to train; the course fills in what is 0 or empty.
+
+    Args:
+        out: folder of the result.
+        size: "small" (what ships), or "tiny" for trying out: a small head on a fresh random model.
+        init: folder or shipped name of the model to stand on; "" for the shipped default.
+        steps, batch, lr: of AdamW: warm-up, then half a cosine down to 2 %.
+        clips: training clips whose frozen features are kept on disk.
+        features: file of these, so that runs on one frozen model share it; default in `out`.
+        head: options of the head or encoder, in place of the course's, for ablations.
+        minutes: stop and save after so many (0: no limit); `resume` goes on from there.
+    """
+
+    out: str
+    size: str = "small"
+    init: str = ""
+    steps: int = 0
+    batch: int = 0
+    lr: float = 0.0
+    clips: int = 0
+    features: str = ""
+    head: tuple[tuple[str, Any], ...] = ()
+    warmup: int = 100
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    seed: int = 0
+    minutes: float = 0.0
+    resume: bool = False
+    threads: int = 0
+    device: str = "auto"
+    log_every: int = 50
+    save_every: int = 250
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise InputError(f"size must be one of {', '.join(SIZES)}, not {self.size!r}")
+        least = {"steps": 0, "batch": 0, "clips": 0, "warmup": 0, "log_every": 1, "save_every": 1}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise InputError(f"{name} must be at least {value}, not {getattr(self, name)}")
+        if self.lr < 0 or self.minutes < 0:
+            raise InputError("lr and minutes must not be below 0")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise InputError(f"device must be auto, cpu or cuda, not {self.device!r}")
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> HeadSettings:
+        """From named values.
+
+        Raises:
+            InputError: one that these courses do not know.
+        """
+        known = [item.name for item in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise InputError(f"no setting {name!r} here: {did_you_mean(name, known)}")
+        return cls(**given)
+
+
+def filled(settings: HeadSettings, size: dict[str, Any]) -> HeadSettings:
+    """The settings with what is 0 taken from a size."""
+    names = [name for name in ("steps", "batch", "lr", "clips") if name in size]
+    return replace(settings, **{n: getattr(settings, n) or size[n] for n in names})
