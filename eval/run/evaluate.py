@@ -168,6 +168,8 @@ def load_asker(
             check_carries(get_recipe(options.recipe), str(options.model_name()), options.model)
         llm = plain.load()
         llm.measures_memory, usual = order.memory, llm.usual_frames
+        if (rate := llm.engine.usual_fps) is not None and options.frames is None:
+            options = replace(options, fps=options.fps or rate)
         settings = [
             replace(s, method=s.method and llm.engine.with_trained(s.method))
             for s in order.wanted.settings(own_setting(llm))

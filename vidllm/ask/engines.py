@@ -8,6 +8,8 @@ from typing import Any
 from vidllm.compressors import Compressor
 from vidllm.models.engine import Engine
 from vidllm.models.families.engine import HubEngine
+from vidllm.models.heads.engine import HeadEngine
+from vidllm.models.heads.head_config import MODEL_TYPE as HEAD_TYPE
 from vidllm.models.loading import (
     choose_compressor,
     choose_device,
@@ -43,6 +45,8 @@ def load_engine(
     if compressors is not None:  # what is wrong here must not wait for the weights
         choose_compressor(NativeConfig(), compressors, keep, tokens)
     options: dict[str, Any] = {"compressors": compressors, "keep": keep, "tokens": tokens}
-    native = model_kind(folder) == NativeConfig.model_type
-    load = NativeEngine.load if native else HubEngine.load
+    family = model_kind(folder)
+    if family == HEAD_TYPE:
+        return HeadEngine.load(folder, attn, place, kind, seed=seed, **options)
+    load = NativeEngine.load if family == NativeConfig.model_type else HubEngine.load
     return load(folder, attn, place, kind, seed=seed, **options)

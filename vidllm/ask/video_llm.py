@@ -416,7 +416,8 @@ class VideoLLM:
         if frames is None and fps is None:
             frames, fps = self.frames, self.fps
         if frames is None and fps is None:
-            frames = self.usual_frames
+            fps = self.engine.usual_fps
+            frames = self.usual_frames if fps is None else None
         part: dict[str, Any] = {"start": start, "end": end, "reader": self.reader}
         if isinstance(frames, str):
             if frames != "auto":

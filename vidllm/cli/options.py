@@ -230,14 +230,15 @@ class CommonOptions:
         Without ``--frames`` and ``--fps`` it has the frames that the model was trained with.
         ``peek`` gives one frame, for ``--frames auto``, which takes the model.
         """
-        from vidllm.models.shipped import trained_frames
+        from vidllm.models.shipped import trained_fps, trained_frames
         from vidllm.video import load_video
 
-        frames = 1 if peek else self.frames
-        if frames is None and self.fps is None:
+        frames, fps = 1 if peek else self.frames, None if peek else self.fps
+        if frames is None and fps is None:
             with contextlib.suppress(WorkError):  # no model: said when it is to be loaded
-                frames = trained_frames(self.model_name())
-            if frames is None and self.model is not None:
+                fps = trained_fps(self.model_name())
+                frames = trained_frames(self.model_name()) if fps is None else None
+            if frames is None and fps is None and self.model is not None:
                 with imports_kept():
                     from vidllm.models.loading import usual_frames
 
@@ -247,7 +248,7 @@ class CommonOptions:
         return load_video(
             video,
             frames=frames,
-            fps=None if peek else self.fps,
+            fps=fps,
             start=self.start,
             end=self.end,
             reader=self.reader,

@@ -275,6 +275,11 @@ class Engine(ABC):
         """Frames of a clip if nobody says how many."""
 
     @property
+    def usual_fps(self) -> float | None:
+        """Frames a second if nobody says anything; None where `usual_frames` counts."""
+        return None
+
+    @property
     @abstractmethod
     def decoder_config(self) -> Any:
         """The config of the LLM, whose KV cache is accounted for."""

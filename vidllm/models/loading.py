@@ -26,6 +26,8 @@ from .families.pixel_files import pixel_options
 from .families.scripts import SCRIPTS
 from .families.served import FAMILIES
 from .folder import check_folder
+from .heads.head_config import MODEL_TYPE as HEAD_TYPE
+from .heads.head_config import HeadConfig
 from .native.config import NativeConfig
 from .native.model import NativeVideoLLM
 from .parts import ModelParts, hub_parts, native_parts
@@ -102,7 +104,7 @@ def model_kind(folder: str) -> str:
             f"no model '{folder}': it is no folder, and the hub lacks it or is out of reach"
         ) from error
     kind = str(found.get("model_type") or "unnamed")
-    if kind != NativeConfig.model_type and kind not in FAMILIES:
+    if kind not in (NativeConfig.model_type, HEAD_TYPE, *FAMILIES):
         served = ", ".join(name for name, _, _ in FAMILIES.values())
         raise InputError(
             f"'{folder}' is a {kind} model, which is not served: use one of {served}, or leave "
@@ -118,6 +120,8 @@ def model_parts(folder: str) -> ModelParts:
         InputError: as `model_kind`.
     """
     kind = model_kind(folder)
+    if kind == HEAD_TYPE:
+        return ModelParts(recipe=HeadConfig.read(Path(folder)).recipe)
     if kind != NativeConfig.model_type:
         return hub_parts(kind)
     found, _ = PretrainedConfig.get_config_dict(folder)

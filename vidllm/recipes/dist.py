@@ -10,6 +10,6 @@ RECIPE = Recipe(
     vision="dist",
     course="recognition",
     trained=("head",),
-    steps=1500,
-    tasks=("stage",),
+    steps=3000,
+    tasks=("stage-actions",),
 )

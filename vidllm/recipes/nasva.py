@@ -9,11 +9,9 @@ RECIPE = Recipe(
     claim="the trained head aligns better than similarity alone, and chooses frames better than an "
     "even spread",
     sampler="query",
-    compressors="nasva",
-    keep=0.25,
     head="nasva",
     course="alignment",
     trained=("head",),
-    steps=1500,
-    tasks=("htm-align",),
+    steps=5000,
+    tasks=("stage-align", "htm-align"),
 )

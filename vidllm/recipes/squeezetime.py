@@ -13,5 +13,5 @@ RECIPE = Recipe(
     start="nothing",
     trained=("tower", "head"),
     steps=3000,
-    tasks=("stage",),
+    tasks=("stage-actions",),
 )

@@ -10,6 +10,6 @@ RECIPE = Recipe(
     head="tem-adapter",
     course="choice",
     trained=("head",),
-    steps=1500,
-    tasks=("nextqa",),
+    steps=6000,
+    tasks=("stage-choice",),
 )

@@ -6,7 +6,9 @@ video follow each other: minutes with dozens of sentences, of which a scene alon
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,15 +26,34 @@ _STREAM = 9  # of a scene's random numbers: how its narrator speaks
 
 @dataclass(frozen=True)
 class Narration:
-    """Sentences in the order in which they are shown, and the seconds of each."""
+    """Sentences in the order in which they are shown, and the seconds of each.
+
+    `events` says in one fixed wording, and without a number, what each tells.
+    """
 
     sentences: tuple[str, ...]
     windows: tuple[Interval, ...]
+    events: tuple[str, ...]
 
     def later(self, seconds: float) -> Narration:
         """The same so many seconds later."""
         moved = tuple((start + seconds, end + seconds) for start, end in self.windows)
-        return Narration(self.sentences, moved)
+        return replace(self, windows=moved)
+
+
+def joined(parts: Sequence[Narration]) -> Narration:
+    """Narrations one after the other, without what happens in more than one of them.
+
+    A sentence of the whole then fits one window, as one of a part does.
+    """
+    told = Counter(event for part in parts for event in set(part.events))
+    rows = [
+        row
+        for part in parts
+        for row in zip(part.sentences, part.windows, part.events, strict=True)
+        if told[row[2]] == 1
+    ]
+    return Narration(*(tuple(row[k] for row in rows) for k in range(3)))  # type: ignore[arg-type]
 
 
 def narration_of(scene: Scene, rng: np.random.Generator | None = None) -> Narration:
@@ -47,9 +68,8 @@ def narration_of(scene: Scene, rng: np.random.Generator | None = None) -> Narrat
     order = sorted(range(len(scene.events)), key=lambda i: scene.events[i].start)
     order = [i for i in order if len(scene.occurrences(i)) <= len(ORDINALS)]
     said = [_plain(asker, i) if rng is None else _drawn(asker, i) for i in order]
-    return Narration(
-        tuple(said), tuple((scene.events[i].start, scene.events[i].end) for i in order)
-    )
+    windows = tuple((scene.events[i].start, scene.events[i].end) for i in order)
+    return Narration(tuple(said), windows, tuple(asker.plain_sentence(i) for i in order))
 
 
 def _plain(asker: Asker, event: int) -> str:
@@ -84,13 +104,11 @@ class NarratedClip:
 
     def narration(self) -> Narration:
         """What is told of all chapters."""
-        parts = [
-            narration_of(scene).later(start)
-            for scene, start in zip(self.scenes, self.starts, strict=True)
-        ]
-        return Narration(
-            tuple(s for part in parts for s in part.sentences),
-            tuple(w for part in parts for w in part.windows),
+        return joined(
+            [
+                narration_of(scene).later(start)
+                for scene, start in zip(self.scenes, self.starts, strict=True)
+            ]
         )
 
 

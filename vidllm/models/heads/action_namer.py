@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from vidllm.encoders.vision import HubTower, to_pixels
-from vidllm.encoders.vision.dist import DistEncoder
 from vidllm.encoders.vision.recogniser import Recogniser
 from vidllm.errors import InputError
 from vidllm.errors.bounds import short
@@ -29,14 +28,18 @@ if TYPE_CHECKING:
 _WHAT = re.compile(r"\b(?:what|which)\b.*\b(?:happens?|actions?|does|do|is)\b", re.IGNORECASE)
 
 
+#: Where an encoder has the tower of single frames that may be a trained model's.
+_TOWERS = {"dist": "vit", "framewise": "tower"}
+
+
 class ActionNamer(HeadSystem):
     """Names one of the actions that it was taught.
 
-    A frozen image transformer inside (DiST's) is the tower of the model that the system stands on.
+    An image transformer inside is the tower of the model that the system stands on: frozen, unless
+    the encoder's options say "frozen": false.
     """
 
     course: ClassVar[str] = "recognition"
-    elsewhere: ClassVar[tuple[str, ...]] = ("recogniser.encoder.vit.",)
 
     def __init__(
         self,
@@ -47,12 +50,15 @@ class ActionNamer(HeadSystem):
         super().__init__(config, frozen, tokenizer)
         options = dict(config.encoder)
         name, head = options.pop("name"), options.pop("head", "")
-        if frozen is not None:
-            options["vit"] = transformer_of(frozen, config)
+        place, stays = _TOWERS.get(name, ""), bool(options.pop("frozen", True))
+        if frozen is not None and place:
+            options[place] = {**transformer_of(frozen, config), "frozen": stays}
         self.recogniser = Recogniser(name, config.labels, options, head)
-        encoder = self.recogniser.encoder
-        if frozen is not None and isinstance(encoder, DistEncoder):
-            encoder.vit.load_state_dict(frozen.model.vision.state_dict())
+        if frozen is not None and place:
+            tower = getattr(self.recogniser.encoder, place)
+            tower.load_state_dict(frozen.model.vision.state_dict())
+            if stays:
+                self.elsewhere = (f"recogniser.encoder.{place}.",)
 
     def see(self, clip: VideoClip) -> Tensor:
         """(labels,) log-probabilities of the actions."""

@@ -31,6 +31,7 @@ from ..engine import (
     TowerCounter,
     uncounted,
 )
+from ..parts import ModelParts
 from ..question import check_text
 from .system import HeadSystem
 from .systems import load_system
@@ -131,6 +132,10 @@ class HeadEngine(Engine):
     @property
     def worked_on(self) -> nn.Module:
         return self.model
+
+    @property
+    def parts(self) -> ModelParts:
+        return ModelParts(recipe=self.model.config.recipe)
 
     @property
     def usual_frames(self) -> int:

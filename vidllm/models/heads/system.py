@@ -32,7 +32,7 @@ class HeadSystem(nn.Module, ABC):
 
     course: ClassVar[str]
     #: Begins of the names of weights that are the frozen model's and not saved.
-    elsewhere: ClassVar[tuple[str, ...]] = ()
+    elsewhere: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -65,6 +65,7 @@ class Lesson(ABC):
     system: HeadSystem
     settings: HeadSettings
 
+    @abstractmethod
     def prepare(self, heard: Heard, halt: Halt) -> None:
         """Do what is done once before the first step; what a stopped run did is kept.
 
@@ -282,7 +283,7 @@ class _Run:
             f"# {config.recipe}\n\n{self.lesson.card()}{toy if s.size == 'tiny' else ''}\n\n"
             f"Stands on {stands}; {count / 1e6:.2f} M parameters were trained in "
             f"{self.pupil.done} of {s.steps} steps of {s.batch}, seed {s.seed}, "
-            f"{self._seconds():.0f} s. At the end of the training: {losses or 'not logged yet'}.\n\n"
+            f"{self._seconds():.0f} s. At the end: {losses or 'not logged yet'}.\n\n"
             f"Made by `vidllm train {config.recipe} --size {s.size} --steps {s.steps} --seed "
             f"{s.seed}`; ask it with `--model` and this folder.\n"
         )

@@ -1,14 +1,23 @@
-"""Settings of the courses that train a system without an LLM."""
+"""Settings of the courses that train a system without an LLM, with all that a course fills in."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from vidllm.errors import InputError
 from vidllm.errors.registry import did_you_mean
 
+from ..recipe import Recipe
+from . import CourseSettings
+
 SIZES = ("small", "tiny")
+#: Settings of a course that say how an LLM is trained, or with what.
+_ELSEWHERE = (
+    "vision", "temporal", "time_code", "compressor", "keep", "mixture", "data", "task", "lora",
+    "frames",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,20 +68,38 @@ class HeadSettings:
             raise InputError(f"device must be auto, cpu or cuda, not {self.device!r}")
 
     @classmethod
-    def of(cls, given: dict[str, Any]) -> HeadSettings:
-        """From named values.
+    def of(cls, settings: CourseSettings) -> HeadSettings:
+        """From the settings of any course.
+
+        What stands there as it is when nobody gives it is left to the course: a clip of a narrated
+        video costs other than one of a video LLM's training.
 
         Raises:
-            InputError: one that these courses do not know.
+            InputError: something that these courses do not take.
         """
+        usual = {item.name: item.default for item in fields(CourseSettings)}
+        for name in _ELSEWHERE:
+            if getattr(settings, name) != usual[name]:
+                raise InputError(
+                    f"--{name.replace('_', '-')} is for recipes with an LLM: leave it out here"
+                )
+        counts = {
+            name: 0 if getattr(settings, name) in (None, usual[name]) else getattr(settings, name)
+            for name in ("steps", "batch", "clips", "lr")
+        }
+        same = ("out", "size", "init", "minutes", "resume", "seed", "threads", "device")
+        given = {name: getattr(settings, name) for name in same}
+        given |= {"save_every": settings.save_every, "log_every": settings.log_every}
+        more = dict(settings.more)
         known = [item.name for item in fields(cls)]
-        for name in given:
+        for name in more:
             if name not in known:
                 raise InputError(f"no setting {name!r} here: {did_you_mean(name, known)}")
-        return cls(**given)
+        return cls(**{**given, **counts, **more})
 
 
-def filled(settings: HeadSettings, size: dict[str, Any]) -> HeadSettings:
-    """The settings with what is 0 taken from a size."""
-    names = [name for name in ("steps", "batch", "lr", "clips") if name in size]
-    return replace(settings, **{n: getattr(settings, n) or size[n] for n in names})
+def filled(settings: HeadSettings, recipe: Recipe, size: Mapping[str, Any]) -> HeadSettings:
+    """The settings with what is 0 taken from a size of the course, or else from the recipe."""
+    usual = {"steps": recipe.steps, "lr": recipe.lr, **size}
+    names = ("steps", "batch", "lr", "clips")
+    return replace(settings, **{n: getattr(settings, n) or usual.get(n, 0) for n in names})

@@ -20,10 +20,12 @@ from vidllm.encoders.heads.sentences import pad_words
 from vidllm.models.heads.head_config import HeadConfig
 from vidllm.models.heads.sentence_aligner import SentenceAligner
 from vidllm.progress.interruption import Halt
-from vidllm.stage.narration import Narration, narration_of
+from vidllm.stage.narration import Narration, joined, narration_of
 from vidllm.stage.scenes import Scene, make_scene
 from vidllm.stage.training.settings import plan_of
 
+from ..recipe import Recipe
+from . import CourseSettings
 from .feature_file import FeatureFile
 from .head_loop import Heard, Lesson, teach
 from .head_settings import HeadSettings, filled
@@ -34,7 +36,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "small": {
         "text": {"layers": 1, "heads": 6},
         "head": {"dim": 192, "layers": 3, "heads": 6, "ffn": 512, "joint_dim": 64},
-        "steps": 5000, "batch": 8, "lr": 5e-4, "clips": 3000,
+        "batch": 8, "lr": 5e-4, "clips": 3000,
     },
     "tiny": {
         "text": {"layers": 1, "heads": 2},
@@ -57,17 +59,17 @@ class AlignmentLesson(Lesson):
     """See the head of this file.
 
     Args:
-        recipe: name of the system. settings: what is 0 there comes from `SIZES`.
+        recipe: the system. settings: what is 0 there comes from `SIZES` or the recipe.
     """
 
-    def __init__(self, recipe: str, settings: HeadSettings) -> None:
+    def __init__(self, recipe: Recipe, settings: HeadSettings) -> None:
         size = SIZES[settings.size]
-        self.settings = filled(settings, size)
+        self.settings = filled(settings, recipe, size)
         start = Start(self.settings, "mixed")
         self.frozen, self.tokenizer = start.frozen, start.tokenizer
         words = self.frozen.words()
         config = HeadConfig(
-            recipe, "alignment", start.name, start.mark, fps=FPS, reads="mixed",
+            recipe.name, "alignment", start.name, start.mark, fps=FPS, reads="mixed",
             text={"words": len(words), "dim": words.shape[1], **size["text"]},
             head={"name": "nasva", "video_dim": self.frozen.width, "text_dim": words.shape[1],
                   **size["head"], **dict(settings.head)},
@@ -109,14 +111,12 @@ class AlignmentLesson(Lesson):
             times.append(origin + narrated_seconds(scene))
             told.append(narration_of(scene, rng).later(origin))
             origin += scene.duration
-        sentences = tuple(s for one in told for s in one.sentences)
-        windows = tuple(w for one in told for w in one.windows)
-        return torch.cat(parts), np.concatenate(times), Narration(sentences, windows)
+        return torch.cat(parts), np.concatenate(times), joined(told)
 
     def card(self) -> str:
         return (
-            "Says when a sentence happens (NaSVA, arXiv 2312.14055): sentences are queries over one "
-            "feature a second. Taught on clips of 1 to "
+            "Says when a sentence happens (NaSVA, arXiv 2312.14055): sentences are queries over "
+            "one feature a second. Taught on clips of 1 to "
             f"{min(MOST_SCENES, self.settings.clips)} scenes one after the other, drawn from "
             f"{self.settings.clips} scenes of the split train of the made world (docs/stage.md)."
         )
@@ -168,6 +168,7 @@ def narrated_batch(
     }
 
 
-def train(recipe: str, settings: HeadSettings, *, quiet: bool = False) -> Path:
+def train(recipe: Recipe, settings: CourseSettings) -> Path:
     """Train the aligner in a folder; see `head_loop.teach`."""
-    return teach(lambda: AlignmentLesson(recipe, settings), settings, quiet=quiet)
+    own = HeadSettings.of(settings)
+    return teach(lambda: AlignmentLesson(recipe, own), own, quiet=settings.quiet)

@@ -1,1 +1,0 @@
-"""Courses: how the systems of `vidllm.recipes` are trained."""
