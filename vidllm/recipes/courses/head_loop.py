@@ -1,51 +1,34 @@
 """The loop that the courses without an LLM share: one lesson, AdamW, a folder that goes on.
 
 A `Lesson` says what is trained and gives batches by their number, so that a resumed run sees what
-it would have seen. `Pupil` takes steps in memory (for measurements), `teach` in a folder.
+it would have seen. `teach` takes all steps in a folder, `learn` in memory, for measurements.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vidllm.errors import InputError, WorkError
+from vidllm.errors import InputError
 from vidllm.errors.disk import unwritten
 from vidllm.errors.writing import whole_file
 from vidllm.models.heads.system import HeadSystem
 from vidllm.models.heads.systems import WEIGHTS
-from vidllm.progress import Stopped
-from vidllm.progress.interruption import Halt, Interrupted
-from vidllm.stage.training.checkpoint import (
-    CHECKPOINT,
-    Checkpoint,
-    copy_into,
-    give_generators,
-    read_checkpoint,
-    take_generators,
-    write_checkpoint,
-)
-from vidllm.stage.training.optimiser_moments import moments, restore_moments
+from vidllm.progress.interruption import Halt
+from vidllm.stage.training.average import Average
+from vidllm.stage.training.run import TrainingRun, decay_groups
 from vidllm.stage.training.run_folder import STAMP, TrainingFolder
 
 from .head_settings import HeadSettings
@@ -104,43 +87,118 @@ class _Learner(nn.Module):
         return cast("dict[str, Tensor]", self.system.loss(batch))  # type: ignore[operator]
 
 
-class Pupil:
-    """A system with its optimiser, from step to step.
+class HeadRun(TrainingRun):
+    """A lesson from step to step.
 
     Args:
-        lesson: what it learns.
+        lesson: what is learnt. folder: where it is kept by `go`; nothing is written without it.
     """
 
-    def __init__(self, lesson: Lesson) -> None:
-        s = lesson.settings
-        self.lesson = lesson
+    headline = ("total", "recall", "accuracy")
+
+    def __init__(self, lesson: Lesson, folder: TrainingFolder, quiet: bool) -> None:
+        s, self.lesson = lesson.settings, lesson
+        saved = folder.checkpoint(lesson.same, s.steps) if s.resume else None
         cuda = torch.cuda.is_available() and s.device in ("auto", "cuda")
         # bfloat16 on a CPU gains nothing at these sizes.
-        self.accelerator = Accelerator(mixed_precision="bf16" if cuda else "no", cpu=not cuda)
-        self.weights = [p for p in lesson.system.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in self.weights if p.dim() > 1], "weight_decay": s.weight_decay},
-            {"params": [p for p in self.weights if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98))
+        accelerator = Accelerator(mixed_precision="bf16" if cuda else "no", cpu=not cuda)
         learner = _Learner(lesson.system).train()
-        self.learner, self.optimizer = self.accelerator.prepare(learner, optimizer)
-        self.done = 0
+        groups = decay_groups(learner, s.weight_decay)
+        for group in groups:  # what is frozen has no moments
+            group["params"] = [p for p in group["params"] if p.requires_grad]
+        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98))
+        self.learner, optimizer = accelerator.prepare(learner, optimizer)
+        super().__init__(
+            s,
+            folder,
+            quiet,
+            total=s.steps,
+            fixed=lesson.same,
+            accelerator=accelerator,
+            plain=lesson.system,
+            optimizer=optimizer,
+            average=Average(lesson.system, s.ema),
+        )
+        self.spent = 0.0
+        if saved is not None:
+            self.spent = _seconds_of(folder.path)
+            self.take_up(saved)
+
+    def state(self) -> dict[str, Tensor]:
+        """The weights that change, by name."""
+        state, elsewhere = self.plain.state_dict(), self.lesson.system.elsewhere
+        return {k: v for k, v in state.items() if not k.startswith(elsewhere)}
 
     def step(self) -> dict[str, Tensor]:
-        """One step; its losses, without a graph."""
-        s, rank = self.lesson.settings, self.accelerator.process_index
-        number = self.done * self.accelerator.num_processes + rank
-        batch = self.lesson.batch(number)
-        told = self.learner({k: v.to(self.accelerator.device) for k, v in batch.items()})
-        self.accelerator.backward(told["total"])
-        self.accelerator.clip_grad_norm_(self.learner.parameters(), s.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = s.lr * rate(self.done, s.steps, s.warmup)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.done += 1
+        """One step; its losses."""
+        s, main = self.lesson.settings, self.accelerator
+        batch = self.lesson.batch(self.done * main.num_processes + main.process_index)
+        told = self.learner({k: v.to(main.device) for k, v in batch.items()})
+        self.advance(told, s.lr * rate(self.done, s.steps, s.warmup))
+        self.average.update(self.plain, self.done)
         return {name: value.detach().float() for name, value in told.items()}
+
+    def work(self) -> None:
+        with self.progress() as bar, self.folder.log(new=not self.lesson.settings.resume) as log:
+            before = bar.add_task("features", total=None, visible=False)
+            self.lesson.prepare(
+                lambda done, total: bar.update(before, completed=done, total=total, visible=True),
+                self.halt,
+            )
+            bar.update(before, visible=False)
+            task = bar.add_task("train", total=self.total, completed=self.done)
+            while self.done < self.total:
+                self.note(self.step())
+                bar.advance(task)
+                self.report(log, bar, task)
+                if self.stop():
+                    return
+
+    def write_model(self) -> None:
+        """Config, words, card, averaged weights and stamp, each in one piece, the stamp last."""
+        system, s = self.lesson.system, self.lesson.settings
+        seconds = round(self.spent + time.monotonic() - self.began, 1)
+        stamp = {**asdict(s), **self.lesson.same, "seconds": seconds}
+        stamp |= {"out": self.folder.path.name, "step": self.done}
+        self.average.swap(system)
+        weights = save(system.kept(), {"format": "pt"})
+        self.average.swap(system)
+        files = {
+            **system.files(),
+            CARD: self._card(seconds).encode(),
+            WEIGHTS: weights,
+            STAMP: json.dumps(stamp, indent=1).encode() + b"\n",
+        }
+        for name, data in files.items():
+            path = self.folder.path / name
+            try:
+                with whole_file(path) as part:
+                    part.write_bytes(data)
+            except OSError as error:
+                raise unwritten(path, error) from error
+
+    def _card(self, seconds: float) -> str:
+        s, config = self.lesson.settings, self.lesson.system.config
+        count = sum(p.numel() for p in self.plain.parameters() if p.requires_grad)
+        stands = f"the frozen model `{config.start}`" if config.start else "nothing"
+        toy = " Toy: it stands on random weights, and what it says means nothing."
+        return (
+            f"# {config.recipe}\n\n{self.lesson.card()}{toy if s.size == 'tiny' else ''}\n\n"
+            f"Stands on {stands}; {count / 1e6:.2f} M parameters were trained in {self.done} of "
+            f"{s.steps} steps of {s.batch}, seed {s.seed}, {seconds:.0f} s. The losses are in "
+            "`log.jsonl`; what it is worth is measured by "
+            f"`vidllm bench claim {config.recipe}`.\n\n"
+            f"Made by `vidllm train {config.recipe} --size {s.size} --steps {s.steps} --seed "
+            f"{s.seed}`; ask it with `--model` and this folder.\n"
+        )
+
+
+def _seconds_of(folder: Path) -> float:
+    """What a training took so far, as its stamp says."""
+    try:
+        return float(json.loads((folder / STAMP).read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def rate(step: int, steps: int, warmup: int) -> float:
@@ -152,12 +210,16 @@ def rate(step: int, steps: int, warmup: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def learn(lesson: Lesson) -> list[dict[str, float]]:
-    """All steps of a lesson in memory; the losses of every step. The system ends in eval mode."""
+def learn(lesson: Lesson, heard: Heard | None = None) -> list[dict[str, float]]:
+    """All steps of a lesson in memory, for measurements; the losses of every step.
+
+    The system ends in evaluation mode with averaged weights.
+    """
     set_seed(lesson.settings.seed)
-    lesson.prepare(lambda done, total: None, Halt())
-    pupil = Pupil(lesson)
-    told = [pupil.step() for _ in range(lesson.settings.steps)]
+    lesson.prepare(heard or (lambda done, total: None), Halt())
+    run = HeadRun(lesson, TrainingFolder(Path(lesson.settings.out)), quiet=True)
+    told = [run.step() for _ in range(lesson.settings.steps)]
+    run.average.swap(lesson.system)
     lesson.system.eval()
     return [{name: float(value) for name, value in one.items()} for one in told]
 
@@ -187,160 +249,6 @@ def teach(lesson: Callable[[], Lesson], settings: HeadSettings, *, quiet: bool =
             folder.check_empty()
         try:
             set_seed(settings.seed)
-            return _Run(lesson(), folder, quiet).go()
+            return HeadRun(lesson(), folder, quiet).go()
         except OSError as error:
             raise unwritten(error.filename or folder.path, error) from error
-
-
-class _Run:
-    """One call of `teach`."""
-
-    def __init__(self, lesson: Lesson, folder: TrainingFolder, quiet: bool) -> None:
-        self.lesson, self.folder, self.quiet = lesson, folder, quiet
-        self.settings = lesson.settings
-        self.halt, self.began = Halt(), time.monotonic()
-        saved = self._saved() if self.settings.resume else None
-        self.pupil = Pupil(lesson)
-        self.sums: dict[str, list[Tensor]] = {}
-        self.spent = 0.0
-        self.last: dict[str, float] = {}
-        if saved is not None:
-            self._take_up(saved)
-
-    def _saved(self) -> Checkpoint:
-        found = read_checkpoint(self.folder.path)
-        for name, value in self.lesson.same.items():
-            if found.settings.get(name) != value:
-                raise InputError(
-                    f"{self.folder.path} is trained with {name} {found.settings.get(name)}, not "
-                    f"{value}: give the options of that training"
-                )
-        return found
-
-    def _own(self) -> dict[str, Tensor]:
-        """The weights that change, by name."""
-        system = self.lesson.system
-        state = system.state_dict()
-        return {k: v for k, v in state.items() if not k.startswith(system.elsewhere)}
-
-    def _take_up(self, saved: Checkpoint) -> None:
-        path = self.folder.path / CHECKPOINT
-        copy_into(self._own(), saved.part("system."), path, "weight")
-        restore_moments(self.pupil.optimizer, saved.part("optimizer."), path)
-        self.sums = {k: list(v) for k, v in saved.part("sum.").items()}
-        self.pupil.done = saved.step
-        self.spent = float(saved.settings.get("seconds", 0.0))
-        self.last = dict(saved.settings.get("last", {}))
-        give_generators(saved, path)
-        self.folder.cut_log(saved.step)
-        self._write_model()
-
-    def _seconds(self) -> float:
-        return round(self.spent + time.monotonic() - self.began, 1)
-
-    def save(self) -> None:
-        """The checkpoint first: the model can be made of it again."""
-        if not self.pupil.accelerator.is_main_process:
-            return
-        tensors = {f"system.{k}": v.clone() for k, v in self._own().items()}
-        tensors |= {f"optimizer.{k}": v for k, v in moments(self.pupil.optimizer).items()}
-        tensors |= {f"sum.{k}": torch.stack(v) for k, v in self.sums.items()}
-        told = {**self.lesson.same, "seconds": self._seconds(), "last": self.last}
-        made = Checkpoint(self.pupil.done, told, tensors)
-        take_generators(made)
-        try:
-            write_checkpoint(self.folder.path, made)
-            self._write_model()
-        except WorkError as error:
-            raise WorkError(f"{error}; {self.folder.kept()}") from error
-
-    def _write_model(self) -> None:
-        """Config, words, card, weights and stamp, each in one piece, the stamp last."""
-        system, s = self.lesson.system, self.settings
-        stamp = {**asdict(s), "out": self.folder.path.name, "step": self.pupil.done}
-        stamp |= {"seconds": self._seconds(), **self.lesson.same}
-        files = {
-            **system.files(),
-            CARD: self._card().encode(),
-            WEIGHTS: save(system.kept(), {"format": "pt"}),
-            STAMP: json.dumps(stamp, indent=1).encode() + b"\n",
-        }
-        for name, data in files.items():
-            path = self.folder.path / name
-            try:
-                with whole_file(path) as part:
-                    part.write_bytes(data)
-            except OSError as error:
-                raise unwritten(path, error) from error
-
-    def _card(self) -> str:
-        s, config = self.settings, self.lesson.system.config
-        count = sum(p.numel() for p in self.pupil.weights)
-        losses = ", ".join(f"{k} {v:.3f}" for k, v in self.last.items())
-        stands = f"the frozen model `{config.start}`" if config.start else "nothing"
-        toy = " Toy: it stands on random weights, and what it says means nothing."
-        return (
-            f"# {config.recipe}\n\n{self.lesson.card()}{toy if s.size == 'tiny' else ''}\n\n"
-            f"Stands on {stands}; {count / 1e6:.2f} M parameters were trained in "
-            f"{self.pupil.done} of {s.steps} steps of {s.batch}, seed {s.seed}, "
-            f"{self._seconds():.0f} s. At the end: {losses or 'not logged yet'}.\n\n"
-            f"Made by `vidllm train {config.recipe} --size {s.size} --steps {s.steps} --seed "
-            f"{s.seed}`; ask it with `--model` and this folder.\n"
-        )
-
-    def go(self) -> Path:
-        """All steps that are left."""
-        try:
-            with self.halt.heeded():
-                self._work()
-        except (Stopped, KeyboardInterrupt) as error:
-            number = self.halt.number or signal.SIGINT
-            raise Interrupted(f"stopped: {self.folder.kept()}", number) from error
-        return self.folder.path
-
-    def _work(self) -> None:
-        s, main = self.settings, self.pupil.accelerator.is_main_process
-        bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            disable=self.quiet or not main,
-        )
-        with bar, self.folder.log(new=not s.resume) as log:
-            before = bar.add_task("features", total=None, visible=False)
-            self.lesson.prepare(
-                lambda done, total: bar.update(before, completed=done, total=total, visible=True),
-                self.halt,
-            )
-            bar.update(before, visible=False)
-            task = bar.add_task("train", total=s.steps, completed=self.pupil.done)
-            while self.pupil.done < s.steps:
-                for name, value in self.pupil.step().items():
-                    self.sums.setdefault(name, []).append(value)
-                bar.advance(task)
-                self._report(log)
-                if self.last:
-                    bar.update(task, description=f"train {self.last.get('total', 0.0):.3f}")
-                if self._stop():
-                    return
-
-    def _report(self, log: TextIO) -> None:
-        s, done = self.settings, self.pupil.done
-        if done % s.log_every and done != s.steps:
-            return
-        means = {k: float(torch.stack(v).nanmean()) for k, v in sorted(self.sums.items())}
-        self.last = {k: round(v, 4) for k, v in means.items() if math.isfinite(v)}
-        log.write(json.dumps({**self.last, "step": done, "seconds": self._seconds()}) + "\n")
-        log.flush()
-        self.sums = {}
-
-    def _stop(self) -> bool:
-        """Save when it is time; True when the run must end."""
-        s, done = self.settings, self.pupil.done
-        over = bool(s.minutes) and time.monotonic() - self.began > 60 * s.minutes
-        if over or self.halt.wanted() or done == s.steps or done % s.save_every == 0:
-            self.save()
-        if self.halt.wanted() and done < s.steps:
-            raise Stopped
-        return over

@@ -47,6 +47,7 @@ class HeadSettings:
     warmup: int = 100
     weight_decay: float = 0.05
     clip: float = 1.0
+    ema: float = 0.998
     seed: int = 0
     minutes: float = 0.0
     resume: bool = False
