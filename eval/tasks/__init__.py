@@ -37,6 +37,9 @@ _FILES: tuple[str, ...] = (
     "perceptiontest",
     # Made from seeds.
     "stage",
+    "stage_align",
+    "stage_choice",
+    "stage_actions",
     "needle",
 )
 

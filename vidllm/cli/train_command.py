@@ -1,4 +1,4 @@
-"""`vidllm train stage`: train the project's own model from nothing."""
+"""`vidllm train`: the project's own model from nothing, or a recipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def train(
     ctx: typer.Context,
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="stage, or footage: see below.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="stage, footage, or a recipe: see below.")
+    ],
     out: Annotated[str, typer.Option("--out", help="Folder of the result.")],
     size: Annotated[
         str, typer.Option(help="small (as shipped) or tiny (for trying out).")
@@ -34,6 +36,9 @@ def train(
     steps_see: Annotated[int, typer.Option(min=0, help="Steps of the vision tower.")] = 3000,
     steps_mix: Annotated[int, typer.Option(min=0, help="Steps of the temporal encoders.")] = 1000,
     steps_answer: Annotated[int, typer.Option(min=0, help="Steps of the whole model.")] = 9000,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of a recipe; its own if absent.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Clips in a batch.")] = 8,
     clips: Annotated[
         int, typer.Option(min=1, help="Clips whose cells are kept on disk, 0.4 MB each.")
@@ -61,6 +66,8 @@ def train(
 ) -> None:
     """Train a model from nothing, in stages; a stopped run goes on with --resume.
 
+    A RECIPE of `vidllm list recipes` that has a course is trained as it says.
+
     RECIPE footage measures for the model in --out what its world looks like, so that footage of
     other kinds is noticed (docs/footage.md).
     """
@@ -68,7 +75,8 @@ def train(
         _footage(out, seed, layers, json)
         return
     if recipe != "stage":
-        raise InputError(f"no training recipe '{recipe}': there are stage and footage")
+        _course(recipe, ctx, json)
+        return
     if layers:
         raise InputError("--layers is for the recipe footage")
     if device not in ("auto", "cpu", "cuda"):
@@ -88,6 +96,32 @@ def train(
         names = {item.name for item in fields(TrainSettings)}
         given = {name: value for name, value in ctx.params.items() if name in names}
         folder = run(TrainSettings(**given, reduce=reduction, compressors=compressor))
+        step, steps = steps_of(folder)
+        if json:
+            emit({"out": str(folder), "step": step, "steps": steps})
+        if step < steps:
+            say(f"step {step} of {steps} saved in {folder}: go on with --resume")
+        else:
+            say(f"saved in {folder}")
+
+
+def _course(name: str, ctx: typer.Context, json: bool) -> None:
+    """Train a recipe by its course."""
+    from vidllm.recipes import get_recipe
+    from vidllm.recipes.courses import CourseSettings, find_course
+
+    recipe, given = get_recipe(name), ctx.params
+    output_folder(given["out"], "--out")
+    named = ("out", "size", "init", "steps", "minutes", "save_every", "resume", "seed", "threads",
+             "device")  # fmt: skip
+    told = {key: given[key] for key in named}
+    for key in ("batch", "clips", "lr"):  # the course's own, where nobody says
+        if str(ctx.get_parameter_source(key)).endswith("COMMANDLINE"):
+            told[key] = given[key]
+    with clean_output(json):
+        from vidllm.stage.training.run_folder import steps_of
+
+        folder = find_course(recipe).train(recipe, CourseSettings(**told, quiet=json))
         step, steps = steps_of(folder)
         if json:
             emit({"out": str(folder), "step": step, "steps": steps})

@@ -32,6 +32,20 @@ def choice_questions(scene: Scene, rng: np.random.Generator | None = None) -> li
     return [with_hard_options(scene, question, rng) for question in asked]
 
 
+def evenly(asked: list[Question], count: int, rng: np.random.Generator) -> list[Question]:
+    """So many questions, every kind as often as every other as far as they go."""
+    by_kind: dict[str, list[Question]] = {}
+    for k in rng.permutation(len(asked)).tolist():
+        by_kind.setdefault(asked[k].kind, []).append(asked[k])
+    found: list[Question] = []
+    while len(found) < count and by_kind:
+        for kind in list(by_kind):
+            found.append(by_kind[kind].pop())
+            if not by_kind[kind]:
+                del by_kind[kind]
+    return found[:count]
+
+
 def with_hard_options(scene: Scene, question: Question, rng: np.random.Generator) -> Question:
     """The question with its right answer among options that fit the clip elsewhere."""
     near, far = _pools(scene, question, rng)

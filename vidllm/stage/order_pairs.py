@@ -64,6 +64,11 @@ class StagePairs:
         """The classes: "move right", "move left", …"""
         return tuple(f"{what} {way}" for what, ways in PAIRS.items() for way in ways)
 
+    def label(self, index: int) -> int:
+        """The label of a clip, which is not drawn for it."""
+        seed, way = divmod(self.first + index, 2)
+        return 2 * (seed % len(PAIRS)) + way
+
     def clip(self, index: int) -> tuple[Tensor, Tensor, int]:
         """Frames (T, 3, size, size) in 0..1, their seconds (T,) and the label."""
         seed, way = divmod(self.first + index, 2)

@@ -19,7 +19,7 @@ from vidllm.models.heads.head_config import HeadConfig
 from vidllm.models.heads.option_chooser import OptionChooser
 from vidllm.models.heads.statements import statement
 from vidllm.progress.interruption import Halt
-from vidllm.stage.choices import choice_questions
+from vidllm.stage.choices import choice_questions, evenly
 from vidllm.stage.questions import Question
 from vidllm.stage.scenes import Scene, make_scene
 from vidllm.stage.training.data import sample_seconds
@@ -106,20 +106,6 @@ class ChoiceLesson(Lesson):
             f"{self.frames} frames. Taught on short-answer questions with hard options about "
             f"{self.settings.clips} scenes of the split train of the made world (docs/stage.md)."
         )
-
-
-def evenly(asked: list[Question], count: int, rng: np.random.Generator) -> list[Question]:
-    """So many questions, every kind as often as every other as far as they go."""
-    by_kind: dict[str, list[Question]] = {}
-    for k in rng.permutation(len(asked)).tolist():
-        by_kind.setdefault(asked[k].kind, []).append(asked[k])
-    found: list[Question] = []
-    while len(found) < count and by_kind:
-        for kind in list(by_kind):
-            found.append(by_kind[kind].pop())
-            if not by_kind[kind]:
-                del by_kind[kind]
-    return found[:count]
 
 
 def choice_batch(
