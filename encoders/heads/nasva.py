@@ -68,7 +68,8 @@ class NaSVA(Head):
 
     Args:
         video_dim, text_dim: widths of the features (InternVideo and CLIP-L 768, S3D 512).
-        dim: inside. layers: of the encoder, and of the decoder. heads, ffn: of every layer.
+        dim: inside. layers: of the encoder, and of the decoder; 0 for an ablation, which compares
+            what the linear maps make of sentences and seconds. heads, ffn: of every layer.
         joint_dim: of the space in which cosines are taken. temperature: divides them.
         order: learn an order embedding. max_sentences: how many places it has.
         shuffle: share of training batches whose order is left out.
@@ -100,7 +101,7 @@ class NaSVA(Head):
             dropout=dropout, joint_dim=joint_dim, temperature=temperature, order=order,
             max_sentences=max_sentences, shuffle=shuffle,
         )  # fmt: skip
-        sizes = (video_dim, text_dim, dim, layers, heads, ffn, joint_dim, max_sentences)
+        sizes = (video_dim, text_dim, dim, layers + 1, heads, ffn, joint_dim, max_sentences)
         if min(sizes) < 1 or dim % heads or temperature <= 0:
             raise InputError(
                 f"nasva: sizes must be at least 1, {heads} heads must divide dim {dim}, and the "
@@ -325,6 +326,7 @@ class NaSVA(Head):
         for layer in self.decoder:
             q = layer(q, order, (q, order, alone), (x, place, ~real))
             found.append(self.text_out(self.norm(q)))
+        found = found or [self.text_out(self.norm(q))]
         unit = F.normalize(torch.stack(found).float(), dim=-1)
         return unit, F.normalize(self.video_out(x).float(), dim=-1), real, there
 

@@ -17,6 +17,7 @@ from vidllm.errors.bounds import check, short
 from vidllm.errors.paths import output_file
 from vidllm.errors.writing import csv_text
 
+from .claims.claim_command import claim
 from .methods.methods_command import methods
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ app = typer.Typer(help="Measure on files that it makes.", no_args_is_help=True)
 
 
 app.command()(methods)
+app.command()(claim)
 
 
 @app.callback()

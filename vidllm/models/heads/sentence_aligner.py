@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
@@ -66,7 +67,7 @@ class SentenceAligner(HeadSystem):
         rows = self.text(ids.flatten(0, 1), real.flatten(0, 1)).unflatten(0, ids.shape[:2])
         positive = inside(batch["seconds"], batch["windows"])
         given = (batch["mask"], there, batch["seconds"])
-        ordered = bool(batch["ordered"])
+        ordered = bool(batch["ordered"]) and self.head.order
         total = self.head.loss(batch["video"], rows, positive, *given, ordered=ordered)
         with torch.no_grad():
             score = self.head.similarity(batch["video"], rows, *given, ordered=ordered)[-1]
@@ -107,6 +108,25 @@ class SentenceAligner(HeadSystem):
                 text = f"from {span.start:.1f} s to {span.end:.1f} s"
                 found[k] = Decoded(text, (span,), text, self._notes(one))
         return [found[k] for k in range(len(asked))]
+
+    @torch.no_grad()
+    def choose(self, clip: VideoClip, sentence: str, frames: int) -> VideoClip:
+        """The frames of a clip that fit a sentence best, in time order, for a model that sees few.
+
+        Args:
+            clip: a frame a second, as `load_video(path, fps=1)` gives it. frames: how many stay.
+
+        Raises:
+            InputError: fewer than one frame.
+        """
+        seen, seconds = self.see(clip), clip.seconds.tolist()
+        kept = self.head.select(seen, seconds, self.sentences([sentence]), frames).cpu().numpy()
+        return replace(
+            clip,
+            frames=clip.frames[kept],
+            seconds=clip.seconds[kept],
+            indices=clip.indices[kept],
+        )
 
     @torch.no_grad()
     def best_seconds(

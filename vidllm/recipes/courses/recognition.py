@@ -30,7 +30,7 @@ SEED = 10**6
 #: By recipe and size: options of the encoder, and how it is trained.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "dist": {
-        "small": {"encoder": {"temporal": 64, "width": 128}, "batch": 16, "lr": 1e-3},
+        "small": {"encoder": {"temporal": 48, "width": 96}, "batch": 16, "lr": 1e-3},
         "tiny": {
             "encoder": {"temporal": 8, "width": 16}, "steps": 20, "batch": 2, "lr": 1e-3,
         },
