@@ -176,6 +176,23 @@ class NaSVA(Head):
             Others: see `similarity`. In training the order is left out of the share `shuffle` of
             calls, unless `ordered` is given.
         """
+        rest = (mask, sentence_mask, seconds, ordered)
+        return self.loss_and_scores(video, sentences, positive, *rest)[0]
+
+    def loss_and_scores(
+        self,
+        video: Tensor,
+        sentences: Tensor,
+        positive: Tensor,
+        mask: Tensor | None = None,
+        sentence_mask: Tensor | None = None,
+        seconds: Tensor | None = None,
+        ordered: bool | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`loss`, and the similarities of the last layer (B, S, T) that it was made of.
+
+        Those at padding mean nothing; in training dropout is in them.
+        """
         if positive.shape != (*sentences.shape[:2], video.shape[1]) or positive.dtype != torch.bool:
             raise InputError(
                 f"nasva: positive must be bool {(*sentences.shape[:2], video.shape[1])}, not "
@@ -195,7 +212,8 @@ class NaSVA(Head):
             own = score.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
             right = own.masked_fill(~positive, PADDED).logsumexp(2)
             total = total + (every - right).masked_fill(~counted, 0.0).sum()
-        return total / (counted.sum().clamp(min=1) * len(found))
+        scores = own.masked_fill(~real[:, None], PADDED)
+        return total / (counted.sum().clamp(min=1) * len(found)), scores
 
     def ground(
         self,

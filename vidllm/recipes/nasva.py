@@ -12,6 +12,6 @@ RECIPE = Recipe(
     head="nasva",
     course="alignment",
     trained=("head",),
-    steps=5000,
+    steps=4000,
     tasks=("stage-align", "htm-align"),
 )

@@ -68,9 +68,10 @@ class SentenceAligner(HeadSystem):
         positive = inside(batch["seconds"], batch["windows"])
         given = (batch["mask"], there, batch["seconds"])
         ordered = bool(batch["ordered"]) and self.head.order
-        total = self.head.loss(batch["video"], rows, positive, *given, ordered=ordered)
+        total, score = self.head.loss_and_scores(
+            batch["video"], rows, positive, *given, ordered=ordered
+        )
         with torch.no_grad():
-            score = self.head.similarity(batch["video"], rows, *given, ordered=ordered)[-1]
             hit = positive.gather(2, score.argmax(2, keepdim=True))[..., 0]
             told = there & positive.any(2)
             recall = hit[told].float().mean()

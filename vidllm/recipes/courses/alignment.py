@@ -36,7 +36,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "small": {
         "text": {"layers": 1, "heads": 6},
         "head": {"dim": 192, "layers": 3, "heads": 6, "ffn": 512, "joint_dim": 64},
-        "batch": 8, "lr": 5e-4, "clips": 3000,
+        "batch": 4, "lr": 5e-4, "clips": 3000,
     },
     "tiny": {
         "text": {"layers": 1, "heads": 2},
@@ -45,7 +45,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 #: Features a second, scenes of a clip at most, and the latest begin of a clip in seconds.
-FPS, MOST_SCENES, LATEST = 1.0, 10, 3600.0
+FPS, MOST_SCENES, LATEST = 1.0, 8, 3600.0
 
 
 def narrated_seconds(scene: Scene) -> np.ndarray:
