@@ -37,7 +37,7 @@ class HTMAlign(TimedTask):
     family = "alignment"
     headline = "R@1"
     summary = "the second of the video that shows a sentence of the narration; R@1"
-    splits = ("test",)
+    splits: ClassVar[tuple[str, ...]] = ("test",)
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "test": ("htm_align.json|htm_align/htm_align.json",)
     }

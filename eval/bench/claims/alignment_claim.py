@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,8 @@ def measure_alignment(
             lesson = _lesson(recipe, settings, arm, seed)
             if arm != "similarity":
                 learn(lesson)
-            system, told = lesson.system.eval(), None if arm == "similarity" else seed
+            system, told = lesson.system, None if arm == "similarity" else seed
+            system.eval()
             for name, clips in tests.items():
                 values = [(hit, clip.vid) for clip in clips for hit in _hits(system, clip, arm)]
                 ledger.shares(
@@ -92,8 +94,8 @@ def measure_alignment(
 
 
 def _lesson(recipe: Recipe, settings: ClaimSettings, arm: str, seed: int) -> AlignmentLesson:
-    head = {"projection": {"layers": 0}, "unordered": {"order": False}}.get(arm, {})
-    return AlignmentLesson(recipe, settings.training(seed, **head))
+    own: dict[str, dict[str, Any]] = {"projection": {"layers": 0}, "unordered": {"order": False}}
+    return AlignmentLesson(recipe, settings.training(seed, **own.get(arm, {})))
 
 
 def _narrated(frozen: FrozenFrames, clip: NarratedClip) -> _Told:

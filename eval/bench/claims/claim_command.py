@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,7 +52,7 @@ def claim(
     from .claim_rows import ClaimSettings, claim_table
     from .recognition_claim import measure_recognition
 
-    claims = {
+    claims: dict[str, Callable[..., list[dict[str, Any]]]] = {
         "nasva": measure_alignment,
         "tem-adapter": measure_choice,
         "dist": partial(measure_recognition, "dist"),

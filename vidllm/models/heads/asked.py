@@ -75,7 +75,7 @@ def choice_asked(question: str) -> Choice:
     text = _TAIL.sub("", question.strip())
     marks = list(_OPTION.finditer(text))
     first = next((k for k, mark in enumerate(marks) if mark[1] == "A"), len(marks))
-    chosen = []
+    chosen: list[re.Match[str]] = []
     for mark in marks[first:]:
         if ord(mark[1]) == ord("A") + len(chosen):
             chosen.append(mark)

@@ -74,7 +74,7 @@ class OptionChooser(HeadSystem):
         ids, real = self.text.read(self.tokenizer, statements)
         rows = self.states(ids[None], real[None])
         with self.head.still():
-            return cast(Tensor, self.head.scores(_unit(video[None]), rows)[0])
+            return self.head.scores(_unit(video[None]), rows)[0]
 
     def check(self, question: str) -> None:
         if not choice_asked(question).options:

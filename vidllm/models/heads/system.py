@@ -61,6 +61,10 @@ class HeadSystem(nn.Module, ABC):
         """What the system reads of a clip, made once for all questions about it."""
 
     @abstractmethod
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Losses of a batch of the system's course: `total` is what is minimised."""
+
+    @abstractmethod
     def check(self, question: str) -> None:
         """Refuse a question that the system cannot answer, with an `InputError` that says why."""
 
@@ -97,7 +101,7 @@ class HeadSystem(nn.Module, ABC):
         """The small files beside the weights, by name."""
         found = {"config.json": json.dumps(self.config.as_dict(), indent=1).encode() + b"\n"}
         if self.tokenizer is not None:
-            told = self.tokenizer.backend_tokenizer.to_str(pretty=False)  # type: ignore[attr-defined]
+            told = self.tokenizer.backend_tokenizer.to_str(pretty=False)
             named = {"tokenizer_class": "PreTrainedTokenizerFast"}
             special = self.tokenizer.special_tokens_map
             found["tokenizer.json"] = told.encode()

@@ -62,6 +62,8 @@ class AlignmentLesson(Lesson):
         recipe: the system. settings: what is 0 there comes from `SIZES` or the recipe.
     """
 
+    system: SentenceAligner
+
     def __init__(self, recipe: Recipe, settings: HeadSettings) -> None:
         size = SIZES[settings.size]
         self.settings = filled(settings, recipe, size)

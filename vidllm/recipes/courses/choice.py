@@ -56,6 +56,8 @@ class ChoiceLesson(Lesson):
         reads: which features; "tokens" are those of single frames in the LLM's space.
     """
 
+    system: OptionChooser
+
     def __init__(self, recipe: Recipe, settings: HeadSettings, reads: str = "tokens") -> None:
         size = SIZES[settings.size]
         self.settings = filled(settings, recipe, size)

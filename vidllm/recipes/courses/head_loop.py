@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -84,7 +84,7 @@ class _Learner(nn.Module):
         self.system = system
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return cast("dict[str, Tensor]", self.system.loss(batch))  # type: ignore[operator]
+        return self.system.loss(batch)
 
 
 class HeadRun(TrainingRun):

@@ -57,8 +57,9 @@ class RecognitionLesson(Lesson):
         recipe: "dist" or "squeezetime" by its vision. settings: what is 0 there comes from `SIZES`
             or the recipe. encoder: {"name": …} and options in place of the recipe's own, for
             ablations; `head` in it names the recognition head.
-        size: pixels of a side, where the encoder stands on no frozen model.
     """
+
+    system: ActionNamer
 
     def __init__(
         self,
