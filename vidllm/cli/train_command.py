@@ -115,9 +115,13 @@ def _course(name: str, ctx: typer.Context, json: bool) -> None:
     named = ("out", "size", "init", "steps", "minutes", "save_every", "resume", "seed", "threads",
              "device")  # fmt: skip
     told = {key: given[key] for key in named}
-    for key in ("batch", "clips", "lr"):  # the course's own, where nobody says
-        if str(ctx.get_parameter_source(key)).endswith("COMMANDLINE"):
-            told[key] = given[key]
+    for key, value in given.items():
+        if not str(ctx.get_parameter_source(key)).endswith("COMMANDLINE"):
+            continue  # the course's own, where nobody says
+        if key in ("batch", "clips", "lr"):
+            told[key] = value
+        elif key not in (*named, "recipe", "json", "debug"):
+            raise InputError(f"--{key.replace('_', '-')} is for vidllm train stage: leave it out")
     with clean_output(json):
         from vidllm.stage.training.run_folder import steps_of
 
