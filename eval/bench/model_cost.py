@@ -3,7 +3,8 @@
 Qwen2.5-VL and LLaVA-OneVision are built from their published configs with random weights; their
 inputs are made by hand, as their processors would make them: a video that changes slowly, and 100
 tokens of text. Speed does not depend on what the weights say. Every method runs at every share;
-beside each measurement stands what the decoder's FLOPs predict.
+beside each measurement stands what the decoder's FLOPs predict, and the ideal: the same decoder
+without us, measured in turns with the method, on a prompt that is already as short in every layer.
 
 Without a GPU everything runs at a tenth: width (heads of the same size, and the MLP), depth (at
 least 4 layers), vocabulary and frames are multiplied by `scale`, of the vision tower as well; a
@@ -15,8 +16,9 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import accumulate
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,7 @@ from vidllm.cli.tables import table
 from vidllm.compressors import build, find, names
 from vidllm.cost.flops import Decoder
 from vidllm.cost.memory import tensor_peak
-from vidllm.errors import InputError, VidllmError
+from vidllm.errors import InputError, VidllmError, WorkError
 from vidllm.models.families.family import adapter_for
 from vidllm.models.hooks.vision_tower import merges_inside
 
@@ -60,10 +62,11 @@ class _Clock(BaseStreamer):
 
 @dataclass
 class _Taken:
-    """Seconds of one answer: from embeddings to the last hidden states with all choosing; from
-    pixels to the first token; a token after the first."""
+    """Seconds of one answer: from embeddings to the last hidden states with all choosing; the same
+    of a prompt already that short; from pixels to the first token; a token after the first."""
 
     prefill: list[float] = field(default_factory=list)
+    ideal: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
     each: list[float] = field(default_factory=list)
 
@@ -108,11 +111,12 @@ def bench_models(
     Returns:
         A row a model, length, method and share, the model alone first (compressor "none", no
         keep): model, device, dtype, scale, frames, compressor, stage, keep, tokens and kept
-        (video tokens, before and in the last layer), prefill_ms, ttft_ms, decode_tps (tokens a
-        second), peak_mb (memory above the weights), select_ms, prefill_flops; and against the
-        model alone: speed_up (of the prefill, measured), flops_ratio (predicted), quotient (of
-        both), ttft_speed_up, decode_speed_up, peak_share. What could not be run has its reason
-        under error and no numbers.
+        (video tokens, before and in the last layer), prefill_ms, ideal_ms (the model alone on a
+        prompt already that short in every layer), of_ideal (ideal_ms over prefill_ms; 1 is no cost
+        of ours), ttft_ms, decode_tps (tokens a second), peak_mb (memory above the weights),
+        select_ms, prefill_flops; and against the model alone: speed_up (of the prefill, measured),
+        flops_ratio (predicted), quotient (of both), ttft_speed_up, decode_speed_up, peak_share.
+        What could not be run has its reason under error and no numbers.
 
     Raises:
         InputError: an unknown model or method, or sizes out of range.
@@ -191,16 +195,20 @@ def _measure(
         memory = tensor_peak(model.device)
         with memory if run < 0 else nullcontext():
             c = _answer(subject, inputs, spec, keep, new_tokens, taken)
+        if c is not None:
+            counts = [len(rows[0]) for rows in c.layers]
+        taken.ideal.append(_ideal(model, counts))
         if run < 0:
             peak, taken = memory.megabytes, _Taken()
     if c is not None:
-        counts = [len(rows[0]) for rows in c.layers]
         found["kept"] = c.receipt.tokens_kept
         found["select_ms"] = round(c.receipt.select_ms, 2)
     return {
         "kept": found["tokens"],
         **found,
         "prefill_ms": 1e3 * median(taken.prefill),
+        "ideal_ms": 1e3 * median(taken.ideal),
+        "of_ideal": median(taken.ideal) / median(taken.prefill),
         "ttft_ms": 1e3 * median(taken.first),
         "decode_tps": 1 / median(taken.each),
         "peak_mb": peak,
@@ -255,6 +263,37 @@ def _marked(register: Callable[..., Any], marks: list[float], model: nn.Module) 
         handle.remove()
 
 
+def _ideal(model: Any, counts: Sequence[int]) -> float:
+    """Seconds of a prefill of the model alone, where layer i is given counts[i] tokens."""
+    decoder, length = model.model.language_model, counts[0]
+    ids = torch.zeros(1, length, dtype=torch.long, device=model.device)
+    prompt = model.get_input_embeddings()(ids)
+    with ExitStack() as hooks:
+        for layer, count in zip(decoder.layers, accumulate(counts, min), strict=True):
+            if count < length:
+                hook = layer.register_forward_pre_hook(_first(count), with_kwargs=True)
+                hooks.callback(hook.remove)
+        wait(model)
+        began = time.perf_counter()
+        decoder(inputs_embeds=prompt, use_cache=True)
+        wait(model)
+        return time.perf_counter() - began
+
+
+def _first(count: int) -> Callable[..., Any]:
+    """Gives a layer the first rows alone: a view, as its attention is causal."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if kwargs["attention_mask"] is not None:
+            raise WorkError("bench: the ideal is measured on prompts without padding")
+        cut = {"position_embeddings": tuple(t[..., :count, :] for t in kwargs["position_embeddings"])}
+        if kwargs.get("position_ids") is not None:
+            cut["position_ids"] = kwargs["position_ids"][..., :count]
+        return (args[0][:, :count], *args[1:]), {**kwargs, **cut}
+
+    return hook
+
+
 def wait(model: Any) -> None:
     """Until the device has done what it was given."""
     if model.device.type == "cuda":
@@ -288,17 +327,19 @@ def models_table(rows: Sequence[dict[str, Any]]) -> Table:
         start = [row["model"], row["compressor"], row["frames"], keep]
         if "error" in row:
             return [*start, "–", row["error"]]
-        ratios = (f"{row[name]:.2f}" for name in ("speed_up", "flops_ratio", "quotient"))
+        ratios = (
+            f"{row[name]:.2f}" for name in ("of_ideal", "speed_up", "flops_ratio", "quotient")
+        )
         speeds = (f"{row[name]:.1f}" for name in ("ttft_ms", "decode_tps"))
         memory = f"{row['peak_mb']:.0f}", f"{row['peak_share']:.0%}"
         return [*start, row["kept"], f"{row['prefill_ms']:.1f}", *ratios, *speeds, *memory]
 
     first = rows[0]
-    columns = ["frames", "keep", "tokens", "prefill ms", "speed-up", "FLOPs ratio", "quotient"]
+    columns = ["frames", "keep", "tokens", "prefill ms", "of ideal", "speed-up", "FLOPs ratio"]
     return table(
         map(cells, rows),
         left=("model", "compressor"),
-        right=[*columns, "TTFT ms", "tokens/s", "peak MB", "of full"],
+        right=[*columns, "quotient", "TTFT ms", "tokens/s", "peak MB", "of full"],
         title=f"Prefill measured against FLOPs predicted: {first['device']}, {first['dtype']}, "
         f"scale {first['scale']:g} (aim: quotient 0.8 or more, memory 100 % or less)",
     )
