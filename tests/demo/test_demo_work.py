@@ -172,7 +172,7 @@ def test_turns_are_taken_one_after_the_other() -> None:
 
 def test_a_visitor_asks_and_the_answer_grows(do: Handlers, host: Host) -> None:
     shown = told(do.video(SAMPLE, "what happens?", *MENUS, ANNE))
-    assert "64 of 256 tokens" in shown["strip"] and shown["problem"] == "" and shown["sprite"]
+    assert "256 of 1,024 tokens" in shown["strip"] and shown["problem"] == "" and shown["sprite"]
     updates = list(do.ask("describe the video", *MENUS, 64.0, ANNE))
     words = [said(u["answer"]) for u in updates if u.get("answer")]
     assert len(words) >= 2 and words[-1].startswith(words[0].split(" s")[0])
@@ -206,7 +206,7 @@ def test_every_task_gives_a_call_that_gives_it_again(do: Handlers) -> None:
         assert made["call"]["task"] == name and made["answer"]["spans"]
         if name != "index":  # which would be written beside the sample
             assert Call.from_dict(made["call"]).run().text == made["answer"]["text"]
-    assert shown["ground"]["found"][0][0] == "0:16.6"
+    assert shown["ground"]["found"][0][0] == "0:15.8"
     assert said(shown["caption"]["captions"]).count("\n") >= 4
     assert "vl-curve" in shown["highlights"]["curve"] and shown["highlights"]["peaks"]
     assert said(shown["index"]["long_answer"]).startswith("from ")
@@ -379,7 +379,7 @@ def test_bad_input_is_told_and_nothing_breaks(do: Handlers, uploaded: Any, tmp_p
     told(do.video(SAMPLE, "", *MENUS, ANNE))
     for menus, words in {
         ("nonsense", 0.5, 64.0): "no compressor",
-        ("visionzip", 0.5, 64.0): "cls-attention",
+        ("mustdrop-cache", 0.5, 64.0): "mustdrop-filter,mustdrop-cache",
         ("fastv,aim", 0.5, 64.0): "a chain runs in the order",
     }.items():
         assert words in told(do.ask("what?", *menus, 8.0, ANNE))["problem"]
@@ -388,7 +388,7 @@ def test_bad_input_is_told_and_nothing_breaks(do: Handlers, uploaded: Any, tmp_p
     assert "query is empty" in told(do.find("", *MENUS, 8.0, ANNE))["problem"]
     assert "control tokens" in told(do.both("<|x|>", *MENUS, 8.0, ANNE))["problem"]
     assert "reads the question" in do.look(" ", "nasva", 0.5, 64.0, ANNE)["strip"]
-    assert "keeps 128 of 256" in do.look("a star", "nasva", 0.5, 64.0, ANNE)["strip"]
+    assert "keeps 512 of 1,024" in do.look("a star", "nasva", 0.5, 64.0, ANNE)["strip"]
     assert said(told(do.ask("what happens first?", *MENUS, 32.0, ANNE))["answer"])
 
 

@@ -218,7 +218,8 @@ def test_statistics_are_checked_where_they_are_loaded(llm: VideoLLM, tmp_path: P
 def test_statistics_come_from_seeds_and_go_with_their_model(
     llm: VideoLLM, measured: KnownFootage, tmp_path: Path
 ) -> None:
-    one, two = (calibrate(llm.model, clips=100, frames=1, layers=["stem.2"]) for _ in range(2))
+    layer = "model.embeddings.patch_embedding.2"
+    one, two = (calibrate(llm.model, clips=100, frames=1, layers=[layer]) for _ in range(2))
     assert one.card == two.card
     for mine, again in zip(one.layers, two.layers, strict=True):
         assert torch.equal(mine.whiten, again.whiten) and torch.equal(mine.scale, again.scale)
@@ -238,7 +239,7 @@ def test_statistics_come_from_seeds_and_go_with_their_model(
     with pytest.raises(InputError, match="holds no model"):
         calibrate_folder(tmp_path)
     with pytest.raises(InputError, match="no layer"):
-        calibrate(llm.model, clips=100, frames=1, layers=["stem.99"])
+        calibrate(llm.model, clips=100, frames=1, layers=[f"{layer}9"])
 
 
 def test_a_boundary_tells_signs_on_other_ground_from_the_made_world(

@@ -54,7 +54,7 @@ WORLDS: dict[int, World] = {
     2: World(8, (0.065, 0.095), (0.06, 0.18), (3, 5), stills=0.75, gathered=0.5, places=True),
 }
 #: What is meant where nobody names a version: the one that the shipped model is measured on.
-USUAL = 1
+USUAL = 2
 #: A still ends and begins so far from an event, and is at least so long: shares of the clip.
 STILL_MARGIN, STILL_LEAST = 0.01, 0.08
 
