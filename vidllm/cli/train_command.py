@@ -31,13 +31,13 @@ def train(
     reduction: Annotated[
         bool, typer.Option(help="Train under a mixture of token reductions.")
     ] = True,
-    steps_see: Annotated[int, typer.Option(min=0, help="Steps of the vision tower.")] = 3000,
-    steps_mix: Annotated[int, typer.Option(min=0, help="Steps of the temporal encoders.")] = 1000,
-    steps_answer: Annotated[int, typer.Option(min=0, help="Steps of the whole model.")] = 9000,
+    steps_see: Annotated[int, typer.Option(min=0, help="Steps of the vision tower.")] = 1500,
+    steps_mix: Annotated[int, typer.Option(min=0, help="Steps of the temporal encoders.")] = 600,
+    steps_answer: Annotated[int, typer.Option(min=0, help="Steps of the whole model.")] = 4080,
     batch: Annotated[int, typer.Option(min=1, help="Clips in a batch.")] = 8,
     clips: Annotated[
         int, typer.Option(min=1, help="Clips whose cells are kept on disk, 0.4 MB each.")
-    ] = 20000,
+    ] = 8000,
     frames: Annotated[int, typer.Option(min=2, help="Frames of a clip.")] = 64,
     lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 8e-4,
     half_clips: Annotated[

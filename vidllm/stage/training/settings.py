@@ -56,7 +56,7 @@ PLANS: dict[str, Plan] = {
             ("random:keep=0.25", 0.05),
         ),
         versions=(2, 1, 2),
-        short=0.9,
+        short=0.75,
         uncompressed=0.375,
     ),
     "conv": Plan(  # the first model
@@ -115,13 +115,13 @@ class TrainSettings:
     vision: str = "vit"
     temporal: str = "ssd"
     reduce: bool = True
-    steps_see: int = 3000
-    steps_mix: int = 1000
-    steps_answer: int = 9000
+    steps_see: int = 1500
+    steps_mix: int = 600
+    steps_answer: int = 4080
     see_batch: int = 32
     batch: int = 8
     frames: int = 64
-    clips: int = 20000
+    clips: int = 8000
     see_lr: float = 1e-3
     lr: float = 8e-4
     warmup: int = 100
