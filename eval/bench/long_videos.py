@@ -36,7 +36,7 @@ MEMORY = (600, 18000)
 #: Times as many frames for the same tokens.
 TIMES = (1, 4, 10, 20)
 _HIT = 0.3  # IoU from which an answer counts as a hit
-_TOKENS = 64  # that the LLM sees in the part "frames"
+_TOKENS = 256  # that the LLM sees in the part "frames"
 
 Row = dict[str, Any]
 Save = Callable[[Row], None]
@@ -159,6 +159,7 @@ def _hits(folder: Path, clips: int, seed: int) -> Found:
     from vidllm.stage.files import write_stage
 
     llm = VideoLLM.from_pretrained()
+    cells = llm.model.grid_side**2
     rows: list[list[float]] = []
     read: list[float] = []
     right: list[bool] = []
@@ -171,7 +172,7 @@ def _hits(folder: Path, clips: int, seed: int) -> Found:
             answer = index.ask(tidy(question.text))
             read.append(answer.receipt.tokens_kept)
             if budget is None:  # as many tokens as all windows and looks together
-                frames = max(llm.usual_frames, round(answer.receipt.tokens_kept / 4 / 4) * 4)
+                frames = max(llm.usual_frames, round(answer.receipt.tokens_kept / cells / 4) * 4)
                 budget = llm.sample(sample.path, frames=min(frames, 2048))
             depth = float(np.mean(question.spans[0])) / sample.duration
             values = [_value(answer, question)]

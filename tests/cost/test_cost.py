@@ -338,7 +338,7 @@ def test_command_prints_one_object(capsys: pytest.CaptureFixture[str]) -> None:
 def test_command_shows_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cost"]) == 0  # the shipped model, as it was trained
     shown = capsys.readouterr().out
-    assert "temporal-pool" in shown and "Limit of the end-to-end speed-up" in shown
+    assert "mrt5" in shown and "Limit of the end-to-end speed-up" in shown
     assert main(["cost", "--paper", "aim"]) == 0
     assert "6.744" in capsys.readouterr().out
 

@@ -183,7 +183,7 @@ def stage_batch(split: str, first: int, count: int) -> tuple[Tensor, ...]:
     video, text = torch.zeros(count, 32, 32), torch.zeros(count, 4, 32)
     windows, seconds = torch.full((count, 4, 2), float("nan")), torch.zeros(count, 32)
     for b in range(count):
-        scene = make_scene(split, first + b)
+        scene = make_scene(split, first + b, 1)
         seconds[b] = (torch.arange(32) + 0.5) * scene.duration / 32
         kinds = [9 * scene.actors[e.actor].colour + ACTION_INDEX[e.action] for e in scene.events]
         for kind, event in zip(kinds, scene.events, strict=True):
