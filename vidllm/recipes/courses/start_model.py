@@ -91,7 +91,7 @@ def _loaded(settings: CourseSettings) -> Start:
         told = TrainSettings(out="", size="tiny", vision="vit", frames=TINY_FRAMES)
         model, tokenizer = build_model(told)
         code = get_timecode("relative")
-        return Start(model, tokenizer, code, "a fresh tiny model", None, {"tower", "llm"})
+        return Start(model, tokenizer, code, "a fresh tiny model", None, set())
     if settings.size not in ("small", "tiny"):
         raise InputError(f"size must be small or tiny, not '{settings.size}'")
     folder = find_model(settings.init) if settings.init else str(default_model())
@@ -184,9 +184,8 @@ def _change_code(start: Start, name: str) -> None:
             head.weight.copy_(rows)
     config.text["vocab_size"] = len(rows)
     config.time_code = name
-    config.time_tokens = len(code.special_tokens) if name == "relative" else 0
-    config.time_token_start = 0
     if name == "relative":
+        config.time_tokens = len(code.special_tokens)
         first = cast(int, tokenizer.convert_tokens_to_ids(code.special_tokens[0]))
         config.time_token_start = first
         model.smooth_time_tokens()

@@ -9,8 +9,10 @@ saved is the whole model with its adapters merged, an exponential moving average
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +29,8 @@ from vidllm.encoders.vision import VisionEncoder
 from vidllm.errors import InputError
 from vidllm.errors.disk import unwritten
 from vidllm.errors.paths import input_folder
+from vidllm.models.deltas import delta_of
+from vidllm.models.shipped import weights_dir
 from vidllm.progress.interruption import leave_to_parent
 from vidllm.stage.training import losses
 from vidllm.stage.training.average import Average
@@ -81,7 +85,8 @@ def train(recipe: Recipe, settings: CourseSettings) -> Path:
     folder = TrainingFolder(Path(settings.out))
     if settings.resume and not folder.path.is_dir():
         raise InputError(f"nothing to resume in {folder.path}: start without --resume")
-    with folder.claimed():
+    first = int(os.environ.get("RANK", "0")) == 0  # of several processes one holds the folder
+    with folder.claimed() if first else nullcontext():
         try:
             return Tuning(made, settings, folder).go()
         except OSError as error:
@@ -166,6 +171,11 @@ class Tuning(TrainingRun):
             optimizer=optimizer,
             average=Average(cast(nn.Module, self.averaged), EMA),
         )
+        home = start.folder
+        ships = home is not None and home.resolve().parent == weights_dir().resolve()
+        whole = ships and not start.model.config.base  # changes to changes are written as a whole
+        self.base = home if whole else None
+        start.model.config.base = start.model.config.base_sha256 = ""
         if saved is not None:
             self.take_up(saved)
 
@@ -277,6 +287,9 @@ class Tuning(TrainingRun):
             "start": self.start.name,
         }
         texts = {CARD: card(self.recipe, self._facts())}
+        if self.base is not None:
+            state, named = delta_of(state, self.base)
+            vars(self.model.config).update(named)
         self.folder.write_model(self.model, self.start.tokenizer, state, learned, told, texts)
 
     def _facts(self) -> dict[str, Any]:
@@ -331,7 +344,7 @@ class Tuning(TrainingRun):
 
     def work(self) -> None:
         bar = self.progress()
-        with bar, self.folder.log(new=not self.settings.resume) as log:
+        with bar, self.open_log() as log:
             task = bar.add_task("train", total=self.steps, completed=self.done)
             cache = self._cells(bar) if self.of_stage and self.fixed_cells else None
             for batch in self.loader():

@@ -5,6 +5,7 @@ What is learnt is left to a subclass: `work` makes the steps, `write_model` writ
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import time
@@ -128,6 +129,8 @@ class TrainingRun(ABC):
         self.sums = {k: list(v) for k, v in saved.part("sum.").items()}
         self.done = saved.step
         give_generators(saved, path)
+        if not self.accelerator.is_main_process:
+            return
         self.folder.cut_log(saved.step)
         self.write_model()  # it may be missing, or that of an older checkpoint
 
@@ -206,9 +209,22 @@ class TrainingRun(ABC):
         log.flush()
         short = " ".join(f"{k} {row[k]:.3f}" for k in self.headline if k in row)
         bar.update(task, description=f"train {short}")
-        if self.quiet:
+        if self.quiet and self.accelerator.is_main_process:
             print(json.dumps(row), flush=True)
         self.sums = {}
+
+    def open_log(self) -> TextIO:
+        """The log; of several processes one writes it."""
+        if not self.accelerator.is_main_process:
+            return io.StringIO()
+        return self.folder.log(new=not self.run_settings.resume)
+
+    def _anywhere(self, flag: bool) -> bool:
+        """Whether a flag is set in one of the processes, so that all end at the same step."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        told = torch.tensor(float(flag), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(told, "sum") > 0)
 
     def stop(self) -> bool:
         """Save when it is time; True when the run must end.
@@ -217,8 +233,9 @@ class TrainingRun(ABC):
             Stopped: from outside, once it is saved.
         """
         s = self.run_settings
-        over = bool(s.minutes) and time.monotonic() - self.began > 60 * s.minutes
-        halted, ends = self.halt.wanted(), self.done in self.ends_at()
+        late = bool(s.minutes) and time.monotonic() - self.began > 60 * s.minutes
+        over, halted = self._anywhere(late), self._anywhere(self.halt.wanted())
+        ends = self.done in self.ends_at()
         if over or halted or ends or self.done % s.save_every == 0:
             self.save()
         if halted and self.done < self.total:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vidllm.errors import InputError
+from vidllm.models.loading import load_native
 from vidllm.models.native.model import NativeVideoLLM
 
 _LAYER = re.compile(r"(language_model\.model\.layers\.)(\d+)(\..*)")
@@ -33,7 +34,7 @@ def start_from(
     Raises:
         InputError: none has, or it is no model folder.
     """
-    trained = NativeVideoLLM.from_pretrained(folder)
+    trained, _ = load_native(str(folder), None)
     own = model.state_dict()
     named = _renamed(trained, model)
     fitting = {k: v for k, v in named.items() if k in own and own[k].shape == v.shape}
