@@ -71,6 +71,22 @@ def test_a_course_leaves_a_model_its_log_and_a_card(folders: dict[str, Path]) ->
         trained("nasva", folders["nasva"])
 
 
+def test_what_is_given_counts_where_other_courses_have_it_anyway(
+    tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    usual = CourseSettings("").batch  # of courses with an LLM
+    given = ("--size", "tiny", "--steps", 1, "--batch", usual, "--lr", 0.002, "--json")
+    ran = cli("train", "squeezetime", "--out", tmp_path / "run", *given)
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert told["batch"] == usual and told["lr"] == 0.002
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert (
+        f"vidllm train squeezetime --size tiny --steps 1 --batch {usual} --lr 0.002 --seed 0`"
+        in card
+    )
+
+
 @pytest.mark.parametrize("name", ["tem-adapter", "squeezetime"])
 def test_a_stopped_training_goes_on_as_if_it_had_not_been(
     name: str, folders: dict[str, Path], tmp_path: Path

@@ -115,17 +115,18 @@ def _course(name: str, ctx: typer.Context, json: bool) -> None:
     named = ("out", "size", "init", "steps", "minutes", "save_every", "resume", "seed", "threads",
              "device")  # fmt: skip
     told = {key: given[key] for key in named}
+    more = {}
     for key, value in given.items():
         if not str(ctx.get_parameter_source(key)).endswith("COMMANDLINE"):
             continue  # the course's own, where nobody says
         if key in ("batch", "clips", "lr"):
-            told[key] = value
+            more[key] = value  # by name, for it may be what other courses have anyway
         elif key not in (*named, "recipe", "json", "debug"):
             raise InputError(f"--{key.replace('_', '-')} is for vidllm train stage: leave it out")
     with clean_output(json):
         from vidllm.stage.training.run_folder import steps_of
 
-        folder = find_course(recipe).train(recipe, CourseSettings(**told, quiet=json))
+        folder = find_course(recipe).train(recipe, CourseSettings(**told, more=more, quiet=json))
         step, steps = steps_of(folder)
         if json:
             emit({"out": str(folder), "step": step, "steps": steps})

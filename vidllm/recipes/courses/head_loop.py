@@ -182,14 +182,17 @@ class HeadRun(TrainingRun):
         count = sum(p.numel() for p in self.plain.parameters() if p.requires_grad)
         stands = f"the frozen model `{config.start}`" if config.start else "nothing"
         toy = " Toy: it stands on random weights, and what it says means nothing."
+        told = [f"--{key} {getattr(s, key)}" for key in ("size", "steps", "batch")]
+        told += [f"--lr {s.lr:g}", f"--seed {s.seed}"]
+        told += [f"--clips {s.clips}"] * bool(s.clips) + [f"--init {config.start}"] * bool(s.init)
         return (
             f"# {config.recipe}\n\n{self.lesson.card()}{toy if s.size == 'tiny' else ''}\n\n"
             f"Stands on {stands}; {count / 1e6:.2f} M parameters were trained in {self.done} of "
             f"{s.steps} steps of {s.batch}, seed {s.seed}, {seconds:.0f} s. The losses are in "
             "`log.jsonl`; what it is worth is measured by "
             f"`vidllm bench claim {config.recipe}`.\n\n"
-            f"Made by `vidllm train {config.recipe} --size {s.size} --steps {s.steps} --seed "
-            f"{s.seed}`; ask it with `--model` and this folder.\n"
+            f"Made by `vidllm train {config.recipe} {' '.join(told)}`; ask it with `--model` and "
+            "this folder.\n"
         )
 
 
