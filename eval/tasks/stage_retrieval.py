@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from vidllm.errors import InputError
-from vidllm.stage.gallery import captions_file, write_gallery
+from vidllm.stage.annotations import captions_file
 from vidllm.stage.scenes import USUAL, WORLDS, check_version
 from vidllm.stage.variants import KINDS
 
@@ -76,6 +76,8 @@ class StageRetrieval(RetrievalTask):
             InputError: wrong arguments, or a folder that holds something else.
             WorkError: files that cannot be written.
         """
+        from vidllm.stage.gallery import write_gallery
+
         check_split(self, split)
         count = self.usual_limit if limit is None else limit
         return write_gallery(

@@ -61,6 +61,11 @@ def questions_file(folder: Path, split: str) -> Path:
     return folder / f"questions_{split}.jsonl"
 
 
+def captions_file(folder: Path, split: str) -> Path:
+    """Where the captions of a gallery stand (see `gallery`)."""
+    return folder / f"retrieval_{split}.csv"
+
+
 def read_questions(folder: Path, split: str) -> dict[str, tuple[float, tuple[Question, ...]]]:
     """Video id → (duration in seconds, questions in order).
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from .annotations import video_id, write_text
+from .annotations import captions_file, video_id, write_text
 from .files import clip_scene, default_folder, home_of, stamp_of, write_clips
 from .scenes import USUAL, Scene
 from .variants import caption_of, sentences_of, variants_of
@@ -76,11 +76,6 @@ def write_gallery(
         progress=progress,
     )
     return home
-
-
-def captions_file(home: Path, split: str) -> Path:
-    """Where the captions stand."""
-    return home / f"retrieval_{split}.csv"
 
 
 def captions_csv(scenes: list[Scene]) -> str:
