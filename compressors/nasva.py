@@ -28,6 +28,15 @@ class SecondScorer(Protocol):
         ...
 
 
+@runtime_checkable
+class WordScorer(SecondScorer, Protocol):
+    """A scorer that reads the question word by word, and tokens in its own way."""
+
+    def of_tokens(self, features: Tensor) -> Tensor:
+        """Features (L, D) of tokens as they are to be averaged over a second, (L, D)."""
+        ...
+
+
 @register("nasva")
 @dataclass
 class Nasva(Compressor):
@@ -42,7 +51,8 @@ class Nasva(Compressor):
 
     Attributes:
         every: seconds that share a feature, 1 in the paper.
-        head: a trained `vidllm.encoders.heads.NaSVA` for features of this width, from Python.
+        head: a trained `vidllm.encoders.heads.NaSVA` for features of this width, from Python, or a
+            `WordScorer`, which gets all rows of the question and not their mean.
     """
 
     every: float = field(default=1.0, metadata={"help": "seconds that share a feature"})
@@ -83,6 +93,8 @@ class Nasva(Compressor):
         frames_of = torch.bincount(second)
         of_token = second[rank]
         x = tokens.features.detach()
+        if isinstance(self.head, WordScorer):
+            x = self.head.of_tokens(x)
         size = torch.bincount(of_token)
         parts = of_token.argsort(stable=True).split(size.tolist())
         means = torch.stack([mean(x, part) for part in parts])
@@ -95,7 +107,9 @@ class Nasva(Compressor):
                 self.head.to(x.device)
             if query.dim() != 2 or len(query) == 0:
                 raise InputError(f"nasva: the query must be (Q, D) rows, not {tuple(query.shape)}")
-            asked = query.detach().to(x.device).float().mean(0)
+            asked = query.detach().to(x.device).float()
+            if not isinstance(self.head, WordScorer):
+                asked = asked.mean(0)
             score = self.head.relevance(means, times, asked)
         if score.shape != (len(means),) or not bool(score.isfinite().all()):
             raise WorkError(f"nasva: a head must give {len(means)} finite numbers")

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import pickle
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -96,7 +98,7 @@ class Pyra(InTower):
     transformer (and then modulates tokens of the tower's width), else on the tower's output.
 
     Attributes:
-        weights: file of a trained modulation, or of an `nn.ModuleList` of them.
+        weights: file of a trained modulation, or of an `nn.ModuleList` of them; safetensors too.
         modulation: the parameters themselves; wins over `weights`.
     """
 
@@ -128,6 +130,13 @@ class Pyra(InTower):
             "pyra has no trained modulation here (none is shipped): without one it is tome, bit by "
             "bit; give pyra:weights=FILE",
         )
+
+    def trained_in(self, folder: Path) -> Pyra:
+        """See `Compressor.trained_in`."""
+        file = folder / "pyra.safetensors"
+        if self.weights or self.modulation is not None or not file.is_file():
+            return self
+        return replace(self, weights=str(file))
 
     def run(
         self, tokens: VideoTokens, budget: int | None = None, query: Tensor | None = None
@@ -205,13 +214,23 @@ def _modulated(
 def _load(file: str) -> Modulation | nn.ModuleList:
     modulation: Modulation | nn.ModuleList
     try:
-        state = torch.load(Path(file), map_location="cpu", weights_only=True)
+        if file.endswith(".safetensors"):
+            state = load_file(file)
+        else:
+            state = torch.load(Path(file), map_location="cpu", weights_only=True)
         names = [n.removesuffix("w_b") for n in state if n == "w_b" or n.endswith(".w_b")]
         every = [Modulation(state[n + "w_b"].shape[1], state[n + "w_a"].shape[0]) for n in names]
         modulation = every[0] if names == [""] else nn.ModuleList(every)
         modulation.load_state_dict(state)
     except OSError as error:
         raise InputError(f"pyra: cannot read weights {file!r}: {error.strerror}") from error
-    except (LookupError, AttributeError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+    except (
+        LookupError,
+        AttributeError,
+        TypeError,
+        RuntimeError,
+        SafetensorError,
+        pickle.UnpicklingError,
+    ) as error:
         raise InputError(f"pyra: {file!r} does not hold a modulation") from error
     return modulation

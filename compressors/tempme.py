@@ -50,6 +50,9 @@ class Tempme(InTower):
     Attributes:
         joins: clips joined at every level, as the authors' option writes it.
         inside: share of the shrinkage that happens inside single frames, in [0, 1].
+        across: share of what a join removes that merges across its clips, in [0, 1]; the rest
+            merges inside the joined row. 1 and 0 are the authors' ablations: cross-clip merging
+            alone, and intra-clip merging alone.
         faithful: the authors' order inside a row: sources that stayed, then destinations, for
             the next round as well. By default tokens stand in time and raster order (the defect:
             a row's tokens run neither with time nor with the picture).
@@ -57,6 +60,9 @@ class Tempme(InTower):
 
     joins: str = field(default="2-2-3", metadata={"help": "clips joined at every level"})
     inside: float = field(default=0.2, metadata={"help": "share of shrinkage inside frames"})
+    across: float = field(
+        default=30 / 37, metadata={"help": "share of a join's merges that are across clips"}
+    )
     faithful: bool = field(default=False, metadata={"help": "the authors' order of tokens"})
 
     uses = ("vision-keys",)
@@ -70,8 +76,10 @@ class Tempme(InTower):
             raise InputError(
                 f"tempme: joins must be numbers of at least 2, as 2-2-3, not {self.joins!r}"
             )
-        if not 0.0 <= self.inside <= 1.0:
-            raise InputError(f"tempme: inside must be in [0, 1], not {self.inside:g}")
+        for name in ("inside", "across"):
+            share_of = getattr(self, name)
+            if not 0.0 <= share_of <= 1.0:
+                raise InputError(f"tempme: {name} must be in [0, 1], not {share_of:g}")
 
     def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
         """All rounds in one merge that meets the budget."""
@@ -85,8 +93,7 @@ class Tempme(InTower):
         for level, row in enumerate(levels):
             goal = self._goal(len(tokens), budget, level, len(levels) - 1)
             goal = min(len(now), max(goal, int(row.max()) + 1))
-            # 0.3 of the tokens across clips, then 0.1 of what is left inside the row.
-            across = round((len(now) - goal) * 0.3 / 0.37) if level else 0
+            across = self._across(len(now) - goal) if level else 0
             for target, by_features in ((len(now) - across, True), (goal, False)):
                 goals: list[int] | None = None
                 while len(now) > target:
@@ -103,9 +110,11 @@ class Tempme(InTower):
 
     def tower_steps(self, shape: TowerShape, budget: int | None) -> list[TowerStep]:
         """Merges inside frames at early layers, joins and merges across them at late ones."""
-        whole, layers = shape.frames * shape.tokens, shape.layers
-        budget = shape.frames if budget is None else budget
-        levels = self._levels(shape.frames, budget)
+        clips, layers = shape.clips, shape.layers
+        frames = shape.frames // clips
+        whole = frames * shape.tokens
+        budget = frames if budget is None else budget // clips
+        levels = self._levels(frames, budget)
         last = len(levels) - 1
         joins = [int(layers * (8 + 3 * join / last) / 12) for join in range(last)]
         steps: list[TowerStep] = []
@@ -115,32 +124,42 @@ class Tempme(InTower):
         ):
             goal = min(now, self._goal(whole, budget, level, last))
             if level == 0 < last:  # frames of one length, without padding
-                goal = -(-goal // shape.frames) * shape.frames
-            if level:  # a level that has no layer of its own merges across only
-                across = round((now - goal) * 0.3 / 0.37) if stop > first else now - goal
+                goal = -(-goal // frames) * frames
+            rows = _of_every_clip(row, clips)
+            if level:
+                across = self._across(now - goal)
+                if stop == first and self.across:  # it has no layer of its own to merge in
+                    across = now - goal
                 now -= across
-                decide = self._inside(row, shape.special, now, by_features=True)
-                steps.append(TowerStep(first, "before", decide, row))
-            unit = 1 if level else shape.frames
+                decide = self._inside(rows, clips, shape.special, now, by_features=True)
+                steps.append(TowerStep(first, "before", decide, rows))
+            unit = 1 if level else frames
             for layer, count in enumerate(even(now, goal, stop - first, unit), first):
-                decide = self._inside(row, shape.special, count, by_features=False)
+                decide = self._inside(rows, clips, shape.special, count, by_features=False)
                 steps.append(TowerStep(layer, "attention", decide))
                 now = count
         return steps
 
     def _inside(
-        self, row: Tensor, special: int, goal: int, *, by_features: bool
+        self, row: Tensor, clips: int, special: int, goal: int, *, by_features: bool
     ) -> Callable[[VideoTokens], list[Selection]]:
+        """What merges inside rows until `goal` tokens are left of each of so many clips."""
         front = (torch.bincount(row) * special).tolist()
+        one = len(front) // clips
 
         def plan(tokens: VideoTokens, budget: int) -> Selection:
             rows = rows_of(row[tokens.frame])
-            goals = share(budget, [part.numel() for part in rows])
+            goals = share(budget // clips, [part.numel() for part in rows[:one]]) * clips
             metric = tokens.features.detach() if by_features else matching_metric(tokens)
             merged, _ = one_round(metric, rows, goals, ascending=True, front=front)
             return merged if self.faithful else merged.in_order(tokens.position)
 
-        return partial(rounds, plan, goal=goal)
+        return partial(rounds, plan, goal=goal * clips)
+
+    def _across(self, removed: int) -> int:
+        """How many of the tokens that a join removes merge across its clips."""
+        # By default as the authors' proportions: 0.3 of the tokens, then 0.1 of what is left.
+        return round(removed * self.across)
 
     def _goal(self, total: int, budget: int, level: int, last: int) -> int:
         """Tokens that a level leaves, `last` being the number of joins."""
@@ -159,3 +178,8 @@ class Tempme(InTower):
             row, rows = equal_runs(row, rows, parts), parts
             levels.append(row)
         return levels
+
+
+def _of_every_clip(row: Tensor, clips: int) -> Tensor:
+    """Rows of the frames of one clip → of so many clips behind each other."""
+    return (row + torch.arange(clips)[:, None] * (int(row.max()) + 1)).flatten()

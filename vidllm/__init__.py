@@ -31,6 +31,7 @@ _EXPORTS = {
     "VidllmError": "vidllm.errors",
     "WorkError": "vidllm.errors",
     "compress": "vidllm.ask.compression",
+    "load_retriever": "vidllm.models.retrieval.retriever",
     "load_video": "vidllm.video",
 }
 
@@ -54,6 +55,7 @@ __all__ = [
     "WorkError",
     "__version__",
     "compress",
+    "load_retriever",
     "load_video",
 ]
 
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from vidllm.longvideo.index import VideoIndex
     from vidllm.longvideo.library import VideoLibrary
     from vidllm.models.answer import Answer, Receipt
+    from vidllm.models.retrieval.retriever import load_retriever
     from vidllm.progress import Listener, Stopped, StopSignal
     from vidllm.timecode import Span
     from vidllm.tokens import TokenMap, VideoTokens

@@ -68,7 +68,8 @@ class NaSVA(Head):
 
     Args:
         video_dim, text_dim: widths of the features (InternVideo and CLIP-L 768, S3D 512).
-        dim: inside. layers: of the encoder, and of the decoder. heads, ffn: of every layer.
+        dim: inside. layers: of the encoder, and of the decoder; 0 for an ablation, which compares
+            what the linear maps make of sentences and seconds. heads, ffn: of every layer.
         joint_dim: of the space in which cosines are taken. temperature: divides them.
         order: learn an order embedding. max_sentences: how many places it has.
         shuffle: share of training batches whose order is left out.
@@ -100,7 +101,7 @@ class NaSVA(Head):
             dropout=dropout, joint_dim=joint_dim, temperature=temperature, order=order,
             max_sentences=max_sentences, shuffle=shuffle,
         )  # fmt: skip
-        sizes = (video_dim, text_dim, dim, layers, heads, ffn, joint_dim, max_sentences)
+        sizes = (video_dim, text_dim, dim, layers + 1, heads, ffn, joint_dim, max_sentences)
         if min(sizes) < 1 or dim % heads or temperature <= 0:
             raise InputError(
                 f"nasva: sizes must be at least 1, {heads} heads must divide dim {dim}, and the "
@@ -175,6 +176,23 @@ class NaSVA(Head):
             Others: see `similarity`. In training the order is left out of the share `shuffle` of
             calls, unless `ordered` is given.
         """
+        rest = (mask, sentence_mask, seconds, ordered)
+        return self.loss_and_scores(video, sentences, positive, *rest)[0]
+
+    def loss_and_scores(
+        self,
+        video: Tensor,
+        sentences: Tensor,
+        positive: Tensor,
+        mask: Tensor | None = None,
+        sentence_mask: Tensor | None = None,
+        seconds: Tensor | None = None,
+        ordered: bool | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`loss`, and the similarities of the last layer (B, S, T) that it was made of.
+
+        Those at padding mean nothing; in training dropout is in them.
+        """
         if positive.shape != (*sentences.shape[:2], video.shape[1]) or positive.dtype != torch.bool:
             raise InputError(
                 f"nasva: positive must be bool {(*sentences.shape[:2], video.shape[1])}, not "
@@ -194,7 +212,8 @@ class NaSVA(Head):
             own = score.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
             right = own.masked_fill(~positive, PADDED).logsumexp(2)
             total = total + (every - right).masked_fill(~counted, 0.0).sum()
-        return total / (counted.sum().clamp(min=1) * len(found))
+        scores = own.masked_fill(~real[:, None], PADDED)
+        return total / (counted.sum().clamp(min=1) * len(found)), scores
 
     def ground(
         self,
@@ -325,6 +344,7 @@ class NaSVA(Head):
         for layer in self.decoder:
             q = layer(q, order, (q, order, alone), (x, place, ~real))
             found.append(self.text_out(self.norm(q)))
+        found = found or [self.text_out(self.norm(q))]
         unit = F.normalize(torch.stack(found).float(), dim=-1)
         return unit, F.normalize(self.video_out(x).float(), dim=-1), real, there
 

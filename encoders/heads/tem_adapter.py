@@ -13,6 +13,9 @@ from vidllm.errors import InputError
 
 from .base import Head, check_clips, check_rows, register_head, sinusoid
 
+#: What of the two aligners there is.
+ALIGNERS = ("both", "temporal", "semantic", "none")
+
 
 class SemanticAligner(nn.Module):
     """Texts refined by the frames: text + gamma * delta, with gamma small at first.
@@ -109,9 +112,11 @@ class TemAdapter(Head):
         gamma: at first, for every channel.
         margin: of the hinge. rank_weight: of the hinge in the loss.
         faithful: keep the defects.
+        aligners: "both", or for ablations "temporal" or "semantic" alone, or "none", which leaves
+            <text, mean of the frames>. Without the temporal one no frames are predicted.
 
     Raises:
-        InputError: widths that the heads do not divide.
+        InputError: widths that the heads do not divide, or aligners that there are not.
     """
 
     paper = "Tem-Adapter, arXiv 2308.08414"
@@ -129,20 +134,27 @@ class TemAdapter(Head):
         margin: float = 1.0,
         rank_weight: float = 0.01,
         faithful: bool = False,
+        aligners: str = "both",
     ) -> None:
         super().__init__(
             dim=dim, width=width, heads=heads, ffn=ffn, dropout=dropout,
             semantic_dropout=semantic_dropout, gamma=gamma, margin=margin,
-            rank_weight=rank_weight, faithful=faithful,
+            rank_weight=rank_weight, faithful=faithful, aligners=aligners,
         )  # fmt: skip
         if min(dim, width, heads, ffn) < 1 or dim % heads or width % heads:
             raise InputError(
                 f"tem-adapter: {heads} heads must divide dim {dim} and width {width}: choose others"
             )
+        if aligners not in ALIGNERS:
+            raise InputError(f"tem-adapter: aligners are {', '.join(ALIGNERS)}, not {aligners!r}")
         self.dim, self.faithful = dim, faithful
         self.margin, self.rank_weight = margin, rank_weight
-        self.semantic = SemanticAligner(dim, width, heads, semantic_dropout, gamma)
-        self.temporal = TemporalAligner(dim, heads, ffn, dropout, faithful)
+        self.semantic: SemanticAligner | None = None
+        self.temporal: TemporalAligner | None = None
+        if aligners in ("both", "semantic"):
+            self.semantic = SemanticAligner(dim, width, heads, semantic_dropout, gamma)
+        if aligners in ("both", "temporal"):
+            self.temporal = TemporalAligner(dim, heads, ffn, dropout, faithful)
 
     def scores(
         self,
@@ -224,6 +236,8 @@ class TemAdapter(Head):
         hinge = (self.margin + score - score.gather(1, right)).clamp(min=0)
         counted = there if self.faithful else there.scatter(1, right, False)
         hinge = hinge.masked_fill(~counted, 0.0).sum()
+        if self.temporal is None:
+            return hinge, hinge.new_zeros(())
         known = (refined if self.faithful else texts)[torch.arange(len(texts)), answer]
         guess = self.temporal.predict(frames, known, padding)
         error = (guess.float() - frames.detach().float())[~padding].square().mean()
@@ -238,6 +252,8 @@ class TemAdapter(Head):
         Returns:
             (B, T, D), zeros at padding; with `faithful` frame t itself is seen.
         """
+        if self.temporal is None:
+            raise InputError("tem-adapter predicts no frames without its temporal aligner")
         frames, padding, order = self._packed(video, mask)
         if tuple(text.shape) != (len(video), self.dim):
             raise InputError(
@@ -262,6 +278,8 @@ class TemAdapter(Head):
         return options.masked_fill(~there[..., None], 0.0), there
 
     def _refined(self, texts: Tensor, frames: Tensor, padding: Tensor) -> Tensor:
+        if self.semantic is None:
+            return texts
         if not self.faithful:
             return self.semantic(texts, frames, padding)
         batch, count, dim = texts.shape
@@ -270,6 +288,7 @@ class TemAdapter(Head):
         return refined.transpose(0, 1).reshape(batch, count, dim)
 
     def _score(self, texts: Tensor, frames: Tensor, padding: Tensor) -> Tensor:
-        memory = self.temporal(frames, padding).masked_fill(padding[..., None], 0.0)
+        memory = frames if self.temporal is None else self.temporal(frames, padding)
+        memory = memory.masked_fill(padding[..., None], 0.0)
         mean = memory.sum(1) / (~padding).sum(1, keepdim=True).to(memory.dtype)
         return torch.einsum("bkd,bd->bk", texts, mean)

@@ -9,7 +9,7 @@ from torch import Tensor
 from vidllm.errors import InputError
 
 from .base import ClipFeatures, VisionEncoder, group, register_vision, vision_names
-from .frame_tower import build_tower
+from .frame_tower import HubTower, build_tower
 
 
 @register_vision("framewise")
@@ -34,6 +34,8 @@ class FramewiseEncoder(VisionEncoder):
         self.hidden_size = int(self.tower.hidden_size)
         self.image_size = int(self.tower.image_size)
         self.side = int(self.tower.side)
+        if isinstance(self.tower, HubTower) and self.tower.special:
+            self.cls_size = self.hidden_size
 
     def forward(self, frames: Tensor, seconds: Tensor, mask: Tensor | None = None) -> ClipFeatures:
         """Frames (B, T, 3, S, S) in 0..1 → features (B, T, side², D)."""
@@ -41,9 +43,16 @@ class FramewiseEncoder(VisionEncoder):
         slots = group(seconds, mask, 1)
         real = slots.frames > 0
         # Only real frames are run: batch normalisation must not learn from padding.
-        cells = self.tower(slots.take(frames)[real])
+        pixels, cls = slots.take(frames)[real], None
+        if isinstance(self.tower, HubTower):
+            hidden = self.tower.run(pixels).last_hidden_state
+            cells = hidden[:, hidden.shape[1] - self.side**2 :]
+            if self.cls_size:
+                cls = hidden.new_zeros(*real.shape, self.cls_size)
+                cls[real] = hidden[:, 0]
+        else:
+            cells = self.tower(pixels)
         features = cells.new_zeros(*real.shape, *cells.shape[1:])
         features[real] = cells
-        return ClipFeatures(
-            features, slots.seconds, slots.span, slots.frames, (self.side, self.side)
-        )
+        grid = (self.side, self.side)
+        return ClipFeatures(features, slots.seconds, slots.span, slots.frames, grid, cls=cls)

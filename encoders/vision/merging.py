@@ -11,7 +11,7 @@ output is put back to the merged tokens' representatives, and the merged tokens 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,10 @@ from .signals import Watch
 #: Attention of transformers that takes an additive mask.
 ATTENTION: tuple[str, ...] = ("sdpa", "eager")
 _CHUNK = 8  # rows whose full attention map is held at once
+
+#: What is added to the tokens of each row of a clip when rows join (TempMe's embedding of clips):
+#: from the number of the join and of the rows that it joins (R, C), or None for nothing.
+RowEmbedding = Callable[[int, int], Tensor | None]
 
 
 def blank(frames: int, side: int) -> VideoTokens:
@@ -72,7 +76,9 @@ class MergingRun:
         fold: int,
         proportional: bool,
         watched: int | None,
+        embedding: RowEmbedding | None = None,
     ) -> None:
+        self.embedding, self.joins = embedding, 0
         self.shape, self.proportional, self.watched = shape, proportional, watched
         self.squares = fold * fold
         frames, cells, part = shape.frames, side * side, side // fold
@@ -124,16 +130,35 @@ class MergingRun:
         empty = flat.new_zeros(self.rect[0] * self.rect[1], flat.shape[1])
         return empty.index_copy(0, index, flat).view(*self.rect, -1)
 
-    def _decide(self, steps: Sequence[TowerStep], keys: Tensor | None) -> bool:
-        """Carry steps out on the tokens; whether anything changed."""
+    def _decide(
+        self, steps: Sequence[TowerStep], front: Tensor, keys: Tensor | None
+    ) -> tuple[bool, Tensor]:
+        """Carry steps out on the tokens; whether anything changed, and the special tokens."""
         before, changed = len(self.tokens), False
         for step in steps:
             seen = self.tokens if keys is None else self.tokens.with_signals(vision_keys=keys)
-            for selection in step.decide(seen):
+            selections = step.decide(seen)
+            joins = step.rows is not None and not torch.equal(step.rows, self.rows)
+            if joins:  # compared before the place is added, as TempMe's authors do
+                front = self._embed_rows(front)
+            for selection in selections:
                 self.tokens = self.tokens.apply(selection)
-            if step.rows is not None and not torch.equal(step.rows, self.rows):
+            if step.rows is not None and joins:
                 self.rows, changed = step.rows, True
-        return changed or len(self.tokens) < before
+        return changed or len(self.tokens) < before, front
+
+    def _embed_rows(self, front: Tensor) -> Tensor:
+        """Tell every token, and the special ones, in which row of its clip it stands."""
+        rows = (int(self.rows.max()) + 1) // self.shape.clips
+        added = None if self.embedding is None else self.embedding(self.joins, rows)
+        self.joins += 1
+        if added is None:
+            return front
+        features = self.tokens.features
+        place = added[(self.rows % rows).to(added.device)].to(features.dtype)
+        own = place[self.tokens.frame.to(place.device)].repeat(1, self.squares)
+        self.tokens = self.tokens.with_features(features + own)
+        return front + place.repeat_interleave(self.shape.special, dim=0)
 
     def _lay_out(self, like: Tensor) -> None:
         """Place the tokens in rows of one length, special tokens of a row first."""
@@ -165,7 +190,8 @@ class MergingRun:
             if steps:
                 front, cells = self._unpack(hidden)
                 self.tokens = self.tokens.with_features(cells)
-                if self._decide(steps, None):
+                changed, front = self._decide(steps, front, None)
+                if changed:
                     self._lay_out(hidden)
                     rows = self.tokens.features.reshape(-1, hidden.shape[-1])
                     hidden = self._pack(torch.cat([front, rows]))
@@ -198,7 +224,7 @@ class MergingRun:
             index = torch.full((self.tokens.total,), -1)
             index[self.tokens.position] = torch.arange(len(self.tokens))
             was = self.cells
-            if not self._decide(steps, self._unpack(key.mean(2))[1]):
+            if not self._decide(steps, front, self._unpack(key.mean(2))[1])[0]:
                 return None
             stays = was[index[self.tokens.position]]
             places = torch.cat([self.front.flatten(), stays.flatten()]).to(hidden.device)
@@ -213,7 +239,7 @@ class MergingRun:
             return None
         hidden, places, _ = self.held
         flat = torch.zeros_like(hidden).flatten(0, 1)
-        return flat.index_copy(0, places, output[0]).view_as(hidden)
+        return flat.index_copy(0, places, output[0].to(flat.dtype)).view_as(hidden)
 
     def _leave(self, _layer: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
         if self.held is None:
@@ -281,11 +307,12 @@ def merging(
     fold: int = 1,
     proportional: bool = True,
     watched: int | None = None,
+    embedding: RowEmbedding | None = None,
 ) -> Iterator[MergingRun]:
     """Let the next forward pass of `model` merge tokens between its layers.
 
-    The pass must take the frames of one clip as its batch. Nothing is left on the model after
-    the block, also after an exception.
+    The pass must take the frames of one clip as its batch, or of `shape.clips` clips one after
+    the other; it may train. Nothing is left on the model after the block, also after an exception.
 
     Args:
         model: a SigLIP, CLIP or DINOv2 vision model of transformers.
@@ -294,6 +321,7 @@ def merging(
         fold: side of the square of cells that merges as one token.
         proportional: add log sizes to the attention logits.
         watched: the layer whose attention and keys are read into the tokens' signals.
+        embedding: added to the tokens of the rows that a join puts together.
 
     Raises:
         InputError: an attention implementation without additive masks, or unknown layers.
@@ -304,7 +332,7 @@ def merging(
             f"merging inside a tower needs attention that takes a mask, not {kind}: load the "
             f"model with attn={' or '.join(ATTENTION)}, or give the compressor tower=false"
         )
-    run = MergingRun(steps, shape, side, fold, proportional, watched)
+    run = MergingRun(steps, shape, side, fold, proportional, watched, embedding)
     handles: list[RemovableHandle] = []
     try:
         head = getattr(model, "head", None)

@@ -14,9 +14,10 @@ from vidllm.cli.options import AsJson, Debug, clean_output, emit, one_of, say, s
 from vidllm.cli.tables import console
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.bounds import check, short
-from vidllm.errors.paths import output_file
+from vidllm.errors.paths import input_folder, output_file
 from vidllm.errors.writing import csv_text
 
+from .claims.claim_command import claim
 from .methods.methods_command import methods
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ app = typer.Typer(help="Measure on files that it makes.", no_args_is_help=True)
 
 
 app.command()(methods)
+app.command()(claim)
 
 
 @app.callback()
@@ -258,6 +260,61 @@ def long(
         rows, keep = _keeper(out, "{part} · {case} · {measure}: {value:g}")
         bench_long(_names(parts), _place(folder, "bench"), keep, clips=clips, seed=seed)
         _show(rows, long_table, out, json)
+
+
+@app.command()
+def retrieval(
+    folder: Annotated[
+        Path | None, typer.Option(help="Of the trainings, which go on there.", file_okay=False)
+    ] = None,
+    size: Annotated[str, typer.Option(help="small or tiny.")] = "small",
+    start_steps: Annotated[
+        int, typer.Option(min=0, help="Steps of the dual encoder that all arms begin with.")
+    ] = 3000,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of every arm.")] = 1500,
+    batch: Annotated[int, typer.Option(min=1, help="Scenes in a batch, each with a variant.")] = 16,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of every arm.")] = 3,
+    clips: Annotated[int, typer.Option(min=2, help="Clips of the gallery.")] = 1000,
+    version: Annotated[int, typer.Option(help="Version of the made world.")] = 1,
+    keep: Annotated[
+        float | None, typer.Option(help="Share of the patches kept; the recipe's if absent.")
+    ] = None,
+    init: Annotated[str, typer.Option(help="Folder of a dual encoder to begin with.")] = "",
+    minutes: Annotated[float, typer.Option(min=0, help="Of a training at most; 0 is none.")] = 0.0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw scenes.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    out: Out = Path("eval/results/retrieval.csv"),
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Test TempMe's claim: retrieval with and without merging in the tower, and its ablations."""
+    from .retrieval_arms import bench_retrieval, retrieval_table, verdict
+
+    with clean_output(json):
+        if keep is not None:
+            check("keep", keep, "--keep")
+        if init:
+            input_folder(init, "--init")
+        rows = bench_retrieval(
+            _place(folder, "bench-retrieval"),
+            size=size,
+            start_steps=start_steps,
+            steps=steps,
+            batch=batch,
+            seeds=seeds,
+            clips=clips,
+            version=version,
+            keep=keep,
+            init=init,
+            device=_device(device),
+            workers=workers,
+            minutes=minutes,
+            save=_saver(out),
+        )
+        if json:
+            emit({"rows": rows, "verdict": verdict(rows), "csv": str(out)})
+        else:
+            _show(rows, retrieval_table, out, json)
 
 
 @app.command()

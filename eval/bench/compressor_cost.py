@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vidllm.cli.tables import table
 from vidllm.compressors import find, get, names
-from vidllm.cost.flops import QWEN2_7B
 from vidllm.errors import InputError, VidllmError
+from vidllm.models.cost.flops import QWEN2_7B
 from vidllm.tokens import VideoTokens, budget_of
 
 from .compressor_floor import PASSES, Clip, floor

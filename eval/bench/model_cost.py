@@ -27,9 +27,9 @@ from transformers.generation.streamers import BaseStreamer
 from vidllm.ask.compression import Compression, compress
 from vidllm.cli.tables import table
 from vidllm.compressors import build, find, names
-from vidllm.cost.flops import Decoder
-from vidllm.cost.memory import tensor_peak
 from vidllm.errors import InputError, VidllmError
+from vidllm.models.cost.flops import Decoder
+from vidllm.models.cost.memory import tensor_peak
 from vidllm.models.families.family import adapter_for
 from vidllm.models.hooks.vision_tower import merges_inside
 
@@ -98,7 +98,8 @@ def bench_models(
     """Measure every method on every model, beside the model without us.
 
     Args:
-        models: names of `vidllm.cost.presets` of the families qwen2_5_vl and llava_onevision.
+        models: names of `vidllm.models.cost.presets`, of the families qwen2_5_vl and
+            llava_onevision.
         methods: names or patterns; none for all that need no training.
         frames: lengths of the clips before scaling; keeps: shares kept.
         scale: of width, depth, vocabulary and frames, above 0, at most 1.

@@ -1,7 +1,7 @@
 """What ``vidllm bench models`` runs: published models at any scale, and inputs for them.
 
 The weights are random and the inputs made by hand, so that nothing is downloaded: no processor, no
-tokenizer. The shapes are those of the published configs (`vidllm.cost.presets`).
+tokenizer. The shapes are those of the published configs (`vidllm.models.cost.presets`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidllm.cost.presets import PRESETS
 from vidllm.errors import InputError
+from vidllm.models.cost.presets import PRESETS
 
-#: What the published configs have beside the sizes in `vidllm.cost.presets`.
+#: What the published configs have beside the sizes in `vidllm.models.cost.presets`.
 _ROPE = {
     "qwen2_5_vl": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6},
     "llava_onevision": {"rope_type": "default", "rope_theta": 1e6},
@@ -88,7 +88,8 @@ def build_subject(name: str, scale: float, device: torch.device, dtype: torch.dt
     """A model with random weights.
 
     Args:
-        name: of `vidllm.cost.presets`. scale: of width, depth and vocabulary, above 0, at most 1.
+        name: of `vidllm.models.cost.presets`. scale: of width, depth and vocabulary, above 0, at
+            most 1.
 
     Raises:
         InputError: an unknown model, or one of another family.

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidllm.encoders.vision.recogniser import Recogniser
 from vidllm.errors import InputError
-
-from .recogniser import Recogniser
 
 
 class ClipTask(Protocol):

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from vidllm.cli.tables import table
 from vidllm.errors import InputError
+from vidllm.stage.order_pairs import PAIRS, StagePairs
 
-from .frame_order_pairs import PAIRS, StagePairs
 from .measure import spread_cell
 from .recognition import RecognitionSettings, fit_recognition, recognition_logits
 

@@ -47,7 +47,9 @@ def _settings(results: Mapping[str, Any], official: bool) -> Table:
     )
     table.add_column("setting", overflow="fold", min_width=12)
     score = f"{name}, official" if official else name
-    for head in (score, "95 %", "of full", "p", "tokens", "seconds", "unread", "failed"):
+    towers = results.get("family") == "retrieval"
+    more = ("tower GFLOPs", "encode s") if towers else ()
+    for head in (score, "95 %", "of full", "p", "tokens", *more, "seconds", "unread", "failed"):
         table.add_column(head, justify="right", no_wrap=True)
     for one in results["results"].values():
         headline, relation, costs = one["headline"], one["relative"] or {}, one["costs"]
@@ -61,11 +63,21 @@ def _settings(results: Mapping[str, Any], official: bool) -> Table:
             "" if share is None else f"{100 * share:.1f} %",
             "" if relation.get("p") is None else f"{relation['p']:.3f}",
             "" if costs["tokens_kept"] is None else f"{costs['tokens_kept']:g}",
+            *(_tower(costs) if towers else ()),
             "" if costs["total_seconds"] is None else f"{costs['total_seconds']:.3g}",
             str(one["parse_failures"]),
             str(one["failed"]),
         )
     return table
+
+
+def _tower(costs: Mapping[str, Any]) -> tuple[str, str]:
+    """What a clip costs in the vision tower: GFLOPs and measured seconds."""
+    flops, seconds = costs["flops"].get("vision"), costs["seconds"].get("encode")
+    return (
+        "" if flops is None else f"{flops / 1e9:.3g}",
+        "" if seconds is None else f"{seconds:.3g}",
+    )
 
 
 def _title(results: Mapping[str, Any]) -> str:

@@ -29,6 +29,7 @@ from vidllm.errors import InputError
 from vidllm.errors.paths import input_folder, output_folder
 
 from ..tasks import get_task, task_names
+from ..tasks import taught as taught  # training reads annotations by it
 from ..tasks.base import Task
 
 if TYPE_CHECKING:

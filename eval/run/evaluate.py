@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidllm.ask.recipes import get_recipe
 from vidllm.cli.options import say
 from vidllm.errors import InputError, WorkError
-from vidllm.models.shipped import default_model, weights_dir
+from vidllm.models.shipped import weights_dir
 from vidllm.progress import Stopped
 from vidllm.progress.interruption import Halt, Interrupted
+from vidllm.recipes import get_recipe
+from vidllm.recipes.models import check_carries
 
 from ..tasks.base import Item
 from .ask_model import Asker, ModelAsker, model_name, served
@@ -26,7 +27,7 @@ from .progress_bar import Watch
 from .records import RunFolder, prompts_mark
 from .results import finish
 from .run_config import Order, resolved
-from .run_settings import no_own, own_setting
+from .run_settings import own_setting
 from .runner import Runner
 
 if TYPE_CHECKING:
@@ -149,26 +150,27 @@ def load_asker(
     Raises:
         InputError: options that do not go together, or a model that cannot serve them.
     """
+    options = options.with_model()
     plain = replace(options, compressor=None, keep=None, recipe=None, tokens=None)
     asker: Asker
     if order.task.family == "retrieval":
-        from .retrievers import Embedder, RetrievalAsker
+        from vidllm.models.retrieval.retriever import load_retriever
 
-        if options.model is None:
-            raise InputError(f"{order.task.name} needs a CLIP or SigLIP: give --model")
-        embedder = Embedder.from_pretrained(
-            str(options.model_name()), device=options.device, dtype=options.dtype, attn=options.attn
+        from .retrievers import RetrievalAsker, own_merging
+
+        name = options.model or "tempme"
+        retriever = load_retriever(
+            name, device=options.device, dtype=options.dtype, attn=options.attn
         )
-        usual = embedder.usual_frames
-        asker = RetrievalAsker(embedder, order.wanted.settings(no_own), name=options.model)
+        usual = retriever.usual_frames
+        asker = RetrievalAsker(retriever, order.wanted.settings(own_merging(retriever)), name=name)
     else:
-        if options.recipe is not None and (system := get_recipe(options.recipe)).temporal:
-            from vidllm.models.loading import has_temporal
-
-            folder = str(options.model_name() or default_model())
-            system.check_model(model_name(options.model), has_temporal(folder))
+        if options.recipe is not None:
+            check_carries(get_recipe(options.recipe), str(options.model_name()), options.model)
         llm = plain.load()
         llm.measures_memory, usual = order.memory, llm.usual_frames
+        if (rate := llm.engine.usual_fps) is not None and options.frames is None:
+            options = replace(options, fps=options.fps or rate)
         settings = [
             replace(s, method=s.method and llm.engine.with_trained(s.method))
             for s in order.wanted.settings(own_setting(llm))

@@ -131,7 +131,7 @@ def wanted(
     shares: list[float | None] = [*keeps] or [None]
     pairs: list[tuple[str | None, float | None]] = [(s, k) for s in specs for k in shares]
     if recipe is not None:
-        from vidllm.ask.recipes import get_recipe
+        from vidllm.recipes import get_recipe
 
         system = get_recipe(recipe)
         own: list[float | None] = [*keeps] or [system.keep if tokens is None else None]

@@ -37,6 +37,10 @@ _FILES: tuple[str, ...] = (
     "perceptiontest",
     # Made from seeds.
     "stage",
+    "stage_align",
+    "stage_choice",
+    "stage_actions",
+    "stage_retrieval",
     "needle",
 )
 

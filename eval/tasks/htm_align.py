@@ -37,7 +37,7 @@ class HTMAlign(TimedTask):
     family = "alignment"
     headline = "R@1"
     summary = "the second of the video that shows a sentence of the narration; R@1"
-    splits = ("test",)
+    splits: ClassVar[tuple[str, ...]] = ("test",)
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "test": ("htm_align.json|htm_align/htm_align.json",)
     }
@@ -49,6 +49,14 @@ class HTMAlign(TimedTask):
     def items(self, data: Path, split: str) -> list[Item]:
         """One an alignable sentence."""
         (path,) = annotation_files(self, data, split)
+        return self.sentences(path)
+
+    def sentences(self, path: Path) -> list[Item]:
+        """The alignable sentences of a file.
+
+        Raises:
+            InputError: a file in another format.
+        """
         table = read_json(path, dict)
         found = []
         for vid in table:

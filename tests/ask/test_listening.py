@@ -16,9 +16,9 @@ from tiny import generation, hub_model, tiny_model, write_video
 
 from vidllm import Span, VideoLLM, WorkError, load_video
 from vidllm.compressors import build
-from vidllm.cost.flops import counted
-from vidllm.cost.spending import Spending
 from vidllm.longvideo.build import native_engine
+from vidllm.models.cost.flops import counted
+from vidllm.models.cost.spending import Spending
 from vidllm.models.families.engine import HubEngine
 from vidllm.models.hooks.decoding import Trace, generate_from
 from vidllm.models.question import prompt_ids

@@ -18,15 +18,15 @@ from torch import Tensor
 from vidllm.cli.main import main
 from vidllm.compressors import build
 from vidllm.compressors.base import Scorer
-from vidllm.cost.family_shapes import transformer
-from vidllm.cost.flops import QWEN2_7B, Decoder, counted, kv_bytes_per_token
-from vidllm.cost.papers import aim, storm
-from vidllm.cost.prediction import Plan, cost_of, even_plan, limit, plan_of, timed
-from vidllm.cost.presets import PRESETS, STORM_MS
-from vidllm.cost.shapes import from_config, shape_of, temporal_flops
 from vidllm.encoders.temporal import get_temporal
 from vidllm.encoders.vision import build_vision
 from vidllm.errors import InputError
+from vidllm.models.cost.family_shapes import transformer
+from vidllm.models.cost.flops import QWEN2_7B, Decoder, counted, kv_bytes_per_token
+from vidllm.models.cost.papers import aim, storm
+from vidllm.models.cost.prediction import Plan, cost_of, even_plan, limit, plan_of, timed
+from vidllm.models.cost.presets import PRESETS, STORM_MS
+from vidllm.models.cost.shapes import from_config, shape_of, temporal_flops
 from vidllm.models.native.generation import Prompt, answer_prompt
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.progress import Stopwatch

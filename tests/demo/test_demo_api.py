@@ -17,12 +17,12 @@ from vidllm import InputError, Span, Stopped, StopSignal, VideoLLM, load_video
 from vidllm.ask.calls import TASKS, Call
 from vidllm.ask.comparing import Comparison, compare, first_token, measured, overlap
 from vidllm.ask.moments import captioned, curve, pieces
-from vidllm.ask.recipes import list_recipes
 from vidllm.ask.serving import offers
 from vidllm.ask.sharing import twin
 from vidllm.compressors import build, names
 from vidllm.models.answer import Answer, Receipt
 from vidllm.progress import Listener
+from vidllm.recipes import list_recipes
 from vidllm.stage.training.tokenizer import build_tokenizer
 from vidllm.timecode import get_timecode
 from vidllm.tokens import budget_of

@@ -61,7 +61,7 @@ def test_heads_are_found_by_name_with_the_papers_sizes() -> None:
     for wrong in ({"dim": 20, "heads": 16}, {"heads": 0}, {"width": 12, "heads": 16}):
         with pytest.raises(InputError, match="heads"):
             get_head("tem-adapter", **wrong)
-    for wrong in ({"heads": 7}, {"temperature": 0.0}, {"layers": 0}):
+    for wrong in ({"heads": 7}, {"temperature": 0.0}, {"layers": -1}):
         with pytest.raises(InputError, match="nasva: sizes"):
             get_head("nasva", **wrong)
     sizes = [sum(p.numel() for p in get_head(name).parameters()) / 1e6 for name in head_names()]

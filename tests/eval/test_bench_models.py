@@ -9,11 +9,11 @@ import torch
 
 from vidllm import InputError
 from vidllm.compressors import describe
-from vidllm.cost.flops import Decoder
-from vidllm.cost.memory import Allocated
-from vidllm.cost.presets import PRESETS
 from vidllm.eval.bench.model_cost import bench_models, models_table, training_free
 from vidllm.eval.bench.model_shapes import build_subject
+from vidllm.models.cost.flops import Decoder
+from vidllm.models.cost.memory import Allocated
+from vidllm.models.cost.presets import PRESETS
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-vl-7b", "qwen2.5-vl-3b", "llava-onevision-7b"])

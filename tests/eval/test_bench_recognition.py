@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vidllm.encoders.vision.recogniser import Recogniser
 from vidllm.errors import InputError
-from vidllm.eval.bench.frame_order_pairs import PAIRS, StagePairs
-from vidllm.eval.bench.recogniser import Recogniser
 from vidllm.eval.bench.recognition import recognition_logits
 from vidllm.eval.bench.recognition_runs import (
     SETUPS,
@@ -23,6 +22,7 @@ from vidllm.eval.bench.recognition_runs import (
     pair_scores,
     recognition_table,
 )
+from vidllm.stage.order_pairs import PAIRS, StagePairs
 
 
 def bench(*options: str) -> subprocess.CompletedProcess[str]:

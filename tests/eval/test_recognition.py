@@ -11,14 +11,14 @@ from torch import Tensor
 
 from vidllm.encoders.vision import get_vision
 from vidllm.encoders.vision.heads import QueryHead
+from vidllm.encoders.vision.recogniser import Recogniser
 from vidllm.errors import InputError
-from vidllm.eval.bench.frame_order_pairs import PAIRS, StagePairs
-from vidllm.eval.bench.recogniser import Recogniser
 from vidllm.eval.bench.recognition import (
     RecognitionSettings,
     fit_recognition,
     recognition_logits,
 )
+from vidllm.stage.order_pairs import PAIRS, StagePairs
 
 VIT = {
     "type": "clip_vision_model",

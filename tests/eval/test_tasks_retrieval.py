@@ -23,10 +23,11 @@ from transformers import (
 from vidllm import load_video
 from vidllm.compressors import build, get
 from vidllm.errors import InputError
-from vidllm.eval.run.retrievers import Embedder, RetrievalAsker, check_inside
+from vidllm.eval.run.retrievers import RetrievalAsker
 from vidllm.eval.run.run_settings import Setting
 from vidllm.eval.run.vectors import read_vector, write_vector
 from vidllm.eval.tasks import Item, Response, get_task
+from vidllm.models.retrieval.retriever import Retriever, check_inside
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "tempme_metrics.npz"
 WORDS = "a person dog runs man says hello you is connecting something".split()  # noqa: SIM905
@@ -64,8 +65,8 @@ def model(kind: str) -> Any:
 
 
 @pytest.fixture(scope="module", params=["clip", "siglip"])
-def embedder(request: pytest.FixtureRequest) -> Embedder:
-    return Embedder(model(request.param), tokenizer())
+def retriever(request: pytest.FixtureRequest) -> Retriever:
+    return Retriever(model(request.param), tokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -146,63 +147,62 @@ def test_several_captions_of_one_video(folder: Path) -> None:
     assert task.scores(items, answers, official=True) == scores  # not square: as the default
 
 
-def test_a_plain_dual_encoder_is_the_librarys(embedder: Embedder, folder: Path) -> None:
+def test_a_plain_dual_encoder_is_the_librarys(retriever: Retriever, folder: Path) -> None:
     clip = load_video(folder / "videos" / "video7010.mp4", frames=6)
-    found = embedder.embed_video(clip)
+    found = retriever.embed_video(clip)
     frames = torch.from_numpy(clip.frames.copy())
-    pixels = embedder.tower.normalise(embedder._pixels(frames))
+    pixels = retriever.tower.normalise(retriever._pixels(frames))
     with torch.inference_mode():
-        each = embedder.model.get_image_features(pixel_values=pixels).pooler_output
+        each = retriever.model.get_image_features(pixel_values=pixels).pooler_output
         mean = torch.nn.functional.normalize(each, dim=-1).mean(0)
     assert np.allclose(found.vector, (mean / mean.norm()).numpy(), atol=1e-6)
     assert found.receipt.tokens_full == found.receipt.tokens_kept == 6 * 16 == found.kept.total
     assert set(found.receipt.seconds) == {"decode", "encode"} and found.kept.heat().min() == 1.0
-    ids = embedder.tokenizer("a dog runs", return_tensors="pt", padding="max_length", max_length=8)[
-        "input_ids"
-    ]
-    if embedder.kind == "clip":
+    padded = {"return_tensors": "pt", "padding": "max_length", "max_length": 8}
+    ids = retriever.tokenizer("a dog runs", **padded)["input_ids"]
+    if retriever.kind == "clip":
         ids = ids[:, :5]
     with torch.inference_mode():
-        text = embedder.model.get_text_features(input_ids=ids).pooler_output[0]
-    assert np.allclose(embedder.embed_text("a dog runs"), (text / text.norm()).numpy(), atol=1e-6)
+        text = retriever.model.get_text_features(input_ids=ids).pooler_output[0]
+    assert np.allclose(retriever.embed_text("a dog runs"), (text / text.norm()).numpy(), atol=1e-6)
     long = "a dog runs " * 20  # is cut off
-    assert embedder.embed_text(long).shape == found.vector.shape
+    assert retriever.embed_text(long).shape == found.vector.shape
     with pytest.raises(InputError, match="empty"):
-        embedder.embed_text(" ")
+        retriever.embed_text(" ")
 
 
 @pytest.mark.parametrize("name", MERGING)
-def test_merging_inside_the_tower(embedder: Embedder, name: str, folder: Path) -> None:
+def test_merging_inside_the_tower(retriever: Retriever, name: str, folder: Path) -> None:
     clip = load_video(folder / "videos" / "video7012.mp4", frames=6)
-    plain = embedder.embed_video(clip)
-    whole = embedder.embed_video(clip, get(name, keep=1.0))
+    plain = retriever.embed_video(clip)
+    whole = retriever.embed_video(clip, get(name, keep=1.0))
     assert np.array_equal(whole.vector, plain.vector)
-    less = embedder.embed_video(clip, get(name, keep=0.25))
+    less = retriever.embed_video(clip, get(name, keep=0.25))
     assert less.receipt.tokens_kept == len(less.kept) == 24 and less.receipt.tokens_full == 96
     assert less.kept.sizes().sum() == 96
     assert np.linalg.norm(less.vector) == pytest.approx(1.0, abs=1e-6)
     assert not np.allclose(less.vector, plain.vector, atol=1e-5)
     assert float(less.vector @ plain.vector) > 0.5  # still the same video
-    again = embedder.embed_video(clip, get(name, keep=0.25))
+    again = retriever.embed_video(clip, get(name, keep=0.25))
     assert np.array_equal(again.vector, less.vector)
-    hooks = [m for m in embedder.model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    hooks = [m for m in retriever.model.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert not hooks
 
 
-def test_equal_patches_merge_without_a_trace(embedder: Embedder, folder: Path) -> None:
+def test_equal_patches_merge_without_a_trace(retriever: Retriever, folder: Path) -> None:
     """Proportional attention and the pooled head see merged equals as the tokens behind them."""
     clip = load_video(folder / "videos" / "video7010.mp4", frames=2)
     grey = type(clip)(
         np.full_like(clip.frames, 90), clip.seconds, clip.fps, clip.duration, clip.indices, "grey"
     )
-    embeddings = embedder.tower.model.embeddings
+    embeddings = retriever.tower.model.embeddings
     with torch.no_grad():
         places = embeddings.position_embedding.weight
         kept = places.clone()
-        places[embedder.tower.special :] = places[-1]  # all patches alike
+        places[retriever.tower.special :] = places[-1]  # all patches alike
     try:
-        plain = embedder.embed_video(grey)
-        less = embedder.embed_video(grey, get("tome", keep=0.25))
+        plain = retriever.embed_video(grey)
+        less = retriever.embed_video(grey, get("tome", keep=0.25))
     finally:
         with torch.no_grad():
             places.copy_(kept)
@@ -210,32 +210,32 @@ def test_equal_patches_merge_without_a_trace(embedder: Embedder, folder: Path) -
     assert np.allclose(less.vector, plain.vector, atol=1e-5)
 
 
-def test_what_cannot_be_served_is_refused(embedder: Embedder, folder: Path) -> None:
+def test_what_cannot_be_served_is_refused(retriever: Retriever, folder: Path) -> None:
     clip = load_video(folder / "videos" / "video7010.mp4", frames=2)
     for spec in ("uniform", "tome,uniform", "tome:tower=false", "fastv"):
         with pytest.raises(InputError, match="behind the vision tower"):
-            embedder.embed_video(clip, build(spec, keep=0.5))
+            retriever.embed_video(clip, build(spec, keep=0.5))
     assert check_inside(None) == check_inside(get("none")) == (None, None)
     bert: Any = type("M", (), {"config": type("C", (), {"model_type": "bert"})})
     with pytest.raises(InputError, match="not a bert"):
-        Embedder(bert, None)
+        Retriever(bert, None)
 
 
-def test_pixels_are_the_librarys(embedder: Embedder) -> None:
+def test_pixels_are_the_librarys(retriever: Retriever) -> None:
     waves = np.sin(np.arange(48)[:, None, None] / 5 + np.arange(64)[:, None] / 7 + np.arange(3))
     frame = (127 + 100 * waves).astype(np.uint8)[None]
-    found = embedder._pixels(torch.from_numpy(frame))[0].permute(1, 2, 0).numpy()
+    found = retriever._pixels(torch.from_numpy(frame))[0].permute(1, 2, 0).numpy()
     picture = Image.fromarray(frame[0])
-    if embedder.kind == "clip":
+    if retriever.kind == "clip":
         picture = picture.crop((8, 0, 56, 48))
     expected = np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC)) / 255
     assert np.abs(found - expected).max() < 1.5 / 255
 
 
-def test_from_a_folder_to_scores(embedder: Embedder, folder: Path, tmp_path: Path) -> None:
-    embedder.model.save_pretrained(tmp_path)
-    embedder.tokenizer.save_pretrained(tmp_path)
-    loaded = Embedder.from_pretrained(str(tmp_path), device="cpu")
+def test_from_a_folder_to_scores(retriever: Retriever, folder: Path, tmp_path: Path) -> None:
+    retriever.model.save_pretrained(tmp_path)
+    retriever.tokenizer.save_pretrained(tmp_path)
+    loaded = Retriever.from_pretrained(str(tmp_path), device="cpu")
     settings = [Setting("none"), Setting("tome", 0.5, get("tome", keep=0.5))]
     asker = RetrievalAsker(loaded, settings, name="tiny")
     assert asker.about()["model"] == "tiny" and list(asker.settings()) == settings
@@ -255,6 +255,6 @@ def test_from_a_folder_to_scores(embedder: Embedder, folder: Path, tmp_path: Pat
         RetrievalAsker(loaded, [Setting("uniform", 0.5, get("uniform", keep=0.5))], name="x")
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     with pytest.raises(InputError, match="qwen2 model"):
-        Embedder.from_pretrained(str(tmp_path))
+        Retriever.from_pretrained(str(tmp_path))
     with pytest.raises(InputError, match="no model"):
-        Embedder.from_pretrained(str(tmp_path / "none"))
+        Retriever.from_pretrained(str(tmp_path / "none"))

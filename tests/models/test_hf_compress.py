@@ -25,8 +25,8 @@ from vidllm import InputError
 from vidllm.ask.compression import compress
 from vidllm.compressors import Chain, Compressor, build
 from vidllm.compressors.base import Scorer
-from vidllm.cost.memory import Allocated
 from vidllm.eval.bench.model_shapes import build_subject
+from vidllm.models.cost.memory import Allocated
 from vidllm.tokens import VideoTokens
 
 ONE = [[3, Video(4), 6]]

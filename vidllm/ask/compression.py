@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from vidllm.compressors import Chain, Compressor, build
-from vidllm.cost.flops import Decoder, kv_bytes_per_token
 from vidllm.errors import InputError
+from vidllm.models.cost.flops import Decoder, kv_bytes_per_token
 from vidllm.models.engine import compressed_once
 from vidllm.models.families.family import adapter_for
 from vidllm.models.hooks.layers import moved_cuts

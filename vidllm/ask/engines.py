@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from vidllm.compressors import Compressor
 from vidllm.models.engine import Engine
 from vidllm.models.families.engine import HubEngine
+from vidllm.models.heads.engine import HeadEngine
+from vidllm.models.heads.head_config import MODEL_TYPE as HEAD_TYPE
 from vidllm.models.loading import (
     choose_compressor,
     choose_device,
     choose_dtype,
-    has_temporal,
     model_kind,
 )
 from vidllm.models.native.config import NativeConfig
 from vidllm.models.native.engine import NativeEngine
-from vidllm.models.shipped import default_model, find_model
-
-from .recipes import get_recipe
+from vidllm.recipes import get_recipe
+from vidllm.recipes.models import check_carries, model_of
 
 
 def load_engine(
@@ -37,16 +36,17 @@ def load_engine(
 ) -> Engine:
     """Load a model; all as for `VideoLLM.from_pretrained`."""
     named = None if recipe is None else get_recipe(recipe)
-    folder = str(default_model()) if name is None else find_model(str(name))
+    folder = model_of(named, name)
     if named is not None and compressors is None:
-        if named.temporal:
-            named.check_model(str(name or Path(folder).name), has_temporal(folder))
+        check_carries(named, folder, name)
         compressors, keep = named.compressors, named.keep if keep is None else keep
     place = choose_device(device)
     kind = choose_dtype(dtype, place)
     if compressors is not None:  # what is wrong here must not wait for the weights
         choose_compressor(NativeConfig(), compressors, keep, tokens)
     options: dict[str, Any] = {"compressors": compressors, "keep": keep, "tokens": tokens}
-    native = model_kind(folder) == NativeConfig.model_type
-    load = NativeEngine.load if native else HubEngine.load
+    family = model_kind(folder)
+    if family == HEAD_TYPE:
+        return HeadEngine.load(folder, attn, place, kind, seed=seed, **options)
+    load = NativeEngine.load if family == NativeConfig.model_type else HubEngine.load
     return load(folder, attn, place, kind, seed=seed, **options)

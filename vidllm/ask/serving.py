@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from vidllm.compressors import Compressor, build, describe
 from vidllm.errors import InputError
+from vidllm.recipes import get_recipe, list_recipes
 
-from .recipes import get_recipe, list_recipes
 from .video_llm import VideoLLM
 
 #: Share at which the methods of the registry are tried.
@@ -58,8 +58,8 @@ def offers(llm: VideoLLM) -> list[Offer]:
                 name,
                 spec,
                 keep,
-                summary + _lacking(llm, kind, name),
-                refusal(llm, method),
+                summary,
+                _refused(llm, kind, name) or refusal(llm, method),
                 method.inside_decoder(),
                 method.query_aware,
             )
@@ -67,14 +67,11 @@ def offers(llm: VideoLLM) -> list[Offer]:
     return found
 
 
-def _lacking(llm: VideoLLM, kind: str, name: str) -> str:
-    """What a recipe is made of and the model lacks; "" for nothing.
-
-    Only its compressor is offered here, under its own name, so that nothing is hidden.
-    """
-    if kind == "recipe" and get_recipe(name).temporal and not getattr(llm.config, "temporal", None):
-        return " (this model has no temporal encoder: the pooling alone)"
-    return ""
+def _refused(llm: VideoLLM, kind: str, name: str) -> str:
+    """Which part of a recipe the model cannot carry; "" for none."""
+    if kind != "recipe":
+        return ""
+    return get_recipe(name).refusal("this model", llm.engine.parts)
 
 
 def refusal(llm: VideoLLM, method: Compressor) -> str:

@@ -12,14 +12,14 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from vidllm.compressors import Compressor
-from vidllm.cost.memory import tensor_peak
-from vidllm.cost.spending import Spending, weighed
 from vidllm.errors import InputError
 from vidllm.errors.bounds import check as check_number
 from vidllm.errors.bounds import memory_answered
 from vidllm.longvideo import index_video
 from vidllm.longvideo.index import VideoIndex
 from vidllm.models.answer import Answer
+from vidllm.models.cost.memory import tensor_peak
+from vidllm.models.cost.spending import Spending, weighed
 from vidllm.models.engine import Engine, check_early, longest_answer, one_at_a_time
 from vidllm.models.native.engine import NativeEngine
 from vidllm.models.native.footage import KnownFootage, UnknownFootage, warning
@@ -416,7 +416,8 @@ class VideoLLM:
         if frames is None and fps is None:
             frames, fps = self.frames, self.fps
         if frames is None and fps is None:
-            frames = self.usual_frames
+            fps = self.engine.usual_fps
+            frames = self.usual_frames if fps is None else None
         part: dict[str, Any] = {"start": start, "end": end, "reader": self.reader}
         if isinstance(frames, str):
             if frames != "auto":

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vidllm.compressors import Compressor
-    from vidllm.cost.papers import Paper
-    from vidllm.cost.prediction import Cost
-    from vidllm.cost.shapes import Shape
+    from vidllm.models.cost.papers import Paper
+    from vidllm.models.cost.prediction import Cost
+    from vidllm.models.cost.shapes import Shape
 
 app = typer.Typer(help="Predict FLOPs and KV cache, and how much faster a run can get at most.")
 
@@ -96,8 +96,8 @@ def cost(
             return
         measured = None if seconds is None else _seconds(seconds)
         shares: list[float | None] = [None] if keep is None else [*shares_of("--keep", keep)]
-        from vidllm.cost.prediction import cost_of, even_plan, limit, plan_of, timed
-        from vidllm.cost.shapes import shape_of
+        from vidllm.models.cost.prediction import cost_of, even_plan, limit, plan_of, timed
+        from vidllm.models.cost.shapes import shape_of
 
         shape = shape_of(model, size)
         count = shape.frames if frames is None else frames
@@ -160,7 +160,7 @@ def _seconds(text: str) -> dict[str, float]:
             raise InputError(
                 f"--seconds is a list such as vision=1,prefill=3, not {text!r}"
             ) from None
-    from vidllm.cost.prediction import timed
+    from vidllm.models.cost.prediction import timed
 
     timed(found, 1.0)  # refuses what makes no sense, before a model is looked at
     return found
@@ -169,14 +169,15 @@ def _seconds(text: str) -> dict[str, float]:
 def _method(
     shape: Shape, recipe: str | None, compressor: str | None, keep: float | None
 ) -> Compressor:
-    from vidllm.ask.recipes import get_recipe
     from vidllm.models.loading import choose_compressor
     from vidllm.models.native.config import NativeConfig
+    from vidllm.recipes import get_recipe
 
     if recipe is not None:
         named = get_recipe(recipe)
         if compressor is None:
-            named.check_model(shape.name, shape.temporal is not None)
+            mixing = () if shape.temporal is None else named.temporal_names
+            named.check_model(shape.name, named.parts(temporal=mixing))
             compressor, keep = named.compressors, named.keep if keep is None else keep
     own = NativeConfig(compressors=shape.own[0], keep=shape.own[1])
     return choose_compressor(own, compressor, keep)
@@ -245,7 +246,7 @@ def _table(shape: Shape, frames: int, full: Cost, rows: list[_Row]) -> Table:
 
 
 def _show_paper(name: str, json: bool) -> None:
-    from vidllm.cost.papers import PAPERS
+    from vidllm.models.cost.papers import PAPERS
 
     one_of("--paper", name, tuple(PAPERS))
     found: Paper = PAPERS[name]()

@@ -8,13 +8,13 @@ from fnmatch import fnmatch
 from importlib.metadata import entry_points
 from typing import Any
 
-from vidllm.ask.recipes import list_recipes
-from vidllm.cost.presets import PRESETS
 from vidllm.errors import InputError
 from vidllm.errors.registry import did_you_mean
+from vidllm.models.cost.presets import PRESETS
 from vidllm.models.families.served import EXAMPLES, FAMILIES
 from vidllm.models.folder import read_config
 from vidllm.models.shipped import shipped_models, weights_dir
+from vidllm.recipes import Recipe, list_recipes
 
 from .catalogue import compressor_summaries, encoder_summaries
 from .pages import encoder_entries
@@ -51,9 +51,13 @@ def table(found: list[dict[str, Any]]) -> str:
 def _line(entry: dict[str, Any]) -> str:
     tags = [str(entry[key]) for key in ("kind", "stage") if entry.get(key)]
     if entry.get("compressors"):
-        tags.append(f"{entry['compressors']}, keep {entry.get('keep'):g}")
+        share = "" if entry.get("keep") is None else f", keep {entry['keep']:g}"
+        tags.append(f"{entry['compressors']}{share}")
+    tags += [str(entry["training"])] if entry.get("training") else []
+    tags += [f"for {', '.join(entry['tasks'])}"] if entry.get("tasks") else []
     tags += ["reads the question"] if entry.get("query_aware") else []
-    tags += ["needs training, no weights shipped"] if entry.get("trained") else []
+    untrained = entry.get("trained") and not entry.get("training")
+    tags += ["needs training, no weights shipped"] if untrained else []
     paper = f" [{entry['paper']}]" if entry.get("paper") else ""
     same = f"; the same as {entry['same_as'].replace('`', '')}" if entry.get("same_as") else ""
     return f"{'(' + ', '.join(tags) + ') ' if tags else ''}{entry.get('summary', '')}{same}{paper}"
@@ -78,7 +82,20 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _recipes() -> list[dict[str, Any]]:
-    return [asdict(recipe) for recipe in list_recipes()]
+    from vidllm.recipes.models import ships
+
+    return [
+        {**asdict(recipe), "training": _training(recipe, ships(recipe)), "ships": ships(recipe)}
+        for recipe in list_recipes()
+    ]
+
+
+def _training(recipe: Recipe, shipped: bool) -> str:
+    """What of a recipe is trained, and whether the result ships."""
+    if recipe.course == "none":
+        return "nothing trained"
+    weights = f"weights: {recipe.weights}" if shipped else "no weights shipped"
+    return f"trains {' and '.join(recipe.trained)}, {weights}"
 
 
 def _tasks() -> list[dict[str, Any]]:

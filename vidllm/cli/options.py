@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_origin, get_type_hints
 
 import typer
@@ -193,11 +193,25 @@ class CommonOptions:
         """The folder or hub name of the model; None for the shipped default.
 
         Raises:
-            InputError: no such model.
+            InputError: no such model or recipe.
         """
-        from vidllm.models.shipped import find_model
+        from vidllm.recipes import get_recipe
+        from vidllm.recipes.models import model_of
 
-        return None if self.model is None else find_model(self.model)
+        if self.model is None and self.recipe is None:
+            return None
+        recipe = None if self.recipe is None else get_recipe(self.recipe)
+        return model_of(recipe, self.model)
+
+    def with_model(self) -> CommonOptions:
+        """These options with the weights of the recipe as the model, where none is named."""
+        from vidllm.recipes import get_recipe
+        from vidllm.recipes.models import ships
+
+        if self.model is not None or self.recipe is None:
+            return self
+        recipe = get_recipe(self.recipe)
+        return replace(self, model=recipe.weights) if ships(recipe) else self
 
     def limits(self) -> Limits:
         """The limits on reading, with those that were given. Raises ``InputError`` below 1."""
@@ -216,14 +230,15 @@ class CommonOptions:
         Without ``--frames`` and ``--fps`` it has the frames that the model was trained with.
         ``peek`` gives one frame, for ``--frames auto``, which takes the model.
         """
-        from vidllm.models.shipped import trained_frames
+        from vidllm.models.shipped import trained_fps, trained_frames
         from vidllm.video import load_video
 
-        frames = 1 if peek else self.frames
-        if frames is None and self.fps is None:
+        frames, fps = 1 if peek else self.frames, None if peek else self.fps
+        if frames is None and fps is None:
             with contextlib.suppress(WorkError):  # no model: said when it is to be loaded
-                frames = trained_frames(self.model_name())
-            if frames is None and self.model is not None:
+                fps = trained_fps(self.model_name())
+                frames = trained_frames(self.model_name()) if fps is None else None
+            if frames is None and fps is None and self.model is not None:
                 with imports_kept():
                     from vidllm.models.loading import usual_frames
 
@@ -233,7 +248,7 @@ class CommonOptions:
         return load_video(
             video,
             frames=frames,
-            fps=None if peek else self.fps,
+            fps=fps,
             start=self.start,
             end=self.end,
             reader=self.reader,
@@ -267,7 +282,7 @@ class CommonOptions:
             InputError: a name or an option of a compressor that is wrong.
         """
         if self.recipe is not None:
-            from vidllm.ask.recipes import get_recipe
+            from vidllm.recipes import get_recipe
 
             get_recipe(self.recipe)
         if self.compressor is not None:

@@ -141,7 +141,7 @@ def models_matrix() -> dict[str, Any]:
 
 
 def _models() -> list[str]:
-    from vidllm.cost.presets import PRESETS
+    from vidllm.models.cost.presets import PRESETS
     from vidllm.models.families.served import EXAMPLES, FAMILIES
 
     found = models_matrix()

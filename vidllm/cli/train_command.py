@@ -1,4 +1,4 @@
-"""`vidllm train stage`: train the project's own model from nothing."""
+"""`vidllm train`: the project's own model from nothing, or a recipe."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from vidllm.errors import InputError
 from vidllm.errors.paths import input_folder, output_file, output_folder
+from vidllm.errors.registry import did_you_mean
 
 from .options import AsJson, Debug, clean_output, emit, say
 
@@ -19,21 +20,30 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def train(
     ctx: typer.Context,
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="stage, or footage: see below.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="stage, footage, or a recipe: see below.")
+    ],
     out: Annotated[str, typer.Option("--out", help="Folder of the result.")],
     size: Annotated[
         str, typer.Option(help="small (as shipped) or tiny (for trying out).")
     ] = "small",
     vision: Annotated[
-        str, typer.Option(help="Vision tower: vit, or conv as in the first model.")
+        str,
+        typer.Option(help="Vision tower: vit, or conv as in the first model; for a recipe any."),
     ] = "vit",
-    temporal: Annotated[str, typer.Option(help="Temporal encoder: ssd or identity.")] = "ssd",
+    temporal: Annotated[
+        str,
+        typer.Option(help="Temporal encoder: ssd or identity; for a recipe any that is listed."),
+    ] = "ssd",
     reduction: Annotated[
         bool, typer.Option(help="Train under a mixture of token reductions.")
     ] = True,
     steps_see: Annotated[int, typer.Option(min=0, help="Steps of the vision tower.")] = 1500,
     steps_mix: Annotated[int, typer.Option(min=0, help="Steps of the temporal encoders.")] = 600,
     steps_answer: Annotated[int, typer.Option(min=0, help="Steps of the whole model.")] = 4080,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of a recipe; its own if absent.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Clips in a batch.")] = 8,
     clips: Annotated[
         int, typer.Option(min=1, help="Clips whose cells are kept on disk, 0.4 MB each.")
@@ -44,7 +54,31 @@ def train(
         float | None,
         typer.Option(min=0, max=1, help="Share of the steps with every other frame only."),
     ] = None,
-    init: Annotated[str, typer.Option(help="Folder of a model to start from.")] = "",
+    init: Annotated[
+        str, typer.Option(help="Model to start from; of a recipe the shipped one if absent.")
+    ] = "",
+    time_code: Annotated[
+        str | None, typer.Option(help="How a recipe tells time: relative, absolute or text.")
+    ] = None,
+    mixture: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC@WEIGHT;…", help="Reductions that a recipe meets in training."),
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help="Of a recipe: stage, or a folder of videos with annotations.")
+    ] = "stage",
+    task: Annotated[
+        str | None,
+        typer.Option(help="With --data DIR: the task whose format its files have."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="With --data DIR: which of its splits.")] = None,
+    lora: Annotated[
+        int | None, typer.Option(min=0, help="Rank of a recipe's adapters; 0 for none.")
+    ] = None,
+    own: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="NAME=VALUE", help="What one course alone takes."),
+    ] = None,
     cells: Annotated[str, typer.Option(help="File of cells to use or make.")] = "",
     minutes: Annotated[float, typer.Option(min=0, help="Stop and save after; 0 is never.")] = 0.0,
     save_every: Annotated[
@@ -65,18 +99,23 @@ def train(
 ) -> None:
     """Train a model from nothing, in stages; a stopped run goes on with --resume.
 
+    A recipe of `vidllm list recipes` is trained from the shipped model or from --init, as it says
+    (docs/recipes.md); options that are named change it.
+
     RECIPE footage measures for the model in --out what its world looks like, so that footage of
     other kinds is noticed (docs/footage.md).
     """
     if recipe == "footage":
         _footage(out, seed, layers, json)
         return
-    if recipe != "stage":
-        raise InputError(f"no training recipe '{recipe}': there are stage and footage")
     if layers:
         raise InputError("--layers is for the recipe footage")
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device must be auto, cpu or cuda, not '{device}'")
+    if recipe != "stage":
+        _recipe(recipe, ctx, own or [], json)
+        return
+    _refuse(ctx, RECIPE_ONLY, "is for recipes: vidllm list recipes")
     output_folder(out, "--out")
     if init:
         input_folder(init, "--init")
@@ -92,13 +131,65 @@ def train(
         names = {item.name for item in fields(TrainSettings)}
         given = {name: value for name, value in ctx.params.items() if name in names}
         folder = run(TrainSettings(**given, reduce=reduction, compressors=compressor))
-        step, steps = steps_of(folder)
-        if json:
-            emit({"out": str(folder), "step": step, "steps": steps})
-        if step < steps:
-            say(f"step {step} of {steps} saved in {folder}: go on with --resume")
-        else:
-            say(f"saved in {folder}")
+        _told(folder, *steps_of(folder), json)
+
+
+#: Options of the stage training alone, and of recipes alone.
+STAGE_ONLY = ("reduction", "steps_see", "steps_mix", "steps_answer", "half_clips")
+RECIPE_ONLY = ("steps", "time_code", "mixture", "data", "task", "split", "lora", "own")
+#: Options of which a recipe has its own value.
+OF_RECIPE = ("vision", "temporal", "frames", "compressor", "keep", "batch", "clips", "lr",
+             "save_every")  # fmt: skip
+
+
+def _recipe(name: str, ctx: typer.Context, own: list[str], json: bool) -> None:
+    """Train a recipe by its course."""
+    from vidllm.recipes import RECIPES
+    from vidllm.recipes.courses import CourseSettings, find_course
+
+    if name not in RECIPES:
+        hint = did_you_mean(name, ["stage", "footage", *RECIPES], n=3)
+        raise InputError(f"no training recipe '{name}': {hint}")
+    recipe, given = RECIPES[name], ctx.params
+    course = find_course(recipe)
+    _refuse(ctx, STAGE_ONLY, "is for the training of stage, not of a recipe")
+    output_folder(given["out"], "--out")
+    named = ("out", "size", "init", "time_code", "mixture", "data", "task", "lora", "steps",
+             "minutes", "resume", "seed", "workers", "threads", "device")  # fmt: skip
+    told = {key: given[key] for key in named}
+    told |= {key: given[key] for key in OF_RECIPE if _said(ctx, key)}
+    more = {key: given[key] for key in ("cells", "split") if given[key]}
+    for option in own:
+        key, equals, value = option.partition("=")
+        if not equals or not key or not value:
+            raise InputError(f"--option must be NAME=VALUE, not {option!r}")
+        more[key.strip()] = value.strip()
+    with clean_output(json):
+        from vidllm.stage.training.run_folder import steps_of
+
+        folder = course.train(recipe, CourseSettings(**told, more=more, quiet=json))
+        _told(folder, *steps_of(folder), json)
+
+
+def _said(ctx: typer.Context, key: str) -> bool:
+    """Whether a user gave this option."""
+    return str(getattr(ctx.get_parameter_source(key), "name", "")) == "COMMANDLINE"
+
+
+def _refuse(ctx: typer.Context, keys: tuple[str, ...], why: str) -> None:
+    for key in keys:
+        if _said(ctx, key):
+            shown = "option" if key == "own" else key.replace("_", "-")
+            raise InputError(f"--{shown} {why}")
+
+
+def _told(folder: Path, step: int, steps: int, json: bool) -> None:
+    if json:
+        emit({"out": str(folder), "step": step, "steps": steps})
+    if step < steps:
+        say(f"step {step} of {steps} saved in {folder}: go on with --resume")
+    else:
+        say(f"saved in {folder}")
 
 
 def _footage(out: str, seed: int, layers: str, json: bool) -> None:

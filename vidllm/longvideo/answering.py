@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vidllm.cost.flops import kv_bytes_per_token
 from vidllm.errors import InputError
 from vidllm.models.answer import Answer, Receipt
+from vidllm.models.cost.flops import kv_bytes_per_token
 from vidllm.models.engine import USUAL_ANSWER, one_at_a_time
 from vidllm.models.question import PROMPTS, prompt_ids, unknown_words
 from vidllm.progress import Stopwatch

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from vidllm.cost.flops import kv_bytes_per_token
+from vidllm.models.cost.flops import kv_bytes_per_token
 from vidllm.models.engine import USUAL_ANSWER, one_at_a_time
 from vidllm.models.question import prompt_ids
 from vidllm.timecode import Span

@@ -31,6 +31,7 @@ from vidllm.tokens import VideoTokens
 from vidllm.video import VideoClip
 
 from .native.footage import KnownFootage
+from .parts import ModelParts
 
 _LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
 _MAKING = threading.Lock()
@@ -265,8 +266,18 @@ class Engine(ABC):
 
     @property
     @abstractmethod
+    def parts(self) -> ModelParts:
+        """What the model is made of, as far as recipes ask."""
+
+    @property
+    @abstractmethod
     def usual_frames(self) -> int:
         """Frames of a clip if nobody says how many."""
+
+    @property
+    def usual_fps(self) -> float | None:
+        """Frames a second if nobody says anything; None where `usual_frames` counts."""
+        return None
 
     @property
     @abstractmethod

@@ -16,17 +16,21 @@ from transformers.utils.hub import cached_file
 from vidllm.compressors import Compressor, build
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.bounds import check, lacks_memory
-from vidllm.errors.paths import is_folder
+from vidllm.errors.paths import is_file, is_folder
 from vidllm.timecode import get_timecode
 
+from .deltas import base_of, whole_state
 from .families.own_processor import OwnProcessor
 from .families.pixel_files import pixel_options
 from .families.scripts import SCRIPTS
 from .families.served import FAMILIES, OWN_PIXELS, PARTS
 from .families.unserved import refusal
-from .folder import check_folder
+from .folder import check_folder, read_config, tensor_shapes
+from .heads.head_config import MODEL_TYPE as HEAD_TYPE
+from .heads.head_config import HeadConfig
 from .native.config import NativeConfig
 from .native.model import NativeVideoLLM
+from .parts import ModelParts, hub_parts, native_parts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -101,22 +105,24 @@ def model_kind(folder: str) -> str:
         ) from error
     kind = str(found.get("model_type") or "unnamed")
     _, kind = PARTS.get(kind, ("", kind))  # of such a model that part is loaded
-    if kind != NativeConfig.model_type and kind not in FAMILIES:
+    if kind not in (NativeConfig.model_type, HEAD_TYPE, *FAMILIES):
         raise InputError(f"'{folder}': {refusal(kind)}, or leave --model out for the shipped one")
     return kind
 
 
-def has_temporal(folder: str) -> bool:
-    """Whether a model of a folder or a name on the hub has a temporal encoder, by its config.
+def model_parts(folder: str) -> ModelParts:
+    """What a model of a folder or a name on the hub is made of, by its config and files.
 
     Raises:
         InputError: as `model_kind`.
     """
-    if model_kind(folder) != NativeConfig.model_type:
-        return False  # no family of the hub has one
+    kind = model_kind(folder)
+    if kind == HEAD_TYPE:
+        return ModelParts(recipe=HeadConfig.read(Path(folder)).recipe)
+    if kind != NativeConfig.model_type:
+        return hub_parts(kind)
     found, _ = PretrainedConfig.get_config_dict(folder)
-    encoders = found.get("temporal") or []
-    return any(spec.get("name") != "identity" for spec in encoders)  # that mixes nothing
+    return native_parts(found, Path(folder) if is_folder(folder) else None)
 
 
 def usual_frames(folder: str) -> int | None:
@@ -131,7 +137,7 @@ def load_native(folder: str, attn: str | None) -> tuple[NativeVideoLLM, PreTrain
     Raises:
         WorkError: weights or tokenizer that cannot be read.
     """
-    model = _weights(NativeVideoLLM, folder, attn, torch.float32)
+    model = _weights(NativeVideoLLM, folder, attn, torch.float32, **_on_base(folder))
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer("when?", add_special_tokens=False)  # fields that loading does not look at
@@ -199,11 +205,44 @@ def load_hub(
     return model, tokenizer, _chat_template(folder, tokenizer), pixels, processor
 
 
-def _weights(cls: Any, folder: str, attn: str | None, dtype: torch.dtype) -> Any:
-    options: dict[str, Any] = {} if attn is None else {"attn_implementation": attn}
+def _on_base(folder: str) -> dict[str, Any]:
+    """Where the weights are changes to a shipped model: all of them, and the config they are for.
+
+    Raises:
+        WorkError: that model is not there, or the changes cannot be read.
+    """
+    if not is_folder(folder) or (base := base_of(folder, read_config(folder))) is None:
+        return {}
+    config = NativeConfig.from_pretrained(folder)
+    try:
+        state = whole_state(Path(folder), base)
+    except Exception as error:  # whatever the files trip over
+        raise _unreadable(folder, error) from error
+    with torch.device("meta"):
+        names = NativeVideoLLM(config).state_dict().keys()
+    return {"config": config, "state_dict": {k: v for k, v in state.items() if k in names}}
+
+
+def footage_home(folder: str) -> str:
+    """Where it is said what footage a model knows: beside it, or beside what it changes.
+
+    A model whose tower is that of its base knows what the base knows.
+    """
+    if not is_folder(folder) or is_file(Path(folder) / "footage.json"):
+        return folder
+    base = base_of(folder, read_config(folder))
+    changed = () if base is None else tensor_shapes(Path(folder))
+    own = any(name.startswith("vision.") for name in changed)
+    return folder if base is None or own else str(base)
+
+
+def _weights(cls: Any, folder: str, attn: str | None, dtype: torch.dtype, **whole: Any) -> Any:
+    """Load weights; `whole` is what `_on_base` says."""
+    options: dict[str, Any] = {**whole, **({} if attn is None else {"attn_implementation": attn})}
     report: dict[str, Any]
     try:
-        loaded: Any = cls.from_pretrained(folder, output_loading_info=True, dtype=dtype, **options)
+        place = None if whole else folder
+        loaded: Any = cls.from_pretrained(place, output_loading_info=True, dtype=dtype, **options)
         model, report = loaded
     except Exception as error:  # whatever config and weights trip over together
         raise _unreadable(folder, error) from error

@@ -122,6 +122,17 @@ def trained_frames(name: str | None) -> int | None:
     return frames if isinstance(frames, int) else None
 
 
+def trained_fps(name: str | None) -> float | None:
+    """The rate at which a model reads its clips, from its config; None for a number of frames.
+
+    Args:
+        name: as for `trained_frames`.
+    """
+    file = (default_model() if name is None else Path(name)) / "config.json"
+    found = read_config(file.parent).get("fps") if is_file(file) else None
+    return float(found) if isinstance(found, (int, float)) and found > 0 else None
+
+
 def broken_files() -> list[str]:
     """What is wrong with the files of the manifest, one line each; empty when all are right."""
     problems = []

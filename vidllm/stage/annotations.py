@@ -25,8 +25,8 @@ CLIP_SECONDS = 2.0
 
 
 def video_id(scene: Scene) -> str:
-    """Name of a scene's video, "test_000300007"."""
-    return f"{scene.split}_{scene.seed:09d}"
+    """Name of a scene's video, "test_000300007", of a variant "test_000300007-colour"."""
+    return f"{scene.split}_{scene.seed:09d}" + (f"-{scene.variant}" if scene.variant else "")
 
 
 def questions_of(scene: Scene) -> list[Question]:
@@ -59,6 +59,11 @@ def write_annotations(folder: Path, split: str, scenes: Sequence[Scene]) -> None
 def questions_file(folder: Path, split: str) -> Path:
     """Where everything that is asked stands."""
     return folder / f"questions_{split}.jsonl"
+
+
+def captions_file(folder: Path, split: str) -> Path:
+    """Where the captions of a gallery stand (see `gallery`)."""
+    return folder / f"retrieval_{split}.csv"
 
 
 def read_questions(folder: Path, split: str) -> dict[str, tuple[float, tuple[Question, ...]]]:

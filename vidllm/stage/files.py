@@ -13,7 +13,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -113,28 +113,71 @@ def write_stage(
         InputError: wrong arguments, or a folder that holds something else or damaged files.
         WorkError: the files cannot be written.
     """
+    clip_scene(split, seed, max(limit, 1) - 1, version)
+    home = home_of(Path(folder).expanduser(), split, seed, version)
+    mine = stamp_of("vidllm-stage", split, seed, version)
+
+    def scenes(count: int) -> list[Scene]:
+        return [clip_scene(split, seed, i, version) for i in range(count)]
+
+    def annotate(some: list[Scene]) -> None:
+        write_annotations(home, split, some)
+
+    file = questions_file(home, split)
+    made = write_clips(home, mine, limit, scenes, annotate, file, jobs=jobs, progress=progress)
+    return _samples(home, split, made)
+
+
+def write_clips(
+    home: Path,
+    mine: Mapping[str, Any],
+    limit: int,
+    scenes: Callable[[int], list[Scene]],
+    annotate: Callable[[list[Scene]], None],
+    annotated: Path,
+    *,
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> list[Scene]:
+    """Make the first `limit` clips of a benchmark in its own folder, or take those that are there.
+
+    Args:
+        home: the folder. mine: its stamp (`stamp_of`). scenes: the first so many scenes.
+        annotate: writes the annotation files of so many scenes, `annotated` among them.
+        jobs, progress: see `write_stage`.
+
+    Returns:
+        The scenes of the clips, in order.
+
+    Raises:
+        InputError: wrong arguments, or a folder that holds something else or damaged files.
+        WorkError: the files cannot be written.
+    """
     if limit < 1 or jobs < 1:
         raise InputError(f"limit and jobs must be at least 1, not {limit} and {jobs}")
-    clip_scene(split, seed, limit - 1, version)
-    home = home_of(Path(folder).expanduser(), split, seed, version)
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"no folder can be made at {home}: {error.strerror}") from error
     try:
-        stamp = _opened(home, split, seed, version)
-        count = max(limit, stamp["clips"])
-        scenes = [clip_scene(split, seed, i, version) for i in range(count)]
-        missing = _missing(home, scenes[:limit], stamp["bytes"])
+        stamp = _opened(home, mine)
+        every = scenes(max(limit, stamp["clips"]))
+        missing = _missing(home, every[:limit], stamp["bytes"])
         _write_videos(home, missing, jobs, progress)
-        if stamp["clips"] < limit or missing or not questions_file(home, split).is_file():
-            write_annotations(home, split, scenes)
+        if stamp["clips"] < limit or missing or not annotated.is_file():
+            annotate(every)
             sizes = {p.stem: p.stat().st_size for p in sorted(home.glob("*.mp4"))}
-            stamp = {**stamp, "clips": len(scenes), "bytes": sizes}
+            stamp = {**stamp, "clips": len(every), "bytes": sizes}
             write_text(home / STAMP, json.dumps(stamp, indent=1) + "\n")
     except OSError as error:
         raise WorkError(f"the benchmark cannot be written to {home}: {error.strerror}") from error
-    return _samples(home, split, scenes[:limit])
+    return every[:limit]
+
+
+def stamp_of(kind: str, split: str, seed: int, version: int) -> dict[str, Any]:
+    """What tells the folder of a benchmark from all others."""
+    mark = world_mark(split, seed, version)
+    return {"format": kind, "version": version, "split": split, "seed": seed, "mark": mark}
 
 
 def write_video(path: Path, scene: Scene) -> None:
@@ -218,10 +261,8 @@ def world_mark(split: str, seed: int, version: int = USUAL) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _opened(home: Path, split: str, seed: int, version: int) -> dict[str, Any]:
+def _opened(home: Path, mine: Mapping[str, Any]) -> dict[str, Any]:
     """The stamp of the folder, a new one if it is empty."""
-    mine = {"format": "vidllm-stage", "version": version, "split": split, "seed": seed}
-    mine["mark"] = world_mark(split, seed, version)
     file = home / STAMP
     if not file.exists():
         others = [p.name for p in home.iterdir() if not p.name.startswith(".")]

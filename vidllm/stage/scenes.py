@@ -8,6 +8,7 @@ whether anything ever stands still is what the versions of the world differ in (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -87,7 +88,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Scene:
-    """A whole clip. `seed` and `split` are enough to make it again."""
+    """A whole clip. `seed` and `split` (and `variant`) are enough to make it again."""
 
     seed: int
     split: str
@@ -97,6 +98,7 @@ class Scene:
     events: tuple[Event, ...]
     version: int = USUAL
     stills: tuple[tuple[float, float], ...] = ()  # seconds in which nothing at all moves
+    variant: str = ""  # how it differs from the scene of its seed (see `variants`)
 
     def rng(self, stream: int) -> np.random.Generator:
         """The generator of one thing that is drawn from the scene (see `rng_for`)."""
@@ -332,7 +334,7 @@ def _fill_slots(
                 options.remove("leave")
             if not done[slot.actor] and not meets_later and rng.random() < 0.25:
                 options = ["appear"]  # its first action: it was off stage until now
-        options = [o for o in options if _allowed(actors, who, o, split)]
+        options = [o for o in options if allowed(actors, who, o, split)]
         if not options:
             continue
         action = _choose(rng, options, done[slot.actor], actors, who, split)
@@ -344,8 +346,8 @@ def _fill_slots(
         event = replace(
             event,
             target=_target(rng, action, place[slot.actor], others, actors[slot.actor].half),
-            colour=_other_colour(rng, actors, slot.actor) if action == "recolour" else -1,
-            rate=_rate(rng, action, span),
+            colour=other_colour(rng, actors, slot.actor) if action == "recolour" else -1,
+            rate=rate_of(rng, action, span),
             cause=new_index.get(slot.after, -1),
         )
         if action in ("appear", "leave"):
@@ -359,7 +361,8 @@ def _fill_slots(
     return actors, events
 
 
-def _allowed(actors: list[Actor], who: list[int], action: str, split: str) -> bool:
+def allowed(actors: Sequence[Actor], who: Sequence[int], action: str, split: str) -> bool:
+    """Whether a split may show these actors in an action (see `words.held_out`)."""
     if split == "test-unseen":
         return True
     return not any(held_out(actors[w].noun, actors[w].colour, action) for w in who)
@@ -385,7 +388,7 @@ def _choose(
     return str(rng.choice(options))
 
 
-def _other_colour(rng: np.random.Generator, actors: list[Actor], who: int) -> int:
+def other_colour(rng: np.random.Generator, actors: Sequence[Actor], who: int) -> int:
     """A colour that no other actor of the same noun has: it must not turn into its twin."""
     noun = actors[who].noun
     taken = {a.colour for a in actors if a.noun == noun}
@@ -407,7 +410,7 @@ def _target(
     return place
 
 
-def _rate(rng: np.random.Generator, action: str, span: float) -> float:
+def rate_of(rng: np.random.Generator, action: str, span: float) -> float:
     """Turns, hops or blinks a second: at least two in the span, and never a blur on video."""
     cycles = {"spin": (2.2, 0.3, 0.9), "jump": (2.0, 0.3, 0.8), "blink": (2.5, 0.4, 1.0)}
     if action not in cycles:

@@ -22,12 +22,15 @@ class TowerShape(NamedTuple):
         layers: encoder layers. special: tokens before the patches of a frame (CLS, registers).
         frames: frames of the clip. tokens: tokens of a frame; where a projector folds a square
             of cells into one token, the cells of a square are one token here as well.
+        clips: equally long clips that go through the tower together, as in training: `frames`
+            and every budget are then those of all, and frames of two clips never join.
     """
 
     layers: int
     special: int
     frames: int
     tokens: int
+    clips: int = 1
 
 
 @dataclass(frozen=True)

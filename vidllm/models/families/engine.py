@@ -43,6 +43,7 @@ from ..hooks.session import Session
 from ..hooks.state import Report
 from ..loading import choose_compressor, load_hub
 from ..native.config import NativeConfig
+from ..parts import ModelParts, hub_parts
 from ..question import check_room, check_text, positions_of
 from .clips import HubClip, HubClipMemory, wait
 from .family import adapter_for
@@ -118,6 +119,10 @@ class HubEngine(Engine):
         """The part of the model that `compress` works on."""
         core: nn.Module = self.adapter.core
         return core
+
+    @property
+    def parts(self) -> ModelParts:
+        return hub_parts(self.kind)
 
     @property
     def usual_frames(self) -> int:

@@ -22,6 +22,9 @@ class NativeConfig(PreTrainedConfig):
         stamps: write the time of every frame before its tokens.
         frames: frames sampled by default.
         compressors, keep: what the model was trained with; the default of `VideoLLM`.
+        recipe: the system that it was trained as, "" for none.
+        base, base_sha256: the shipped model that the weights beside this config are changes to,
+            and the hash of its file; "" for whole weights.
     """
 
     model_type = "vidllm-native"
@@ -40,6 +43,9 @@ class NativeConfig(PreTrainedConfig):
         frames: int = 64,
         compressors: str = "none",
         keep: float = 1.0,
+        recipe: str = "",
+        base: str = "",
+        base_sha256: str = "",
         **kwargs: Any,
     ) -> None:
         self.vision = vision or {"type": "conv"}
@@ -54,6 +60,8 @@ class NativeConfig(PreTrainedConfig):
         self.frames = frames
         self.compressors = compressors
         self.keep = keep
+        self.recipe = recipe
+        self.base, self.base_sha256 = base, base_sha256
         super().__init__(**kwargs)
 
 

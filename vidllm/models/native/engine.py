@@ -45,7 +45,14 @@ from ..engine import (
     uncounted,
     weights_state,
 )
-from ..loading import choose_compressor, choose_device, choose_dtype, load_native
+from ..loading import (
+    choose_compressor,
+    choose_device,
+    choose_dtype,
+    footage_home,
+    load_native,
+)
+from ..parts import ModelParts, native_parts
 from ..question import PROMPTS, check_room, longest, positions_of, prompt_ids, unknown_words, wrap
 from ..shipped import default_model
 from .config import NativeConfig
@@ -236,7 +243,7 @@ class NativeEngine(Engine):
         device = choose_device(None) if device is None else device
         dtype = choose_dtype(None, device) if dtype is None else dtype
         model, tokenizer = load_native(folder, attn)
-        footage = load_known(folder, model.vision)
+        footage = load_known(footage_home(folder), model.vision)
         nn.Module.to(model, device=device, dtype=dtype)
         torch.manual_seed(seed)
         home = Path(folder) if is_folder(folder) else None
@@ -249,6 +256,10 @@ class NativeEngine(Engine):
     @property
     def worked_on(self) -> nn.Module:
         return self.model
+
+    @property
+    def parts(self) -> ModelParts:
+        return native_parts(vars(self.config), self.folder)
 
     @property
     def usual_frames(self) -> int:

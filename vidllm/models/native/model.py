@@ -249,6 +249,17 @@ class NativeVideoLLM(PreTrainedModel):
         wants: Sequence[str] = (),
         inside: tuple[InTower, int | None] | None = None,
     ) -> VideoTokens:
+        """As `video_tokens`, for asking: nothing of it can be trained."""
+        return self.video_tokens(frames, seconds, duration, wants, inside)
+
+    def video_tokens(
+        self,
+        frames: Tensor,
+        seconds: np.ndarray,
+        duration: float,
+        wants: Sequence[str] = (),
+        inside: tuple[InTower, int | None] | None = None,
+    ) -> VideoTokens:
         """Frames (T, 3, S, S) in 0..1 of one clip → its T·N video tokens, before compression.
 
         The tower's signals come along when one of them is in `wants`. With `inside`, a method

@@ -39,6 +39,11 @@ class Average:
             if not live.requires_grad:
                 mine.copy_(live)
 
+    @torch.no_grad()
+    def hold_all(self, model: torch.nn.Module) -> None:
+        """Begin again with the live values of all parameters."""
+        torch._foreach_copy_(self.values, self._live(model))
+
     def state_dict(self) -> dict[str, Any]:
         return {"values": self.values}
 

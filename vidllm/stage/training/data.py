@@ -19,7 +19,7 @@ from vidllm.timecode import TimeCode
 
 from ..questions import Question, draw
 from ..scenes import USUAL, Scene, make_scene
-from ..tracks import MAX_ACTORS, tracks
+from ..tracks import MAX_ACTORS, Tracks, tracks
 from ..words import ACTION_INDEX, ACTIONS, COLOUR_NAMES, NOUN_NAMES
 from .tokenizer import ASSISTANT, END
 
@@ -68,6 +68,19 @@ def sample_seconds(scene: Scene, frames: int) -> np.ndarray:
     centres = (np.arange(frames) + 0.5) * scene.duration / frames
     shown = np.floor(centres * scene.fps + 1e-6)
     return np.minimum(shown, count - 1) / scene.fps
+
+
+def to_paint(shown: Tracks, seconds: np.ndarray) -> dict[str, np.ndarray]:
+    """The part of a row that `trainee.paint` renders: sprites at seconds (T,)."""
+    return {
+        "state": shown.state,
+        "glyph": shown.glyph,
+        "background": shown.background,
+        "noise": np.asarray(shown.noise, dtype=np.float32),
+        "clock": shown.clock,
+        "soft": np.asarray(shown.small),
+        "seconds": seconds.astype(np.float32),
+    }
 
 
 class StageBatches(Dataset[dict[str, Tensor]]):
@@ -144,13 +157,7 @@ class StageBatches(Dataset[dict[str, Tensor]]):
             look[a] = actor.noun, actor.colour
         return {
             "scene": np.asarray(scene.seed),
-            "state": shown.state,
-            "glyph": shown.glyph,
-            "background": shown.background,
-            "noise": np.asarray(shown.noise, dtype=np.float32),
-            "clock": shown.clock,
-            "soft": np.asarray(shown.small),
-            "seconds": seconds.astype(np.float32),
+            **to_paint(shown, seconds),
             "duration": np.asarray(scene.duration, dtype=np.float32),
             "action": shown.action,
             "look": look,

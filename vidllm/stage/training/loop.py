@@ -9,59 +9,30 @@ exponential moving average. Two CPU cores train the shipped model; a GPU does it
 
 from __future__ import annotations
 
-import json
-import signal
-import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vidllm.errors import InputError, WorkError
+from vidllm.errors import InputError
 from vidllm.errors.disk import unwritten
-from vidllm.progress import Stopped
-from vidllm.progress.interruption import Halt, Interrupted, leave_to_parent
+from vidllm.progress.interruption import leave_to_parent
 from vidllm.timecode import get_timecode
 
 from .average import Average
 from .cells import CellCache
-from .checkpoint import (
-    CHECKPOINT,
-    Checkpoint,
-    copy_into,
-    give_generators,
-    take_generators,
-    write_checkpoint,
-)
 from .data import DataSettings, StageBatches
-from .optimiser_moments import moments, restore_moments
+from .run import TrainingRun, decay_groups
 from .run_folder import TrainingFolder, course
 from .settings import PLANS, TrainSettings, build_model
 from .start import start_from, start_gate
 from .trainee import Trainee, attend_by_products, planned_method
-
-
-def _groups(module: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; norms, biases, embeddings and state-space rates do not."""
-    plain: list[torch.nn.Parameter] = []
-    decayed: list[torch.nn.Parameter] = []
-    for name, p in module.named_parameters():
-        free = p.dim() < 2 or getattr(p, "_no_weight_decay", False) or "embed" in name
-        (plain if free else decayed).append(p)
-    return [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
 
 
 def _rate(step: int, settings: TrainSettings) -> float:
@@ -106,19 +77,19 @@ def train(settings: TrainSettings, *, quiet: bool = False) -> Path:
             raise unwritten(error.filename or folder.path, error) from error
 
 
-class _Run:
-    """One call of `train`: what has to live from step to step."""
+class _Run(TrainingRun):
+    """One call of `train`."""
 
     def __init__(self, settings: TrainSettings, folder: TrainingFolder, quiet: bool) -> None:
         self.settings = settings
-        self.folder = folder
-        saved = folder.checkpoint(settings) if settings.resume else None
+        fixed = course(settings)
+        saved = folder.checkpoint(fixed, settings.total) if settings.resume else None
         if saved is None:
             folder.check_empty()
         if settings.threads:
             torch.set_num_threads(settings.threads)
         cuda = torch.cuda.is_available() and settings.device in ("auto", "cuda")
-        self.accelerator = Accelerator(mixed_precision="bf16", cpu=not cuda)
+        accelerator = Accelerator(mixed_precision="bf16", cpu=not cuda)
         set_seed(settings.seed)
         self.model, self.tokenizer = build_model(settings)
         self.plan = PLANS[settings.vision]
@@ -134,41 +105,22 @@ class _Run:
         if settings.init:
             start_gate(trainee.heads.gate, settings.init)
         optimizer = torch.optim.AdamW(
-            _groups(trainee, settings.weight_decay), lr=1.0, betas=(0.9, 0.98), fused=True
+            decay_groups(trainee, settings.weight_decay), lr=1.0, betas=(0.9, 0.98), fused=True
         )
-        self.plain = trainee
-        self.trainee, self.optimizer = self.accelerator.prepare(trainee, optimizer)
-        self.average = Average(self.model, settings.ema)
-        self.done = 0
-        self.sums: dict[str, list[Tensor]] = {}
-        self.halt = Halt()
-        self.quiet = quiet
-        self.began = time.monotonic()
+        self.trainee, optimizer = accelerator.prepare(trainee, optimizer)
+        super().__init__(
+            settings,
+            folder,
+            quiet,
+            total=settings.total,
+            fixed=fixed,
+            accelerator=accelerator,
+            plain=trainee,
+            optimizer=optimizer,
+            average=Average(self.model, settings.ema),
+        )
         if saved is not None:
             self.take_up(saved)
-
-    def take_up(self, saved: Checkpoint) -> None:
-        """Go on from a checkpoint."""
-        path = self.folder.path / CHECKPOINT
-        copy_into(self.plain.state_dict(), saved.part("trainee."), path, "weight")
-        average = {str(k): v for k, v in enumerate(self.average.values)}
-        copy_into(average, saved.part("average."), path, "average")
-        restore_moments(self.optimizer, saved.part("optimizer."), path)
-        self.sums = {k: list(v) for k, v in saved.part("sum.").items()}
-        self.done = saved.step
-        give_generators(saved, path)
-        self.folder.cut_log(saved.step)
-        self.write_model()  # it may be missing, or that of an older checkpoint
-
-    def checkpoint(self) -> Checkpoint:
-        """All that the next step depends on."""
-        tensors = {f"trainee.{k}": v.clone() for k, v in self.plain.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in enumerate(self.average.values)}
-        tensors |= {f"optimizer.{k}": v for k, v in moments(self.optimizer).items()}
-        tensors |= {f"sum.{k}": torch.stack(v) for k, v in self.sums.items()}
-        made = Checkpoint(self.done, course(self.settings), tensors)
-        take_generators(made)
-        return made
 
     def write_model(self) -> None:
         """The averaged weights in bfloat16 with tokenizer and settings, as a model folder."""
@@ -177,21 +129,14 @@ class _Run:
             k: v.detach().to("cpu", torch.bfloat16) for k, v in self.model.state_dict().items()
         }
         self.average.swap(self.model)
-        gate = self.plain.heads.gate.state_dict()
+        trainee = cast(Trainee, self.plain)
+        gate = trainee.heads.gate.state_dict()
         learned = {"mrt5": {k: v.detach().cpu().contiguous() for k, v in gate.items()}}
-        self.folder.write_model(
-            self.model, self.tokenizer, state, learned, self.settings, self.done
-        )
+        told = {**asdict(self.settings), "step": self.done}
+        self.folder.write_model(self.model, self.tokenizer, state, learned, told)
 
-    def save(self) -> None:
-        """The checkpoint first: the model can be made of it again."""
-        if not self.accelerator.is_main_process:
-            return
-        try:
-            write_checkpoint(self.folder.path, self.checkpoint())
-            self.write_model()
-        except WorkError as error:
-            raise WorkError(f"{error}; {self.folder.kept()}") from error
+    def ends_at(self) -> tuple[int, ...]:
+        return (self.settings.total, self.settings.steps_see)
 
     def loader(self, phase: str) -> DataLoader[dict[str, Tensor]]:
         """Batches of a phase, from where the run is."""
@@ -223,30 +168,9 @@ class _Run:
             generator=torch.Generator(),  # else a new loader would draw from the run's own
         )
 
-    def go(self) -> Path:
-        """All steps that are left."""
-        try:
-            with self.halt.heeded():
-                self.work()
-        except (Stopped, KeyboardInterrupt) as error:
-            number = self.halt.number or signal.SIGINT
-            raise Interrupted(f"stopped: {self.folder.kept()}", number) from error
-        except RuntimeError as error:
-            if not self.halt.wanted() or isinstance(error, WorkError):
-                raise
-            # The signal went to the workers too: the step in hand is lost, not the checkpoint.
-            raise Interrupted(f"stopped: {self.folder.kept()}", self.halt.number) from error
-        return self.folder.path
-
     def work(self) -> None:
         s = self.settings
-        bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            disable=self.quiet or not self.accelerator.is_main_process,
-        )
+        bar = self.progress()
         with bar, self.folder.log(new=not s.resume) as log:
             task = bar.add_task("train", total=s.total, completed=self.done)
             cache: CellCache | None = None
@@ -290,16 +214,9 @@ class _Run:
             few = max(1, round(self.plan.uncompressed * s.batch))
             batch = {k: v[:few] for k, v in batch.items()}
         result = self.trainee(batch, phase=s.phase(self.done), reduction=reduction)
-        self.accelerator.backward(result["total"])
-        self.accelerator.clip_grad_norm_(self.trainee.parameters(), s.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = _rate(self.done, s)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.done += 1
+        self.advance(result, _rate(self.done, s))
         self.average.update(self.model, self.done)
-        for key, value in result.items():
-            self.sums.setdefault(key, []).append(value.detach().float())
+        self.note(result)
 
     def short(self) -> float:
         """How often a step takes every other frame: always at first, later now and then."""
@@ -307,36 +224,6 @@ class _Run:
         along = (self.done - s.steps_see) / max(1, s.total - s.steps_see)
         first = self.plan.short if s.half_clips is None else s.half_clips
         return 1.0 if along < first else 0.15
-
-    def report(self, log: TextIO, bar: Progress, task: TaskID) -> None:
-        s = self.settings
-        if self.done % s.log_every and self.done != s.total:
-            return
-        means = {k: float(torch.stack(v).nanmean()) for k, v in sorted(self.sums.items())}
-        row = {k: round(v, 4) for k, v in means.items()}
-        row |= {"step": self.done, "seconds": round(time.monotonic() - self.began, 1)}
-        log.write(json.dumps(row) + "\n")
-        log.flush()
-        short = " ".join(f"{k} {row[k]:.3f}" for k in ("total", "iou", "qa") if k in row)
-        bar.update(task, description=f"train {short}")
-        if self.quiet:
-            print(json.dumps(row), flush=True)
-        self.sums = {}
-
-    def stop(self) -> bool:
-        """Save when it is time; True when the run must end.
-
-        Raises:
-            Stopped: from outside, once it is saved.
-        """
-        s = self.settings
-        over = bool(s.minutes) and time.monotonic() - self.began > 60 * s.minutes
-        halted, ends = self.halt.wanted(), self.done in (s.total, s.steps_see)
-        if over or halted or ends or self.done % s.save_every == 0:
-            self.save()
-        if halted and self.done < s.total:
-            raise Stopped
-        return over
 
 
 def _every_other(batch: dict[str, Tensor], first: int) -> dict[str, Tensor]:

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,12 +22,11 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vidllm.errors import InputError, VidllmError
 from vidllm.errors.disk import unwritten
 from vidllm.errors.writing import remove_parts, sync, whole_file
-from vidllm.models.native.model import NativeVideoLLM
 
 from .checkpoint import CHECKPOINT, OLD, Checkpoint, read_checkpoint
 from .settings import TrainSettings
@@ -91,22 +89,25 @@ class TrainingFolder:
                     f"{self.path} holds a trained model already ({name}): {go_on}give another --out"
                 )
 
-    def checkpoint(self, settings: TrainSettings) -> Checkpoint:
+    def checkpoint(self, fixed: Mapping[str, Any], total: int) -> Checkpoint:
         """The checkpoint to go on from.
+
+        Args:
+            fixed: settings that must be as they were. total: steps of the whole training.
 
         Raises:
             InputError: none, a damaged one, or one of other settings.
         """
         found = read_checkpoint(self.path)
-        for name, value in course(settings).items():
+        for name, value in fixed.items():
             if found.settings.get(name) != value:
                 raise InputError(
                     f"{self.path} is trained with {name.replace('_', '-')} "
                     f"{found.settings.get(name)}, not {value}: give the options of that training"
                 )
-        if found.step > settings.total:
+        if found.step > total:
             raise InputError(
-                f"{self.path} has made {found.step} steps already, more than the {settings.total} "
+                f"{self.path} has made {found.step} steps already, more than the {total} "
                 "asked for: give the options of that training"
             )
         return found
@@ -137,17 +138,21 @@ class TrainingFolder:
 
     def write_model(
         self,
-        model: NativeVideoLLM,
-        tokenizer: PreTrainedTokenizerFast,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         state: dict[str, Tensor],
         learned: dict[str, dict[str, Tensor]],
-        settings: TrainSettings,
-        step: int,
+        told: dict[str, Any],
+        texts: Mapping[str, str] | None = None,
     ) -> None:
         """Put a model in place of the one of before, file by file, weights and stamp last.
 
         All files but these and those of `learned` compressors, by name, are the same at every step
         of a training.
+
+        Args:
+            state: the weights. told: the stamp, "out" and "step" of the training among it.
+            texts: further files by name, such as the card.
 
         Raises:
             WorkError: it cannot be written; the model of before stays.
@@ -159,7 +164,9 @@ class TrainingFolder:
             tokenizer.save_pretrained(beside)
             for name, values in learned.items():
                 save_file(values, beside / f"{name}.safetensors")
-            told = {**asdict(settings), "out": self.path.name, "step": step}
+            for name, text in (texts or {}).items():
+                (beside / name).write_text(text, encoding="utf-8")
+            told = {**told, "out": self.path.name}
             (beside / STAMP).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
             late = {WEIGHTS: 1, STAMP: 2}
             files = sorted(beside.iterdir(), key=lambda file: (late.get(file.name, 0), file.name))
@@ -177,7 +184,8 @@ class TrainingFolder:
 def steps_of(folder: Path) -> tuple[int, int]:
     """The step of the model that a folder holds, and how many its training has."""
     told = json.loads((folder / STAMP).read_text(encoding="utf-8"))
-    return told["step"], told["steps_see"] + told["steps_mix"] + told["steps_answer"]
+    parts = ("steps", "steps_see", "steps_mix", "steps_answer")
+    return told["step"], sum(told.get(name) or 0 for name in parts)
 
 
 def _step_of(line: str) -> float:

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vidllm.compressors.mrt5 import DeleteGate
 from vidllm.errors import InputError
+from vidllm.models.loading import load_native
 from vidllm.models.native.model import NativeVideoLLM
 
 _LAYER = re.compile(r"(language_model\.model\.layers\.)(\d+)(\..*)")
@@ -35,7 +36,7 @@ def start_from(
     Raises:
         InputError: none has, or it is no model folder.
     """
-    trained = NativeVideoLLM.from_pretrained(folder)
+    trained, _ = load_native(str(folder), None)
     own = model.state_dict()
     named = _renamed(trained, model)
     fitting = {k: v for k, v in named.items() if k in own and own[k].shape == v.shape}
@@ -44,7 +45,7 @@ def start_from(
     words = AutoTokenizer.from_pretrained(folder).get_vocab()
     for name in _WORDS:
         if own[name].shape[1] == named[name].shape[1]:
-            fitting[name] = _by_spelling(own[name], named[name], words, tokenizer.get_vocab())
+            fitting[name] = words_by_spelling(own[name], named[name], words, tokenizer.get_vocab())
     layers = {m[2] for m in map(_LAYER.match, fitting) if m}
     for name in own:
         match = _LAYER.match(name)
@@ -83,10 +84,14 @@ def _renamed(trained: NativeVideoLLM, model: NativeVideoLLM) -> dict[str, Tensor
     return named
 
 
-def _by_spelling(
+def words_by_spelling(
     fresh: Tensor, trained: Tensor, words: dict[str, int], own: dict[str, int]
 ) -> Tensor:
-    """Rows of words that both models know from `trained`, the others from `fresh`."""
+    """Rows of words that both models know from `trained`, the others from `fresh`.
+
+    Args:
+        fresh, trained: (V, D) tables. words: the row of every word in `trained`; own: in `fresh`.
+    """
     both = [(own[word], row) for word, row in words.items() if word in own]
     to, taken = (torch.tensor(rows) for rows in zip(*both, strict=True))
     return fresh.clone().index_copy_(0, to, trained[taken].to(fresh.dtype))

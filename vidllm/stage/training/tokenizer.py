@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import re
 
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+)
 from transformers import PreTrainedTokenizerFast
 
 from vidllm.timecode import TimeCode
@@ -57,17 +65,27 @@ def vocabulary() -> list[str]:
 def build_tokenizer(code: TimeCode) -> PreTrainedTokenizerFast:
     """A word tokenizer with the time tokens of `code` as its last ids.
 
-    Upper case, American spelling and missing blanks before punctuation do not matter.
+    Upper case, American spelling and missing blanks before punctuation do not matter. For times
+    as text a number is its first digit and then pieces, "12.3" being 1 ##2 ##. ##3, so that it is
+    written without blanks.
     """
     special = [PAD, UNKNOWN, VIDEO, USER, ASSISTANT, END]
     entries = [*special, *vocabulary()]
-    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(entries)}, unk_token=UNKNOWN))
+    numbers = code.name == "text"
+    if numbers:
+        entries += [f"##{sign}" for sign in "0123456789."]
+    table = {w: i for i, w in enumerate(entries)}
+    if numbers:
+        core = Tokenizer(models.WordPiece(table, unk_token=UNKNOWN))
+        core.decoder = decoders.WordPiece(cleanup=False)
+        apart = pre_tokenizers.Split(Regex(r"\d+(\.\d+)?|\p{P}"), "isolated")
+    else:
+        core = Tokenizer(models.WordLevel(table, unk_token=UNKNOWN))
+        apart = pre_tokenizers.Punctuation()
     core.normalizer = normalizers.Sequence(
         [normalizers.Lowercase(), normalizers.Replace(Regex(r"\bcolor"), "colour")]
     )
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
-    )
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), apart])
     core.add_special_tokens([AddedToken(t, normalized=False) for t in special])
     core.add_tokens([AddedToken(t, normalized=False) for t in code.special_tokens])
     return PreTrainedTokenizerFast(

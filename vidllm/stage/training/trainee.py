@@ -14,6 +14,7 @@ from vidllm.compressors import Compressor, build
 from vidllm.compressors.mrt5 import Mrt5
 from vidllm.encoders.vision import HubTower, to_pixels
 from vidllm.errors import InputError
+from vidllm.models.native.config import NativeConfig
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.tokens import Selection, VideoTokens, apply_all
 
@@ -86,13 +87,15 @@ def planned_method(spec: str) -> Compressor:
 class Reduced:
     """What a method leaves of a batch: features (B, K, D), spans (B, K, 2), positions (B, K).
 
-    `slot` (B, S) is where every original token went, -1 where it was dropped.
+    `slot` (B, S) is where every original token went, -1 where it was dropped. `bias` (B, K) is
+    added to the logits of whoever attends to a token: -inf where a clip has fewer; None for zeros.
     """
 
     features: Tensor
     span: Tensor
     position: Tensor
     slot: Tensor
+    bias: Tensor | None = None
 
     def flags(self, target: Tensor) -> Tensor:
         """Flags (N, B, P, S) of original tokens → (N, B, P, K): what one of its sources has."""
@@ -157,6 +160,60 @@ def attend_by_products(model: NativeVideoLLM) -> None:
     model.language_model.set_attn_implementation("eager")
     if isinstance(model.vision, HubTower):
         cast(Any, model.vision.model).set_attn_implementation("eager")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a decoder made of a batch: `prefix` video and head tokens, then the packed text.
+
+    `states` are those of all layers (B, L, D) at `places` (B, L). `rows` (B, text) are where an
+    answer is due, `logits` (R, V) and `labels` (R,) of these, `weights` (R,) how much each counts.
+    """
+
+    states: tuple[Tensor, ...]
+    places: Tensor
+    prefix: int
+    rows: Tensor
+    logits: Tensor
+    labels: Tensor
+    weights: Tensor
+
+
+def read_out(
+    model: NativeVideoLLM, head: Tensor, batch: dict[str, Tensor], left: Reduced
+) -> Reading:
+    """Let the decoder read the head, the video tokens and the packed questions.
+
+    Args:
+        head: (H,) ids before the video. batch: its `ids`, `labels`, `slot`, `offset`, `duration`.
+        left: of the video; its `slot` counts the tokens that there were.
+    """
+    count, total = left.slot.shape
+    video = model.video_embeds(left.features, left.span, batch["duration"])
+    first = head.expand(count, -1)
+    text = model.embed_tokens(batch["ids"])
+    embeds = torch.cat([model.embed_tokens(first), video.to(text.dtype), text], dim=1)
+    ahead = len(head)
+    prefix, full = ahead + left.position.shape[1], ahead + total
+    start = torch.arange(ahead, device=first.device).expand(count, -1)
+    places = torch.cat([start, ahead + left.position, full + batch["offset"]], dim=1)
+    mask = block_mask(batch["slot"], prefix, embeds.dtype)
+    if left.bias is not None:
+        least = torch.finfo(mask.dtype).min
+        keys = F.pad(left.bias, (ahead, mask.shape[-1] - prefix)).to(mask.dtype)
+        mask = (mask + keys[:, None, None]).clamp(min=least)
+    result = model.language_model.model(
+        inputs_embeds=embeds,
+        attention_mask=mask,
+        position_ids=places,
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    labels = batch["labels"]
+    rows = labels != IGNORE
+    weights = losses.answer_weights(labels, batch["slot"], IGNORE)[rows]
+    logits = model.language_model.lm_head(result.last_hidden_state[:, prefix:][rows])
+    return Reading(result.hidden_states, places, prefix, rows, logits, labels[rows], weights)
 
 
 class Trainee(nn.Module):
@@ -225,85 +282,83 @@ class Trainee(nn.Module):
         self, batch: dict[str, Tensor], mixed: Tensor, reduction: str, gate: Tensor
     ) -> dict[str, Tensor]:
         model, config = self.model, self.model.config
-        count, frames, cells = mixed.shape[:3]
         edges = frame_edges(batch["seconds"], batch["duration"])
-        spans = edges.repeat_interleave(cells, dim=1)
+        spans = edges.repeat_interleave(mixed.shape[2], dim=1)
         target = losses.pointing_targets(batch, model.grid_side, edges)
         left = self.reducer(reduction, mixed, spans, gate)
         target = left.flags(target)
-        video = model.video_embeds(left.features, left.span, batch["duration"])
-        head = torch.full((count, 1), self.head_id, device=video.device)
-        text = model.embed_tokens(batch["ids"])
-        embeds = torch.cat([model.embed_tokens(head), video.to(text.dtype), text], dim=1)
-        prefix, full = 1 + left.position.shape[1], 1 + frames * cells
-        start = left.position.new_zeros(count, 1)
-        places = torch.cat([start, 1 + left.position, full + batch["offset"]], dim=1)
-        result = model.language_model.model(
-            inputs_embeds=embeds,
-            attention_mask=block_mask(batch["slot"], prefix, embeds.dtype),
-            position_ids=places,
-            use_cache=False,
-            output_hidden_states=True,
-        )
-        labels = batch["labels"]
-        rows = labels != IGNORE
-        counts = losses.answer_weights(labels, batch["slot"], IGNORE)[rows]
-        logits = model.language_model.lm_head(result.last_hidden_state[:, prefix:][rows])
+        read = read_out(model, torch.tensor([self.head_id], device=spans.device), batch, left)
         first, number = config.time_token_start, config.time_tokens
-        layer = model.language_model.config.num_hidden_layers // 2
-        points = batch["points"]
-        asked = (points >= 0) & (labels.gather(1, points.clamp(min=0)) == IGNORE)  # nouns
-        told, named = points.masked_fill(asked, -1), points.masked_fill(~asked, -1)
-        states, early, video_at = result.hidden_states, max(0, layer - 1), slice(1, prefix)
-        nouns = (points.clamp(min=0) + prefix)[..., None].expand(-1, -1, embeds.shape[-1])
-        verbs = cast(Tensor, self.heads.word_ids)[losses.LOOKS :]
-        state = model.language_model.model.norm(states[early + 1].gather(1, nouns))
-        said = state @ model.embed_tokens(verbs).T
-        out = {
-            "words": losses.word_loss(
-                logits, labels[rows], counts, first, number, self.weights.sigma
-            ),
-            "pointing": losses.pointing_loss(
-                model, states[layer], layer, places, video_at, told, target
-            ),
-            "naming": losses.pointing_loss(
-                model, states[early], early, places, video_at, named, target[:1]
-            ),
-            "telling": losses.telling_loss(said, batch["point_acts"]),
-        }
+        words = losses.word_loss(
+            read.logits, read.labels, read.weights, first, number, self.weights.sigma
+        )
+        looks = looking_losses(self.heads, model, batch, read, target)
         with torch.no_grad():
-            out |= self._scores(batch, logits, rows)
-        return out
+            return {"words": words, **looks, **spoken_scores(config, batch, read)}
 
-    def _scores(self, batch: dict[str, Tensor], logits: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        """Teacher-forced mIoU and R1@0.5 of all spans, and the accuracy of answers without one."""
-        labels, slot, points = batch["labels"], batch["slot"], batch["fields"]
-        first, number = self.model.config.time_token_start, self.model.config.time_tokens
-        guess = torch.full_like(labels, IGNORE)
-        guess[rows] = logits.argmax(-1)
-        said = guess.gather(1, points.clamp(min=0)) - first
-        seconds = said.clamp(0, number - 1) / (number - 1) * batch["duration"][:, None]
-        start, end = seconds[:, 0::2], seconds[:, 1::2]
-        truth = batch["field_spans"][:, 0::2]
-        used = points[:, 0::2] >= 0
-        meet = (torch.minimum(end, truth[..., 1]) - torch.maximum(start, truth[..., 0])).clamp(
-            min=0
+
+def looking_losses(
+    heads: losses.Heads,
+    model: NativeVideoLLM,
+    batch: dict[str, Tensor],
+    read: Reading,
+    target: Tensor,
+) -> dict[str, Tensor]:
+    """Losses "pointing", "naming" and "telling": where words look, and what nouns tell.
+
+    Args:
+        target: of `losses.pointing_targets`, reduced as the tokens are.
+    """
+    layer = model.language_model.config.num_hidden_layers // 2
+    points = batch["points"]
+    asked = (points >= 0) & (batch["labels"].gather(1, points.clamp(min=0)) == IGNORE)  # nouns
+    told, named = points.masked_fill(asked, -1), points.masked_fill(~asked, -1)
+    states, early, video_at = read.states, max(0, layer - 1), slice(1, read.prefix)
+    width = states[0].shape[-1]
+    nouns = (points.clamp(min=0) + read.prefix)[..., None].expand(-1, -1, width)
+    verbs = cast(Tensor, heads.word_ids)[losses.LOOKS :]
+    state = model.language_model.model.norm(states[early + 1].gather(1, nouns))
+    said = state @ model.embed_tokens(verbs).T
+    return {
+        "pointing": losses.pointing_loss(
+            model, states[layer], layer, read.places, video_at, told, target
+        ),
+        "naming": losses.pointing_loss(
+            model, states[early], early, read.places, video_at, named, target[:1]
+        ),
+        "telling": losses.telling_loss(said, batch["point_acts"]),
+    }
+
+
+def spoken_scores(
+    config: NativeConfig, batch: dict[str, Tensor], read: Reading
+) -> dict[str, Tensor]:
+    """Teacher-forced mIoU and R1@0.5 of all spans, and the accuracy of answers without one."""
+    labels, slot, points = batch["labels"], batch["slot"], batch["fields"]
+    first, number = config.time_token_start, config.time_tokens
+    guess = torch.full_like(labels, IGNORE)
+    guess[read.rows] = read.logits.argmax(-1)
+    said = guess.gather(1, points.clamp(min=0)) - first
+    seconds = said.clamp(0, number - 1) / (number - 1) * batch["duration"][:, None]
+    start, end = seconds[:, 0::2], seconds[:, 1::2]
+    truth = batch["field_spans"][:, 0::2]
+    used = points[:, 0::2] >= 0
+    meet = (torch.minimum(end, truth[..., 1]) - torch.maximum(start, truth[..., 0])).clamp(min=0)
+    union = torch.maximum(end, truth[..., 1]) - torch.minimum(start, truth[..., 0])
+    iou = (meet / union.clamp(min=1e-6))[used]
+    wrong, timed, asked = (
+        torch.zeros_like(labels[:, : int(slot.max()) + 1]).scatter_add_(
+            1, slot.clamp(min=0), (flag & (slot >= 0)).long()
         )
-        union = torch.maximum(end, truth[..., 1]) - torch.minimum(start, truth[..., 0])
-        iou = (meet / union.clamp(min=1e-6))[used]
-        wrong, timed, asked = (
-            torch.zeros_like(labels[:, : int(slot.max()) + 1]).scatter_add_(
-                1, slot.clamp(min=0), (flag & (slot >= 0)).long()
-            )
-            for flag in (
-                rows & (guess != labels),
-                (labels >= first) & (labels < first + number),
-                rows,
-            )
+        for flag in (
+            read.rows & (guess != labels),
+            (labels >= first) & (labels < first + number),
+            read.rows,
         )
-        short = (timed == 0) & (asked > 0)
-        return {
-            "iou": iou.mean(),
-            "r50": (iou >= 0.5).float().mean(),
-            "qa": (wrong[short] == 0).float().mean(),
-        }
+    )
+    short = (timed == 0) & (asked > 0)
+    return {
+        "iou": iou.mean(),
+        "r50": (iou >= 0.5).float().mean(),
+        "qa": (wrong[short] == 0).float().mean(),
+    }

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from vidllm.errors import InputError
-from vidllm.stage.render import render_tracks
-from vidllm.stage.scenes import make_scene, rng_for
-from vidllm.stage.tracks import MAX_DISTRACTORS, RGB, tracks
+
+from .render import render_tracks
+from .scenes import make_scene, rng_for
+from .tracks import MAX_DISTRACTORS, RGB, tracks
 
 #: Pairs of classes: what changes, and its two orders.
 PAIRS: dict[str, tuple[str, str]] = {
@@ -62,6 +63,11 @@ class StagePairs:
     def labels(self) -> tuple[str, ...]:
         """The classes: "move right", "move left", …"""
         return tuple(f"{what} {way}" for what, ways in PAIRS.items() for way in ways)
+
+    def label(self, index: int) -> int:
+        """The label of a clip, which is not drawn for it."""
+        seed, way = divmod(self.first + index, 2)
+        return 2 * (seed % len(PAIRS)) + way
 
     def clip(self, index: int) -> tuple[Tensor, Tensor, int]:
         """Frames (T, 3, size, size) in 0..1, their seconds (T,) and the label."""

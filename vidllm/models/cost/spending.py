@@ -140,7 +140,7 @@ def weighed(*modules: nn.Module) -> Iterator[Weight]:
     """Add up what vision transformers of transformers do, by the shapes that their layers meet.
 
     For towers whose tokens merge on the way, where no formula knows the lengths. Linear layers,
-    convolutions of patches, and attention of all to all, as `vidllm.cost.flops` counts.
+    convolutions of patches, and attention of all to all, as `vidllm.models.cost.flops` counts.
     """
     weight = Weight()
 

@@ -9,9 +9,10 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from vidllm.encoders.vision.base import VisionEncoder, get_vision
-from vidllm.encoders.vision.heads import build_head
 from vidllm.errors import InputError
+
+from .base import VisionEncoder, get_vision
+from .heads import build_head
 
 _CONFIG, _WEIGHTS = "recogniser.json", "model.safetensors"
 

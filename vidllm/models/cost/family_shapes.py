@@ -1,7 +1,7 @@
 """What the parts of the six hub families cost, from their transformers configs.
 
 Each family gives its tower, the grid of its tokens, and the products of its projector, as fields of
-`vidllm.cost.shapes.Shape`.
+`vidllm.models.cost.shapes.Shape`.
 """
 
 from __future__ import annotations

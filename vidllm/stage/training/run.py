@@ -1,0 +1,243 @@
+"""One training from its first step to its last: log, saves, going on, and ending when asked to.
+
+What is learnt is left to a subclass: `work` makes the steps, `write_model` writes what came of it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import torch
+from accelerate import Accelerator
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor
+
+from vidllm.errors import WorkError
+from vidllm.progress import Stopped
+from vidllm.progress.interruption import Halt, Interrupted
+
+from .average import Average
+from .checkpoint import (
+    CHECKPOINT,
+    Checkpoint,
+    copy_into,
+    give_generators,
+    take_generators,
+    write_checkpoint,
+)
+from .optimiser_moments import moments, restore_moments
+from .run_folder import TrainingFolder
+
+
+class RunSettings(Protocol):
+    """What every training is told."""
+
+    @property
+    def minutes(self) -> float: ...
+    @property
+    def resume(self) -> bool: ...
+    @property
+    def save_every(self) -> int: ...
+    @property
+    def log_every(self) -> int: ...
+    @property
+    def clip(self) -> float: ...
+
+
+def decay_groups(module: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; norms, biases, embeddings and state-space rates do not."""
+    plain: list[torch.nn.Parameter] = []
+    decayed: list[torch.nn.Parameter] = []
+    for name, p in module.named_parameters():
+        free = p.dim() < 2 or getattr(p, "_no_weight_decay", False) or "embed" in name
+        (plain if free else decayed).append(p)
+    return [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+class TrainingRun(ABC):
+    """What lives from step to step.
+
+    Args:
+        settings: of the run. total: steps of the whole training. fixed: settings that `--resume`
+            must not change.
+        plain: what is trained, whose state makes a checkpoint. averaged: has the parameters whose
+            average is saved. optimizer: over `plain`.
+    """
+
+    #: Of the log, told beside the progress bar.
+    headline: tuple[str, ...] = ("total", "iou", "qa")
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        folder: TrainingFolder,
+        quiet: bool,
+        *,
+        total: int,
+        fixed: Mapping[str, Any],
+        accelerator: Accelerator,
+        plain: torch.nn.Module,
+        optimizer: Any,
+        average: Average,
+    ) -> None:
+        self.run_settings, self.folder, self.quiet = settings, folder, quiet
+        self.total, self.fixed = total, fixed
+        self.accelerator, self.plain = accelerator, plain
+        self.optimizer, self.average = optimizer, average
+        self.done = 0
+        self.sums: dict[str, list[Tensor]] = {}
+        self.halt = Halt()
+        self.began = time.monotonic()
+
+    @abstractmethod
+    def work(self) -> None:
+        """Make all steps that are left: `step`, `report` and `stop` for each."""
+
+    @abstractmethod
+    def write_model(self) -> None:
+        """Write the averaged weights with all that makes them a model folder."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What of `plain` makes a checkpoint."""
+        return self.plain.state_dict()
+
+    def ends_at(self) -> tuple[int, ...]:
+        """Steps behind which a save is due."""
+        return (self.total,)
+
+    def take_up(self, saved: Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        path = self.folder.path / CHECKPOINT
+        copy_into(self.state(), saved.part("trainee."), path, "weight")
+        average = {str(k): v for k, v in enumerate(self.average.values)}
+        copy_into(average, saved.part("average."), path, "average")
+        restore_moments(self.optimizer, saved.part("optimizer."), path)
+        self.sums = {k: list(v) for k, v in saved.part("sum.").items()}
+        self.done = saved.step
+        give_generators(saved, path)
+        if not self.accelerator.is_main_process:
+            return
+        self.folder.cut_log(saved.step)
+        self.write_model()  # it may be missing, or that of an older checkpoint
+
+    def checkpoint(self) -> Checkpoint:
+        """All that the next step depends on."""
+        tensors = {f"trainee.{k}": v.clone() for k, v in self.state().items()}
+        tensors |= {f"average.{k}": v for k, v in enumerate(self.average.values)}
+        tensors |= {f"optimizer.{k}": v for k, v in moments(self.optimizer).items()}
+        tensors |= {f"sum.{k}": torch.stack(v) for k, v in self.sums.items()}
+        made = Checkpoint(self.done, dict(self.fixed), tensors)
+        take_generators(made)
+        return made
+
+    def save(self) -> None:
+        """The checkpoint first: the model can be made of it again."""
+        if not self.accelerator.is_main_process:
+            return
+        try:
+            write_checkpoint(self.folder.path, self.checkpoint())
+            self.write_model()
+        except WorkError as error:
+            raise WorkError(f"{error}; {self.folder.kept()}") from error
+
+    def go(self) -> Path:
+        """All steps that are left.
+
+        Raises:
+            Interrupted: it was stopped from outside, between two steps.
+        """
+        try:
+            with self.halt.heeded():
+                self.work()
+        except (Stopped, KeyboardInterrupt) as error:
+            number = self.halt.number or signal.SIGINT
+            raise Interrupted(f"stopped: {self.folder.kept()}", number) from error
+        except RuntimeError as error:
+            if not self.halt.wanted() or isinstance(error, WorkError):
+                raise
+            # The signal went to the workers too: the step in hand is lost, not the checkpoint.
+            raise Interrupted(f"stopped: {self.folder.kept()}", self.halt.number) from error
+        return self.folder.path
+
+    def progress(self) -> Progress:
+        """The bar."""
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            disable=self.quiet or not self.accelerator.is_main_process,
+        )
+
+    def advance(self, losses: Mapping[str, Tensor], rate: float) -> None:
+        """One optimiser step down `losses["total"]`, whose graph is still there."""
+        self.accelerator.backward(losses["total"])
+        self.accelerator.clip_grad_norm_(self.plain.parameters(), self.run_settings.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done += 1
+
+    def note(self, losses: Mapping[str, Tensor]) -> None:
+        """Count the losses of a step into the next row of the log."""
+        for key, value in losses.items():
+            self.sums.setdefault(key, []).append(value.detach().float())
+
+    def report(self, log: TextIO, bar: Progress, task: TaskID) -> None:
+        """Write a row of the log where one is due."""
+        if self.done % self.run_settings.log_every and self.done != self.total:
+            return
+        means = {k: float(torch.stack(v).nanmean()) for k, v in sorted(self.sums.items())}
+        row = {k: round(v, 4) for k, v in means.items()}
+        row |= {"step": self.done, "seconds": round(time.monotonic() - self.began, 1)}
+        log.write(json.dumps(row) + "\n")
+        log.flush()
+        short = " ".join(f"{k} {row[k]:.3f}" for k in self.headline if k in row)
+        bar.update(task, description=f"train {short}")
+        if self.quiet and self.accelerator.is_main_process:
+            print(json.dumps(row), flush=True)
+        self.sums = {}
+
+    def open_log(self) -> TextIO:
+        """The log; of several processes one writes it."""
+        if not self.accelerator.is_main_process:
+            return io.StringIO()
+        return self.folder.log(new=not self.run_settings.resume)
+
+    def _anywhere(self, flag: bool) -> bool:
+        """Whether a flag is set in one of the processes, so that all end at the same step."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        told = torch.tensor(float(flag), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(told, "sum") > 0)
+
+    def stop(self) -> bool:
+        """Save when it is time; True when the run must end.
+
+        Raises:
+            Stopped: from outside, once it is saved.
+        """
+        s = self.run_settings
+        late = bool(s.minutes) and time.monotonic() - self.began > 60 * s.minutes
+        over, halted = self._anywhere(late), self._anywhere(self.halt.wanted())
+        ends = self.done in self.ends_at()
+        if over or halted or ends or self.done % s.save_every == 0:
+            self.save()
+        if halted and self.done < self.total:
+            raise Stopped
+        return over
