@@ -24,6 +24,7 @@ from vidllm.models.heads.systems import load_system
 from vidllm.models.shipped import sample_videos
 from vidllm.recipes import get_recipe
 from vidllm.recipes.courses import CourseSettings, find_course
+from vidllm.recipes.courses.video_llm import BATCH, CLIPS
 
 NAMES = ("nasva", "tem-adapter", "dist", "squeezetime")
 #: What each answers, and what none of the others is asked.
@@ -74,7 +75,7 @@ def test_a_course_leaves_a_model_its_log_and_a_card(folders: dict[str, Path]) ->
 def test_what_is_given_counts_where_other_courses_have_it_anyway(
     tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
-    usual = CourseSettings("").batch  # of courses with an LLM
+    usual = BATCH  # of courses with an LLM
     given = ("--size", "tiny", "--steps", 1, "--batch", usual, "--lr", 0.002, "--json")
     ran = cli("train", "squeezetime", "--out", tmp_path / "run", *given)
     assert ran.returncode == 0, ran.stderr
@@ -91,7 +92,7 @@ def test_what_is_given_counts_where_other_courses_have_it_anyway(
 def test_a_stopped_training_goes_on_as_if_it_had_not_been(
     name: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    more = {} if name == "tem-adapter" else {"clips": CourseSettings("").clips}
+    more = {} if name == "tem-adapter" else {"clips": CLIPS}
     whole = trained(name, tmp_path / "whole", **more)
     parts = tmp_path / "parts"
     trained(name, parts, minutes=1e-9, **more)

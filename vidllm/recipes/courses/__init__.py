@@ -61,9 +61,9 @@ class CourseSettings:
     task: str | None = None
     lora: int | None = None
     steps: int | None = None
-    batch: int = 8
+    batch: int | None = None
     frames: int | None = None
-    clips: int = 4000
+    clips: int | None = None
     lr: float | None = None
     minutes: float = 0.0
     save_every: int = 100

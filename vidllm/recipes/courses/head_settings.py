@@ -72,8 +72,7 @@ class HeadSettings:
     def of(cls, settings: CourseSettings) -> HeadSettings:
         """From the settings of any course.
 
-        What stands there as it is when nobody gives it is left to the course: a clip of a narrated
-        video costs other than one of a video LLM's training.
+        What nobody gives is left to the course.
 
         Raises:
             InputError: something that these courses do not take.
@@ -84,19 +83,28 @@ class HeadSettings:
                 raise InputError(
                     f"--{name.replace('_', '-')} is for recipes with an LLM: leave it out here"
                 )
-        counts = {
-            name: 0 if getattr(settings, name) in (None, usual[name]) else getattr(settings, name)
-            for name in ("steps", "batch", "clips", "lr")
-        }
+        counts = {n: getattr(settings, n) or 0 for n in ("steps", "batch", "clips", "lr")}
         same = ("out", "size", "init", "minutes", "resume", "seed", "threads", "device")
         given = {name: getattr(settings, name) for name in same}
         given |= {"save_every": settings.save_every, "log_every": settings.log_every}
         more = dict(settings.more)
         known = [item.name for item in fields(cls)]
-        for name in more:
+        for name, value in more.items():
             if name not in known:
                 raise InputError(f"no setting {name!r} here: {did_you_mean(name, known)}")
+            if isinstance(value, str):
+                more[name] = _read(name, value, type(getattr(cls, name, "")))
         return cls(**{**given, **counts, **more})
+
+
+def _read(name: str, text: str, kind: type) -> Any:
+    """A setting as the command line gives it."""
+    if kind not in (int, float, str):
+        raise InputError(f"setting {name!r} has no form on the command line: leave it out")
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise InputError(f"setting {name!r} must be a number, not {text!r}") from error
 
 
 def filled(settings: HeadSettings, recipe: Recipe, size: Mapping[str, Any]) -> HeadSettings:

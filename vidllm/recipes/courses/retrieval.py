@@ -45,6 +45,8 @@ from .retrieval_model import (
 
 #: Steps of the first phase for one of the second, where nobody says.
 _START_STEPS = 2
+#: Scenes of a batch, where nobody says.
+_BATCH = 8
 #: Frames near a moment, and how many times as many scenes a batch then has.
 _MOMENT, _MORE = 2, 4
 _START_LR, _DECAY, _ADAPTER_DECAY = 1e-3, 0.05, 0.2
@@ -134,7 +136,7 @@ def plan_of(recipe: Recipe, settings: CourseSettings) -> Plan:
         size=settings.size,
         start_steps=0 if settings.init else start,
         steps=steps,
-        batch=settings.batch,
+        batch=_BATCH if settings.batch is None else settings.batch,
         frames=settings.frames or recipe.frames or 12,
         compressors=spec,
         keep=1.0 if spec == "none" or keep is None else keep,

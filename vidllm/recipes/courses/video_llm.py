@@ -13,7 +13,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +29,7 @@ from vidllm.encoders.vision import VisionEncoder
 from vidllm.errors import InputError
 from vidllm.errors.disk import unwritten
 from vidllm.errors.paths import input_folder
+from vidllm.errors.registry import did_you_mean
 from vidllm.models.deltas import delta_of
 from vidllm.models.shipped import weights_dir
 from vidllm.progress.interruption import leave_to_parent
@@ -58,6 +59,10 @@ WARMUP, DECAY, EMA, CLIP = 50, 0.05, 0.995, 1.0
 SOFT = 0.6
 #: Scenes of a tiny training, and steps where nobody says.
 TINY_CLIPS, TINY_STEPS, STEPS = 16, 20, 1500
+#: Clips of a batch, and scenes that are gone round in, where nobody says.
+BATCH, CLIPS = 8, 4000
+#: Options of this course alone, see `CourseSettings.more`.
+OWN = ("cells", "split")
 #: Settings of a training that do not make another one of it.
 _FREE = ("out", "minutes", "save_every", "log_every", "resume", "workers", "threads", "device",
          "quiet", "more")  # fmt: skip
@@ -72,7 +77,11 @@ def train(recipe: Recipe, settings: CourseSettings) -> Path:
         WorkError: files that cannot be written; the last whole checkpoint is kept.
         Interrupted: it was stopped from outside, between two steps.
     """
+    odd = sorted(set(settings.more) - set(OWN))
+    if odd:
+        raise InputError(f"no option {odd[0]!r} here: {did_you_mean(odd[0], OWN)}")
     made = as_trained(recipe, settings)
+    settings = replace(settings, batch=settings.batch or BATCH, clips=settings.clips or CLIPS)
     if settings.data != "stage":
         input_folder(settings.data, "--data")
         if settings.task is None:
@@ -417,7 +426,7 @@ def _fixed(settings: CourseSettings, recipe: Recipe, steps: int) -> dict[str, An
 def command(recipe: Recipe, settings: CourseSettings) -> str:
     """The command line that makes this training again."""
     words = ["vidllm", "train", recipe.name, "--out", Path(settings.out).name]
-    plain = asdict(CourseSettings(out=""))
+    plain = asdict(CourseSettings(out="", batch=BATCH, clips=CLIPS))
     for name, value in asdict(settings).items():
         if name in ("out", "resume", "quiet", "more", "minutes") or value == plain[name]:
             continue
