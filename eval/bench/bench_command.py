@@ -489,12 +489,7 @@ def _alike(rows: Rows) -> Rows:
     return [row | {n: float(row[n]) for n in mixed if row.get(n) is not None} for row in rows]
 
 
-def _show(
-    rows: Rows,
-    table: Callable[[Rows], Table],
-    out: Path,
-    json: bool,
-) -> None:
+def _show(rows: Rows, table: Callable[[Rows], Table], out: Path, json: bool) -> None:
     if json:
         emit({"rows": rows, "csv": str(out)})
         return

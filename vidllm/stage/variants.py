@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def _is_steady(scene: Scene, event: Event) -> bool:
     return event.action in REPEATABLE and long
 
 
-def _recast(scene: Scene, who: int, **look: int) -> Scene:
+def _recast(scene: Scene, who: int, **look: Any) -> Scene:
     actors = list(scene.actors)
     actors[who] = replace(actors[who], **look)
     return replace(scene, actors=tuple(actors))

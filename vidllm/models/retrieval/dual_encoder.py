@@ -70,7 +70,7 @@ class DualEncoder(CLIPModel):
 
     def __init__(self, config: DualConfig) -> None:
         super().__init__(config)
-        vision = config.vision_config
+        vision: Any = config.vision_config
         if config.stem is not None:
             stem = ConvStem(int(vision.patch_size), int(vision.hidden_size), **config.stem)
             self.vision_model.embeddings.patch_embedding = stem

@@ -96,4 +96,4 @@ def find_course(recipe: Recipe) -> TrainingCourse:
             f"(vidllm ask VIDEO QUESTION --recipe {recipe.name})"
         )
     found: Any = import_module(f"{__name__}.{FILES[recipe.course]}")
-    return found  # type: ignore[no-any-return]
+    return found

@@ -63,7 +63,7 @@ class OwnVideos(Dataset[dict[str, Tensor]]):
         ]
         self.tokenizer, self.code, self.config = tokenizer, code, config
         self.size, self.batch, self.length, self.seed = size, batch, length, seed
-        self.end_id = int(tokenizer.eos_token_id)  # type: ignore[arg-type]
+        self.end_id = int(tokenizer.eos_token_id)
         self.pad = self.end_id if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
     def __len__(self) -> int:

@@ -122,7 +122,7 @@ def joined_rows(config: DualConfig, method: Compressor, frames: int) -> list[int
         raise InputError(
             f"{method.name} does not merge inside a vision tower: use tempme, tome or none"
         )
-    vision = config.vision_config
+    vision: Any = config.vision_config
     cells = (int(vision.image_size) // int(vision.patch_size)) ** 2
     shape = TowerShape(int(vision.num_hidden_layers), 1, frames, cells)
     rows, found = frames, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,8 @@ class Tuner(nn.Module):
         else:
             left = self._reduced(batch, clips, method)
         config, w = self.model.config, self.weights
-        read = read_out(self.model, self.head.to(left.slot.device), batch, left)  # type: ignore[operator]
+        head = cast(Tensor, self.head).to(left.slot.device)
+        read = read_out(self.model, head, batch, left)
         single = config.time_code == "relative"
         first, number = (config.time_token_start, config.time_tokens) if single else (0, 0)
         out["words"] = losses.word_loss(

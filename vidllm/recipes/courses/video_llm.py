@@ -258,7 +258,7 @@ class Tuning(TrainingRun):
             self.start.code,
             self.model.config,
             size=self.model.vision.image_size,
-            batch=s.batch,
+            batch=s.batch or BATCH,
             length=self.steps,
             seed=s.seed,
         )
@@ -267,11 +267,14 @@ class Tuning(TrainingRun):
     def clips(self) -> int:
         """Scenes that are gone round in."""
         tiny = self.settings.size == "tiny" and not self.settings.init
-        return min(self.settings.clips, TINY_CLIPS) if tiny else self.settings.clips
+        clips = self.settings.clips or CLIPS
+        return min(clips, TINY_CLIPS) if tiny else clips
 
     def state(self) -> dict[str, Tensor]:
         """Of the trainee what is trained, and what counts along."""
-        kept = {k: v for k, v in self.plain.named_parameters() if v.requires_grad}
+        kept: dict[str, Tensor] = {
+            k: v for k, v in self.plain.named_parameters() if v.requires_grad
+        }
         kept |= {k: v for k, v in self.plain.named_buffers() if k.startswith("control.")}
         if "tower" in self.parts:
             kept |= {k: v for k, v in self.plain.named_buffers() if k.startswith("model.vision.")}
@@ -340,7 +343,7 @@ class Tuning(TrainingRun):
         s, tokenizer = self.settings, cast(Any, self.start.tokenizer)
         data = DataSettings(
             "train",
-            batch or s.batch,
+            batch or s.batch or BATCH,
             self.model.config.frames,
             clips=clips,
             seed=s.seed,

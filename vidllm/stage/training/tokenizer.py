@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from tokenizers import (
     AddedToken,
@@ -78,7 +79,7 @@ def build_tokenizer(code: TimeCode) -> PreTrainedTokenizerFast:
     if numbers:
         core = Tokenizer(models.WordPiece(table, unk_token=UNKNOWN))
         core.decoder = decoders.WordPiece(cleanup=False)
-        apart = pre_tokenizers.Split(Regex(r"\d+(\.\d+)?|\p{P}"), "isolated")
+        apart: Any = pre_tokenizers.Split(Regex(r"\d+(\.\d+)?|\p{P}"), "isolated")
     else:
         core = Tokenizer(models.WordLevel(table, unk_token=UNKNOWN))
         apart = pre_tokenizers.Punctuation()
