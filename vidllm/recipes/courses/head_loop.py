@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from vidllm.models.heads.system import HeadSystem
 from vidllm.models.heads.systems import WEIGHTS
 from vidllm.progress.interruption import Halt
 from vidllm.stage.training.average import Average
-from vidllm.stage.training.run import TrainingRun, decay_groups
+from vidllm.stage.training.run import TrainingRun, decay_groups, new_accelerator
 from vidllm.stage.training.run_folder import STAMP, TrainingFolder
 
 from .head_settings import HeadSettings
@@ -101,7 +100,7 @@ class HeadRun(TrainingRun):
         saved = folder.checkpoint(lesson.same, s.steps) if s.resume else None
         cuda = torch.cuda.is_available() and s.device in ("auto", "cuda")
         # bfloat16 on a CPU gains nothing at these sizes.
-        accelerator = Accelerator(mixed_precision="bf16" if cuda else "no", cpu=not cuda)
+        accelerator = new_accelerator("bf16" if cuda else "no", cuda)
         learner = _Learner(lesson.system).train()
         groups = decay_groups(learner, s.weight_decay)
         for group in groups:  # what is frozen has no moments

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -26,7 +25,7 @@ from vidllm.errors import InputError
 from vidllm.errors.disk import unwritten
 from vidllm.progress.interruption import leave_to_parent
 from vidllm.stage.training.average import Average
-from vidllm.stage.training.run import TrainingRun, decay_groups
+from vidllm.stage.training.run import TrainingRun, decay_groups, new_accelerator
 from vidllm.stage.training.run_folder import TrainingFolder
 
 from ..recipe import Lora, Recipe
@@ -182,7 +181,7 @@ class _Run(TrainingRun):
         if settings.threads:
             torch.set_num_threads(settings.threads)
         cuda = torch.cuda.is_available() and settings.device in ("auto", "cuda")
-        accelerator = Accelerator(mixed_precision="bf16", cpu=not cuda)
+        accelerator = new_accelerator("bf16", cuda)
         set_seed(settings.seed)
         method = (
             build(plan.compressors) if plan.keep == 1 else build(plan.compressors, keep=plan.keep)

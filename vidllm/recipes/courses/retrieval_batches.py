@@ -8,6 +8,7 @@ same whatever the number of workers, so that a resumed run sees what it would ha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,7 +123,7 @@ def moment_caption(scene: Scene, seconds: np.ndarray, rng: np.random.Generator) 
     told = sentences_of(scene)
     busy = {w for k in at for w in (scene.events[order[k]].actor, scene.events[order[k]].other)}
     first = shown.state.shape[1] - shown.action.shape[1]  # actors stand behind the distractors
-    there = np.asarray(shown.state[:, first:, 4] > 0.5).any(axis=0).tolist()
+    there: Any = (shown.state[:, first:, 4] > 0.5).any(0)
     idle = [
         noun_phrase(actor.noun, actor.colour)
         for k, actor in enumerate(scene.actors)

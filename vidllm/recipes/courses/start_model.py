@@ -101,11 +101,10 @@ def _loaded(settings: CourseSettings) -> Start:
             "make one of pretrained parts (NativeVideoLLM.from_parts), or tune it with its own "
             "library and ask it with --compressor"
         )
-    model, words = load_native(folder, None)
-    tokenizer: Any = words
+    model, loaded = load_native(folder, None)
     options = {"n": model.config.time_tokens} if model.config.time_code == "relative" else {}
     code = get_timecode(model.config.time_code, **options)
-    return Start(model, tokenizer, code, Path(folder).name, Path(folder), set())
+    return Start(model, loaded, code, Path(folder).name, Path(folder), set())
 
 
 def _width(model: NativeVideoLLM) -> int:

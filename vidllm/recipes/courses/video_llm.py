@@ -19,7 +19,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -37,7 +36,7 @@ from vidllm.stage.training import losses
 from vidllm.stage.training.average import Average
 from vidllm.stage.training.cells import CellCache
 from vidllm.stage.training.data import DataSettings, StageBatches
-from vidllm.stage.training.run import TrainingRun, decay_groups
+from vidllm.stage.training.run import TrainingRun, decay_groups, new_accelerator
 from vidllm.stage.training.run_folder import LOG, TrainingFolder
 from vidllm.stage.training.settings import TrainSettings, plan_of
 from vidllm.stage.training.tokenizer import USER
@@ -130,7 +129,7 @@ class Tuning(TrainingRun):
             torch.set_num_threads(settings.threads)
         cuda = torch.cuda.is_available() and settings.device in ("auto", "cuda")
         several = DistributedDataParallelKwargs(find_unused_parameters=True)
-        accelerator = Accelerator(mixed_precision="bf16", cpu=not cuda, kwargs_handlers=[several])
+        accelerator = new_accelerator("bf16", cuda, kwargs_handlers=[several])
         set_seed(settings.seed)
         self.start = start = load_start(recipe, settings)
         self.model = start.model

@@ -15,7 +15,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -28,7 +27,7 @@ from vidllm.timecode import get_timecode
 from .average import Average
 from .cells import CellCache
 from .data import DataSettings, StageBatches
-from .run import TrainingRun, decay_groups
+from .run import TrainingRun, decay_groups, new_accelerator
 from .run_folder import TrainingFolder, course
 from .settings import PLANS, TrainSettings, build_model
 from .start import start_from, start_gate
@@ -89,7 +88,7 @@ class _Run(TrainingRun):
         if settings.threads:
             torch.set_num_threads(settings.threads)
         cuda = torch.cuda.is_available() and settings.device in ("auto", "cuda")
-        accelerator = Accelerator(mixed_precision="bf16", cpu=not cuda)
+        accelerator = new_accelerator("bf16", cuda)
         set_seed(settings.seed)
         self.model, self.tokenizer = build_model(settings)
         self.plan = PLANS[settings.vision]

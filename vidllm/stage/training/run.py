@@ -16,6 +16,7 @@ from typing import Any, Protocol, TextIO
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -66,6 +67,15 @@ def decay_groups(module: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
         free = p.dim() < 2 or getattr(p, "_no_weight_decay", False) or "embed" in name
         (plain if free else decayed).append(p)
     return [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def new_accelerator(mixed_precision: str, cuda: bool, **options: Any) -> Accelerator:
+    """An accelerator of its own precision, whatever was trained in this process before.
+
+    The library keeps one precision a process and refuses another.
+    """
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=mixed_precision, cpu=not cuda, **options)
 
 
 class TrainingRun(ABC):
