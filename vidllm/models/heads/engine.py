@@ -65,6 +65,7 @@ class SeenClip:
 class _NoDecoder:
     """As a decoder's config: no layers, so no KV cache."""
 
+    model_type: ClassVar[str] = "none"
     num_hidden_layers: ClassVar[int] = 0
     num_key_value_heads: ClassVar[int] = 1
     num_attention_heads: ClassVar[int] = 1
