@@ -12,6 +12,7 @@ import pytest
 import torch
 from run_tiny import done, order, tiny_options
 from safetensors.torch import load_file
+from tiny import save_tiny
 
 from vidllm import InputError, VideoLLM
 from vidllm.eval.bench.claims.alignment_claim import measure_alignment
@@ -165,8 +166,9 @@ def test_a_head_is_refused_without_the_model_it_stands_on(
         (home / "config.json").write_text(json.dumps(told))
         with pytest.raises(InputError, match=words):
             load_system(home)
+    save_tiny(tmp_path / "start", vision="conv")
     with pytest.raises(InputError, match="image transformer"):
-        trained("dist", tmp_path / "conv", init="vidllm-stage", size="small")
+        trained("dist", tmp_path / "conv", init=str(tmp_path / "start"), size="small")
 
 
 @pytest.mark.parametrize("name", TASKS)
