@@ -75,7 +75,7 @@ class Compression:
     @property
     def temporal(self) -> TemporalAdapter | None:
         """The temporal encoder before them."""
-        return self._learned.temporal
+        return self._learned.encoder
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What is trained beside the model: of the temporal encoder and of learned methods.

@@ -41,10 +41,12 @@ from ..hooks.layers import moved_cuts
 from ..hooks.pruning import bare
 from ..hooks.session import Session
 from ..hooks.state import Report
+from ..hooks.temporal import TemporalAdapter
 from ..loading import choose_compressor, load_hub
 from ..native.config import NativeConfig
 from ..parts import ModelParts, hub_parts
 from ..question import check_room, check_text, positions_of
+from ..tuned import Tuned
 from .clips import HubClip, HubClipMemory, wait
 from .family import adapter_for
 from .own_processor import OwnProcessor
@@ -92,6 +94,8 @@ class HubEngine(Engine):
         self.script: Script = SCRIPTS[self.kind]
         self.compressor = choose_compressor(NativeConfig(), compressors, keep, tokens)
         self.check_serves(self.compressor)
+        self.temporal: TemporalAdapter | None = None
+        self.tuned: Tuned | None = None
         self.marks = marks_of(self.script, self.adapter.config, tokenizer)
         self.memory = HubClipMemory(model, self.adapter, self.marks, pixels, processor)
         self.chat = chat(self.script, tokenizer, template, self.marks)
@@ -114,6 +118,13 @@ class HubEngine(Engine):
         options |= {"template": template, "pixels": pixels, "processor": processor}
         return cls(model.to(device), tokenizer, **options)
 
+    def put_temporal(self, temporal: TemporalAdapter) -> None:
+        """Let every video pass a temporal encoder between projector and decoder."""
+        self.temporal = temporal.to(self.model.device).eval()
+
+    def with_trained(self, method: Compressor) -> Compressor:
+        return method if self.tuned is None else method.trained_in(self.tuned.folder)
+
     @property
     def worked_on(self) -> nn.Module:
         """The part of the model that `compress` works on."""
@@ -122,12 +133,12 @@ class HubEngine(Engine):
 
     @property
     def parts(self) -> ModelParts:
-        return hub_parts(self.kind)
+        return hub_parts(self.kind, () if self.temporal is None else self.temporal.names)
 
     @property
     def usual_frames(self) -> int:
         """The family's usual number."""
-        return self.script.frames
+        return self.script.frames if self.tuned is None else self.tuned.frames
 
     @property
     def decoder_config(self) -> Any:
@@ -182,7 +193,7 @@ class HubEngine(Engine):
     @contextmanager
     def at_work(self, method: Compressor, listener: Listener | None = None) -> Iterator[Session]:
         adapter = adapter_for(self.model, self.tokenizer)
-        session = Session(adapter, method)
+        session = Session(adapter, method, self.temporal)
         with (
             torch.inference_mode(),
             compressed_once(adapter.core),

@@ -17,6 +17,7 @@ from vidllm.compressors import Compressor
 from vidllm.compressors.shared.learned import Learned
 from vidllm.encoders.temporal import temporal_names
 from vidllm.errors import InputError
+from vidllm.errors.bounds import short
 from vidllm.errors.disk import unwritten
 from vidllm.errors.paths import is_file, is_folder
 from vidllm.errors.registry import did_you_mean
@@ -45,18 +46,18 @@ class LearnedParts(nn.ModuleDict):
         self, adapter: Adapter, method: Compressor, temporal: TemporalAdapter | None = None
     ) -> None:
         super().__init__()
-        table = cast(Any, adapter.decoder).get_input_embeddings().weight
+        place = cast(Any, adapter.decoder).get_input_embeddings().weight.device
+        place = torch.device("cpu") if place.type == "meta" else place  # offloaded
         width, kind = width_of(adapter)
         if temporal is not None:
             temporal.check_model(width, kind)
-            self["temporal"] = temporal.to(table.device)
-        place = torch.device("cpu") if table.device.type == "meta" else table.device
+            self["temporal"] = temporal.to(place)
         blank = VideoTokens.from_grid(torch.zeros(1, 1, 1, width, device=place), [0.0], 1.0)
         for item in learned_in(method):
             self[item.name] = item.ready(blank)
 
     @property
-    def temporal(self) -> TemporalAdapter | None:
+    def encoder(self) -> TemporalAdapter | None:
         """The temporal encoder."""
         return cast(TemporalAdapter, self["temporal"]) if "temporal" in self else None
 
@@ -79,8 +80,8 @@ class LearnedParts(nn.ModuleDict):
         Raises:
             WorkError: it cannot be written.
         """
-        if self.temporal is not None:
-            self.temporal.save_pretrained(folder)
+        if self.encoder is not None:
+            self.encoder.save_pretrained(folder)
         for name, module in self.items():
             if isinstance(module, TemporalAdapter):
                 continue
@@ -117,6 +118,35 @@ Temporal = (
 )
 
 
+def read_temporal(told: Temporal) -> list[Mapping[str, Any]] | TemporalAdapter:
+    """What is meant by a temporal encoder: new ones by name and options, or one that was saved.
+
+    Raises:
+        InputError: no such name or file.
+    """
+    if isinstance(told, TemporalAdapter):
+        return told
+    if isinstance(told, str) and told in temporal_names():
+        return [{"name": told}]
+    if isinstance(told, str | os.PathLike):
+        if is_folder(told) or is_file(told):
+            return TemporalAdapter.load(told)
+        hint = did_you_mean(str(told), temporal_names(), otherwise="vidllm list encoders")
+        raise InputError(
+            f"no temporal encoder '{told}': {hint}; or give the folder of one that was saved"
+        )
+    specs: list[Any] = list(told) if isinstance(told, Sequence) else [told]
+    for spec in specs:
+        if not isinstance(spec, Mapping) or spec.get("name") not in temporal_names():
+            raise InputError(
+                f"a temporal encoder is {{'name': …}} with its options, not {short(spec)} "
+                "(vidllm list encoders)"
+            )
+    if not specs:
+        raise InputError("no temporal encoder was given: leave out temporal")
+    return specs
+
+
 def find_temporal(adapter: Adapter, told: Temporal, recipe: str = "") -> TemporalAdapter:
     """The temporal encoder that is meant, for a model; a new one is the identity.
 
@@ -128,22 +158,9 @@ def find_temporal(adapter: Adapter, told: Temporal, recipe: str = "") -> Tempora
             training, or one of another model.
     """
     width, kind = width_of(adapter)
-    if isinstance(told, str) and told in temporal_names():
-        told = {"name": told}
-    if isinstance(told, Mapping):
-        told = [told]
-    if isinstance(told, TemporalAdapter):
-        found = told
-    elif not isinstance(told, str | os.PathLike):
-        found = TemporalAdapter(told, width, kind, recipe)
+    found = read_temporal(told)
+    if not isinstance(found, TemporalAdapter):
+        found = TemporalAdapter(found, width, kind, recipe)
         found.check_new()
-    elif is_folder(told) or is_file(told):
-        found = TemporalAdapter.load(told)
-    else:
-        hint = did_you_mean(str(told), temporal_names())
-        raise InputError(
-            f"no temporal encoder '{told}': {hint} (vidllm list encoders); or give the folder of "
-            "one that was saved"
-        )
     found.check_model(width, kind)
     return found

@@ -18,8 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vidllm.encoders.temporal import get_temporal, temporal_names
-from vidllm.encoders.temporal.base import options_of
+from vidllm.encoders.temporal import get_temporal
 from vidllm.errors import InputError
 from vidllm.errors.disk import unwritten
 from vidllm.errors.schema import Anything, Array, Integer, Object, String, damage, parse, validate
@@ -68,12 +67,12 @@ class TemporalAdapter(nn.Module):
         super().__init__()
         self.specs = [dict(spec) for spec in encoders]
         self.width, self.model_type, self.recipe = width, model_type, recipe
-        if not self.specs or any("name" not in spec for spec in self.specs):
-            raise InputError("a temporal encoder is told by its name: temporal='ssd'")
         try:
             made = [get_temporal(**{"dim": width, **spec}) for spec in self.specs]
-        except (TypeError, ValueError) as error:  # an option that is no number
-            raise InputError(f"temporal encoder: {error}") from error
+        except InputError:
+            raise
+        except (TypeError, ValueError, RuntimeError) as error:  # an option that is no number
+            raise InputError(f"temporal encoder {' and '.join(self.names)}: {error}") from error
         self.encoders = nn.ModuleList(module.float() for module in made)
 
     @property
@@ -90,10 +89,9 @@ class TemporalAdapter(nn.Module):
         """
         x = torch.linspace(-1, 1, 12 * self.width).view(1, 3, 4, self.width)
         if not torch.equal(self._mixed(x, torch.arange(3.0)[None]), x):
-            new = [name for name in temporal_names() if "zero_init" in options_of(name)]
             raise InputError(
                 f"temporal encoder {' and '.join(self.names)} is not the identity before it is "
-                f"trained, so it would change what the model says: use one of {', '.join(new)}"
+                "trained, so it would change what the model says: leave out zero_init"
             )
 
     def check_model(self, width: int, model_type: str) -> None:
