@@ -28,6 +28,8 @@ from vidllm.errors.schema import (
 STAMP = "training.json"
 #: The LoRA's files, as peft has them.
 LORA, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+#: The temporal encoder's.
+TEMPORAL = "temporal.safetensors"
 _ADVICE = "train again in another folder"
 _STAMP = Object(
     {

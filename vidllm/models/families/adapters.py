@@ -13,8 +13,7 @@ from torch import nn
 from vidllm.errors import InputError
 
 from ..hooks.learned import find_temporal, width_of
-from ..hooks.temporal import FILE
-from ..tuned import Tuned, check_tuned
+from ..tuned import TEMPORAL, Tuned, check_tuned
 from .engine import HubEngine
 from .family import Adapter
 
@@ -32,7 +31,7 @@ def take_up(engine: HubEngine, tuned: Tuned) -> None:
     check_tuned(tuned, kind, width, len(cast(Any, engine.adapter.decoder).layers))
     if tuned.lora:
         load_lora(engine.model, tuned.folder)
-    if (tuned.folder / FILE).is_file():
+    if (tuned.folder / TEMPORAL).is_file():
         engine.put_temporal(find_temporal(engine.adapter, tuned.folder))
     engine.tuned = tuned
     engine.compressor = engine.with_trained(engine.compressor)

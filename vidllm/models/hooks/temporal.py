@@ -25,8 +25,8 @@ from vidllm.errors.schema import Anything, Array, Integer, Object, String, damag
 from vidllm.errors.writing import whole_file
 from vidllm.tokens import VideoTokens
 
-#: The file in a folder of adapters.
-FILE = "temporal.safetensors"
+from ..tuned import TEMPORAL as FILE
+
 _KIND, _FORMAT = "vidllm-temporal", 1
 _ADVICE = "get the adapter again"
 #: What stands as JSON in the header.
