@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from vidllm.compressors import Chain, Compressor, build
 from vidllm.errors import InputError
+from vidllm.errors.paths import is_folder
 from vidllm.models.cost.flops import Decoder, kv_bytes_per_token
 from vidllm.models.engine import compressed_once
 from vidllm.models.families.family import adapter_for
+from vidllm.models.hooks.labels import left_labels
 from vidllm.models.hooks.layers import moved_cuts
+from vidllm.models.hooks.learned import LearnedParts, Temporal, find_temporal
 from vidllm.models.hooks.prefill import Prefix
 from vidllm.models.hooks.session import Session
 from vidllm.models.hooks.state import Report
+from vidllm.models.hooks.temporal import TemporalAdapter
 
 __all__ = ["Compression", "CompressionReceipt", "Prefix", "compress"]
 
@@ -58,13 +64,50 @@ class CompressionReceipt:
 class Compression:
     """What `compress` yields: an account of the last prompt that went through the model."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, session: Session, learned: LearnedParts) -> None:
+        self._session, self._learned = session, learned
 
     @property
     def method(self) -> Compressor:
         """The compressors at work."""
         return self._session.method
+
+    @property
+    def temporal(self) -> TemporalAdapter | None:
+        """The temporal encoder before them."""
+        return self._learned.encoder
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What is trained beside the model: of the temporal encoder and of learned methods.
+
+        In the block they are among the model's own, by names with "vidllm" in them.
+        """
+        return self._learned.parameters()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the temporal encoder and the learned methods as safetensors into a folder.
+
+        `compress(..., temporal=folder)` and `VideoLLM.from_pretrained(..., temporal=folder)` take
+        them from there.
+
+        Raises:
+            InputError: there is nothing that is learned. WorkError: it cannot be written.
+        """
+        if not len(self._learned):
+            raise InputError(f"{self.method.name} has nothing that is learned: nothing to save")
+        self._learned.save_pretrained(folder)
+
+    def labels(self, labels: Tensor) -> Tensor:
+        """Labels (B, L) of the last prompts as (B, W) for their logits, for a loss of one's own.
+
+        A video's tokens have none (-100), and nor have padding and the first token of a row. The
+        loss that the model computes with `labels=` is that of these.
+
+        Raises:
+            InputError: labels of other prompts, or no prompt yet.
+        """
+        report = self._report
+        return left_labels(labels, report.rows[-1], report.valid, report.text)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -158,11 +201,13 @@ def compress(
     budget: int | None = None,
     processor: Any = None,
     exclusive: bool = False,
+    temporal: Temporal | None = None,
 ) -> Iterator[Compression]:
     """Compress the videos of every prompt that a Hugging Face video-LLM reads in this block.
 
     `model.generate(**inputs)` returns the full prompt and the new tokens, as without us;
-    `model(**inputs)` gives the logits of the kept tokens, whose places are `kept`. Images and
+    `model(**inputs)` gives the logits of the kept tokens, whose places are `kept`, and with
+    `labels=` the model's own loss over the text that stays (docs/finetune.md). Images and
     text are never touched. Rows of a batch that keep different numbers of tokens are padded on
     the side where the inputs are padded. With keep=1.0 everything is bit-equal to the plain model.
     A later turn of a conversation is a new prompt: it is compressed from its beginning, the same
@@ -184,20 +229,28 @@ def compress(
             and otherwise count frames.
         exclusive: other threads that call the model wait until the block is left, and are not
             compressed then; without it their prompts are compressed too, one after the other.
+        temporal: an encoder that the tokens of every video pass between projector and decoder,
+            before the compressors see them: a name such as "ssd", {"name": …, options} (or
+            several), the folder of one that was saved, or the encoder. A new one changes nothing
+            until it is trained.
 
     Yields:
         What became of the last prompt: `kept`, `layers` and `receipt`.
 
     Raises:
         InputError: a method, option, model or attention that does not go together, before any
-            work; later inputs that cannot be served (labels, a cache that is not empty,
-            inputs_embeds); when the block is left, a forward pass in it that went past it.
+            work; later inputs that cannot be served (a cache that is not empty, inputs_embeds);
+            when the block is left, a forward pass in it that went past it.
     """
     method = _method(compressors, keep, budget)
     adapter = adapter_for(model, processor)
-    session = Session(adapter, method)
-    with compressed_once(adapter.core), session.attached(exclusive):
-        yield Compression(session)
+    if isinstance(temporal, str | os.PathLike) and is_folder(temporal):
+        method = method.trained_in(Path(temporal))
+    mixing = None if temporal is None else find_temporal(adapter, temporal)
+    learned = LearnedParts(adapter, method, mixing)
+    session = Session(adapter, method, mixing)
+    with compressed_once(adapter.core), learned.attached(adapter.core), session.attached(exclusive):
+        yield Compression(session, learned)
 
 
 def _method(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -64,3 +65,15 @@ def curve(spans: Sequence[Span], seconds: np.ndarray) -> np.ndarray:
         inside = (seconds >= span.start) & (seconds <= span.end)
         values[inside] = np.maximum(values[inside], span.score)
     return values
+
+
+def spans_of(answer: Answer) -> list[Span]:
+    """The spans of an answer that did not fail."""
+    return [] if answer.failed else list(answer.spans)
+
+
+def timed_answer(answer: Answer) -> Answer:
+    """The answer to a question for a time: without one it failed."""
+    if answer.spans:
+        return answer
+    return replace(answer, failed=True, notes=(*answer.notes, "the answer names no time"))

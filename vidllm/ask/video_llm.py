@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, overload
 
 from torch import nn
@@ -21,6 +20,8 @@ from vidllm.models.answer import Answer
 from vidllm.models.cost.memory import tensor_peak
 from vidllm.models.cost.spending import Spending, weighed
 from vidllm.models.engine import Engine, check_early, longest_answer, one_at_a_time
+from vidllm.models.hooks.learned import Temporal
+from vidllm.models.hooks.temporal import TemporalAdapter
 from vidllm.models.native.engine import NativeEngine
 from vidllm.models.native.footage import KnownFootage, UnknownFootage, warning
 from vidllm.models.native.model import NativeVideoLLM
@@ -32,6 +33,7 @@ from vidllm.video import Limits, VideoClip, load_video
 
 from .engines import load_engine
 from .letters import letter_scores
+from .moments import spans_of, timed_answer
 from .options import (
     AskOptions,
     Choices,
@@ -117,6 +119,8 @@ class VideoLLM:
         tokens: int | None = None,
         reader: str = "pyav",
         seed: int = 0,
+        temporal: Temporal | None = None,
+        adapter: str | os.PathLike[str] | None = None,
     ) -> VideoLLM:
         """Load a model.
 
@@ -135,6 +139,10 @@ class VideoLLM:
                 the LLM sees at most, if a call does not say (see `ask`).
             reader: "pyav" or "decord".
             seed: of everything random.
+            temporal: of a hub model, an encoder between its projector and its decoder: a name
+                such as "ssd", {"name": …, options} (or several), the folder of one that was
+                saved, or the encoder. A new one changes no answer until it is trained.
+            adapter: a folder of `vidllm train hub` for this model; as `name` it brings its model.
 
         Raises:
             InputError: a name, option or combination that is wrong.
@@ -153,6 +161,8 @@ class VideoLLM:
             attn=attn,
             tokens=tokens,
             seed=seed,
+            temporal=temporal,
+            adapter=adapter,
         )
         return cls.of(engine, frames=frames, fps=fps, tokens=tokens, reader=reader, seed=seed)
 
@@ -175,6 +185,11 @@ class VideoLLM:
     def code(self) -> TimeCode:
         """How it tells time."""
         return self.engine.code
+
+    @property
+    def temporal(self) -> TemporalAdapter | None:
+        """The temporal encoder that was put into a hub model: train it, `save_pretrained` it."""
+        return getattr(self.engine, "temporal", None)
 
     @property
     def compressor(self) -> Compressor:
@@ -322,21 +337,21 @@ class VideoLLM:
 
         Options as for `ask`.
         """
-        return _spans(self.ground_answer(video, query, **options))
+        return spans_of(self.ground_answer(video, query, **options))
 
     def ground_answer(self, video: Video, query: str, **options: Any) -> Answer:
         """As `ground`, with text and receipt."""
-        return _timed(self.ask(video, self.words("ground", query), **self.timed(options)))
+        return timed_answer(self.ask(video, self.words("ground", query), **self.timed(options)))
 
     def highlights(self, video: Video, query: str, **options: Any) -> list[Span]:
         """Every moment that fits `query`, as `ground`."""
-        return _spans(
-            _timed(self.ask(video, self.words("highlights", query), **self.timed(options)))
+        return spans_of(
+            timed_answer(self.ask(video, self.words("highlights", query), **self.timed(options)))
         )
 
     def caption(self, video: Video, **options: Any) -> Answer:
         """What happens in the video and when."""
-        return _timed(self.ask(video, self.words("caption"), **self.timed(options)))
+        return timed_answer(self.ask(video, self.words("caption"), **self.timed(options)))
 
     @one_at_a_time
     def preview(
@@ -480,14 +495,3 @@ class VideoLLM:
         if not anyway:
             raise UnknownFootage
         return (warning(),)
-
-
-def _spans(answer: Answer) -> list[Span]:
-    return [] if answer.failed else list(answer.spans)
-
-
-def _timed(answer: Answer) -> Answer:
-    """The answer to a question for a time: without one it failed."""
-    if answer.spans:
-        return answer
-    return replace(answer, failed=True, notes=(*answer.notes, "the answer names no time"))

@@ -1,10 +1,11 @@
-"""`vidllm train`: the project's own model from nothing, or a recipe."""
+"""`vidllm train`: the project's own model from nothing, a recipe, or adapters of a hub model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,7 +22,7 @@ app = typer.Typer(add_completion=False)
 def train(
     ctx: typer.Context,
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="stage, footage, or a recipe: see below.")
+        str, typer.Argument(metavar="RECIPE", help="stage, footage, hub, or a recipe: see below.")
     ],
     out: Annotated[str, typer.Option("--out", help="Folder of the result.")],
     size: Annotated[
@@ -57,6 +58,9 @@ def train(
     init: Annotated[
         str, typer.Option(help="Model to start from; of a recipe the shipped one if absent.")
     ] = "",
+    model: Annotated[
+        str, typer.Option("--model", help="hub: the model that is fine-tuned; folder or hub name.")
+    ] = "",
     time_code: Annotated[
         str | None, typer.Option(help="How a recipe tells time: relative, absolute or text.")
     ] = None,
@@ -73,7 +77,8 @@ def train(
     ] = None,
     split: Annotated[str | None, typer.Option(help="With --data DIR: which of its splits.")] = None,
     lora: Annotated[
-        int | None, typer.Option(min=0, help="Rank of a recipe's adapters; 0 for none.")
+        int | None,
+        typer.Option(min=0, help="Rank of a recipe's adapters, or of hub's; 0 for none."),
     ] = None,
     own: Annotated[
         list[str] | None,
@@ -102,6 +107,9 @@ def train(
     A recipe of `vidllm list recipes` is trained from the shipped model or from --init, as it says
     (docs/recipes.md); options that are named change it.
 
+    RECIPE hub fine-tunes the Hugging Face model --model on videos of your own with fewer tokens:
+    a LoRA, a temporal encoder, learned reducers (docs/finetune.md).
+
     RECIPE footage measures for the model in --out what its world looks like, so that footage of
     other kinds is noticed (docs/footage.md).
     """
@@ -112,6 +120,10 @@ def train(
         raise InputError("--layers is for the recipe footage")
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device must be auto, cpu or cuda, not '{device}'")
+    if recipe == "hub":
+        _hub(ctx, own or [], json)
+        return
+    _refuse(ctx, ("model",), "is for hub: a recipe starts from --init")
     if recipe != "stage":
         _recipe(recipe, ctx, own or [], json)
         return
@@ -135,6 +147,9 @@ def train(
 
 
 #: Options of the stage training alone, and of recipes alone.
+#: Options that hub does not take.
+NOT_HUB = ("size", "vision", "reduction", "steps_see", "steps_mix", "steps_answer", "clips",
+           "half_clips", "init", "time_code", "mixture", "cells")  # fmt: skip
 STAGE_ONLY = ("reduction", "steps_see", "steps_mix", "steps_answer", "half_clips")
 RECIPE_ONLY = ("steps", "time_code", "mixture", "data", "task", "split", "lora", "own")
 #: Options of which a recipe has its own value.
@@ -148,7 +163,7 @@ def _recipe(name: str, ctx: typer.Context, own: list[str], json: bool) -> None:
     from vidllm.recipes.courses import CourseSettings, find_course
 
     if name not in RECIPES:
-        hint = did_you_mean(name, ["stage", "footage", *RECIPES], n=3)
+        hint = did_you_mean(name, ["stage", "footage", "hub", *RECIPES], n=3)
         raise InputError(f"no training recipe '{name}': {hint}")
     recipe, given = RECIPES[name], ctx.params
     course = find_course(recipe)
@@ -158,17 +173,43 @@ def _recipe(name: str, ctx: typer.Context, own: list[str], json: bool) -> None:
              "minutes", "resume", "seed", "workers", "threads", "device")  # fmt: skip
     told = {key: given[key] for key in named}
     told |= {key: given[key] for key in OF_RECIPE if _said(ctx, key)}
+    more = _own(given, own)
+    with clean_output(json):
+        from vidllm.stage.training.run_folder import steps_of
+
+        folder = course.train(recipe, CourseSettings(**told, more=more, quiet=json))
+        _told(folder, *steps_of(folder), json)
+
+
+def _hub(ctx: typer.Context, own: list[str], json: bool) -> None:
+    """Fine-tune a hub model by adapters."""
+    from vidllm.recipes.courses import CourseSettings
+
+    given = ctx.params
+    _refuse(ctx, NOT_HUB, "is not for hub: see docs/finetune.md")
+    output_folder(given["out"], "--out")
+    named = ("out", "data", "task", "lora", "steps", "minutes", "resume", "seed", "workers",
+             "threads", "device")  # fmt: skip
+    told = {key: given[key] for key in named}
+    told |= {key: given[key] for key in OF_RECIPE if _said(ctx, key)}
+    more = _own(given, own)
+    with clean_output(json):
+        from vidllm.recipes.courses.hub import train as run
+        from vidllm.stage.training.run_folder import steps_of
+
+        folder = run(CourseSettings(**told, init=given["model"], more=more, quiet=json))
+        _told(folder, *steps_of(folder), json)
+
+
+def _own(given: Mapping[str, Any], own: list[str]) -> dict[str, Any]:
+    """What one course alone takes."""
     more = {key: given[key] for key in ("cells", "split") if given[key]}
     for option in own:
         key, equals, value = option.partition("=")
         if not equals or not key or not value:
             raise InputError(f"--option must be NAME=VALUE, not {option!r}")
         more[key.strip()] = value.strip()
-    with clean_output(json):
-        from vidllm.stage.training.run_folder import steps_of
-
-        folder = course.train(recipe, CourseSettings(**told, more=more, quiet=json))
-        _told(folder, *steps_of(folder), json)
+    return more
 
 
 def _said(ctx: typer.Context, key: str) -> bool:

@@ -31,6 +31,7 @@ from .heads.head_config import HeadConfig
 from .native.config import NativeConfig
 from .native.model import NativeVideoLLM
 from .parts import ModelParts, hub_parts, native_parts
+from .tuned import find_tuned
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -92,6 +93,8 @@ def model_kind(folder: str) -> str:
     Raises:
         InputError: no such model, or a config that cannot be read.
     """
+    tuned = find_tuned(folder)
+    folder = folder if tuned is None else tuned.model
     local = is_folder(folder)
     if local:
         check_folder(folder)
@@ -127,7 +130,9 @@ def model_parts(folder: str) -> ModelParts:
 
 def usual_frames(folder: str) -> int | None:
     """Frames that a model's family is asked with; None for the project's own models."""
-    script = SCRIPTS.get(model_kind(folder))
+    tuned, script = find_tuned(folder), SCRIPTS.get(model_kind(folder))
+    if tuned is not None:
+        return tuned.frames
     return None if script is None else script.frames
 
 

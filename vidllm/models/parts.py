@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,10 @@ def native_parts(config: Mapping[str, Any], folder: Path | None) -> ModelParts:
     )
 
 
-def hub_parts(kind: str) -> ModelParts:
-    """Those of a model of another family, by its type: none has temporal encoders."""
-    return ModelParts(vision=kind, time_code="text")
+def hub_parts(kind: str, temporal: Sequence[str] = ()) -> ModelParts:
+    """Those of a model of another family, by its type.
+
+    Args:
+        temporal: encoders that were put into it; it has none of its own.
+    """
+    return ModelParts(vision=kind, temporal=tuple(temporal), time_code="text")

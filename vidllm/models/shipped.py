@@ -23,6 +23,7 @@ from vidllm.errors.registry import did_you_mean
 from vidllm.errors.writing import sha256
 
 from .folder import read_config
+from .tuned import find_tuned
 
 # A hub name as the hub itself allows it; one that is no folder here is left to the hub.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -94,6 +95,8 @@ def find_model(name: str) -> str:
         folder = Path(name)
     if (found := look(folder)) is not None and stat.S_ISDIR(found.st_mode):
         input_folder(folder, "the model")
+        if find_tuned(folder) is not None:
+            return str(folder)
         input_file(folder / "config.json", "file", missing=f"{shown(name)} holds no model: "
                    "config.json is missing")  # fmt: skip
         return str(folder)

@@ -131,7 +131,8 @@ class HubClipMemory:
         self, clip: VideoClip, session: Session, count_tower: TowerCounter = uncounted
     ) -> HubClip:
         """A clip through the vision tower, unless it went through it in the same way before."""
-        video, weights = self.open(clip), weights_state(self.model)
+        mixing = () if session.temporal is None else (session.temporal,)
+        video, weights = self.open(clip), weights_state(self.model, *mixing)
         inside = "" if session.merger is None else _merging(session.method, video.grid)
         end = clip.duration if clip.end is None else min(clip.end, clip.duration)
         # What a method is told of time: not what the prompt rounds it to, but the clip's own.

@@ -41,10 +41,12 @@ from ..hooks.layers import moved_cuts
 from ..hooks.pruning import bare
 from ..hooks.session import Session
 from ..hooks.state import Report
+from ..hooks.temporal import TemporalAdapter
 from ..loading import choose_compressor, load_hub
 from ..native.config import NativeConfig
 from ..parts import ModelParts, hub_parts
 from ..question import check_room, check_text, positions_of
+from ..tuned import Tuned
 from .clips import HubClip, HubClipMemory, wait
 from .family import adapter_for
 from .own_processor import OwnProcessor
@@ -92,6 +94,8 @@ class HubEngine(Engine):
         self.script: Script = SCRIPTS[self.kind]
         self.compressor = choose_compressor(NativeConfig(), compressors, keep, tokens)
         self.check_serves(self.compressor)
+        self.temporal: TemporalAdapter | None = None
+        self.tuned: Tuned | None = None
         self.marks = marks_of(self.script, self.adapter.config, tokenizer)
         self.memory = HubClipMemory(model, self.adapter, self.marks, pixels, processor)
         self.chat = chat(self.script, tokenizer, template, self.marks)
@@ -114,6 +118,13 @@ class HubEngine(Engine):
         options |= {"template": template, "pixels": pixels, "processor": processor}
         return cls(model.to(device), tokenizer, **options)
 
+    def put_temporal(self, temporal: TemporalAdapter) -> None:
+        """Let every video pass a temporal encoder between projector and decoder."""
+        self.temporal = temporal.to(self.model.device).eval()
+
+    def with_trained(self, method: Compressor) -> Compressor:
+        return method if self.tuned is None else method.trained_in(self.tuned.folder)
+
     @property
     def worked_on(self) -> nn.Module:
         """The part of the model that `compress` works on."""
@@ -122,12 +133,12 @@ class HubEngine(Engine):
 
     @property
     def parts(self) -> ModelParts:
-        return hub_parts(self.kind)
+        return hub_parts(self.kind, () if self.temporal is None else self.temporal.names)
 
     @property
     def usual_frames(self) -> int:
         """The family's usual number."""
-        return self.script.frames
+        return self.script.frames if self.tuned is None else self.tuned.frames
 
     @property
     def decoder_config(self) -> Any:
@@ -182,7 +193,7 @@ class HubEngine(Engine):
     @contextmanager
     def at_work(self, method: Compressor, listener: Listener | None = None) -> Iterator[Session]:
         adapter = adapter_for(self.model, self.tokenizer)
-        session = Session(adapter, method)
+        session = Session(adapter, method, self.temporal)
         with (
             torch.inference_mode(),
             compressed_once(adapter.core),
@@ -198,7 +209,7 @@ class HubEngine(Engine):
         placed = self.memory.open(clip).placed
         video = sum(placed.counts)
         for question in questions:
-            ids = self._ids(placed, question, times)
+            ids = self.prompt_ids(placed, question, times)
             check_room(
                 self._positions,
                 text=ids.shape[1] - video,
@@ -225,7 +236,7 @@ class HubEngine(Engine):
         before = dict.fromkeys(watch.seconds, len(questions))
         made = []
         for question in questions:
-            ids, spent = self._ids(video.placed, question, times), watch.copy()
+            ids, spent = self.prompt_ids(video.placed, question, times), watch.copy()
             with video.share(work):
                 said = self._generate(video, ids, work, spent, answer)
             made.append(replace(said, shared_by=before))
@@ -243,10 +254,8 @@ class HubEngine(Engine):
         rest go to `watch` as "compress", "prefill" and "generate".
         """
         model, tokenizer = self.model, self.tokenizer
-        stop = model.generation_config.eos_token_id
-        stop = tokenizer.eos_token_id if stop is None else stop
-        pad: Any = tokenizer.pad_token_id
-        pad = (stop[0] if isinstance(stop, list) else stop) if pad is None else pad
+        stop, pad = self.stop_ids(), tokenizer.pad_token_id
+        pad = stop[0] if pad is None else pad
         watch.begin("compress")
         steps = _Steps(session, watch, tokenizer, ids.shape[1])
         with steps.attached(model):
@@ -297,8 +306,7 @@ class HubEngine(Engine):
             for mark in self.tokenizer.all_special_tokens:
                 text = text.replace(str(mark), "")
             text = text.strip()
-        # Positions begin with the clip: second 0 of the model is the first frame's.
-        origin = float(clip.seconds[0]) if self.script.clock == "positions" and not times else 0.0
+        origin = self.origin(clip, times)
         found = self.code.find(raw, clip.duration)
         spans = tuple(
             Span(
@@ -318,11 +326,22 @@ class HubEngine(Engine):
             notes += (f"{self.family} is told no times: ask with times=True (--times)",)
         return Decoded(text, spans, raw, notes)
 
+    def origin(self, clip: VideoClip, times: bool = False) -> float:
+        """Second 0 of the model in the video's seconds: positions begin with the first frame."""
+        return float(clip.seconds[0]) if self.script.clock == "positions" and not times else 0.0
+
+    def stop_ids(self) -> list[int]:
+        """Ids that end an answer, the usual one first."""
+        stop: Any = self.model.generation_config.eos_token_id
+        own: Any = self.tokenizer.eos_token_id
+        every = [own] if stop is None else stop if isinstance(stop, list) else [stop]
+        return sorted(every, key=lambda one: one != own)
+
     def preview(
         self, clip: VideoClip, video: HubClip, question: str, work: Session, times: bool = False
     ) -> VideoTokens:
         check_early(work.method)
-        ids = self._ids(video.placed, question, times)
+        ids = self.prompt_ids(video.placed, question, times)
         found: list[VideoTokens] = []
 
         def enough(*_: Any) -> None:
@@ -358,7 +377,7 @@ class HubEngine(Engine):
         alone: Any = self.tokenizer(question, add_special_tokens=False)
         check_room(self._positions, text=len(alone["input_ids"]), answer=answer)
 
-    def _ids(self, placed: Placed, question: str, times: bool) -> Tensor:
+    def prompt_ids(self, placed: Placed, question: str, times: bool) -> Tensor:
         """The prompt about a clip, (1, L)."""
         text = write(self.script, self.chat, placed, question, times=times)
         bos = self.tokenizer.bos_token

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, ClassVar, cast
 
@@ -36,12 +36,14 @@ class Clip:
         tokens: their places and seconds, without features; V of them.
         slots: (V,) long, their numbers among all tokens that the vision tower made in its last
             call, which is the one for videos.
+        seconds: (T,) of the frames of its grid.
     """
 
     row: int
     where: Tensor
     tokens: VideoTokens
     slots: Tensor
+    seconds: tuple[float, ...] = ()
 
 
 class Adapter(ABC):
@@ -81,6 +83,7 @@ class Adapter(ABC):
         self.config: Any = self.core.config
         self.tokenizer: Any = getattr(processor, "tokenizer", processor)
         self.holder: Any = None  # the model that this one is a part of
+        self.wrappers: tuple[nn.Module, ...] = ()  # PEFT's, which call its forward past its hooks
         self._told: Shared[list[tuple[list[float], float]]] = Shared([])
         self._given: Shared[dict[str, Any]] = Shared({})
 
@@ -201,7 +204,8 @@ class Adapter(ABC):
                 tokens = VideoTokens.blank((frames, rows, columns), seconds, end)
                 if len(own) < sizes[video]:
                     tokens = tokens.apply(Keep(own))
-                clips += [Clip(row * copies + n, where, tokens, own + first) for n in range(copies)]
+                clip = Clip(row * copies, where, tokens, own + first, tuple(seconds))
+                clips += [replace(clip, row=row * copies + n) for n in range(copies)]
                 video, first = video + 1, first + sizes[video]
         if video < len(grids):
             raise InputError(MISFIT.format("fewer"))
@@ -343,4 +347,5 @@ def adapter_for(model: nn.Module, processor: Any = None) -> Adapter:
     name, module, cls = FAMILIES[kind]
     adapter: Adapter = getattr(import_module(f".{module}", __package__), cls)(inner, processor)
     adapter.family, adapter.holder = name, holder
+    adapter.wrappers = () if inner is wrapped or holder is not None else (wrapped,)
     return adapter

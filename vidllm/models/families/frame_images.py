@@ -115,7 +115,8 @@ class FramesAsImages(Adapter):
         seconds, end = self._times(number, line, starts, None)
         tokens = VideoTokens.blank((len(video), self.cells, self.cells), seconds, end)
         slots = [torch.arange(first, first + len(run)) for run, first in video]
-        return [Clip(row, torch.cat([run for run, _ in video]), tokens, torch.cat(slots))]
+        where = torch.cat([run for run, _ in video])
+        return [Clip(row, where, tokens, torch.cat(slots), tuple(seconds))]
 
 
 def local_tokenizer(model: Any, family: str) -> Any:

@@ -284,6 +284,8 @@ class Net:
 
     def used(self, weight: Tensor, args: Sequence[Any]) -> None:
         """The watched weight was used; with states of a prompt, if an argument has more axes."""
+        if torch._C._current_graph_task_id() != -1:  # by backward, which counters of FLOPs show
+            return
         mine = self.inside == threading.get_ident()
         self.read = self.read or mine
         wide = (isinstance(x, Tensor) and x.dim() > weight.dim() for x in args if x is not weight)

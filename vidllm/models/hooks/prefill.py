@@ -28,6 +28,7 @@ from .batches import gather, pack
 from .cache import check_entries
 from .layers import TOKEN_WISE, cut_masks
 from .state import Call
+from .temporal import TemporalAdapter
 from .vision_tower import Sight, merges_inside
 
 
@@ -38,12 +39,14 @@ def select(
     call: Call,
     planes: Sequence[Tensor],
     sight: Sight | None,
+    temporal: TemporalAdapter | None = None,
 ) -> tuple[list[Tensor], list[tuple[Compressor, int]]]:
     """Let a method choose in every video; `call.after` takes what is left.
 
     Args:
         wants: signals of the tower that it reads. planes: (B, L, D) embeddings, and DeepStack's.
         sight: the call of the tower that made the videos.
+        temporal: encoders that the method stands behind.
 
     Returns:
         For every video the places (n,) of what is left in its prompt; late methods' budgets.
@@ -56,6 +59,8 @@ def select(
     places, budgets = [], []
     for clip in call.clips:
         rows = [plane[clip.row, clip.where.to(plane.device)] for plane in planes]
+        if temporal is not None:
+            rows[0] = temporal(rows[0], clip.tokens, clip.seconds)
         tower = {
             n.replace("-", "_"): plane[clip.slots.to(plane.device)] for n, plane in signals.items()
         }
@@ -141,16 +146,23 @@ def reduce(
 ) -> tuple[list[Tensor], dict[str, Any]]:
     """Embeddings, planes, positions and mask of what is left; `attention` is the decoder's."""
     stays = call.real.clone()
-    planes = [plane.clone() for plane in planes]
-    for clip, after, place in zip(call.clips, call.after, places, strict=True):
+    for clip, place in zip(call.clips, places, strict=True):
         stays[clip.row, clip.where] = False
         stays[clip.row, place] = True
+    call.rows = [torch.nonzero(row).flatten() for row in stays]
+    whole = placed(call, planes, places)
+    planes, call.valid, new = take(call.rows, call.left, whole, position, kwargs, attention)
+    return planes, new
+
+
+def placed(call: Call, planes: Sequence[Tensor], places: Sequence[Tensor]) -> list[Tensor]:
+    """(B, L, D) embeddings and DeepStack planes with what was made of every video where it goes."""
+    planes = [plane.clone() for plane in planes]
+    for clip, after, place in zip(call.clips, call.after, places, strict=True):
         deep = [after.signals[f"deepstack-{n}"] for n in range(len(planes) - 1)]
         for plane, rows in zip(planes, [after.features, *deep], strict=True):
             plane[clip.row, place.to(plane.device)] = rows.to(plane)
-    call.rows = [torch.nonzero(row).flatten() for row in stays]
-    planes, call.valid, new = take(call.rows, call.left, planes, position, kwargs, attention)
-    return planes, new
+    return planes
 
 
 def take(
@@ -217,6 +229,7 @@ class Prefix:
         self._sums = torch.empty(0)
         self._position = torch.empty(0)
         self._of: tuple[Any, str] | None = None
+        self._temporal: Any = None
 
     def __len__(self) -> int:
         """Tokens that later prompts need not read again."""
@@ -227,8 +240,8 @@ class Prefix:
         """Of the keys and values."""
         return sum(x.numel() * x.element_size() for x in (*self.keys, *self.values))
 
-    def open(self, core: Any, method: Compressor) -> None:
-        """Before the prompts: whether it can serve this model and method.
+    def open(self, core: Any, method: Compressor, temporal: Any = None) -> None:
+        """Before the prompts: whether it can serve this model, method and temporal encoder.
 
         Raises:
             InputError: a method that reads the question, or a prefix of something else.
@@ -239,10 +252,12 @@ class Prefix:
                 f"{method.name} {reads}, so every question leaves something else of the video: "
                 "ask without reuse"
             )
-        if self._of is not None and (self._of[0]() is not core or self._of[1] != repr(method)):
+        of = None if self._of is None else (self._of[0](), self._of[1], self._temporal)
+        if of is not None and of != (core, repr(method), temporal):
             raise InputError(
                 "this prefix was made by another model or another method: make a new Prefix()"
             )
+        self._temporal = temporal
 
     def begin(self, call: Call, kwargs: dict[str, Any], grows: bool) -> bool:
         """Before the model: whether a prompt goes on from here; False if it is the first.

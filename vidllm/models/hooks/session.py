@@ -38,10 +38,12 @@ from .checks import (
     within_compiled,
 )
 from .decoding import DecodeSteps, Past
+from .labels import cut_labels, held_labels
 from .layers import attends, full_masks, padded, places_of, views_of
-from .prefill import Prefix, dense_planes, reduce, select
-from .pruning import Pruner, VideoRun, bare
-from .state import Call, Report, cached_videos, numbered
+from .prefill import Prefix, dense_planes, placed, reduce, select
+from .pruning import bare
+from .state import Call, Report, numbered
+from .temporal import TemporalAdapter
 from .vision_tower import Sight, TowerMerger, merges_inside, watch
 
 
@@ -50,13 +52,16 @@ class Session:
 
     Args:
         adapter: of the model. method: the compressors.
+        temporal: encoders that a video passes before the method sees it, or None.
 
     Raises:
         InputError: what this model cannot serve, by name and reason.
     """
 
-    def __init__(self, adapter: Adapter, method: Compressor) -> None:
-        self.adapter, self.method = adapter, method
+    def __init__(
+        self, adapter: Adapter, method: Compressor, temporal: TemporalAdapter | None = None
+    ) -> None:
+        self.adapter, self.method, self.temporal = adapter, method, temporal
         self.decoder: Any = adapter.decoder
         self.layers = cast(nn.ModuleList, self.decoder.layers)
         self.views = views_of(self.decoder.config, len(self.layers))
@@ -73,7 +78,7 @@ class Session:
         self.call: Call | None = None
         self.decoding: DecodeSteps | None = None  # from the first shorter cache on
         self.inner = ExitStack()
-        self.labels = False
+        self.labels: Tensor | None = None
         self._prefix: Shared[Prefix | None] = Shared(None)
         #: Held by the thread whose prompt is under way; the others wait.
         self.turn = threading.RLock()
@@ -134,8 +139,8 @@ class Session:
                 self.decoder.register_forward_pre_hook(self._shrink, with_kwargs=True),
                 self.decoder.register_forward_hook(self._finish, with_kwargs=True),
             ]
-            if adapter.model is not core:
-                outer = adapter.model
+            outside = () if adapter.model is core else (adapter.model, *adapter.wrappers)
+            for outer in outside:
                 handles += [
                     outer.register_forward_pre_hook(self._outside, with_kwargs=True),
                     outer.register_forward_hook(self._behind, always_call=True),
@@ -168,7 +173,7 @@ class Session:
     def sharing(self, prefix: Prefix) -> Iterator[Prefix]:
         """Prompts in this block begin with the same video (see `Compression.reuse`)."""
         check_reuse(self.adapter)
-        prefix.open(self.adapter.core, self.method)
+        prefix.open(self.adapter.core, self.method, self.temporal)
         if not self.views.plain:
             raise InputError(
                 f"{self.adapter.family}: a video's entries are reused where every layer holds all "
@@ -229,13 +234,17 @@ class Session:
         if self.merger is not None:
             self.merger.expect(clips)
 
-    def _outside(self, _model: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+    def _outside(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         self._take()
         if self.closed:  # while it waited: the hook that would give the turn back is off
             self._give()
-            return
-        self.labels = kwargs.get("labels") is not None
-        self.mine.reached = False
+            return None
+        self.mine.reached, self.labels = False, None
+        held = held_labels(model, args, kwargs)
+        if held is None:
+            return None
+        kwargs, self.labels = held
+        return (), kwargs
 
     def _behind(self, _model: nn.Module, _args: Any, output: Any) -> None:
         """Behind a model with its head, also where it failed (None)."""
@@ -284,12 +293,7 @@ class Session:
         if clips:
             check_call(kwargs, real)
         left = bool(real[:, -1].all())
-        labels, self.labels = self.labels, False
-        if clips and labels:
-            raise InputError(
-                "compress leaves tokens out, so labels do not fit: take the loss of out.logits, "
-                "whose rows are c.kept"
-            )
+        labels, self.labels = self.labels, None
         rows = [torch.nonzero(row).flatten() for row in real]
         if not clips:
             if self.adapter.own_token and bool((plain == self.adapter.video_token).any()):
@@ -301,10 +305,13 @@ class Session:
             self.report = Report(every, every, lengths, 0, 0, [0], 0.0)
             return (), kwargs
         text = real & ~self.adapter.vision(plain)
-        call = Call(clips, plain, real, text, left, rows, sight)
+        call = Call(clips, plain, real, text, left, rows, sight, labels=labels)
         if sight is None:
             self._expect(clips)
         if self.prefix is not None:
+            if labels is not None:
+                raise InputError("what is reused is not read again, so it has no loss: leave out "
+                                 "labels, or train without reuse")  # fmt: skip
             asked = kwargs.get("use_cache")
             grows = getattr(self.decoder.config, "use_cache", True) if asked is None else asked
             call.reused = len(self.prefix) if self.prefix.begin(call, kwargs, bool(grows)) else 0
@@ -366,7 +373,9 @@ class Session:
             self.prefix.look(call, embeds, position)
         # The model's own call for videos is its last one.
         sight = call.sight or (self.sights[-1] if self.sights else None)
-        places, late = select(self.adapter, self.method, self.wants, call, planes, sight)
+        places, late = select(
+            self.adapter, self.method, self.wants, call, planes, sight, self.temporal
+        )
         call.places = places
         shorter = any(len(a) < len(c.where) for a, c in zip(call.after, call.clips, strict=True))
         if shorter:
@@ -376,6 +385,9 @@ class Session:
                 masks = full_masks(self.decoder.config, embeds, mask, cache)
                 kwargs = {**kwargs, "attention_mask": masks}
             planes, kwargs = reduce(call, planes, places, position, kwargs, how)
+        elif self.temporal is not None:
+            planes = placed(call, planes, places)
+            kwargs = {**kwargs, "inputs_embeds": planes[0]}
         call.late = late
         if (
             late
@@ -397,26 +409,8 @@ class Session:
         kwargs: dict[str, Any],
     ) -> dict[str, Any]:
         """Hooks for the method between the layers; off again when the text model is done."""
-        valid = cast(Tensor, call.valid)
-        runs = []
-        for clip, after, place, (_, budget) in zip(
-            call.clips, call.after, places, late, strict=True
-        ):
-            at = torch.searchsorted(call.rows[clip.row], place)
-            runs.append(VideoRun(clip.row, bare(after, signals=True), at, budget))
-        text = [words[row] for words, row in zip(call.text, call.rows, strict=True)]
-        call.pruner = pruner = Pruner(
-            self.layers,
-            self.decoder.norm,
-            late[0][0],
-            runs,
-            valid,
-            text=text,
-            planes=planes[1:],
-            left=call.left,
-            attention=str(self.decoder.config._attn_implementation),
-            views=self.views,
-        )
+        how = str(self.decoder.config._attn_implementation)
+        pruner = call.prune(self.layers, self.decoder.norm, planes, places, late, how, self.views)
         self.inner.enter_context(pruner.attached())
         if len(planes) > 1:  # added by the pruner's hooks, which know what is left
             return {**kwargs, "visual_pos_masks": None, "deepstack_visual_embeds": None}
@@ -453,7 +447,6 @@ class Session:
         held = [list(layer) for layer in rows]
         choice: CacheChoice | None = None
         cache = getattr(output, "past_key_values", None)
-        full = sum(len(clip.where) for clip in call.clips)
         if cache is not None and pruner is not None:
             videos = [
                 CachedVideo(clip.row, place, after, len(run.tokens))
@@ -480,21 +473,11 @@ class Session:
             self.decoding.pasts[cache] = past
         if self.prefix is not None and not call.reused:
             self.prefix.fill(call, cache, self.adapter.core, self.method)
-        runs = call.after if pruner is None else [run.tokens for run in pruner.runs]
+        if call.labels is not None and shorter:
+            cut_labels(call.labels, rows[-1], valid[-1], call.text)
         if call.sight is None:
             self.sights.clear()
-        report = Report(
-            rows,
-            held,
-            [int(row.sum()) for row in call.real],
-            full,
-            sum(len(tokens) for tokens in runs),
-            cached_videos(call.clips, held, list(self.layers)),
-            seconds,
-            reused=call.reused,
-            caching=sum(map(attends, self.layers)),
-        )
+        report = call.report(rows, held, list(self.layers), seconds, valid[-1])
         if choice is not None:
             report.choose(choice)
-        self.report = report
-        self.call = None
+        self.report, self.call = report, None

@@ -15,8 +15,8 @@ from vidllm.tokens import VideoTokens
 
 from ..families.family import Clip
 from .cache import CacheChoice
-from .layers import attends
-from .pruning import Pruner
+from .layers import Views, attends
+from .pruning import Pruner, VideoRun, bare
 from .vision_tower import Sight
 
 
@@ -31,6 +31,8 @@ class Report:
         full, kept: video tokens of all prompts before, and those that the last layer read.
         cached: for every layer the video tokens in its cache.
         seconds: what choosing took. reused: tokens of every prompt that the cache held before.
+        valid: (B, W) bool, where the last layer's tokens stand. text: (B, L) bool, text of the
+            full prompts; both on the CPU, empty where there was no video.
         caching: layers whose cache has an entry a token; 0 for all.
     """
 
@@ -44,6 +46,8 @@ class Report:
     choice: CacheChoice | None = None
     reused: int = 0
     caching: int = 0
+    valid: Tensor = field(default_factory=lambda: torch.empty(0))
+    text: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def mean_cached(self) -> float:
@@ -65,6 +69,7 @@ class Call:
     Attributes:
         after: what is left of every video. places: where in its row's prompt. late: methods inside
             the decoder with every video's budget. reused: tokens that a prefix held before.
+        labels: (B, L) that the model will take its loss of, to be cut in place; or None.
     """
 
     clips: list[Clip]
@@ -82,6 +87,67 @@ class Call:
     valid: Tensor | None = None
     seconds: float = 0.0
     reused: int = 0
+    labels: Tensor | None = None
+
+    def prune(
+        self,
+        layers: nn.ModuleList,
+        norm: nn.Module,
+        planes: Sequence[Tensor],
+        places: Sequence[Tensor],
+        late: Sequence[tuple[Compressor, int]],
+        attention: str,
+        views: Views,
+    ) -> Pruner:
+        """The method between the layers of a decoder, for these prompts.
+
+        Args:
+            norm: of the decoder. planes: (B, W, D) embeddings, and DeepStack's. places: as
+                `places`. late: as `late`. attention: the name of the decoder's.
+        """
+        runs = []
+        for clip, after, place, (_, budget) in zip(
+            self.clips, self.after, places, late, strict=True
+        ):
+            at = torch.searchsorted(self.rows[clip.row], place)
+            runs.append(VideoRun(clip.row, bare(after, signals=True), at, budget))
+        self.pruner = Pruner(
+            layers,
+            norm,
+            late[0][0],
+            runs,
+            self.real if self.valid is None else self.valid,
+            text=[words[row] for words, row in zip(self.text, self.rows, strict=True)],
+            planes=planes[1:],
+            left=self.left,
+            attention=attention,
+            views=views,
+        )
+        return self.pruner
+
+    def report(
+        self,
+        rows: list[list[Tensor]],
+        held: list[list[Tensor]],
+        layers: Sequence[nn.Module],
+        seconds: float,
+        valid: Tensor,
+    ) -> Report:
+        """The account of these prompts; arguments as for `Report`, and the decoder's layers."""
+        runs = self.after if self.pruner is None else [run.tokens for run in self.pruner.runs]
+        return Report(
+            rows,
+            held,
+            [int(row.sum()) for row in self.real],
+            sum(len(clip.where) for clip in self.clips),
+            sum(len(tokens) for tokens in runs),
+            cached_videos(self.clips, held, layers),
+            seconds,
+            reused=self.reused,
+            caching=sum(map(attends, layers)),
+            valid=valid,
+            text=self.text,
+        )
 
     def cached_videos(self, valid: Tensor) -> list[tuple[int, Tensor]]:
         """For every video its row and the columns (V,) of what is left of it in the cache.

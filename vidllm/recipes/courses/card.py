@@ -42,6 +42,10 @@ def card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
     losses = []
     if last:
         losses = ["", "Last row of the log (training, not a score):", "", _row(last)]
+    claim = []
+    if recipe.claim:
+        told = "Claim of the paper, as it can be tested here (not tested by this training)"
+        claim = [f"{told}: {recipe.claim}.", ""]
     lines = [
         "---",
         "library_name: vidllm",
@@ -56,9 +60,7 @@ def card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in rows),
         "",
-        "Claim of the paper, as it can be tested here (not tested by this training): "
-        f"{recipe.claim or 'none'}.",
-        "",
+        *claim,
         "```",
         str(facts["command"]),
         "```",

@@ -28,6 +28,17 @@ TOGETHER = 6
 FAILED = "failed"
 
 
+def rows_of(index: int, batch: int, count: int, seed: int) -> list[int]:
+    """Which of `count` rows are batch `index`; every round over them has its own order."""
+    at = index * batch + np.arange(batch)
+    rounds, places = np.divmod(at, count)
+    orders = {
+        int(r): np.random.default_rng([29, seed, int(r)]).permutation(count)
+        for r in set(rounds.tolist())
+    }
+    return [int(orders[int(r)][p]) for r, p in zip(rounds, places, strict=True)]
+
+
 class OwnVideos(Dataset[dict[str, Tensor]]):
     """Map-style: item i is a whole batch; every round over the videos has its own order.
 
@@ -75,13 +86,7 @@ class OwnVideos(Dataset[dict[str, Tensor]]):
 
     def of(self, index: int) -> list[int]:
         """Rows of batch `index`."""
-        at = index * self.batch + np.arange(self.batch)
-        rounds, places = np.divmod(at, len(self.rows))
-        orders = {
-            int(r): np.random.default_rng([29, self.seed, int(r)]).permutation(len(self.rows))
-            for r in set(rounds.tolist())
-        }
-        return [int(orders[int(r)][p]) for r, p in zip(rounds, places, strict=True)]
+        return rows_of(index, self.batch, len(self.rows), self.seed)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         try:

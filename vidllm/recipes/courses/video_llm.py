@@ -169,7 +169,7 @@ class Tuning(TrainingRun):
         self.trainee, optimizer = accelerator.prepare(trainee, optimizer)
         self.averaged = _Trained(trainee)
         super().__init__(
-            _Pace(settings),
+            Pace(settings),
             folder,
             settings.quiet,
             total=self.steps,
@@ -289,7 +289,7 @@ class Tuning(TrainingRun):
         self.average.swap(cast(nn.Module, self.averaged))
         told = {
             **asdict(self.settings),
-            **{name: _named(getattr(self.settings, name)) for name in ("init", "data")},
+            **{name: named(getattr(self.settings, name)) for name in ("init", "data")},
             "recipe": self.recipe.name,
             "course": self.recipe.course,
             "steps": self.steps,
@@ -318,7 +318,7 @@ class Tuning(TrainingRun):
             "seed": s.seed,
             "parameters": self.counts,
             "command": command(self.recipe, s),
-            "last": _last(self.folder.path / LOG),
+            "last": last_row(self.folder.path / LOG),
         }  # fmt: skip
 
     def loader(self) -> DataLoader[dict[str, Tensor]]:
@@ -410,7 +410,7 @@ class Tuning(TrainingRun):
         return self.recipe.lr * warm * (0.02 + 0.98 * 0.5 * (1 + float(np.cos(np.pi * along))))
 
 
-class _Pace:
+class Pace:
     """What `TrainingRun` asks of its settings."""
 
     def __init__(self, settings: CourseSettings) -> None:
@@ -425,24 +425,27 @@ def _fixed(settings: CourseSettings, recipe: Recipe, steps: int) -> dict[str, An
     return {"recipe": recipe.name, **told, "steps": steps}
 
 
-def command(recipe: Recipe, settings: CourseSettings) -> str:
-    """The command line that makes this training again."""
+def command(
+    recipe: Recipe, settings: CourseSettings, called: Mapping[str, str] | None = None
+) -> str:
+    """The command line that makes this training again; `called` has options of other names."""
     words = ["vidllm", "train", recipe.name, "--out", Path(settings.out).name]
     plain = asdict(CourseSettings(out="", batch=BATCH, clips=CLIPS))
     for name, value in asdict(settings).items():
-        if name in ("out", "resume", "quiet", "more", "minutes") or value == plain[name]:
+        left_out = name in ("out", "resume", "quiet", "more", "minutes")
+        if left_out or value is None or value == plain[name]:
             continue
-        told = _named(value) if name in ("init", "data") else value
-        words += [f"--{name.replace('_', '-')}", str(told)]
+        told = named(value) if name in ("init", "data") else value
+        words += [f"--{(called or {}).get(name, name).replace('_', '-')}", str(told)]
     return shlex.join(words)
 
 
-def _named(path: str) -> str:
+def named(path: str) -> str:
     """A path by its last part: what is written is read elsewhere."""
     return Path(path).name if "/" in path else path
 
 
-def _last(log: Path) -> Mapping[str, Any] | None:
+def last_row(log: Path) -> Mapping[str, Any] | None:
     """The last row of a log."""
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     row: dict[str, Any] | None = json.loads(lines[-1]) if lines else None

@@ -196,6 +196,10 @@ class TrainingRun(ABC):
     def advance(self, losses: Mapping[str, Tensor], rate: float) -> None:
         """One optimiser step down `losses["total"]`, whose graph is still there."""
         self.accelerator.backward(losses["total"])
+        self.descend(rate)
+
+    def descend(self, rate: float) -> None:
+        """One optimiser step down the gradients that are there."""
         self.accelerator.clip_grad_norm_(self.plain.parameters(), self.run_settings.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from vidllm.errors import InputError, VidllmError
 from vidllm.errors.disk import unwritten
 from vidllm.errors.writing import remove_parts, sync, whole_file
+from vidllm.models.tuned import LORA_WEIGHTS, TEMPORAL
 
 from .checkpoint import CHECKPOINT, OLD, Checkpoint, read_checkpoint
 from .settings import TrainSettings
@@ -82,7 +83,7 @@ class TrainingFolder:
         Raises:
             InputError: there is a checkpoint or a model.
         """
-        for name in (CHECKPOINT, OLD, WEIGHTS):
+        for name in (CHECKPOINT, OLD, WEIGHTS, LORA_WEIGHTS, TEMPORAL):
             if (self.path / name).exists():
                 go_on = "add --resume to go on, or " if name == CHECKPOINT else ""
                 raise InputError(
@@ -157,13 +158,31 @@ class TrainingFolder:
         Raises:
             WorkError: it cannot be written; the model of before stays.
         """
-        beside = self.path / ".model.part"
-        try:
-            shutil.rmtree(beside, ignore_errors=True)
+
+        def write(beside: Path) -> None:
             model.save_pretrained(beside, state_dict=state)
             tokenizer.save_pretrained(beside)
             for name, values in learned.items():
                 save_file(values, beside / f"{name}.safetensors")
+
+        self.put(write, told, texts)
+
+    def put(
+        self,
+        write: Callable[[Path], None],
+        told: dict[str, Any],
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
+        """As `write_model`, for files that `write` puts into a folder.
+
+        Raises:
+            WorkError: they cannot be written; those of before stay.
+        """
+        beside = self.path / ".model.part"
+        try:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir()
+            write(beside)
             for name, text in (texts or {}).items():
                 (beside / name).write_text(text, encoding="utf-8")
             told = {**told, "out": self.path.name}
