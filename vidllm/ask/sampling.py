@@ -23,7 +23,8 @@ def clip_of(
     """See `VideoLLM.sample`.
 
     Args:
-        llm: the `VideoLLM`. given: frames, fps, start and end of the call. options: its tokens, compressor and keep.
+        llm: the `VideoLLM`. given: frames, fps, start and end of the call. options: its tokens,
+            compressor and keep.
     """
     if isinstance(video, VideoClip):
         if any(value is not None for value in given.values()):
