@@ -322,8 +322,6 @@ def test_what_cannot_be_served_is_refused_in_one_line() -> None:
         with pytest.raises(InputError, match="whole conversation"):
             longer = hf_inputs("qwen2_5_vl", [[3, Video(4), 20]])
             model.generate(**longer, past_key_values=cache, **SMALL)
-        with pytest.raises(InputError, match="assisted decoding"):
-            model.generate(**inputs, prompt_lookup_num_tokens=2, **SMALL)
 
 
 def test_receipts_count_what_was_spent() -> None:

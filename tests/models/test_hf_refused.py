@@ -10,7 +10,7 @@ import pytest
 import torch
 from hf_tiny import FAMILIES, IMAGE, VIDEO, Image, Video, hf_inputs, hf_model, tokenizer
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, StaticCache
+from transformers import DynamicCache, GenerationConfig
 
 from vidllm import InputError
 from vidllm.ask.compression import Compression, compress
@@ -58,24 +58,18 @@ def inserted(inputs: dict[str, Any], change: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fixed_caches_and_guesses_are_refused_at_once(family: str) -> None:
+def test_ways_to_generate_are_refused_at_once(family: str) -> None:
+    """More of them in `test_hf_generate.py`."""
     model, inputs = hf_model(family), hf_inputs(family, ONE)
-    static = StaticCache(config=model.config.get_text_config(), max_cache_len=64)
-    own = GenerationConfig(prompt_lookup_num_tokens=2, max_new_tokens=2)
+    own = GenerationConfig(assistant_early_exit=2, max_new_tokens=2)
     asked: list[tuple[dict[str, Any], str]] = [
-        ({"cache_implementation": "static"}, "a static cache is laid out for the full prompt"),
-        ({"cache_implementation": "offloaded_static"}, "leave out cache_implementation='off"),
-        ({"past_key_values": static}, "a StaticCache is laid out for the full prompt"),
-        ({"prompt_lookup_num_tokens": 2}, r"assisted decoding \(prompt_lookup_num_tokens\)"),
-        ({"assistant_model": model, "max_new_tokens": 1}, r"decoding \(assistant_model\)"),
-        ({"generation_config": own}, "leave out prompt_lookup_num_tokens"),
+        ({"cache_implementation": "sliding_window"}, "leave out cache_implementation='sliding"),
+        ({"generation_config": own}, "assistant_early_exit guesses from inside"),
         ({"prefill_chunk_size": 8}, "leave it out"),
     ]
     for more, words in asked:
         with refusing(model, f"^random on .*{words}"):
             model.generate(**{"max_new_tokens": 2, **inputs, **more})
-    with refusing(model, "^random on .*: a StaticCache is laid out"):
-        model(**inputs, past_key_values=static)
     with refusing(model, "input_ids, not inputs_embeds"):
         model.generate(inputs_embeds=torch.zeros(1, 4, 32), max_new_tokens=2)
     with compress(model, "random", keep=0.5, processor=tokenizer()):
@@ -133,7 +127,7 @@ def test_generate_is_the_models_own_again() -> None:
         out = model.generate(inputs["input_ids"], **{**inputs, "input_ids": None}, max_length=40)
     assert model.generate.__func__ is plain and "generate" not in vars(model)
     with pytest.raises(InputError), compress(model, "aim", keep=0.5):
-        model.generate(**inputs, cache_implementation="static")
+        model.generate(**inputs, prefill_chunk_size=8)
     assert "generate" not in vars(model)
     calls = []
 
@@ -145,8 +139,8 @@ def test_generate_is_the_models_own_again() -> None:
     try:
         with compress(model, "aim", keep=0.5):
             again = model.generate(**inputs, max_length=40)
-            with pytest.raises(InputError, match="static cache"):
-                model.generate(**inputs, cache_implementation="static")
+            with pytest.raises(InputError, match="prefill_chunk_size"):
+                model.generate(**inputs, prefill_chunk_size=8)
         assert model.generate is own and calls == [1] and torch.equal(out, again)
     finally:
         del model.generate

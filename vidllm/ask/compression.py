@@ -33,6 +33,7 @@ class CompressionReceipt:
     """The one-line account of a compressed prompt, or of a batch of them together.
 
     Attributes:
+        method: the name of the compressors.
         tokens_full, tokens_kept: video tokens of the prompts, and those that the last layer read.
         kv_full_mb, kv_kept_mb: KV cache of these, in MB (10⁶ bytes), behind the prefill.
         flops: the prefill's floating point operations as a share of those of the full prompt,
@@ -46,6 +47,7 @@ class CompressionReceipt:
     kv_kept_mb: float
     flops: float
     select_ms: float
+    method: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -55,7 +57,8 @@ class CompressionReceipt:
         share = 100 * self.tokens_kept / max(1, self.tokens_full)
         digits = 0 if self.kv_kept_mb >= 10 else 2
         return (
-            f"video tokens {self.tokens_full} -> {self.tokens_kept} ({share:.1f} %) · "
+            f"video tokens {self.tokens_full} -> {self.tokens_kept} ({share:.1f} %) "
+            f"by {self.method} · "
             f"KV {self.kv_full_mb:.{digits}f} -> {self.kv_kept_mb:.{digits}f} MB · "
             f"prefill {100 * self.flops:.0f} % of FLOPs · select {self.select_ms:.1f} ms"
         )
@@ -149,6 +152,7 @@ class Compression:
             report.mean_cached * size,
             _flops(decoder.config, report),
             1000 * report.seconds,
+            self.method.name,
         )
 
     def reuse(self, prefix: Prefix | None = None) -> AbstractContextManager[Prefix]:

@@ -1,4 +1,4 @@
-"""From the name of a model, or of a recipe, to the engine that `VideoLLM` asks."""
+"""From the name of a model, of a recipe, or a model object, to the engine that `VideoLLM` asks."""
 
 from __future__ import annotations
 
@@ -6,84 +6,178 @@ import os
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from vidllm.compressors import Compressor
-from vidllm.errors import InputError
-from vidllm.errors.paths import is_folder
+from vidllm.errors import InputError, WorkError
+from vidllm.errors.bounds import short
+from vidllm.errors.paths import is_folder, shown
 from vidllm.models.engine import Engine
 from vidllm.models.families.adapters import take_up
 from vidllm.models.families.engine import HubEngine
 from vidllm.models.heads.engine import HeadEngine
 from vidllm.models.heads.head_config import MODEL_TYPE as HEAD_TYPE
 from vidllm.models.hooks.learned import Temporal, find_temporal, read_temporal
-from vidllm.models.loading import (
-    choose_compressor,
-    choose_device,
-    choose_dtype,
-    model_kind,
-)
+from vidllm.models.load_options import LoadOptions, LoadPlan
+from vidllm.models.loading import choose_compressor, model_kind
 from vidllm.models.native.config import NativeConfig
 from vidllm.models.native.engine import NativeEngine
-from vidllm.models.tuned import find_tuned
+from vidllm.models.native.model import NativeVideoLLM
+from vidllm.models.tuned import Tuned, find_tuned
 from vidllm.recipes import get_recipe
 from vidllm.recipes.models import check_carries, model_of
 
+#: Options that only transformers' own models take.
+_OF_HUB = (
+    "device_map",
+    "max_memory",
+    "offload_folder",
+    "quantization_config",
+    "revision",
+    "token",
+    "local_files_only",
+    "processor",
+)
+
 
 def load_engine(
-    name: str | os.PathLike[str] | None,
+    name: str | os.PathLike[str] | nn.Module | None,
     *,
     recipe: str | None,
     compressors: str | Compressor | None,
     keep: float | None,
-    device: str | None,
-    dtype: str | None,
-    attn: str | None,
     tokens: int | None,
     seed: int,
+    loading: LoadOptions,
     temporal: Temporal | None = None,
     adapter: str | os.PathLike[str] | None = None,
 ) -> Engine:
     """Load a model; all as for `VideoLLM.from_pretrained`."""
+    if name is not None and not isinstance(name, (str, os.PathLike, nn.Module)):
+        raise InputError(
+            "a model is a name, a folder, or a model object of transformers with its processor, "
+            f"not {short(repr(name))}"
+        )
     named = None if recipe is None else get_recipe(recipe)
-    tuned = find_tuned(name if adapter is None else adapter)
-    if adapter is not None and tuned is None:
-        raise InputError(f"no adapters in {adapter}: give a folder of vidllm train hub")
+    tuned = _find_tuned(name, adapter)
     if tuned is not None:
         name = tuned.model if adapter is None or name is None else name
         if named is None and compressors is None and keep != 1:
             compressors, keep = tuned.compressors, tuned.keep if keep is None else keep
-    folder = model_of(named, name)
-    if named is not None and compressors is None:
-        if temporal is None and tuned is None:  # else what it lacks is put in
-            check_carries(named, folder, name)
-        compressors, keep = named.compressors, named.keep if keep is None else keep
-    family = model_kind(folder)
-    place = choose_device(device)
-    kind = choose_dtype(dtype, place)
-    if family in (NativeConfig.model_type, HEAD_TYPE) and (temporal or tuned):
-        raise InputError(
-            "temporal encoders and adapters are put into hub models: "
-            f"{Path(folder).name} is trained with its own (vidllm train --help)"
-        )
+    adapted = temporal is not None or tuned is not None
     found = None if temporal is None else read_temporal(temporal)
+    own = named is not None and compressors is None  # the recipe's own reduction
+    if named is not None and own:
+        if not adapted and not isinstance(name, nn.Module):  # else once all parts are there
+            check_carries(named, model_of(named, name), name)
+        compressors, keep = named.compressors, named.keep if keep is None else keep
     if compressors is not None:  # what is wrong here must not wait for the weights
         choose_compressor(NativeConfig(), compressors, keep, tokens)
     options: dict[str, Any] = {"compressors": compressors, "keep": keep, "tokens": tokens}
-    if family == HEAD_TYPE:
-        return HeadEngine.load(folder, attn, place, kind, seed=seed, **options)
-    load = NativeEngine.load if family == NativeConfig.model_type else HubEngine.load
-    engine: Engine = load(folder, attn, place, kind, seed=seed, **options)
+    if isinstance(name, nn.Module):
+        engine = _around(name, loading, options)
+    else:
+        folder = model_of(named, name)
+        engine = _load(folder, name, loading, options | {"seed": seed}, adapted)
+    if adapted:
+        _adapt(engine, tuned, found, temporal, recipe or "")
+    if named is not None and (adapted or (own and isinstance(name, nn.Module))):
+        told = type(name).__name__ if isinstance(name, nn.Module) else str(name)
+        named.check_model(told, engine.parts)
+    return engine
+
+
+def _find_tuned(
+    name: str | os.PathLike[str] | nn.Module | None, adapter: str | os.PathLike[str] | None
+) -> Tuned | None:
+    if adapter is None:
+        return None if isinstance(name, nn.Module) else find_tuned(name)
+    tuned = find_tuned(adapter)
+    if tuned is None:
+        raise InputError(f"no adapters in {adapter}: give a folder of vidllm train hub")
+    return tuned
+
+
+def _load(
+    folder: str,
+    name: str | os.PathLike[str] | None,
+    loading: LoadOptions,
+    options: dict[str, Any],
+    adapted: bool,
+) -> Engine:
+    """From a folder or a name on the hub, by its kind."""
+    plan = LoadPlan.of(loading)
+    plan.check_folder(folder)
+    family = model_kind(folder, **plan.hub)
+    if family not in (HEAD_TYPE, NativeConfig.model_type):
+        return HubEngine.load(folder, plan, **options)
+    if adapted:
+        raise InputError(_not_adapted(Path(folder).name))
+    if extra := plan.given(*_OF_HUB):
+        raise InputError(
+            f"{extra} is for models of transformers, and '{name or folder}' is one of this "
+            f"project: leave {extra} out"
+        )
+    load = HeadEngine.load if family == HEAD_TYPE else NativeEngine.load
+    attn: Any = plan.attn
+    return load(folder, attn, plan.device, plan.dtype, **options)
+
+
+def _around(model: nn.Module, loading: LoadOptions, options: dict[str, Any]) -> Engine:
+    """Around a model object that the caller has loaded."""
+    given = {name: value for name, value in loading.items() if value not in (None, False)}
+    processor = given.pop("processor", None)
+    if given:
+        extra = next(iter(given))
+        raise InputError(
+            f"{extra} says how a model is loaded, and a {type(model).__name__} is loaded already: "
+            f"leave {extra} out"
+        )
+    if not isinstance(model, NativeVideoLLM):
+        return HubEngine.around(model, processor, **options)
+    if processor is None:
+        raise InputError("a model object comes without its tokenizer: give processor=tokenizer")
+    return NativeEngine(model, processor, **options)
+
+
+def _adapt(
+    engine: Engine,
+    tuned: Tuned | None,
+    found: Temporal | None,
+    temporal: Temporal | None,
+    recipe: str,
+) -> None:
+    """Put adapters, or a temporal encoder, into the model of an engine."""
     if not isinstance(engine, HubEngine):
-        return engine
+        raise InputError(_not_adapted("this model"))
     if tuned is not None:
         take_up(engine, tuned)
-    if found is not None:
-        if engine.temporal is not None:
-            raise InputError(
-                f"{adapter or name} has a temporal encoder already: leave out temporal"
-            )
-        engine.put_temporal(find_temporal(engine.adapter, found, recipe or ""))
-        if isinstance(temporal, str | os.PathLike) and is_folder(temporal):
-            engine.compressor = engine.compressor.trained_in(Path(temporal))
-    if named is not None and (tuned is not None or found is not None):
-        named.check_model(str(name), engine.parts)
-    return engine
+    if found is None:
+        return
+    if engine.temporal is not None:
+        raise InputError("the adapters bring a temporal encoder already: leave out temporal")
+    engine.put_temporal(find_temporal(engine.adapter, found, recipe))
+    if isinstance(temporal, str | os.PathLike) and is_folder(temporal):
+        engine.compressor = engine.compressor.trained_in(Path(temporal))
+
+
+def _not_adapted(model: str) -> str:
+    return (
+        f"temporal encoders and adapters are put into hub models: {model} is trained with its own "
+        "(vidllm train --help)"
+    )
+
+
+def save_engine(engine: Engine, folder: str | os.PathLike[str]) -> None:
+    """See `VideoLLM.save_pretrained`."""
+    home = Path(folder)
+    if home.exists() and not home.is_dir():
+        raise InputError(f"{shown(home)} is a file: give a folder")
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        engine.save(home)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the model's own way of saving trips over
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise WorkError(f"the model cannot be saved in {shown(home)}: {line}") from error

@@ -10,7 +10,10 @@ from typing import Literal, TypedDict
 
 from vidllm.compressors import Compressor, build
 from vidllm.errors import InputError
+from vidllm.errors.bounds import check
 from vidllm.models.answer import Receipt
+from vidllm.models.loading import choose_compressor
+from vidllm.models.native.config import NativeConfig
 from vidllm.progress import Listener
 from vidllm.video import Limits, VideoClip
 
@@ -37,26 +40,45 @@ class AskOptions(TypedDict, total=False):
     end: float | None
     max_new_tokens: int | None
     compressor: Method
+    keep: float | None
     choices: Choices
     listener: Listener | None
     anyway: bool
     times: bool
 
 
-def chosen(compressor: Compressor | str, tokens: int | None = None) -> Compressor:
+def chosen(
+    compressor: Compressor | str, tokens: int | None = None, keep: float | None = None
+) -> Compressor:
     """The compressors that a call names.
 
     Raises:
-        InputError: a spec that is wrong, or without a share where no number of tokens is met.
+        InputError: a spec that is wrong, or without a share where no number of tokens is met; a
+            share beside an instance.
     """
+    if keep is not None:
+        return choose_compressor(NativeConfig(), compressor, keep)
     if not isinstance(compressor, str):
         return compressor
     made = build(compressor)
     if tokens is None and made.lacks_share():
         raise InputError(
-            f"how much should '{compressor}' keep? Say it with its name, such as aim:keep=0.25"
+            f"how much should '{compressor}' keep? Say it with its name, such as aim:keep=0.25, or "
+            "give keep"
         )
     return made
+
+
+def with_share(method: Compressor, keep: float) -> Compressor:
+    """A model's own method with another share; `DEFAULT_METHOD` where it has none.
+
+    Raises:
+        InputError: a share outside (0, 1], or a method with a count of its own.
+    """
+    if method.name == "none" or keep == 1:
+        return choose_compressor(NativeConfig(), None, keep)
+    check("keep", keep)
+    return replace(method, keep=float(keep), budget=None)
 
 
 def within(method: Compressor, tokens: int) -> Compressor:

@@ -22,6 +22,7 @@ from vidllm.models.cost.spending import Spending, weighed
 from vidllm.models.engine import Engine, check_early, longest_answer, one_at_a_time
 from vidllm.models.hooks.learned import Temporal
 from vidllm.models.hooks.temporal import TemporalAdapter
+from vidllm.models.load_options import LoadOptions
 from vidllm.models.native.engine import NativeEngine
 from vidllm.models.native.footage import KnownFootage, UnknownFootage, warning
 from vidllm.models.native.model import NativeVideoLLM
@@ -29,9 +30,9 @@ from vidllm.models.question import letters_of, questions_of
 from vidllm.progress import Listener, Stopwatch
 from vidllm.timecode import Span, TimeCode
 from vidllm.tokens import TokenMap
-from vidllm.video import Limits, VideoClip, load_video
+from vidllm.video import Limits, VideoClip
 
-from .engines import load_engine
+from .engines import load_engine, save_engine
 from .letters import letter_scores
 from .moments import spans_of, timed_answer
 from .options import (
@@ -43,9 +44,10 @@ from .options import (
     check_fits,
     chosen,
     fit_notes,
-    fitting_frames,
+    with_share,
     within,
 )
+from .sampling import clip_of
 
 
 class VideoLLM:
@@ -106,14 +108,11 @@ class VideoLLM:
     @classmethod
     def from_pretrained(
         cls,
-        name: str | os.PathLike[str] | None = None,
+        name: str | os.PathLike[str] | nn.Module | None = None,
         *,
         recipe: str | None = None,
         compressors: str | Compressor | None = None,
         keep: float | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-        attn: str | None = None,
         frames: Frames = None,
         fps: float | None = None,
         tokens: int | None = None,
@@ -121,20 +120,22 @@ class VideoLLM:
         seed: int = 0,
         temporal: Temporal | None = None,
         adapter: str | os.PathLike[str] | None = None,
+        **loading: Unpack[LoadOptions],
     ) -> VideoLLM:
-        """Load a model.
+        """Load a model, or take one that is loaded.
 
         Args:
             name: a shipped model, a folder or a name on the hub; None for the shipped default.
-                Its family is one of `models.families.FAMILIES`, or the project's own.
+                Its family is one of `models.families.FAMILIES`, or the project's own. Or a model
+                object of such a family: as it is, quantized, dispatched or with PEFT's LoRA. It is
+                put into evaluation mode and otherwise left as it is.
             recipe: a named system; `compressors` and `keep` override its own. One that reduces
                 behind a temporal encoder is refused for a model without.
             compressors: a spec such as "temporal-pool" or "aim,uniform", or an instance; None
                 for what the model was trained with.
             keep: share of the video tokens kept, in (0, 1]; `keep=1` alone is no compression.
-            device: "cpu", "cuda", …; None for a GPU where there is one.
-            dtype: "float32", "bfloat16", "float16" or "auto" (float32 on a CPU, bfloat16 on a GPU).
-            attn: attention implementation of transformers; None for its default.
+                Without compressors it is "vidcom2" that keeps it where the model was trained with
+                none; the receipt names the method.
             frames, fps, tokens: how many frames of a video are sampled and how many video tokens
                 the LLM sees at most, if a call does not say (see `ask`).
             reader: "pyav" or "decord".
@@ -143,6 +144,12 @@ class VideoLLM:
                 such as "ssd", {"name": …, options} (or several), the folder of one that was
                 saved, or the encoder. A new one changes no answer until it is trained.
             adapter: a folder of `vidllm train hub` for this model; as `name` it brings its model.
+            loading: `device` ("cpu", "cuda", …; None for a GPU where there is one); `dtype`
+                ("float32", "bfloat16", "float16", torch's own, or "auto": float32 on a CPU,
+                bfloat16 on a GPU); `attn_implementation` (or `attn`). For models of transformers
+                also, with its meaning: `device_map`, `max_memory`, `offload_folder`,
+                `quantization_config`, `revision`, `token`, `local_files_only`; and `processor`, or
+                where its files are: a model object needs it.
 
         Raises:
             InputError: a name, option or combination that is wrong.
@@ -156,13 +163,11 @@ class VideoLLM:
             recipe=recipe,
             compressors=compressors,
             keep=keep,
-            device=device,
-            dtype=dtype,
-            attn=attn,
             tokens=tokens,
             seed=seed,
             temporal=temporal,
             adapter=adapter,
+            loading=loading,
         )
         return cls.of(engine, frames=frames, fps=fps, tokens=tokens, reader=reader, seed=seed)
 
@@ -188,7 +193,7 @@ class VideoLLM:
 
     @property
     def temporal(self) -> TemporalAdapter | None:
-        """The temporal encoder that was put into a hub model: train it, `save_pretrained` it."""
+        """The temporal encoder put into a hub model: train it, `save_pretrained` it."""
         return getattr(self.engine, "temporal", None)
 
     @property
@@ -254,6 +259,7 @@ class VideoLLM:
         end: float | None = None,
         max_new_tokens: int | None = None,
         compressor: Method = None,
+        keep: float | None = None,
         choices: Choices = None,
         listener: Listener | None = None,
         anyway: bool = False,
@@ -270,6 +276,8 @@ class VideoLLM:
             max_new_tokens: the longest answer; default 128.
             compressor: instead of the model's own for this call: an instance, or a spec with a
                 share such as "aim:keep=0.25".
+            keep: another share for this call, of the compressor that it names or of the model's own
+                (of a model without, `vidcom2`).
             choices: letters of the options, one entry a question, such as ("A", "B", "C") or
                 None; their log-probabilities are in `Answer.letters`.
             listener: who hears of the stages and of the growing answer, and may stop the work.
@@ -291,7 +299,7 @@ class VideoLLM:
         self._check_times(times)
         letters = letters_of(questions, choices)
         watch, most = Stopwatch(listener=listener), self._most(tokens)
-        method, device = self._method(compressor, most), self.model.device
+        method, device = self._method(compressor, most, keep), self.model.device
         measured = self.measures_memory or device.type == "cuda"
         with (
             tensor_peak(device) if measured else nullcontext() as peak,
@@ -300,7 +308,7 @@ class VideoLLM:
             if not isinstance(video, VideoClip):
                 watch.begin("decode")
             how: dict[str, Any] = {"frames": frames, "fps": fps, "start": start, "end": end}
-            how |= {"tokens": most, "compressor": compressor}
+            how |= {"tokens": most, "compressor": compressor, "keep": keep}
             clip = self.sample(video, **how, listener=listener)
             watch.add("decode", clip.read_seconds)
             shared = engine.sharing_notes(clip, method, len(questions))
@@ -316,7 +324,7 @@ class VideoLLM:
         most_mb = None if peak is None else peak.megabytes
         answers = []
         for text, one, some in zip(questions, said, letters, strict=True):
-            receipt = self.spending.receipt(len(clip), encoded, one, most_mb)
+            receipt = self.spending.receipt(len(clip), encoded, one, most_mb, method.name)
             made = engine.decode(one, text, clip, times)
             fit = (*method.notes(), *fit_notes(method, receipt, most))
             answers.append(
@@ -360,6 +368,7 @@ class VideoLLM:
         question: str = "",
         *,
         compressor: Method = None,
+        keep: float | None = None,
         tokens: int | None = None,
         times: bool = False,
         **sampling: Any,
@@ -369,21 +378,21 @@ class VideoLLM:
         Args:
             video: a file, or better a clip from `load_video`, which is encoded once for all calls.
             question: for methods that read it.
-            compressor, tokens, times, sampling: as the options of `ask`.
+            compressor, keep, tokens, times, sampling: as the options of `ask`.
 
         Raises:
             InputError: as `ask`; a method that chooses while the LLM runs, or one that reads the
                 question where there is none.
         """
         engine, most = self.engine, self._most(tokens)
-        method = self._method(compressor, most)
+        method = self._method(compressor, most, keep)
         engine.check_serves(method)
         check_early(method)
         if method.query_aware:
             engine.check_questions([question], 1)
         self._check_times(times)
         with engine.at_work(method) as work:
-            clip = self.sample(video, tokens=most, compressor=compressor, **sampling)
+            clip = self.sample(video, tokens=most, compressor=compressor, keep=keep, **sampling)
             encoded = engine.encode(clip, work, weighed)
             if most is not None:
                 check_fits(method, len(clip), encoded.total, most)
@@ -399,7 +408,7 @@ class VideoLLM:
         times = bool(options.get("times", False))
         self._check_times(times)
         self.engine.check_questions([question], 1)
-        names = ("frames", "fps", "tokens", "start", "end", "compressor")
+        names = ("frames", "fps", "tokens", "start", "end", "compressor", "keep")
         sampling: dict[str, Any] = {k: v for k, v in options.items() if k in names}
         clip = self.sample(video, **sampling)
         return self.engine.prompt_text(clip, question, times)
@@ -415,6 +424,7 @@ class VideoLLM:
         end: float | None = None,
         limits: Limits | None = None,
         compressor: Method = None,
+        keep: float | None = None,
         listener: Listener | None = None,
     ) -> VideoClip:
         """The clip that `ask` would look at; options as there.
@@ -422,30 +432,9 @@ class VideoLLM:
         Raises:
             InputError: a video or option that is wrong.
         """
-        if isinstance(video, VideoClip):
-            if any(v is not None for v in (frames, fps, start, end)):
-                raise InputError(
-                    "frames, fps, start and end belong to load_video when a clip is given"
-                )
-            return video
-        if frames is None and fps is None:
-            frames, fps = self.frames, self.fps
-        if frames is None and fps is None:
-            fps = self.engine.usual_fps
-            frames = self.usual_frames if fps is None else None
-        part: dict[str, Any] = {"start": start, "end": end, "reader": self.reader}
-        if isinstance(frames, str):
-            if frames != "auto":
-                raise InputError(f"frames is a number or 'auto', not {frames!r}")
-            tokens = self.tokens if tokens is None else tokens
-            if tokens is None:
-                raise InputError("frames='auto' picks frames for a number of tokens: give tokens")
-            if fps is not None:
-                raise InputError("give only one of frames and fps")
-            method = self.compressor if compressor is None else chosen(compressor, tokens)
-            peek = load_video(video, frames=1, limits=limits or Limits(), **part)
-            frames = fitting_frames(peek, tokens, limits or Limits(), method, self.count)
-        return load_video(video, frames=frames, fps=fps, limits=limits, listener=listener, **part)
+        given: dict[str, Any] = {"frames": frames, "fps": fps, "start": start, "end": end}
+        options = {"tokens": tokens, "compressor": compressor, "keep": keep}
+        return clip_of(self, video, given, options, limits, listener)
 
     def index(
         self, video: str | os.PathLike[str], path: str | os.PathLike[str] | None = None, **plan: Any
@@ -470,13 +459,28 @@ class VideoLLM:
             check_number("tokens", tokens)
         return tokens
 
-    def _method(self, compressor: Method, most: int | None) -> Compressor:
+    def method_of(self, compressor: Method, most: int | None, keep: float | None) -> Compressor:
+        """The compressors of a call, with its share."""
+        if compressor is not None:
+            return self.engine.with_trained(chosen(compressor, most, keep))
+        return self.compressor if keep is None else with_share(self.compressor, keep)
+
+    def _method(self, compressor: Method, most: int | None, keep: float | None) -> Compressor:
         """The compressors of a call, with an exact budget where one is given."""
-        if compressor is None:
-            method = self.compressor
-        else:
-            method = self.engine.with_trained(chosen(compressor, most))
+        method = self.method_of(compressor, most, keep)
         return method if most is None else within(method, most)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write a model of transformers with its tokenizer, template and pixel settings.
+
+        `from_pretrained` loads the folder again; of a model with PEFT's adapter it is the adapter
+        alone, as PEFT saves it.
+
+        Raises:
+            InputError: a model of this project, or a path that is no folder.
+            WorkError: the model or the disk refuses.
+        """
+        save_engine(self.engine, folder)
 
     def _check_times(self, times: bool) -> None:
         if times and not self.engine.writes_times:

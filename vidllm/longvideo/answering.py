@@ -311,6 +311,12 @@ class Reader:
         size = kv_bytes_per_token(self.model.language_model.config, 4) / 1e6
         full = len(self.seconds) * self.cells
         receipt = Receipt(
-            len(self.seconds), full, read, full * size, read * size, dict(watch.seconds)
+            len(self.seconds),
+            full,
+            read,
+            full * size,
+            read * size,
+            dict(watch.seconds),
+            method=self.method.name,
         )
         return Answer(text, tuple(spans), receipt, raw, failed, (*self.index.notes, *notes))

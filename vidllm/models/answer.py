@@ -25,6 +25,7 @@ class Receipt:
             that is not named is this answer's alone.
         peak_mb: the most memory that the whole call held above what there was before, in MB;
             None where it was not measured (see `VideoLLM.measures_memory`).
+        method: the name of the compressors that ran, "none" for none.
         flops: floating point operations by stage ("vision", "temporal", "prefill", "decode"),
             predicted from the shapes of the model and the very tokens that every layer read, as
             if this question were asked alone of a video that was not encoded before; None where
@@ -40,6 +41,7 @@ class Receipt:
     peak_mb: float | None = None
     flops: dict[str, float] | None = None
     shared_by: Mapping[str, int] = field(default_factory=dict, compare=False)
+    method: str = "none"
 
     @property
     def total(self) -> float:
@@ -69,9 +71,10 @@ class Receipt:
 
     def __str__(self) -> str:
         share = 100 * self.tokens_kept / max(1, self.tokens_full)
+        by = "" if self.method == "none" else f" by {self.method}"
         parts = [
             f"{self.frames} frames",
-            f"tokens {self.tokens_full} → {self.tokens_kept} ({share:.3g} %)",
+            f"tokens {self.tokens_full} → {self.tokens_kept} ({share:.3g} %){by}",
             f"KV {self.kv_full_mb:.1f} → {self.kv_kept_mb:.1f} MB",
         ]
         unit = " s"  # said once, on the first stage

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import wraps
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -254,6 +255,14 @@ class Engine(ABC):
     compressor: Compressor
     writes_times: bool
     footage: KnownFootage | None = None
+
+    def save(self, folder: Path) -> None:
+        """Write the model with all that it takes to ask it into a folder.
+
+        Raises:
+            InputError: a model of this project, whose training has written its folder.
+        """
+        raise InputError("a model of this project is saved by its training: copy its folder")
 
     def with_trained(self, method: Compressor) -> Compressor:
         """A method with the weights that the model has for it, if it is a learned one."""

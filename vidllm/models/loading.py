@@ -1,8 +1,7 @@
-"""What `VideoLLM.from_pretrained` needs: weights, tokenizer, device and compressors by name."""
+"""What `VideoLLM.from_pretrained` needs: weights, what goes with them, compressors by name."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 import transformers
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-from transformers.utils.hub import cached_file
 
 from vidllm.compressors import Compressor, build
 from vidllm.errors import InputError, WorkError
@@ -20,20 +18,25 @@ from vidllm.errors.paths import is_file, is_folder
 from vidllm.timecode import get_timecode
 
 from .deltas import base_of, whole_state
-from .families.own_processor import OwnProcessor
-from .families.pixel_files import pixel_options
+from .families.processing import Processing
 from .families.scripts import SCRIPTS
-from .families.served import FAMILIES, OWN_PIXELS, PARTS
+from .families.served import FAMILIES, PARTS
 from .families.unserved import refusal
 from .folder import check_folder, read_config, tensor_shapes
 from .heads.head_config import MODEL_TYPE as HEAD_TYPE
 from .heads.head_config import HeadConfig
+from .hub import unreachable
+from .load_options import LoadPlan
 from .native.config import NativeConfig
 from .native.model import NativeVideoLLM
 from .parts import ModelParts, hub_parts, native_parts
 from .tuned import find_tuned
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: What reduces tokens where a share is given and no method, and the model was trained with none.
+#: Of the methods that need no training it lost least on the stage world at every share
+#: (docs/results/stage-compressors.csv); it reads neither the question nor attention, so every
+#: family serves it and one video serves many questions.
+DEFAULT_METHOD = "vidcom2"
 
 
 def choose_compressor(
@@ -42,7 +45,8 @@ def choose_compressor(
     keep: float | None,
     tokens: int | None = None,
 ) -> Compressor:
-    """The compressors of a call; what is not said comes from the model's own training.
+    """The compressors of a call; what is not said comes from the model's own training, and for a
+    model that was trained with none a share goes to `DEFAULT_METHOD`.
 
     With a number of `tokens` a method needs no share of its own.
     """
@@ -53,7 +57,7 @@ def choose_compressor(
             return build(config.compressors, keep=config.keep)
         if keep == 1:
             return build("none")
-        spec = config.compressors if config.compressors != "none" else "uniform"
+        spec = config.compressors if config.compressors != "none" else DEFAULT_METHOD
         return build(spec, keep=keep)
     if not isinstance(compressors, str):
         if keep is not None:
@@ -67,28 +71,11 @@ def choose_compressor(
     return made
 
 
-def choose_device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device '{name}' cannot be used here: use cpu") from error
-    return device
-
-
-def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """The number type of a name; "auto" is float32 on a CPU and bfloat16 elsewhere."""
-    if name in (None, "auto"):
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in DTYPES:
-        raise InputError(f"dtype must be auto or one of {', '.join(DTYPES)}, not '{name}'")
-    return DTYPES[str(name)]
-
-
-def model_kind(folder: str) -> str:
+def model_kind(folder: str, **hub: Any) -> str:
     """The model type of a folder or of a name on the hub; no code of the model's own is run.
+
+    Args:
+        hub: revision, token and so on.
 
     Raises:
         InputError: no such model, or a config that cannot be read.
@@ -99,13 +86,11 @@ def model_kind(folder: str) -> str:
     if local:
         check_folder(folder)
     try:
-        found, _ = PretrainedConfig.get_config_dict(folder)
+        found, _ = PretrainedConfig.get_config_dict(folder, **hub)
     except Exception as error:  # whatever a config's fields trip over
         if local:
             raise InputError(f"{folder} holds no model whose config.json can be read") from error
-        raise InputError(
-            f"no model '{folder}': it is no folder, and the hub lacks it or is out of reach"
-        ) from error
+        raise unreachable(folder, error, bool(hub.get("local_files_only"))) from error
     kind = str(found.get("model_type") or "unnamed")
     _, kind = PARTS.get(kind, ("", kind))  # of such a model that part is loaded
     if kind not in (NativeConfig.model_type, HEAD_TYPE, *FAMILIES):
@@ -113,18 +98,18 @@ def model_kind(folder: str) -> str:
     return kind
 
 
-def model_parts(folder: str) -> ModelParts:
+def model_parts(folder: str, **hub: Any) -> ModelParts:
     """What a model of a folder or a name on the hub is made of, by its config and files.
 
     Raises:
         InputError: as `model_kind`.
     """
-    kind = model_kind(folder)
+    kind = model_kind(folder, **hub)
     if kind == HEAD_TYPE:
         return ModelParts(recipe=HeadConfig.read(Path(folder)).recipe)
     if kind != NativeConfig.model_type:
         return hub_parts(kind)
-    found, _ = PretrainedConfig.get_config_dict(folder)
+    found, _ = PretrainedConfig.get_config_dict(folder, **hub)
     return native_parts(found, Path(folder) if is_folder(folder) else None)
 
 
@@ -142,7 +127,8 @@ def load_native(folder: str, attn: str | None) -> tuple[NativeVideoLLM, PreTrain
     Raises:
         WorkError: weights or tokenizer that cannot be read.
     """
-    model = _weights(NativeVideoLLM, folder, attn, torch.float32, **_on_base(folder))
+    options: dict[str, Any] = {} if attn is None else {"attn_implementation": attn}
+    model = _weights(NativeVideoLLM, folder, dtype=torch.float32, **options, **_on_base(folder))
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer("when?", add_special_tokens=False)  # fields that loading does not look at
@@ -174,40 +160,28 @@ def _check_words(folder: str, model: NativeVideoLLM, tokenizer: PreTrainedTokeni
         raise WorkError(f"the tokenizer in {folder} does not fit its model: {problem}")
 
 
-def load_hub(
-    folder: str, attn: str | None, dtype: torch.dtype
-) -> tuple[
-    torch.nn.Module, PreTrainedTokenizerBase, str | None, dict[str, Any], OwnProcessor | None
-]:
+def load_hub(folder: str, plan: LoadPlan) -> tuple[torch.nn.Module, Processing]:
     """A model of one of the hub's families, with all that it takes to ask it.
 
     Returns:
-        The model on the CPU, its tokenizer, its chat template or None, and the options of its
-        pixels (see `families.pixel_files.pixel_options`) or the processor that makes them.
+        The model where the plan has it, and what goes with it.
 
     Raises:
-        InputError: files of the tokenizer or of the preprocessor that are missing.
-        WorkError: weights that cannot be read.
+        InputError: files or packages that are missing. WorkError: weights that cannot be read.
     """
-    kind = model_kind(folder)
-    own = kind in OWN_PIXELS
-    pixels = pixel_options(folder) if own else {}
-    processor = None if own else OwnProcessor.load(folder, FAMILIES[kind][0])
-    try:
-        tokenizer = (
-            AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            if processor is None
-            else processor.processor.tokenizer
-        )
-        tokenizer("when?", add_special_tokens=False)  # fields that loading does not look at
-    except Exception as error:  # whatever the tokenizer's class trips over
-        raise InputError(
-            f"the tokenizer of '{folder}' cannot be loaded: put tokenizer.json and "
-            "tokenizer_config.json beside its weights"
-        ) from error
+    plan.check_folder(folder)
+    kind = model_kind(folder, **plan.hub)
+    if plan.processor is None:
+        beside = Processing.beside(folder, kind, plan.hub)
+    else:
+        beside = Processing.of(plan.processor, kind, plan.elsewhere)
     cls = getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[kind])
-    model = _weights(cls, folder, attn, dtype)
-    return model, tokenizer, _chat_template(folder, tokenizer), pixels, processor
+    told, _ = PretrainedConfig.get_config_dict(folder, **plan.hub)
+    quantized = plan.quantization_config is not None or bool(told.get("quantization_config"))
+    model = _weights(cls, folder, **plan.weights(quantized))
+    if not quantized and plan.device_map is None:
+        model = model.to(plan.device)
+    return model, beside
 
 
 def _on_base(folder: str) -> dict[str, Any]:
@@ -241,15 +215,23 @@ def footage_home(folder: str) -> str:
     return folder if base is None or own else str(base)
 
 
-def _weights(cls: Any, folder: str, attn: str | None, dtype: torch.dtype, **whole: Any) -> Any:
-    """Load weights; `whole` is what `_on_base` says."""
-    options: dict[str, Any] = {**whole, **({} if attn is None else {"attn_implementation": attn})}
+def _weights(cls: Any, folder: str, **options: Any) -> Any:
+    """Load weights with options of `from_pretrained`; `state_dict` is one of `_on_base`.
+
+    Raises:
+        InputError: a package that is not installed, or a quantization that cannot be.
+        WorkError: weights that cannot be read.
+    """
     report: dict[str, Any]
     try:
-        place = None if whole else folder
-        loaded: Any = cls.from_pretrained(place, output_loading_info=True, dtype=dtype, **options)
+        place = None if "state_dict" in options else folder
+        loaded: Any = cls.from_pretrained(place, output_loading_info=True, **options)
         model, report = loaded
+    except ImportError as error:
+        raise InputError(f"the model in {folder} cannot be loaded: {_line(error)}") from error
     except Exception as error:  # whatever config and weights trip over together
+        if options.get("quantization_config") is not None and not lacks_memory(error):
+            raise InputError(f"quantization_config cannot be used: {_line(error)}") from error
         raise _unreadable(folder, error) from error
     missing = [k for k in report["missing_keys"] if not k.endswith("lm_head.weight")]
     if missing or report["unexpected_keys"]:
@@ -258,6 +240,8 @@ def _weights(cls: Any, folder: str, attn: str | None, dtype: torch.dtype, **whol
             f"{len(report['unexpected_keys'])} too many"
         )
     for name, value in model.named_parameters():
+        if type(value) is not torch.nn.Parameter or value.is_meta or value.element_size() < 2:
+            continue  # of fewer bits, or kept elsewhere until it is used
         # A sum is not finite where one of its numbers is not, and takes no memory of its own.
         if value.is_floating_point() and not math.isfinite(value.detach().sum(dtype=torch.float32)):
             raise WorkError(f"the weights in {folder} are damaged: {name} holds what is no number")
@@ -267,19 +251,9 @@ def _weights(cls: Any, folder: str, attn: str | None, dtype: torch.dtype, **whol
 def _unreadable(folder: str, error: Exception) -> WorkError:
     if lacks_memory(error):
         return WorkError(f"the model in {folder} takes more memory than is free: use a smaller one")
-    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return WorkError(f"the model in {folder} cannot be loaded: {line}")
+    return WorkError(f"the model in {folder} cannot be loaded: {_line(error)}")
 
 
-def _chat_template(folder: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The processor's own template, which knows videos, or else the tokenizer's."""
-    for name in ("chat_template.jinja", "chat_template.json"):
-        path = cached_file(folder, name, _raise_exceptions_for_missing_entries=False)
-        if path is not None:
-            text = Path(path).read_text(encoding="utf-8")
-            try:
-                return text if name.endswith("jinja") else str(json.loads(text)["chat_template"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{name} of '{folder}' holds no chat template") from error
-    found: Any = tokenizer.chat_template
-    return found.get("default") if isinstance(found, dict) else found
+def _line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

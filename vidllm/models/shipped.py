@@ -97,6 +97,12 @@ def find_model(name: str) -> str:
         input_folder(folder, "the model")
         if find_tuned(folder) is not None:
             return str(folder)
+        if is_file(folder / "adapter_config.json") and not is_file(folder / "config.json"):
+            raise InputError(
+                f"{shown(name)} holds an adapter of PEFT and no model: load its base model, put "
+                "the adapter on it with PeftModel.from_pretrained, and give that model object with "
+                "processor="
+            )
         input_file(folder / "config.json", "file", missing=f"{shown(name)} holds no model: "
                    "config.json is missing")  # fmt: skip
         return str(folder)

@@ -33,12 +33,18 @@ class Spending:
         self._seeing = lru_cache(maxsize=8)(self._look)
 
     def receipt(
-        self, frames: int, encoded: EncodedClip, said: Generation, peak_mb: float | None
+        self,
+        frames: int,
+        encoded: EncodedClip,
+        said: Generation,
+        peak_mb: float | None,
+        method: str,
     ) -> Receipt:
         """The account of one answer.
 
         Args:
             frames: of the clip. peak_mb: the most memory of the whole call, where it was measured.
+            method: the name of the compressors that ran.
         """
         total = said.counts.total
         size = kv_bytes_per_token(self.decoder, encoded.element_size)
@@ -53,7 +59,16 @@ class Spending:
         )
         full_mb, kept_mb = total * size / 1e6, said.cached * size / 1e6
         return Receipt(
-            frames, total, said.kept, full_mb, kept_mb, said.seconds, peak_mb, flops, said.shared_by
+            frames,
+            total,
+            said.kept,
+            full_mb,
+            kept_mb,
+            said.seconds,
+            peak_mb,
+            flops,
+            said.shared_by,
+            method,
         )
 
     def flops(

@@ -144,7 +144,7 @@ class HubClipMemory:
         video = video if video.output is None else self._prepared(clip)
         model = self.model
         video.pixels = {
-            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+            name: value.to(device_of(model), model.dtype if value.is_floating_point() else None)
             for name, value in video.pixels.items()
         }
         encoder = getattr(model.base_model, f"get_{session.adapter.modality}_features", None)
@@ -216,7 +216,16 @@ def _merging(method: Compressor, grid: tuple[int, int, int]) -> str:
     return "" if part is None else repr(method)
 
 
+def device_of(model: Any) -> torch.device:
+    """Where a model takes its inputs; of weights that wait elsewhere, where they are used."""
+    if model.device.type != "meta":
+        return cast(torch.device, model.device)
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    places = (getattr(hook, "execution_device", None) for hook in hooks)
+    return torch.device(next((place for place in places if place is not None), "cpu"))
+
+
 def wait(model: Any) -> None:
     """Until the device is done, so that the clock tells the truth."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+    if device_of(model).type == "cuda":
+        torch.cuda.synchronize(device_of(model))

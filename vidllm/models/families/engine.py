@@ -7,15 +7,17 @@ true seconds in its own way (`scripts`).
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from vidllm.compressors import LATE, Compressor
 from vidllm.errors import InputError
@@ -42,15 +44,16 @@ from ..hooks.pruning import bare
 from ..hooks.session import Session
 from ..hooks.state import Report
 from ..hooks.temporal import TemporalAdapter
+from ..load_options import LoadPlan
 from ..loading import choose_compressor, load_hub
 from ..native.config import NativeConfig
 from ..parts import ModelParts, hub_parts
 from ..question import check_room, check_text, positions_of
 from ..tuned import Tuned
-from .clips import HubClip, HubClipMemory, wait
+from .clips import HubClip, HubClipMemory, device_of, wait
 from .family import adapter_for
-from .own_processor import OwnProcessor
 from .pixels import tokens_per_frame
+from .processing import Processing
 from .scripts import SCRIPTS, TASKS, Placed, Script, chat, marks_of, shorten, write
 from .served import FAMILIES
 
@@ -62,10 +65,8 @@ class HubEngine(Engine):
     `VideoClip` do not encode it again.
 
     Args:
-        model, tokenizer: of transformers.
-        template: the checkpoint's chat template; None for the family's documented one.
-        pixels: options of `pixels.video_pixels`.
-        processor: the family's own instead, where it makes the pixels.
+        model: of transformers, where it is to stay. beside: its tokenizer and the like.
+        whole: what it is a part of, if anything: PEFT's wrapper, an Omni model.
         compressors, keep, tokens: as for `loading.choose_compressor`.
 
     Raises:
@@ -77,18 +78,17 @@ class HubEngine(Engine):
     def __init__(
         self,
         model: Any,
-        tokenizer: PreTrainedTokenizerBase,
+        beside: Processing,
         *,
-        template: str | None,
-        pixels: Mapping[str, Any],
-        processor: OwnProcessor | None = None,
+        whole: Any = None,
         compressors: str | Compressor | None = None,
         keep: float | None = None,
         tokens: int | None = None,
     ) -> None:
-        self.model, self.tokenizer = model.eval(), tokenizer
+        self.model, self.tokenizer = model.eval(), beside.tokenizer
+        self.beside, self.whole = beside, model if whole is None else whole
         self.config = model.config
-        self.adapter = adapter_for(model, tokenizer)
+        self.adapter = adapter_for(model, self.tokenizer)
         self.kind = str(self.adapter.config.model_type)
         self.family = FAMILIES[self.kind][0]
         self.script: Script = SCRIPTS[self.kind]
@@ -96,27 +96,47 @@ class HubEngine(Engine):
         self.check_serves(self.compressor)
         self.temporal: TemporalAdapter | None = None
         self.tuned: Tuned | None = None
-        self.marks = marks_of(self.script, self.adapter.config, tokenizer)
+        self.marks = marks_of(self.script, self.adapter.config, self.tokenizer)
+        pixels, processor = beside.pixels, beside.processor
         self.memory = HubClipMemory(model, self.adapter, self.marks, pixels, processor)
-        self.chat = chat(self.script, tokenizer, template, self.marks)
+        self.chat = chat(self.script, self.tokenizer, beside.template, self.marks)
         self.code = TextTime()
 
     @classmethod
-    def load(
-        cls,
-        folder: str,
-        attn: str | None,
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        seed: int = 0,
-        **options: Any,
-    ) -> HubEngine:
+    def load(cls, folder: str, plan: LoadPlan, *, seed: int = 0, **options: Any) -> HubEngine:
         """From a folder or a name on the hub; `options` as for the class."""
-        model, tokenizer, template, pixels, processor = load_hub(folder, attn, dtype)
+        model, beside = load_hub(folder, plan)
         torch.manual_seed(seed)
-        options |= {"template": template, "pixels": pixels, "processor": processor}
-        return cls(model.to(device), tokenizer, **options)
+        return cls(model, beside, **options)
+
+    @classmethod
+    def around(cls, model: nn.Module, processor: Any, **options: Any) -> HubEngine:
+        """Around a model object: as it is, quantized, dispatched, or with an adapter of PEFT.
+
+        Args:
+            processor: see `Processing.of`. options: as for the class.
+
+        Raises:
+            InputError: a model that is not served, or no processor of it.
+        """
+        adapter = adapter_for(model, processor)
+        prompts = getattr(model, "active_peft_config", None)
+        if getattr(prompts, "is_prompt_learning", False):
+            raise InputError(
+                f"an adapter of {prompts.peft_type.value} puts tokens of its own into the prompt, "
+                "which is not served: use LoRA or another that changes layers"
+            )
+        kind = str(adapter.config.model_type)
+        return cls(adapter.model, Processing.of(processor, kind, {}), whole=model, **options)
+
+    def save(self, folder: Path) -> None:
+        if self.temporal is not None or self.tuned is not None:
+            raise InputError(
+                "what was trained beside this model is saved by itself (vl.temporal."
+                "save_pretrained, vidllm train hub): load the model without, and save that"
+            )
+        self.whole.save_pretrained(folder)
+        self.beside.save(folder)
 
     def put_temporal(self, temporal: TemporalAdapter) -> None:
         """Let every video pass a temporal encoder between projector and decoder."""
@@ -145,20 +165,16 @@ class HubEngine(Engine):
         return self.adapter.decoder.config
 
     def twin(self) -> HubEngine:
-        other = copy.copy(self)
-        known = self.memory
-        other.memory = HubClipMemory(
-            self.model, self.adapter, self.marks, known.options, known.processor
-        )
+        other, known = copy.copy(self), self.memory
+        made = (known.options, known.processor)
+        other.memory = HubClipMemory(self.model, self.adapter, self.marks, *made)
         return other
 
     def count(self, height: int, width: int, frames: int) -> int:
         if self.memory.processor is not None:
             return self.memory.count(height, width, frames)
         options, config = self.memory.options, self.adapter.config
-        sizes = tokens_per_frame(self.kind, height, width, frames, options, config)
-        steps, rows, columns = sizes
-        return steps * rows * columns
+        return math.prod(tokens_per_frame(self.kind, height, width, frames, options, config))
 
     def words(self, task: str, query: str = "") -> str:
         check_text(query)
@@ -383,7 +399,7 @@ class HubEngine(Engine):
         bos = self.tokenizer.bos_token
         plain = bool(bos) and text.startswith(str(bos))
         made: Any = self.tokenizer(text, add_special_tokens=not plain)
-        return torch.tensor([made["input_ids"]], device=self.model.device)
+        return torch.tensor([made["input_ids"]], device=device_of(self.model))
 
 
 class _Steps(StoppingCriteria):

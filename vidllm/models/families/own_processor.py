@@ -51,8 +51,8 @@ class OwnProcessor:
         self.processor = processor
 
     @classmethod
-    def load(cls, folder: str, family: str) -> OwnProcessor:
-        """From a folder or a name on the hub.
+    def load(cls, folder: str, family: str, **hub: Any) -> OwnProcessor:
+        """From a folder or a name on the hub; `hub` has its revision, token and so on.
 
         Raises:
             InputError: files that are missing, or no torchvision.
@@ -60,7 +60,7 @@ class OwnProcessor:
         from transformers import AutoProcessor
 
         try:
-            found: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+            found: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False, **hub)
         except Exception as error:  # whatever its many files and libraries trip over
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise InputError(

@@ -21,6 +21,7 @@ from transformers.utils.hub import cached_file
 
 from vidllm.errors import InputError
 
+from ..hub import unreachable
 from .served import FAMILIES, OWN_PIXELS
 from .unserved import refusal
 
@@ -76,7 +77,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "use_token_compression": True,
     },
 }
-_NOWHERE = "no model '{}': it is no folder, and the hub lacks it or is out of reach"
 _EDGES = {"shortest_edge", "longest_edge"}
 _SIDES = {"height", "width"}
 _LONGEST = 2**14  # pixels of a side, far more than models take
@@ -105,7 +105,9 @@ def pixel_options(folder_or_name: str, family: str | None = None, **hub: Any) ->
     if family is None:
         config = _read(folder_or_name, "config.json", hub)
         if config is None and not Path(folder_or_name).is_dir():
-            raise InputError(_NOWHERE.format(folder_or_name))
+            raise InputError(
+                f"no model '{folder_or_name}': it is no folder, and on the hub it has no config"
+            )
         if config is None:
             raise InputError(f"'{folder_or_name}' has no config.json: give a model's own folder")
         family = str(config.get("model_type"))
@@ -126,7 +128,7 @@ def _read(folder_or_name: str, name: str, hub: Mapping[str, Any]) -> dict[str, A
     try:
         path = cached_file(folder_or_name, name, _raise_exceptions_for_missing_entries=False, **hub)
     except (OSError, ValueError) as error:
-        raise InputError(_NOWHERE.format(folder_or_name)) from error
+        raise unreachable(folder_or_name, error, bool(hub.get("local_files_only"))) from error
     if path is None:
         return None
     try:

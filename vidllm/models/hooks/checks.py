@@ -1,7 +1,8 @@
 """What compress refuses: what a model cannot be served with, and passes that went past its hooks.
 
 What shows before any work is refused at once (`check`, `check_compiled`), ways to call the model
-when it is called. Hooks are also skipped by code that was compiled before they came, by replaced
+when it is called, ways to generate in `generate`. Hooks are also skipped by code that was compiled
+before they came, by replaced
 `forward`s, and by calls of a part of the model. For these a net hangs under the hooks: one weight
 that every pass reads, the text model's last norm, notes what it is multiplied with. torch asks a
 tensor's class about every operation, in every thread, and compiled code is compiled anew for
@@ -10,11 +11,9 @@ another class, so that it meets the hooks.
 
 from __future__ import annotations
 
-import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from functools import wraps
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -29,11 +28,6 @@ from ..engine import check_needs
 from ..families.family import Adapter
 from .layers import carries_state, cut_points, views_of
 from .vision_tower import merges_inside
-
-#: Values of `cache_implementation` whose caches grow with what is put into them.
-_GROWING = (None, "dynamic", "offloaded", "quantized")
-#: Options of `generate` that ask for assisted decoding.
-_ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 
 
 def check(adapter: Adapter, method: Compressor, late: list[Compressor]) -> None:
@@ -128,57 +122,6 @@ def check_views(adapter: Adapter, method: Compressor, late: list[Compressor]) ->
             )
 
 
-def check_generate(adapter: Adapter, method: Compressor, arguments: Mapping[str, Any]) -> None:
-    """Refuse ways to generate that count on the full prompt.
-
-    Args:
-        arguments: of `generate`, by name.
-
-    Raises:
-        InputError: names the method, the model and the reason.
-    """
-    config = arguments.get("generation_config") or getattr(adapter.model, "generation_config", None)
-
-    def option(name: str) -> Any:
-        value = arguments.get(name)
-        return getattr(config, name, None) if value is None else value
-
-    who = f"{method.name} on {adapter.family}"
-    kind = option("cache_implementation")
-    if kind not in _GROWING:
-        raise InputError(
-            f"{who}: a {kind} cache is laid out for the full prompt: leave out "
-            f"cache_implementation='{kind}', so that the default dynamic cache is used"
-        )
-    check_cache(adapter, method, arguments.get("past_key_values"))
-    for name in _ASSISTED:
-        if option(name):
-            raise InputError(
-                f"{who}: assisted decoding ({name}) checks guesses against the cache of the full "
-                f"prompt, and this one is shorter: leave out {name}"
-            )
-    if option("prefill_chunk_size"):
-        raise InputError(
-            f"{who}: a video is compressed as a whole, and prefill_chunk_size reads the prompt in "
-            "parts: leave it out"
-        )
-    if option("input_ids") is None and arguments.get("inputs_embeds") is not None:
-        raise InputError("compress reads the prompt: pass input_ids, not inputs_embeds")
-
-
-def check_cache(adapter: Adapter, method: Compressor, cache: Any) -> None:
-    """Refuse a cache of fixed length.
-
-    Raises:
-        InputError: names the method and the model.
-    """
-    if cache is not None and getattr(cache, "is_compileable", False):
-        raise InputError(
-            f"{method.name} on {adapter.family}: a {type(cache).__name__} is laid out for the full "
-            "prompt: pass a DynamicCache, or none"
-        )
-
-
 def check_call(kwargs: Mapping[str, Any], real: Tensor) -> None:
     """Refuse prompts of a form that cannot be cut.
 
@@ -216,42 +159,6 @@ def check_reuse(adapter: Adapter) -> None:
             f"{adapter.family} has layers of linear attention, whose state behind the video is "
             "gone when the prompt is read: ask without reuse"
         )
-
-
-@contextmanager
-def around_generate(
-    model: Any, around: Callable[[Mapping[str, Any]], AbstractContextManager[None]]
-) -> Iterator[None]:
-    """Run every `generate` inside `around`, which sees its arguments by name.
-
-    A model without `generate` is left as it is, and every model behind the block.
-    """
-    plain = getattr(model, "generate", None)
-    if plain is None:
-        yield
-        return
-    own = vars(model).get("generate")
-    signature = inspect.signature(plain)
-    rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
-
-    @wraps(plain)
-    def generate(*args: Any, **kwargs: Any) -> Any:
-        arguments = dict(signature.bind_partial(*args, **kwargs).arguments)
-        for name in rest:
-            arguments |= arguments.pop(name, {})
-        if arguments.get("input_ids") is None and arguments.get("inputs") is not None:
-            arguments["input_ids"] = arguments["inputs"]
-        with around(arguments):
-            return plain(*args, **kwargs)
-
-    model.generate = generate
-    try:
-        yield
-    finally:
-        if own is None:
-            del model.generate
-        else:
-            model.generate = own
 
 
 PAST = (

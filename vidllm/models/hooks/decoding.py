@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from vidllm.errors import InputError
 
-from .cache import CacheChoice, Prefill, Rotary
+from .cache import CacheChoice, Prefill, Rotary, is_fixed
 from .layers import attends, first_attention, mask_of, step_mask, still_there, views_of
 
 
@@ -35,6 +35,7 @@ class Past:
             (B, 1), or (P, B, 1) for M-RoPE. choice: of what a decode step reads, if any.
         places: for every layer (B, n) where its entries stood in the full prompt, as `valid`;
             empty where all layers see all entries of their own.
+        grown: new tokens behind the prompt, which may be taken back.
     """
 
     valid: list[Tensor]
@@ -44,6 +45,21 @@ class Past:
     choice: CacheChoice | None = None
     places: list[Tensor] = field(default_factory=list)
     ended: str = ""
+    grown: int = 0
+
+    def shrink(self, count: int) -> None:
+        """The last `count` tokens were taken out of the cache again, as wrong guesses are."""
+        self.valid[:] = _cut(self.valid, count)
+        self.places[:] = _cut(self.places, count)
+        self.seen -= count
+        self.grown -= count
+        self.next = self.next - count
+
+
+def _cut(tables: list[Tensor], count: int) -> list[Tensor]:
+    """Tables (B, n) without their last columns; layers that share one share what is left."""
+    shorter = {id(table): table[:, :-count] for table in tables}
+    return [shorter[id(table)] for table in tables]
 
 
 class DecodeSteps:
@@ -124,11 +140,16 @@ class DecodeSteps:
         mask = kwargs.get("attention_mask")
         if past.ended:
             raise InputError(past.ended)
+        if is_fixed(cache):  # its mask is laid out for the full prompt; new tokens are no padding
+            mask = None
+        back = past.valid[self.first].shape[1] - length
+        if 0 < back <= past.grown and past.choice is None:
+            past.shrink(back)
         fits = past.valid[self.first].shape == (batch, length)
         if not fits or (mask is not None and mask.shape[-1] != past.seen + fresh):
             raise InputError(
                 "this cache is shorter than its prompt, so only its own answer can go on: pass the "
-                "whole conversation without past_key_values, and no assisted decoding"
+                "whole conversation without past_key_values"
             )
         if kwargs.get("position_ids") is None:
             more = torch.arange(fresh, device=past.next.device)
@@ -157,6 +178,7 @@ class DecodeSteps:
         chosen = past.choice is None or len(past.choice.history) > self._steps
         past.next = position[..., -1:] + 1
         past.seen += position.shape[-1]
+        past.grown += position.shape[-1]
         self.close()
         return chosen
 

@@ -25,19 +25,10 @@ from vidllm.errors import InputError
 
 from ..engine import Shared
 from ..families.family import Adapter, Clip
-from .cache import CacheChoice, CachedVideo, evict_rows
-from .checks import (
-    Net,
-    around_generate,
-    check,
-    check_cache,
-    check_call,
-    check_compiled,
-    check_generate,
-    check_reuse,
-    within_compiled,
-)
+from .cache import CacheChoice, CachedVideo, evict_rows, is_fixed
+from .checks import Net, check, check_call, check_compiled, check_reuse, within_compiled
 from .decoding import DecodeSteps, Past
+from .generate import around_generate, check_cache, check_generate, plain_mask
 from .labels import cut_labels, held_labels
 from .layers import attends, full_masks, padded, places_of, views_of
 from .prefill import Prefix, dense_planes, placed, reduce, select
@@ -206,29 +197,30 @@ class Session:
             self.decoding.close()
 
     @contextmanager
-    def _generating(self, arguments: Mapping[str, Any]) -> Iterator[None]:
+    def _generating(self, arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Around `generate`: from the prompt to the last token it is one thread's turn."""
         with self.turn:
             if self.closed:  # while it waited
-                yield
+                yield {}
                 return
-            self._before_generate(arguments)
+            more = self._before_generate(arguments)
             self.mine.reached = False
             try:
-                yield
+                yield more
             finally:
                 self._give()
                 self.net.leave()
             self.net.missed |= not self.mine.reached
 
-    def _before_generate(self, arguments: Mapping[str, Any]) -> None:
+    def _before_generate(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Before `generate`, which encodes videos before it calls the model."""
-        check_generate(self.adapter, self.method, arguments)
+        more = check_generate(self.adapter, self.method, arguments, self.prefix is not None)
         ids, cache = arguments.get("input_ids"), arguments.get("past_key_values")
         self.adapter.given(arguments)
         fresh = cache is None or not int(cache.get_seq_length())
         if isinstance(ids, Tensor) and fresh and not arguments.get("mm_encoder_outputs"):
             self._expect(self.adapter.clips(ids.cpu(), arguments, None))
+        return more
 
     def _expect(self, clips: list[Clip]) -> None:
         if self.merger is not None:
@@ -267,9 +259,12 @@ class Session:
         if args:
             kwargs = {**inspect.signature(core.forward).bind_partial(*args).arguments, **kwargs}
         ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
-        mask = kwargs.get("attention_mask")
         check_cache(self.adapter, self.method, cache)
         length = 0 if cache is None else int(cache.get_seq_length())
+        if is_fixed(cache) and ids is not None and not length:
+            laid_out = kwargs.get("attention_mask")
+            kwargs = {**kwargs, "attention_mask": plain_mask(laid_out, ids.shape[1])}
+        mask = kwargs.get("attention_mask")
         if ids is None:
             if not length and kwargs.get("inputs_embeds") is not None:
                 raise InputError("compress reads the prompt: pass input_ids, not inputs_embeds")

@@ -45,7 +45,8 @@ from ..engine import (
     uncounted,
     weights_state,
 )
-from ..loading import choose_compressor, choose_device, choose_dtype, footage_home, load_native
+from ..load_options import choose_device, choose_dtype
+from ..loading import choose_compressor, footage_home, load_native
 from ..parts import ModelParts, native_parts
 from ..question import PROMPTS, check_room, longest, positions_of, prompt_ids, unknown_words, wrap
 from ..shipped import default_model

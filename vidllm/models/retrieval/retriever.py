@@ -29,7 +29,7 @@ from vidllm.tokens import TokenMap, VideoTokens
 from vidllm.video import VideoClip, load_video
 
 from ..answer import Receipt
-from ..loading import choose_device, choose_dtype
+from ..load_options import choose_device, choose_dtype
 from ..shipped import find_model, shipped_models
 from .dual_encoder import DualConfig, DualEncoder, heads_of, merged_pass
 
@@ -167,10 +167,13 @@ class Retriever:
         watch = Stopwatch()
         watch.add("decode", clip.read_seconds)
         with watch.stage("encode"):
-            rows, whole = self._encoded(clip, self.compressor if compressor is None else compressor)
+            method = self.compressor if compressor is None else compressor
+            rows, whole = self._encoded(clip, method)
             mean = _finite(rows).mean(0)
         total = whole.total
-        receipt = Receipt(len(clip), total, len(whole), 0.0, 0.0, dict(watch.seconds))
+        name = method.name if method is not None else "none"
+        seconds = dict(watch.seconds)
+        receipt = Receipt(len(clip), total, len(whole), 0.0, 0.0, seconds, method=name)
         return Embedding(_unit(mean), receipt, TokenMap.of(whole, clip.seconds))
 
     def embed_frames(self, clip: VideoClip) -> np.ndarray:

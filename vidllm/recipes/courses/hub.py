@@ -37,7 +37,8 @@ from vidllm.models.hooks.learned import (
     width_of,
 )
 from vidllm.models.hooks.session import Session
-from vidllm.models.loading import choose_device, choose_dtype, model_kind
+from vidllm.models.load_options import LoadPlan
+from vidllm.models.loading import model_kind
 from vidllm.models.native.config import NativeConfig
 from vidllm.models.shipped import find_model
 from vidllm.models.tuned import find_tuned
@@ -175,11 +176,9 @@ class HubTuning(TrainingRun):
         cuda = torch.cuda.is_available() and s.device in ("auto", "cuda")
         several = DistributedDataParallelKwargs(find_unused_parameters=True)
         accelerator = new_accelerator("bf16" if cuda else "no", cuda, kwargs_handlers=[several])
-        place = accelerator.device if cuda else choose_device("cpu")
+        plan = LoadPlan.of({"device": accelerator.device if cuda else "cpu"})
         set_seed(s.seed)
-        engine = self.engine = HubEngine.load(
-            s.init, None, place, choose_dtype(None, place), seed=s.seed, compressors=method
-        )
+        engine = self.engine = HubEngine.load(s.init, plan, seed=s.seed, compressors=method)
         model, adapter = engine.model, engine.adapter
         self.frames = s.frames or engine.usual_frames
         model.requires_grad_(False)

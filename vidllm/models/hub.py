@@ -1,0 +1,49 @@
+"""Names on the hub: one line for why their files cannot be had."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from vidllm.errors import InputError
+
+#: Errors of the hub's client, by their classes' names -> what there is to do.
+_REASONS = {
+    "GatedRepoError": "'{}' is gated on the hub: ask for access on its page there, and give token= "
+    "or set HF_TOKEN",
+    "RevisionNotFoundError": "the hub has no such revision of '{}': look at its page for branches, "
+    "tags and commits",
+    "LocalEntryNotFoundError": "no model '{}': it is no folder, the local cache lacks it, and the "
+    "hub {}",
+    "OfflineModeIsEnabled": "no model '{}': it is no folder, the local cache lacks it, and the hub "
+    "{}",
+}
+_ELSE = (
+    "no model '{}': it is no folder, and the hub lacks it or is out of reach, or wants a token for "
+    "it (token= or HF_TOKEN)"
+)
+
+
+def unreachable(name: str, error: BaseException, only_local: bool = False) -> InputError:
+    """What to say of a model whose files the hub's client did not give.
+
+    Args:
+        error: of the client, or one that it caused. only_local: the hub was not to be asked.
+    """
+    found = next((k for k in _classes(error) if k in _REASONS), "")
+    off = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    away = "is out of reach"
+    if only_local:
+        away = "is not asked (local_files_only)"
+    elif off:
+        away = "is not asked (HF_HUB_OFFLINE is set)"
+    if not found and (only_local or off):
+        found = "OfflineModeIsEnabled"
+    return InputError(_REASONS.get(found, _ELSE).format(name, away))
+
+
+def _classes(error: BaseException | None) -> Iterator[str]:
+    """Names of the classes of an error and of those that caused it."""
+    while error is not None:
+        yield from (cls.__name__ for cls in type(error).__mro__)
+        error = error.__cause__ or error.__context__
