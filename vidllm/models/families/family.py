@@ -71,6 +71,8 @@ class Adapter(ABC):
     """The model's arguments about its videos that `generate` gives to the tower alone."""
     processor_options: ClassVar[dict[str, Any]] = {}
     """What the family's own processor is asked for, beside the frames."""
+    packs: ClassVar[bool] = False
+    """Whether its tower packs frames of any shape in one row and may merge there (see `packed`)."""
     pace: ClassVar[str] = ""
     """The model's argument for the seconds from one frame of the grid to the next, "" for none."""
 
@@ -134,7 +136,7 @@ class Adapter(ABC):
 
     def whole_grid(self) -> str:
         """Why no cell may merge inside the vision tower; empty where they may."""
-        return "packs all frames of its tower in one row and turns patches by their places"
+        return "has a tower in which merging is not worked out"
 
     def merging_layer(self, layer: nn.Module) -> Any:
         """A layer of the tower as `encoders.vision.merging` wants it."""

@@ -39,10 +39,11 @@ from .checks import (
 )
 from .decoding import DecodeSteps, Past
 from .layers import attends, full_masks, padded, places_of, views_of
+from .packed_tower import merger_of
 from .prefill import Prefix, dense_planes, reduce, select
 from .pruning import Pruner, VideoRun, bare
 from .state import Call, Report, cached_videos, numbered
-from .vision_tower import Sight, TowerMerger, merges_inside, watch
+from .vision_tower import Sight, merges_inside, watch
 
 
 class Session:
@@ -83,7 +84,7 @@ class Session:
         self.mine = threading.local()
         check(adapter, method, self.late)
         check_compiled(f"{method.name} on {adapter.family}", adapter.model, self._hooked(inside))
-        self.merger = None if inside is None else TowerMerger(adapter, method)
+        self.merger = None if inside is None else merger_of(adapter, method)
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Session:
         return self  # hooks of a model that is copied in the block; they know the original

@@ -126,9 +126,7 @@ def queries_keys(attention: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """(..., H, d) queries and keys of hidden states (..., D), before rotation, in float32."""
     heads = int(getattr(attention, "num_heads", 0) or attention.config.num_attention_heads)
     if hasattr(attention, "qkv"):
-        fused, groups = attention.qkv(hidden), int(getattr(attention, "num_key_value_heads", heads))
-        width = fused.shape[-1] // (heads + 2 * groups)
-        query, key, _ = fused.split([heads * width, groups * width, groups * width], dim=-1)
+        query, key = _split(attention, attention.qkv(hidden))
     else:
         names = ("q_proj", "k_proj") if hasattr(attention, "q_proj") else ("q", "k")
         query, key = (getattr(attention, name)(hidden) for name in names)
@@ -142,6 +140,22 @@ def queries_keys(attention: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
     if each:
         query, key = norms[0](query), norms[1](key)
     return query.float(), key.repeat_interleave(heads // key.shape[-2], dim=-2).float()
+
+
+def _split(attention: Any, fused: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys (..., H * d) out of a fused projection."""
+    heads = int(attention.num_heads)
+    groups = int(getattr(attention, "num_key_value_heads", heads))
+    width = fused.shape[-1] // (heads + 2 * groups)
+    query, key, _ = fused.split([heads * width, groups * width, groups * width], dim=-1)
+    return query, key
+
+
+def keys_of(attention: Any, projected: Tensor) -> Tensor:
+    """(..., h, d) keys before rotation, of what an attention's `qkv`, `k_proj` or `k` gave."""
+    heads = int(attention.num_heads)
+    key = _split(attention, projected)[1] if hasattr(attention, "qkv") else projected
+    return key.unflatten(-1, (int(getattr(attention, "num_key_value_heads", heads)), -1))
 
 
 def received(query: Tensor, key: Tensor, states: Tensor) -> Tensor:
@@ -190,7 +204,7 @@ def packed_signals(sight: Sight) -> dict[str, Tensor]:
         query, key = q, k = queries_keys(attention, states[start:end])
         if angles:
             cos, sin = (t[start:end] for t in angles)
-            q, k = (x * cos + _turned(x) * sin for x in (query, key))
+            q, k = (x * cos + turned(x) * sin for x in (query, key))
         attended.append(received(q, k, sight.hidden))
         keys.append(key.mean(1))
     return {"cls-attention": torch.cat(attended), "vision-keys": torch.cat(keys)}
@@ -211,7 +225,8 @@ def fold_groups(signals: Mapping[str, Tensor], group: int) -> dict[str, Tensor]:
     return {name: plane.unflatten(0, (-1, group)).mean(1) for name, plane in signals.items()}
 
 
-def _turned(x: Tensor) -> Tensor:
+def turned(x: Tensor) -> Tensor:
+    """What the sines of a rotary position multiply."""
     half = x.shape[-1] // 2
     return torch.cat([-x[..., half:], x[..., :half]], dim=-1)
 
@@ -230,6 +245,52 @@ def runs_twice(module: nn.Module) -> bool:
         bool(getattr(m, "gradient_checkpointing", False)) or type(m).__name__ == "CheckpointWrapper"
         for m in module.modules()
     )
+
+
+def refuse_twice(tower: nn.Module, method: Compressor) -> None:
+    """Refuse to merge in layers that backward runs a second time.
+
+    Raises:
+        InputError: names the method.
+    """
+    if runs_twice(tower):
+        raise InputError(
+            f"{method.name} merges inside the vision tower, whose layers gradient "
+            "checkpointing runs a second time in backward: call "
+            "model.gradient_checkpointing_disable(), or merge behind it with tower=false"
+        )
+
+
+@dataclass(frozen=True)
+class TowerPlan:
+    """What is to do with one video.
+
+    Attributes:
+        method: that merges inside, or None; steps: where. budget: tokens that it leaves, None
+            where it knows only what it sees. rest: what acts behind the tower.
+    """
+
+    method: InTower | None
+    rest: Compressor
+    steps: Sequence[Any] = ()
+    budget: int | None = None
+
+
+def plan_in_tower(method: Compressor, clip: VideoTokens, layers: int, special: int) -> TowerPlan:
+    """What of a method merges inside a tower of so many layers, and what acts behind it.
+
+    Args:
+        clip: the video's tokens without features. special: tokens of a frame before its patches.
+    """
+    part, rest = tower_part(method, clip)
+    if part is None:
+        return TowerPlan(None, rest)
+    acting, budget = part
+    budget = acting.tower_budget(clip) if budget is None else budget
+    frames, rows, columns = clip.grid
+    goal = None if budget is None else max(budget, frames)  # inside, a frame has one at least
+    shape = TowerShape(layers, special, frames, rows * columns)
+    return TowerPlan(acting, rest, acting.tower_steps(shape, goal), budget)
 
 
 class TowerMerger:
@@ -275,52 +336,32 @@ class TowerMerger:
         count = len(kwargs["pixel_values"])
         every = [torch.arange(count)] if self.videos is None else self.videos
         self.videos, inside, hidden = None, {}, None
-        plans = [(pictures, *self._plan(len(pictures))) for pictures in every]
-        if not any(steps for _, _, _, steps, _ in plans):
+        plans = [(pictures, self._plan(len(pictures))) for pictures in every]
+        if not any(plan.steps for _, plan in plans):
             return forward(**kwargs)  # bit for bit what it is without us
-        if runs_twice(self.tower):
-            raise InputError(
-                f"{self.method.name} merges inside the vision tower, whose layers gradient "
-                "checkpointing runs a second time in backward: call "
-                "model.gradient_checkpointing_disable(), or merge behind it with tower=false"
-            )
+        refuse_twice(self.tower, self.method)
         others = torch.ones(count, dtype=torch.bool)
-        for pictures, *_ in plans:
+        for pictures, _ in plans:
             others[pictures] = False
         out: Any = None
         if bool(others.any()):
             out = forward(**_some(kwargs, others.nonzero().flatten()))
             hidden = self._place(hidden, count, others.nonzero().flatten(), out.last_hidden_state)
-        for pictures, method, rest, steps, budget in plans:
-            out, filled, tokens = self._merge(
-                forward, _some(kwargs, pictures), method, steps, budget
-            )
+        for pictures, plan in plans:
+            out, filled, tokens = self._merge(forward, _some(kwargs, pictures), plan)
             hidden = self._place(hidden, count, pictures, filled)
-            inside[int(pictures[0]) * self.adapter.cells**2] = Inside(tokens, rest)
+            inside[int(pictures[0]) * self.adapter.cells**2] = Inside(tokens, plan.rest)
         out.last_hidden_state = hidden
         sights[-1].inside, sights[-1].method = inside, repr(self.method)
         return out
 
-    def _plan(self, frames: int) -> tuple[InTower | None, Compressor, Sequence[Any], int | None]:
-        """What merges in the tower at which layers, and what is to do behind it."""
-        cells = self.adapter.cells
-        clip = VideoTokens.blank((frames, cells, cells), [float(t) for t in range(frames)], frames)
-        part, rest = tower_part(self.method, clip)
-        if part is None:
-            return None, rest, (), None
-        method, budget = part
-        budget = method.tower_budget(clip) if budget is None else budget
-        goal = None if budget is None else max(budget, frames)  # inside, a frame has one at least
-        shape = TowerShape(len(self.layers), self.adapter.special, frames, cells * cells)
-        return method, rest, method.tower_steps(shape, goal), budget
+    def _plan(self, frames: int) -> TowerPlan:
+        grid = (frames, self.adapter.cells, self.adapter.cells)
+        clip = VideoTokens.blank(grid, [float(t) for t in range(frames)], frames)
+        return plan_in_tower(self.method, clip, len(self.layers), self.adapter.special)
 
     def _merge(
-        self,
-        forward: Any,
-        kwargs: Mapping[str, Any],
-        method: InTower | None,
-        steps: Sequence[Any],
-        budget: int | None,
+        self, forward: Any, kwargs: Mapping[str, Any], plan: TowerPlan
     ) -> tuple[Any, Tensor, VideoTokens]:
         """One video through the tower: its output, all cells filled again, and the books."""
         adapter, mask = self.adapter, kwargs.get("patch_attention_mask")
@@ -331,14 +372,9 @@ class TowerMerger:
             )
         frames, fold = len(kwargs["pixel_values"]), adapter.fold
         shape = TowerShape(len(self.layers), adapter.special, frames, adapter.cells**2)
-        run = MergingRun(
-            steps,
-            shape,
-            adapter.side,
-            fold,
-            method is not None and method.proportional,
-            self._watched(),
-        )
+        method, budget = plan.method, plan.budget
+        weighs = method is not None and method.proportional
+        run = MergingRun(plan.steps, shape, adapter.side, fold, weighs, self._watched())
         cells, front = run.cells, run.front
         handles: list[Any] = []
         try:
