@@ -16,6 +16,7 @@ from vidllm.tokens import VideoTokens
 from vidllm.tokens.tower_plan import TowerShape
 
 Grid = tuple[int, int, int]
+SQUARES = 4  # patches of a token in a frame
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def entering(adapter: Any) -> Iterator[dict[str, Any]]:
 
 def places_of(adapter: Any, grids: list[Grid]) -> list[Tensor]:
     """For every video (T * H * W, unit): where the patches of its tokens stand in the plain row."""
-    frames, squares = getattr(adapter, "frames", 1), adapter.merge**2
+    frames, squares = getattr(adapter, "frames", 1), SQUARES
     found, first = [], 0
     for t, h, w in grids:
         count = t * h * w
@@ -66,22 +67,23 @@ def window(adapter: Any, cell: int, columns: int, rows: int) -> tuple[int, int]:
 
 
 def by_hand(
-    adapter: Any, seen: dict[str, Any], place: Tensor, grid: Grid, method: Any
+    adapter: Any, seen: dict[str, Any], place: Tensor, clip: VideoTokens, method: Any
 ) -> tuple[VideoTokens, list[Tensor]]:
     """The tokens of one video behind the last layer, and DeepStack's planes of them.
 
     Args:
-        seen: what entered the plain tower. place: (L, unit) of this video in it.
+        seen: what entered the plain tower. place: (T * H * W, unit) of this video in it.
+        clip: its tokens, without those that its prompt does not hold.
     """
     tower, unit, width = adapter.tower, place.shape[1], seen["states"].shape[-1]
     frames, layers = getattr(adapter, "frames", 1), packed_layers(tower)
-    clip = VideoTokens.blank(grid, [float(t) for t in range(grid[0])], grid[0])
+    grid = clip.grid
     inside, _ = tower_part(method, clip)
     assert inside is not None
     acting, budget = inside
     goal = None if budget is None else max(budget, grid[0])
-    steps = acting.tower_steps(TowerShape(len(layers), 0, grid[0], grid[1] * grid[2]), goal)
-    tokens = clip.with_features(seen["states"][place.flatten()].view(len(place), -1))
+    steps = acting.tower_steps(TowerShape(len(layers), 0, grid[0], len(clip) // grid[0]), goal)
+    tokens = clip.with_features(seen["states"][place[clip.position].flatten()].view(len(clip), -1))
     row, planes = torch.arange(grid[0]), []
 
     def decided(at: tuple[int, str], **told: Tensor) -> VideoTokens:
@@ -146,6 +148,24 @@ def attend(
     logits = torch.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5 + bias
     out = torch.einsum("hqk,khd->qhd", torch.softmax(logits, -1), v).flatten(1)
     return _of(part, "proj", "out_proj")(out), keys
+
+
+def projected(adapter: Any, features: Tensor) -> Tensor:
+    """(K, D): every token (unit * C) through what stands behind the layers, by itself."""
+    tower, core = adapter.tower, adapter.core
+    patches = features.view(-1, tower.config.hidden_size)
+    if hasattr(core, "resampler_model"):
+        grid = torch.tensor([[adapter.frames, 2, 2]])
+        every = tower.ln(patches).split(SQUARES * adapter.frames)
+        return torch.cat([core.resampler_model(own, grid) for own in every])
+    if hasattr(core, "projector"):  # folded there, or pooled before
+        patches = tower.post_layernorm(patches)
+        folds = hasattr(core.projector, "spatial_merge_size")
+        return core.projector(patches if folds else patches.unflatten(0, (-1, SQUARES)).mean(1))
+    if hasattr(tower, "downsample"):
+        square = tower.post_layernorm(patches).view(len(features), 2, 2, -1)
+        return tower.merger(tower.downsample(square.permute(0, 3, 1, 2)).flatten(1))
+    return tower.merger(patches)
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

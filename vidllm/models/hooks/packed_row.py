@@ -15,7 +15,7 @@ averaged as tokens that merge later are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from transformers import AttentionInterface
 
 from vidllm.encoders.vision.merging import received
 from vidllm.errors import InputError, WorkError
-from vidllm.tokens import VideoTokens
+from vidllm.tokens import Keep, VideoTokens
 from vidllm.tokens.tower_plan import TowerStep
 
 from .vision_tower import TowerPlan, keys_of, queries_keys, turned
@@ -114,12 +114,20 @@ class PackedFacts:
         unit: patches of a token. frames: of the tower that a token is made of.
         windows: (T * H * W,) long, the window of every token, in the tower's order of them; None
             where all layers see whole frames. full: layers that do so beside windows.
+        present: (V,) long, ascending, tokens that go to the decoder; None for all. The others do
+            not enter a tower that merges.
     """
 
     unit: int
     frames: int = 1
     windows: Tensor | None = None
     full: Sequence[int] = ()
+    present: Tensor | None = None
+
+    def clip(self, grid: tuple[int, int, int]) -> VideoTokens:
+        """The tokens of a grid that go to the decoder, without features or true seconds."""
+        every = VideoTokens.blank(grid, [float(t) for t in range(grid[0])], grid[0])
+        return every if self.present is None else every.apply(Keep(self.present))
 
 
 class PackedRun:
@@ -132,12 +140,17 @@ class PackedRun:
     """
 
     def __init__(
-        self, tower: Any, plan: TowerPlan, tokens: VideoTokens, facts: PackedFacts, watched: int
+        self,
+        tower: Any,
+        plan: TowerPlan,
+        grid: tuple[int, int, int],
+        facts: PackedFacts,
+        watched: int,
     ) -> None:
-        self.config, self.facts, self.tokens = tower.config, facts, tokens
+        self.config, self.facts = tower.config, facts
         self.proportional = plan.method is not None and plan.method.proportional
         self.how = str(self.config._attn_implementation)
-        self.rows = torch.arange(tokens.grid[0])
+        self.rows = torch.arange(grid[0])
         self.watched, self.merged = watched, False
         self.steps: dict[tuple[int, str], list[TowerStep]] = {}
         for step in plan.steps:
@@ -145,9 +158,13 @@ class PackedRun:
         self.key: Tensor | None = None
         self.held: tuple[Tensor, Tensor | None] | None = None
         self.deep: list[Tensor] = []
+        self._turns: tuple[Any, Any] = (None, None)
+        self.tokens = replace(facts, present=None).clip(grid)
         self._lay_out()
         self.plain = self.cells
-        self._turns: tuple[Any, Any] = (None, None)
+        self.fewer = facts.present is not None and bool(plan.steps)
+        if self.fewer:
+            self.tokens = facts.clip(grid)
 
     # Where things stand.
 
@@ -217,15 +234,21 @@ class PackedRun:
                 self.rows, changed = step.rows, True
         return changed or len(self.tokens) < before
 
-    def _changed(self) -> None:
+    def _changed(self) -> Tensor:
+        """Lay out anew; (N,) where in the plain row the representatives' patches stood."""
         self.merged, self._turns = True, (None, None)
         self._lay_out()
         # Not the setter, which would tell parts of the config and warn of what it does not know.
         self.config._attn_implementation_internal = _ATTENTION
+        self.stood = self.plain[self.tokens.position].flatten()[self.order]
+        return self.stood
 
     def _enter(self, number: int, _layer: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         named = "hidden_states" in kwargs
         hidden: Tensor = kwargs["hidden_states"] if named else args[0]
+        if self.fewer:  # at the first layer
+            self.fewer = False
+            hidden = hidden.index_select(0, self._changed().to(hidden.device))
         steps = self.steps.get((number, "before"))
         if steps:
             self.tokens = self.tokens.with_features(self._unpack(hidden))
@@ -246,8 +269,7 @@ class PackedRun:
     def _turn(self, given: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         """Rotary positions (N, d) of the representatives, out of those of the plain row."""
         if self._turns[0] is not given:
-            index = self.plain[self.tokens.position].flatten()[self.order]
-            found = tuple(x.index_select(0, index.to(x.device)) for x in given)
+            found = tuple(x.index_select(0, self.stood.to(x.device)) for x in given)
             self._turns = (given, found)
         return self._turns[1]  # type: ignore[no-any-return]
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from vidllm.compressors import Compressor
-from vidllm.tokens import VideoTokens
 
 from .packed_row import PackedRun
 from .vision_tower import Inside, Sight, TowerMerger, TowerPlan, plan_in_tower, refuse_twice
@@ -80,20 +79,20 @@ class PackedMerger:
         if call is None:  # pictures
             return forward(*args, **kwargs)
         videos = self.adapter.tower_videos(call)
-        clips = [_blank(grid) for grid, _ in videos]
+        clips = [facts.clip(grid) for grid, facts in videos]
         plans = [plan_in_tower(self.method, clip, len(self.layers), 0) for clip in clips]
         if not any(plan.steps for plan in plans):
             return forward(*args, **kwargs)  # bit for bit what it is without us
         refuse_twice(self.tower, self.method)
         outputs, inside, first, begin = [], {}, 0, 0
-        for (_, facts), clip, plan in zip(videos, clips, plans, strict=True):
-            end = begin + len(clip) * facts.unit
-            run = PackedRun(self.tower, plan, clip, facts, self.watched)
+        for (grid, facts), plan in zip(videos, plans, strict=True):
+            run = PackedRun(self.tower, plan, grid, facts, self.watched)
+            end = begin + run.tokens.total * facts.unit
             with self._hooks(run, plan):
                 part, given = _part_of(args, kwargs, begin, end)
                 outputs.append(forward(*part, **given))
             inside[first] = Inside(run.tokens, plan.rest)
-            first, begin = first + len(clip), end
+            first, begin = first + run.tokens.total, end
         sights[-1].inside, sights[-1].method = inside, repr(self.method)
         return _joined(outputs)
 
@@ -127,10 +126,6 @@ def packed_layers(tower: nn.Module) -> list[Any]:
         for module in tower.modules()
         if hasattr(module, "mlp") and (hasattr(module, "attn") or hasattr(module, "self_attn"))
     ]
-
-
-def _blank(grid: tuple[int, int, int]) -> VideoTokens:
-    return VideoTokens.blank(grid, [float(t) for t in range(grid[0])], grid[0])
 
 
 def _part_of(

@@ -64,8 +64,7 @@ class Session:
         items = method.methods
         self.late = [item for item in items if item.stage in LATE]
         inside = merges_inside(method)
-        behind = items if inside is None else items[1:]
-        wants = {want for item in behind for want in (*item.needs, *item.uses)}
+        wants = {want for item in items[inside is not None :] for want in (*item.needs, *item.uses)}
         wants &= {"cls-attention", "vision-keys"}
         idle = all(x.is_free() for x in items) and method.keep == 1.0 and method.budget is None
         self.wants = [] if idle else sorted(wants & set(adapter.provides))

@@ -48,9 +48,10 @@ class Inside:
 
     def join(self, view: VideoTokens) -> VideoTokens:
         """A video's projected tokens, copies among them, as those that are left."""
-        found = self.tokens
-        after = view.apply(Merge(found.source, found.position, "size"))
-        rows = view.features[found.position.to(view.features.device)]
+        found = self.tokens  # the prompt may lack some of the grid, and so does `view` then
+        index = torch.searchsorted(view.position, found.position)
+        after = view.apply(Merge(found.source[view.position], index, "size"))
+        rows = view.features[index.to(view.features.device)]
         deep = {n.replace("-", "_"): plane for n, plane in found.signals.items()}
         return after.with_features(rows).with_signals(**deep)
 
@@ -287,9 +288,9 @@ def plan_in_tower(method: Compressor, clip: VideoTokens, layers: int, special: i
         return TowerPlan(None, rest)
     acting, budget = part
     budget = acting.tower_budget(clip) if budget is None else budget
-    frames, rows, columns = clip.grid
+    frames = clip.grid[0]
     goal = None if budget is None else max(budget, frames)  # inside, a frame has one at least
-    shape = TowerShape(layers, special, frames, rows * columns)
+    shape = TowerShape(layers, special, frames, max(1, len(clip) // frames))
     return TowerPlan(acting, rest, acting.tower_steps(shape, goal), budget)
 
 
