@@ -71,8 +71,9 @@ class Adapter(ABC):
     """The model's arguments about its videos that `generate` gives to the tower alone."""
     processor_options: ClassVar[dict[str, Any]] = {}
     """What the family's own processor is asked for, beside the frames."""
-    packs: ClassVar[bool] = False
-    """Whether its tower packs frames of any shape in one row and may merge there (see `packed`)."""
+    merging: ClassVar[str] = "cells"
+    """How its tower merges where it may: squares of "cells", in a "packed" row (see `packed`), or
+    patches of a grid that is "pooled" behind it."""
     pace: ClassVar[str] = ""
     """The model's argument for the seconds from one frame of the grid to the next, "" for none."""
 

@@ -17,7 +17,7 @@ class PackedTower(Adapter):
     """Base of these families: `merge` x `merge` patches, which stand side by side, make a token."""
 
     tower_name = "visual"
-    packs = True
+    merging = "packed"
     tower_end_name: ClassVar[str] = "merger"
     """The last part of the tower that sees every token alone; behind it the row is whole again."""
 

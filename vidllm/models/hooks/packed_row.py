@@ -8,7 +8,7 @@ Attention is proportional, the logarithm of a token's size on the logits, where 
 segments of one length attend together.
 
 Behind the projector every original unit gets a copy of what it became, and of equal ones one goes
-to the decoder, as in `vision_tower`. DeepStack's planes, which the tower makes on its way, are
+to the decoder, as in `tower_merger`. DeepStack's planes, which the tower makes on its way, are
 averaged as tokens that merge later are.
 """
 
@@ -29,7 +29,8 @@ from vidllm.errors import InputError, WorkError
 from vidllm.tokens import Keep, VideoTokens
 from vidllm.tokens.tower_plan import TowerStep
 
-from .vision_tower import TowerPlan, keys_of, queries_keys, turned
+from .tower_merger import TowerPlan
+from .vision_tower import keys_of, queries_keys, turned
 
 _ATTENTION = "vidllm-packed"
 

@@ -6,11 +6,10 @@ pictures are left as they are.
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +18,9 @@ from torch import Tensor, nn
 from vidllm.compressors import Compressor
 
 from .packed_row import PackedRun
-from .vision_tower import Inside, Sight, TowerMerger, TowerPlan, plan_in_tower, refuse_twice
+from .tower_merger import TowerPlan, plan_in_tower, refuse_twice
+from .video_calls import calls_for_videos, instead
+from .vision_tower import Inside, Sight
 
 #: What callers may have worked out for the plain row; the tower does it again for each video.
 _WORKED_OUT = (
@@ -41,7 +42,7 @@ class PackedMerger:
         self.adapter, self.method = adapter, method
         self.tower: Any = adapter.tower
         self.layers = packed_layers(self.tower)
-        self._call: Mapping[str, Any] | None = None
+        self.call: Mapping[str, Any] | None = None
         wants = {want for item in method.methods[1:] for want in (*item.needs, *item.uses)}
         self.watched = -1
         if wants & {"cls-attention", "vision-keys"}:
@@ -54,28 +55,12 @@ class PackedMerger:
     @contextmanager
     def attached(self, sights: deque[Sight]) -> Iterator[None]:
         """Let the tower merge in this block; what it did is noted in the call's `Sight`."""
-        core, tower = self.adapter.core, self.tower
-        with (
-            _instead(core, "get_video_features", self._told(core.get_video_features)),
-            _instead(tower, "forward", partial(self._forward, tower.forward, sights)),
-        ):
+        forward = partial(self._forward, self.tower.forward, sights)
+        with calls_for_videos(self), instead(self.tower, "forward", forward):
             yield
 
-    def _told(self, encode: Any) -> Any:
-        names = inspect.signature(encode)
-
-        @wraps(encode)
-        def told(*args: Any, **kwargs: Any) -> Any:
-            self._call = names.bind_partial(*args, **kwargs).arguments
-            try:
-                return encode(*args, **kwargs)
-            finally:
-                self._call = None
-
-        return told
-
     def _forward(self, forward: Any, sights: deque[Sight], *args: Any, **kwargs: Any) -> Any:
-        call, self._call = self._call, None
+        call, self.call = self.call, None
         if call is None:  # pictures
             return forward(*args, **kwargs)
         videos = self.adapter.tower_videos(call)
@@ -114,11 +99,6 @@ class PackedMerger:
             run.config._attn_implementation_internal = run.how
 
 
-def merger_of(adapter: Any, method: Compressor) -> TowerMerger | PackedMerger:
-    """What lets a method merge inside a family's tower."""
-    return PackedMerger(adapter, method) if adapter.packs else TowerMerger(adapter, method)
-
-
 def packed_layers(tower: nn.Module) -> list[Any]:
     """The layers of a packed tower, in order."""
     return [
@@ -155,17 +135,3 @@ def _joined(outputs: Sequence[Any]) -> Any:
             planes = zip(*(one.deepstack_features for one in outputs), strict=True)
             out.deepstack_features = [torch.cat(plane) for plane in planes]
     return out
-
-
-@contextmanager
-def _instead(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of one object in the place of its class's."""
-    own = vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)

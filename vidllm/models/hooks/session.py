@@ -39,7 +39,7 @@ from .checks import (
 )
 from .decoding import DecodeSteps, Past
 from .layers import attends, full_masks, padded, places_of, views_of
-from .packed_tower import merger_of
+from .pooled_tower import merger_of
 from .prefill import Prefix, dense_planes, reduce, select
 from .pruning import Pruner, VideoRun, bare
 from .state import Call, Report, cached_videos, numbered
