@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
 from typing import Any
 
 import pytest
 import torch
 from hf_packed_towers import by_hand, entering, places_of, projected
-from hf_tiny import Video, hf_inputs, hf_model, tokenizer
+from hf_tiny import Image, Video, hf_inputs, hf_model, hooks_of, tokenizer
 
+from vidllm import InputError
 from vidllm.ask.compression import compress
 from vidllm.compressors import build
 from vidllm.models.families.family import adapter_for
@@ -34,21 +34,20 @@ def opened(model: Any, spec: Any, **options: Any) -> Any:
     return compress(model, spec, processor=tokenizer(), **options)
 
 
-@contextmanager
-def reading(model: Any) -> Iterator[dict[str, Any]]:
-    """What the text model is given."""
+def read(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What the text model is given for these inputs."""
     seen: dict[str, Any] = {}
 
     def note(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         seen.update(kwargs)
 
-    handle = adapter_for(model, tokenizer()).decoder.register_forward_pre_hook(
-        note, with_kwargs=True
-    )
+    decoder: Any = adapter_for(model, tokenizer()).decoder
+    handle = decoder.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        yield seen
+        model(**inputs)
     finally:
         handle.remove()
+    return seen
 
 
 def encode(adapter: Any, inputs: dict[str, Any]) -> Any:
@@ -67,11 +66,10 @@ def test_a_packed_tower_that_merges_is_the_loop_over_its_segments(
     try:
         with torch.no_grad(), entering(adapter) as plain:
             encode(adapter, inputs)
-        with torch.no_grad(), reading(model) as full:
-            model(**inputs)
-        with opened(model, method) as c, entering(adapter) as seen, reading(model) as left:
-            with torch.no_grad():
-                model(**inputs)
+        with torch.no_grad():
+            full = read(model, inputs)
+        with torch.no_grad(), opened(model, method) as c, entering(adapter) as seen:
+            left = read(model, inputs)
     finally:
         model.set_attn_implementation("sdpa")
     assert sum(seen["lengths"]) < sum(plain["lengths"])
@@ -98,3 +96,107 @@ def test_a_packed_tower_that_merges_is_the_loop_over_its_segments(
             torch.testing.assert_close(own, plane, atol=2e-5, rtol=1e-5)
         first += len(want)
     assert c.receipt.tokens_kept == first
+
+
+#: Of every way to merge and to tell what is left: windows, DeepStack, a mask of its own, pooling.
+ALL = ["qwen2_5_vl", "qwen3_vl", "video_llama_3", "llava_onevision"]
+MIXED = [[3, Video(4), 6], [5, Image(), 2, Video(4), 4, Image(), 2]]
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_videos_and_images_of_a_batch_do_not_meet(family: str) -> None:
+    model, both = hf_model(family), hf_inputs(family, MIXED)
+    adapter = adapter_for(model, tokenizer())
+    real = both["attention_mask"][0].bool()
+    alone = {n: x for n, x in both.items() if not n.startswith(("pixel_values", "image"))}
+    pixels = both["pixel_values_videos"]
+    alone["pixel_values_videos"] = pixels[: len(pixels) // 2]
+    alone |= {n: x[: len(x) // 2] for n, x in alone.items() if n.startswith(("video", "second"))}
+    alone |= {
+        n: x[:1, real]
+        for n, x in alone.items()
+        if n in ("input_ids", "attention_mask", "mm_token_type_ids")
+    }
+    with torch.no_grad(), opened(model, "tome", keep=0.5) as c:
+        out = model.generate(**both, **SMALL)
+        kept = c.kept
+        got = model.generate(**alone, **SMALL)
+        pad = len(real) - int(real.sum())
+        assert torch.equal(got[0], out[0, pad:]) and torch.equal(c.kept[0] + pad, kept[0])
+        if family != "video_llama_3":  # whose beams fail in transformers, plain as well
+            beams = model.generate(**both, max_new_tokens=4, num_beams=2, do_sample=False)
+            assert beams.shape == out.shape and len(c.kept) == 4
+        merged = read(model, both)["inputs_embeds"][1]
+    images = torch.nonzero(both["input_ids"][1] == model.config.image_token_id).flatten()
+    assert bool(torch.isin(images, kept[1]).all())
+    with torch.no_grad():
+        plain = read(model, both)["inputs_embeds"][1, kept[1]]
+    still = ~torch.isin(kept[1], torch.nonzero(adapter.vision(both["input_ids"][1])).flatten())
+    still |= torch.isin(kept[1], images)
+    torch.testing.assert_close(merged[-len(kept[1]) :][still], plain[still])
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_a_chain_goes_on_behind_and_everything_kept_is_the_plain_model(family: str) -> None:
+    model, inputs = hf_model(family), hf_inputs(family, TWO if family != ALL[3] else [[2, Video()]])
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        for spec in ("tome:keep=0.75,visionzip", "mustdrop:keep=0.75,fastv", "tempme,uniform"):
+            with opened(model, spec, keep=0.25) as c:
+                model.generate(**inputs, **SMALL)
+                full = c.receipt.tokens_full
+                assert abs(c.receipt.tokens_kept - full / 4) <= len(c.kept)
+        for spec in ("tome", "tempme,visionzip"):
+            with opened(model, spec, keep=1.0):
+                assert torch.equal(model(**inputs).logits, plain)
+        with opened(model, "tempme", budget=2) as c:  # fewer than frames: they merge behind
+            model(**inputs)
+            assert c.receipt.tokens_kept == 2 * len(c.kept)
+        with opened(model, "mustdrop:threshold=-0.1") as c:
+            model(**inputs)
+            assert c.receipt.tokens_kept < c.receipt.tokens_full
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_nothing_is_left_on_the_model_and_other_calls_are_refused(family: str) -> None:
+    model, inputs = hf_model(family), hf_inputs(family, [[3, Video(4), 6]])
+    adapter, hooks = adapter_for(model, tokenizer()), hooks_of(model)
+    own = [dict(vars(part)) for part in (adapter.tower, adapter.core)]
+    nan = {**inputs, "pixel_values_videos": inputs["pixel_values_videos"] * torch.nan}
+    ids = {n: x for n, x in inputs.items() if not n.startswith("pixel")}
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        for spec in ("tome", "tempme"):
+            with pytest.raises(InputError, match="NaN or infinite"), opened(model, spec, keep=0.5):
+                model(**nan)
+        kind = adapter.tower.config._attn_implementation
+        assert kind == "sdpa" and hooks_of(model) == hooks and adapter.core.config is model.config
+        for part, before in zip((adapter.tower, adapter.core), own, strict=True):
+            assert vars(part).keys() == before.keys()
+        assert torch.equal(model(**inputs).logits, plain)
+        elsewhere = {"mm_encoder_outputs": {"video": encode(adapter, inputs)}}
+        with opened(model, "tome", keep=0.4):
+            want = model.generate(**inputs, **SMALL)
+            adapter.given(inputs)
+            made = {"mm_encoder_outputs": {"video": encode(adapter, inputs)}}
+            assert torch.equal(model.generate(**ids, **made, **SMALL), want)
+            with pytest.raises(InputError, match="did not run on this video"):
+                model(**ids, **elsewhere)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "glm4v", "llava_onevision"])
+def test_gradients_reach_a_tower_that_merges(family: str) -> None:
+    model = copy.deepcopy(hf_model(family)).train()
+    inputs = hf_inputs(family, [[3, Video(4), 6]])
+    tower = adapter_for(model, tokenizer()).tower
+    with opened(model, "tome", keep=0.5):
+        model(**inputs).logits.square().mean().backward()
+    found = [p.grad for p in tower.parameters() if p.grad is not None]
+    assert sum(bool((g != 0).any()) for g in found) > len(list(tower.parameters())) / 2
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with opened(model, "tome", keep=0.5), pytest.raises(InputError, match="runs a second time"):
+        model(**inputs)
+    half = copy.deepcopy(hf_model(family)).bfloat16()
+    pixels = {n: x.bfloat16() if "pixel" in n else x for n, x in inputs.items()}
+    with torch.no_grad(), opened(half, "tome", keep=0.5):
+        assert bool(torch.isfinite(half(**pixels).logits).all())
