@@ -211,6 +211,8 @@ class PackedRun:
     def attach(self, number: int, layer: Any) -> Iterator[Any]:
         """Hooks of one layer."""
         attention = _part(layer, "attn", "self_attn")
+        if attention.config is not self.config:  # it would not be told its segments
+            raise WorkError("a layer of the vision tower has another config than the tower")
         yield layer.register_forward_pre_hook(partial(self._enter, number), with_kwargs=True)
         if number == self.watched:
             hook = partial(self._watch, number)
