@@ -219,8 +219,6 @@ def test_letters_of_hub_models_are_generates_own_logits(
 ) -> None:
     llm = VideoLLM.from_pretrained(hub)
     assert isinstance(llm.engine, HubEngine)
-    if name == "tome":
-        name = "tome:tower=false"
     method = build("none") if name is None else build(name, keep=0.5)
     told = llm.ask(clip, QUESTION, compressor=method, choices=("A", "B", " "), max_new_tokens=2)
     assert told.letters is not None
@@ -276,7 +274,7 @@ def test_kept_tokens_are_told_and_previewed(
 def test_kept_tokens_of_hub_models(name: str, hub: Path, clip: VideoClip) -> None:
     llm = VideoLLM.from_pretrained(hub)
     assert isinstance(llm.engine, HubEngine)
-    method = build("tome:tower=false" if name == "tome" else name, keep=0.5)
+    method = build(name, keep=0.5)
     answer = llm.ask(clip, QUESTION, compressor=method, max_new_tokens=4)
     kept = answer.kept
     assert kept is not None and len(kept) == answer.receipt.tokens_kept == budget_of(

@@ -156,8 +156,6 @@ def test_what_a_listener_raises_ends_the_call(llm: VideoLLM, clip: VideoClip) ->
 @pytest.mark.parametrize("name", [None, "uniform", "tome", "fastv", "dycoke-cache"])
 def test_flops_are_what_torch_counts(name: str | None, llm: VideoLLM, clip: VideoClip) -> None:
     """All but what choosing takes, which these tiny models feel."""
-    if name == "tome" and isinstance(llm.engine, HubEngine):
-        name = "tome:tower=false"
     llm.model.requires_grad_(False)  # torch's counter cannot follow gradients here
     method = build("none") if name is None else build(name, keep=0.5)
     answers = []

@@ -53,7 +53,8 @@ class Results:
             own[told["family"]] = max((own.get(told["family"], "passed"), found), key=_rank)
         for what, line in report.user_properties:
             if what == "refused" and report.outcome == "passed":
-                self.refused.setdefault(told["case"], {})[told["family"]] = str(line)
+                kind = told.get("family") or told["kind"]
+                self.refused.setdefault(told["case"], {})[kind] = str(line)
 
     def write(self, file: Path) -> None:
         """One line a compressor, family and attention; the same results give the same bytes."""

@@ -29,12 +29,14 @@ def attend(layer: Any, rows: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return out * getattr(layer, "lambda_1", 1.0), k.mean(1)
 
 
-def by_hand(adapter: Any, states: Tensor, method: Any) -> VideoTokens:
+def by_hand(adapter: Any, states: Tensor, method: Any, fold: int = 0) -> VideoTokens:
     """The tokens behind a tower whose first layer gets `states` (T, s + side², C).
 
-    Features are (K, fold² C): the cells of a square in raster order.
+    Features are (K, fold² C): the cells of a square in raster order. With a `fold` of its own, not
+    the adapter's, they are those before the last norm, with the last layer's keys.
     """
-    frames, fold, special = len(states), adapter.fold, adapter.special
+    last, fold = not fold, fold or adapter.fold
+    frames, special = len(states), adapter.special
     part, squares, width = adapter.side // fold, fold * fold, states.shape[-1]
     clip = VideoTokens.blank((frames, part, part), [float(t) for t in range(frames)], frames)
     inside, _ = tower_part(method, clip)
@@ -72,10 +74,14 @@ def by_hand(adapter: Any, states: Tensor, method: Any) -> VideoTokens:
             added[here], keys[here] = attend(layer, every[here], bias[here])
         cls, tokens = split(every + added)
         told = keys[frames * special :].reshape(len(tokens), -1)
+        if not last and layer is layers[-1]:
+            tokens = tokens.with_signals(vision_keys=told)
         tokens = decided(tokens, (number, "attention"), vision_keys=told)
         every = torch.cat([cls, tokens.features.view(-1, width)])
         mlp = layer.mlp(_of(layer, "layer_norm2", "layernorm_after")(every))
         cls, tokens = split(every + getattr(layer, "lambda_2", 1.0) * mlp)
+    if not last:
+        return tokens
     _, tokens = split(
         _of(adapter.tower, "post_layernorm", "layernorm")(
             torch.cat([cls, tokens.features.view(-1, width)])

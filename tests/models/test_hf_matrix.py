@@ -31,7 +31,6 @@ from hf_tiny_others import ALONE
 
 from vidllm.ask.compression import compress
 from vidllm.compressors import build, names
-from vidllm.models.hooks.vision_tower import merges_inside
 
 SPECS = [
     *(n for n in names() if n not in ("none", "mustdrop-cache")),
@@ -47,9 +46,11 @@ BATCHES = {
 }
 
 
-#: One method a kind: signals of the tower, merging, between layers by attention, by states (with
-#: merging), by a layer's own attention, evicting from the cache, choosing at decode steps.
+#: One method a kind: merging inside the tower, signals of it, merging behind it, between layers by
+#: attention, by states (with merging), by a layer's own attention, evicting from the cache,
+#: choosing at decode steps.
 KINDS = [
+    "tome",
     "visionzip",
     "aim",
     "random,aim-prune",
@@ -62,17 +63,18 @@ KINDS = [
 FEW = ["visionzip", "random,aim-prune"]
 SHARING = {
     **dict.fromkeys(("glm4v_moe", "glm46v", "minicpmv4_7", "video_llava", "cosmos3_omni"), FEW),
-    **dict.fromkeys(("cosmos3_edge", "llava_next_video"), FEW),
-    "exaone4_5": [*FEW, "aim", "pyramiddrop"],
-    "ernie4_5_vl_moe": [*FEW, "framefusion"],
+    "cosmos3_edge": ["tome", *FEW],
+    "llava_next_video": FEW,
+    "exaone4_5": ["tome", *FEW, "aim", "pyramiddrop"],
+    "ernie4_5_vl_moe": ["tome", *FEW, "framefusion"],
     "perception_lm": ["tome:tower=false", *FEW[1:]],
 }
 #: Families with sliding windows, whose caches forget by themselves.
 WINDOWS = ("gemma4", "exaone4_5")
+#: Families whose towers cannot merge inside.
+WHOLE = ("gemma4", "minicpmv4_6", "molmo2")
 #: Families whose layers carry a state, which no method takes tokens out of again.
 STATES = ("qwen3_5", "qwen3_5_moe")
-#: Families whose towers can merge inside; elsewhere such methods work behind the tower.
-MERGING = ("internvl", "smolvlm")
 
 
 def specs_of(family: str) -> list[str]:
@@ -80,9 +82,9 @@ def specs_of(family: str) -> list[str]:
         return [spec for spec in KINDS if family not in STATES or "cache" not in spec]
     if family in OTHERS:
         tried = SHARING.get(family, KINDS)
-        return [spec for spec in tried if family not in WINDOWS or "cache" not in spec]
-    inside = [] if family in MERGING else [s for s in SPECS if merges_inside(build(s))]
-    return [f"{spec}:tower=false" if spec in inside else spec for spec in SPECS]
+        tried = [spec for spec in tried if family not in WINDOWS or "cache" not in spec]
+        return [spec for spec in tried if family not in WHOLE or spec != "tome"]
+    return SPECS
 
 
 every = pytest.mark.parametrize(

@@ -18,13 +18,15 @@ from vidllm import InputError
 from vidllm.ask.compression import compress
 from vidllm.compressors import build
 from vidllm.models.families.family import adapter_for
+from vidllm.tokens import VideoTokens
 
 MERGING = ("internvl", "smolvlm")
 WHOLE = {
-    "qwen2_5_vl": "packs all frames of its tower",
-    "qwen3_vl": "packs all frames of its tower",
-    "video_llama_3": "packs all frames of its tower",
-    "llava_onevision": "pools its grid by interpolation",
+    "llava_next_video": "reads layer -2 of its tower, not the last",
+    "gemma4": "places the patches of padded frames in its tower",
+    "minicpmv4_6": "folds its grid between the layers of its tower",
+    "molmo2": "pools patches that its processor names",
+    "perception_lm": "has a tower of timm",
 }
 ONE = [[3, Video(6), 6]]
 MIXED = [[3, Video(4), 6], [5, Image(), 2, Video(5), 4, Image(), 2]]
@@ -76,6 +78,34 @@ def test_a_tower_that_merges_is_the_loop_over_its_layers(family: str, spec: str)
     assert torch.equal(kept[video], places[want.position])
     # Of 16 cells a frame; MustDrop leaves one frame whole here, and the rows are equally long.
     assert sizes[-1] < 6 * (16 + adapter.special) + (spec == "mustdrop")
+
+
+@pytest.mark.parametrize("spec", ["tome", "mustdrop", "tempme", "pyra"])
+def test_a_grid_that_is_pooled_merges_by_patches_and_goes_on_behind(spec: str) -> None:
+    family = "llava_onevision"
+    model, inputs = hf_model(family), hf_inputs(family, [[3, Video(6), 6], [4, Video(6), 2]])
+    adapter = adapter_for(model, tokenizer())
+    with torch.no_grad(), opened(model, spec, keep=0.4) as c, seeing(model) as seen:
+        model(**inputs)
+    sizes = [x.shape[0] * x.shape[1] for x in seen["mlp"]]
+    assert sizes[-1] < 6 * 16 and c.receipt.tokens_kept == 2 * 10
+    for row, states in enumerate(seen["tower"][:2]):
+        with torch.no_grad():  # 38 patches are to the 96 of the clip as 10 tokens to its 24
+            inside = by_hand(adapter, states, build(spec, budget=40), fold=1)
+            filled = inside.features[inside.source].unflatten(0, (6, -1))
+            core, keys = adapter.core, inside.signals["vision-keys"][inside.source]
+            pooled = core.apply_pooling(core.multi_modal_projector(filled)).flatten(0, 1)
+            told = core.apply_pooling(keys.unflatten(0, (6, -1))).flatten(0, 1)
+            clip = VideoTokens.from_grid(pooled.view(6, 2, 2, -1), range(6), 6.0)
+            clip = clip.with_signals(vision_keys=told)
+            want, _ = build(f"{spec}:tower=false", budget=10).run(clip)
+        video = inputs["input_ids"][row] == model.config.video_token_id
+        places = torch.nonzero(video).flatten()[want.position]
+        here = torch.isin(c.kept[row], places)
+        assert int(here.sum()) == 10
+        pad = seen["text"][0].shape[1] - len(c.kept[row])
+        got = seen["text"][0][row, pad:][here]
+        torch.testing.assert_close(got, want.features, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", MERGING)
@@ -184,6 +214,17 @@ def test_towers_whose_grid_must_stay_whole_refuse_and_say_what_to_do(family: str
     with opened(model, "tome:tower=false", keep=0.5) as c:
         model(**inputs)
     assert c.receipt.tokens_kept == round(c.receipt.tokens_full / 2 + 0.01)
+
+
+def test_a_tower_that_is_read_in_another_way_refuses() -> None:
+    for name, value, words in (
+        ("vision_feature_layer", -2, "reads layer -2 of its tower"),
+        ("vision_feature_select_strategy", "default", "leaves out the CLS token of its tower"),
+    ):
+        other = copy.deepcopy(hf_model("llava_onevision"))
+        setattr(other.config, name, value)
+        with pytest.raises(InputError, match=f"LLaVA-OneVision {words}"):
+            opened(other, "tome", keep=0.4).__enter__()
 
 
 def test_attention_layers_and_padding_that_cannot_merge_are_refused() -> None:

@@ -267,7 +267,7 @@ def _models() -> list[str]:
         "",
     ]
     lines += markdown_table(
-        ["asked for", "family", "answer"], _refusals(found["refused"], families)
+        ["asked for", "family", "answer"], _refusals(found["refused"], families, every)
     )
     return lines
 
@@ -306,16 +306,18 @@ def _share(outcomes: Sequence[str]) -> str:
     return f"{passed} of {len(tried)}" if tried else "–"
 
 
-def _refusals(refused: dict[str, Any], families: dict[str, str]) -> list[list[str]]:
-    """One row a case and answer; what all families answer alike is one row."""
+def _refusals(
+    refused: dict[str, Any], families: dict[str, str], every: dict[str, str]
+) -> list[list[str]]:
+    """One row a case and answer; what all `families` answer alike is one row."""
     rows = []
     for case, own in refused.items():
         answers: dict[str, list[str]] = {}
-        for kind, name in families.items():
+        for kind, name in every.items():
             if kind in own:
                 answers.setdefault(own[kind].replace(name, "MODEL"), []).append(name)
         for answer, names in answers.items():
-            who = "all" if len(names) == len(families) else ", ".join(names)
+            who = "all" if set(families.values()) <= set(names) else ", ".join(names)
             rows.append([case, who, answer.replace("|", "\\|")])
     return rows
 

@@ -169,8 +169,15 @@ def weighed(*modules: nn.Module) -> Iterator[Weight]:
 
     def attends(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
-        rows, length, wide = hidden.shape
-        weight.flops += rows * attention(length, length, wide)
+        wide = hidden.shape[-1]
+        if hidden.dim() == 3:
+            sizes = [hidden.shape[:2]]
+        elif "segments" in kwargs:  # a packed row in which tokens merged
+            sizes = [some.shape for some in kwargs["segments"].index]
+        else:
+            ends = kwargs["cu_seqlens"].diff().unique(return_counts=True)
+            sizes = [(count, n) for n, count in zip(*(x.tolist() for x in ends), strict=True)]
+        weight.flops += sum(rows * attention(length, length, wide) for rows, length in sizes)
 
     handles: list[Any] = []
     for layer in (layer for top in modules for layer in top.modules()):
@@ -178,7 +185,7 @@ def weighed(*modules: nn.Module) -> Iterator[Weight]:
             handles.append(layer.register_forward_hook(linear))
         elif isinstance(layer, (nn.Conv2d, nn.Conv3d)):
             handles.append(layer.register_forward_hook(patches))
-        if hasattr(layer, "q_proj"):
+        if any(hasattr(layer, name) for name in ("q_proj", "qkv", "q")):
             handles.append(layer.register_forward_pre_hook(attends, with_kwargs=True))
     try:
         yield weight

@@ -155,6 +155,7 @@ class HubClipMemory:
             return video  # as transformers before it: the model encodes with every prompt
         names = inspect.signature(encoder).parameters
         arguments = {name: value for name, value in video.pixels.items() if name in names}
+        session.adapter.given(video.pixels)
         if inside:
             with count_tower(model) as counted:
                 video.output = encoder(**arguments, return_dict=True)

@@ -13,6 +13,7 @@ class Cosmos3Edge(Qwen3VL):
     """The prompt is that of Qwen3-VL; tokens are folded behind the tower."""
 
     mrope = token_types = True
+    tower_end_name = "post_layernorm"
 
     @property
     def attention(self) -> nn.Module:

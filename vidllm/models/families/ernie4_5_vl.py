@@ -3,47 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..hooks.vision_tower import Sight, fold_groups, packed_signals
-from .family import Adapter, Clip, grid_from, grids_of
+from ..hooks.packed_row import PackedFacts
+from ..hooks.vision_tower import Sight
+from .family import Clip, grid_from, grids_of
+from .packed import PackedTower
 
 
-class Ernie45VL(Adapter):
+class Ernie45VL(PackedTower):
     """2 x 2 patches of two frames make a token; what its expert is, goes with it."""
 
     tower_name = "vision_tower"
+    tower_end_name = "ln"
     mrope = True
-
-    @property
-    def merge(self) -> int:
-        """Patches along a side of a token."""
-        return int(self.config.vision_config.spatial_merge_size)
 
     @property
     def frames(self) -> int:
         """Frames of a token."""
         return int(self.config.vision_config.temporal_merge_size)
 
-    @property
-    def attention(self) -> nn.Module:
-        """Of the last block."""
-        return cast(nn.Module, cast(Any, self.tower).blocks[-1].attn)
-
     def clips(self, ids: Tensor, inputs: Mapping[str, Any], sight: Sight | None) -> list[Clip]:
         """Seconds are not told in the prompt: it has them drawn into the frames."""
         grid = grid_from(inputs, sight, "grid_thw")
         if grid is None:
             return []
-        grids = [(t // self.frames, h, w) for t, h, w in grids_of(grid, self.merge)]
-        return self.grid_clips(ids, grids)
+        return self.grid_clips(ids, self._grids(grid))
+
+    def _grids(self, grid: Any) -> list[tuple[int, int, int]]:
+        return [(t // self.frames, h, w) for t, h, w in grids_of(grid, self.merge)]
+
+    def tower_videos(
+        self, call: Mapping[str, Any]
+    ) -> list[tuple[tuple[int, int, int], PackedFacts]]:
+        """Frames are segments of their own; the patches of a token merge as one in both."""
+        facts = PackedFacts(self.frames * self.merge**2, frames=self.frames)
+        return [(grid, facts) for grid in self._grids(call["video_grid_thw"])]
 
     def signals(self, sight: Sight) -> dict[str, Tensor]:
         """Mean over the patches of a token, which stand side by side in each of its frames."""
-        planes, videos = fold_groups(packed_signals(sight), self.merge**2), []
+        planes, videos = super().signals(sight), []
         sizes = [(t, h * w) for t, h, w in grids_of(sight.inputs["grid_thw"], self.merge)]
         for plane in planes.values():
             parts = plane.split([t * n for t, n in sizes])

@@ -73,6 +73,9 @@ class Adapter(ABC):
     """The model's arguments about its videos that `generate` gives to the tower alone."""
     processor_options: ClassVar[dict[str, Any]] = {}
     """What the family's own processor is asked for, beside the frames."""
+    merging: ClassVar[str] = "cells"
+    """How its tower merges where it may: squares of "cells", in a "packed" row (see `packed`), or
+    patches of a grid that is "pooled" behind it."""
     pace: ClassVar[str] = ""
     """The model's argument for the seconds from one frame of the grid to the next, "" for none."""
 
@@ -137,7 +140,7 @@ class Adapter(ABC):
 
     def whole_grid(self) -> str:
         """Why no cell may merge inside the vision tower; empty where they may."""
-        return "packs all frames of its tower in one row and turns patches by their places"
+        return "has a tower in which merging is not worked out"
 
     def merging_layer(self, layer: nn.Module) -> Any:
         """A layer of the tower as `encoders.vision.merging` wants it."""

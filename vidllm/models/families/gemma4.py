@@ -30,6 +30,10 @@ class Gemma4(Adapter):
         """Of the last layer."""
         return cast(nn.Module, cast(Any, self.tower).encoder.layers[-1].self_attn)
 
+    def whole_grid(self) -> str:
+        """Its own reason."""
+        return "places the patches of padded frames in its tower by numbers"
+
     def clips(self, ids: Tensor, inputs: Mapping[str, Any], sight: Sight | None) -> list[Clip]:
         """Grids from the places of the patches; seconds as the prompt's clock has them."""
         found = self.given(inputs)

@@ -7,29 +7,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..hooks.vision_tower import Sight, fold_groups, packed_signals
-from .family import _BEFORE, Adapter, Clip, grids_of
+from ..hooks.vision_tower import Sight
+from .family import _BEFORE, Clip, grids_of
+from .packed import PackedTower
 
 _TIME = re.compile(r"\s*(?:<[^<>]*>)?\s*(\d+(?:\.\d+)?)")
 
 
-class Glm4V(Adapter):
+class Glm4V(PackedTower):
     """Two frames are one of the grid; 2 x 2 patches make a token. The library does not take
     pictures beside a video."""
 
-    tower_name = "visual"
     mrope = True
     beside = ("video_grid_thw",)
-
-    @property
-    def merge(self) -> int:
-        """Patches along a side of a token."""
-        return int(self.config.vision_config.spatial_merge_size)
 
     @property
     def video_token(self) -> int:
@@ -40,11 +35,6 @@ class Glm4V(Adapter):
     def own_token(self) -> bool:
         return False
 
-    @property
-    def attention(self) -> nn.Module:
-        """Of the last block."""
-        return cast(nn.Module, cast(Any, self.tower).blocks[-1].attn)
-
     def clips(self, ids: Tensor, inputs: Mapping[str, Any], sight: Sight | None) -> list[Clip]:
         """Seconds as the prompt writes them, where a tokenizer is there to read them. The tower is
         told of frames, not of videos."""
@@ -52,10 +42,6 @@ class Glm4V(Adapter):
         if not found:
             return []
         return self.grid_clips(ids, grids_of(found["video_grid_thw"], self.merge))
-
-    def signals(self, sight: Sight) -> dict[str, Tensor]:
-        """Mean over the patches of a token, which stand side by side."""
-        return fold_groups(packed_signals(sight), self.merge**2)
 
     def _seconds(
         self, line: Tensor, starts: Tensor, step: float | None

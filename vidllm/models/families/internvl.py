@@ -6,7 +6,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..hooks.vision_tower import MaskedLayer, Sight, dense_signals, fold_square
+from ..hooks.tower_merger import MaskedLayer
+from ..hooks.vision_tower import Sight, dense_signals, fold_square
 from .frame_images import FramesAsImages
 
 

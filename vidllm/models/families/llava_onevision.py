@@ -18,6 +18,7 @@ class LlavaOnevision(Adapter):
 
     family = "LLaVA-OneVision"
     tower_name = "vision_tower"
+    merging = "pooled"
 
     @property
     def side(self) -> int:
@@ -34,13 +35,22 @@ class LlavaOnevision(Adapter):
         cls = self.config.vision_feature_select_strategy == "default"
         return layers[max(-2 if cls else -1, -len(layers))]
 
+    @property
+    def cells(self) -> int:
+        """Tokens along a side of a frame."""
+        return math.ceil(self.side / 2)
+
     def whole_grid(self) -> str:
-        """Every token is interpolated between patches of the whole grid."""
-        return "pools its grid by interpolation behind the tower, which takes every cell of it"
+        """Empty but for checkpoints that read their tower in another way."""
+        layer = self.config.vision_feature_layer
+        if layer != -1:
+            return f"reads layer {layer} of its tower, not the last"
+        full = self.config.vision_feature_select_strategy == "full"
+        return "" if full else "leaves out the CLS token of its tower"
 
     def clips(self, ids: Tensor, inputs: Mapping[str, Any], sight: Sight | None) -> list[Clip]:
         """Seconds are not told: frames count as seconds."""
-        side = math.ceil(self.side / 2)
+        side = self.cells
         pixels = inputs.get("pixel_values_videos")
         if pixels is not None:
             count, frames = pixels.shape[:2]
@@ -56,11 +66,15 @@ class LlavaOnevision(Adapter):
 
     def signals(self, sight: Sight) -> dict[str, Tensor]:
         """Pooled as the features are."""
-        planes = {}
-        for name, plane in dense_signals(sight, self.side**2).items():
+        return self.pooled(dense_signals(sight, self.side**2))
+
+    def pooled(self, planes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of patches (F, side², ...) to tokens (F * cells², ...)."""
+        found = {}
+        for name, plane in planes.items():
             wide = plane.unflatten(1, (self.side, self.side))
             wide = wide[:, None] if wide.dim() == 3 else wide.movedim(-1, 1)
-            half = math.ceil(self.side / 2)
-            pooled = F.interpolate(wide, size=[half, half], mode="bilinear").movedim(1, -1)
-            planes[name] = pooled.flatten(0, 2) if plane.dim() == 3 else pooled.flatten()
-        return planes
+            size = [self.cells, self.cells]
+            small = F.interpolate(wide, size=size, mode="bilinear").movedim(1, -1)
+            found[name] = small.flatten(0, 2) if plane.dim() == 3 else small.flatten()
+        return found

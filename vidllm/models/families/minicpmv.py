@@ -28,6 +28,10 @@ class MiniCPMV(Adapter):
         """Of the last layer."""
         return cast(nn.Module, cast(Any, self.tower).encoder.layers[-1].self_attn)
 
+    def whole_grid(self) -> str:
+        """Its own reason."""
+        return "folds its grid between the layers of its tower"
+
     def clips(self, ids: Tensor, inputs: Mapping[str, Any], sight: Sight | None) -> list[Clip]:
         """Seconds are not told: frames count as seconds. Frames between which nothing but marks
         stands are one video's.

@@ -24,6 +24,10 @@ class Molmo2(Adapter):
         """Of the last layer."""
         return cast(nn.Module, cast(Any, self.tower).layers[-1].self_attn)
 
+    def whole_grid(self) -> str:
+        """Its own reason."""
+        return "pools patches that its processor names, which other tokens may share"
+
     def clips(self, ids: Tensor, inputs: Mapping[str, Any], sight: Sight | None) -> list[Clip]:
         """Seconds as the prompt writes them, where a tokenizer is there to read them."""
         found = self.given(inputs)

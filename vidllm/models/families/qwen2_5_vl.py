@@ -8,22 +8,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..hooks.vision_tower import Sight, fold_groups, packed_signals
-from .family import Adapter, Clip, floats_of, grid_from, grids_of
+from ..hooks.packed_row import PackedFacts
+from ..hooks.vision_tower import Sight
+from .family import Clip, floats_of, grid_from, grids_of
+from .packed import PackedTower
 
 
-class Qwen25VL(Adapter):
+class Qwen25VL(PackedTower):
     """Two frames are one of the grid; 2 x 2 patches make a token."""
 
     family = "Qwen2.5-VL"
-    tower_name = "visual"
     mrope = token_types = True
     pace = "second_per_grid_ts"
-
-    @property
-    def merge(self) -> int:
-        """Patches along a side of a token."""
-        return int(self.config.vision_config.spatial_merge_size)
 
     @property
     def attention(self) -> nn.Module:
@@ -39,22 +35,31 @@ class Qwen25VL(Adapter):
         grids = grids_of(grid, self.merge)
         return self.grid_clips(ids, grids, step=floats_of(inputs.get(self.pace)))
 
+    def row_facts(self, grid: Tensor) -> PackedFacts:
+        """With the windows that tokens are in."""
+        tower, unit = cast(Any, self.tower), self.merge**2
+        order, ends = self._windows(grid)
+        windows = torch.empty_like(order)
+        windows[order] = torch.searchsorted(ends[1:], torch.arange(len(order)) * unit, right=True)
+        return PackedFacts(unit, windows=windows, full=tuple(tower.fullatt_block_indexes))
+
     def signals(self, sight: Sight) -> dict[str, Tensor]:
         """Back from the order of windows to that of the prompt."""
-        planes = fold_groups(packed_signals(sight), self.merge**2)
-        order = torch.argsort(self._windows(sight.inputs["grid_thw"]))
+        order = torch.argsort(self._windows(sight.inputs["grid_thw"])[0])
+        planes = super().signals(sight)
         return {name: plane[order.to(plane.device)] for name, plane in planes.items()}
 
-    def _windows(self, grid: Tensor) -> Tensor:
-        tower = cast(Any, self.tower)
+    def _windows(self, grid: Tensor) -> tuple[Tensor, Tensor]:
+        """The tower's order of tokens, and (W + 1,) patches before every window; on the CPU."""
+        tower, grid = cast(Any, self.tower), grid.cpu()
         if hasattr(tower, "get_window_index"):  # transformers 5.0
-            return torch.as_tensor(tower.get_window_index(grid)[0])
+            order, ends = tower.get_window_index(grid)
+            return torch.as_tensor(order), torch.as_tensor(ends).unique_consecutive()
         from transformers.vision_utils import get_vision_window_index
 
-        index, _ = get_vision_window_index(
+        return get_vision_window_index(
             grid,
             spatial_merge_size=tower.spatial_merge_size,
             window_size=tower.window_size,
             patch_size=tower.patch_size,
         )
-        return index

@@ -8,15 +8,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..hooks.packed_row import PackedFacts
 from ..hooks.vision_tower import Sight, packed_signals
-from .family import Adapter, Clip, grid_from, grids_of
+from .family import Clip, grid_from, grids_of
+from .packed import PackedTower
 
 
-class VideoLlama3(Adapter):
-    """What its processor left out (`video_compression_mask`) stays out."""
+class VideoLlama3(PackedTower):
+    """What its processor left out (`video_compression_mask`) stays out, and does not enter a tower
+    in which tokens merge."""
 
     family = "VideoLLaMA3"
     tower_name = "vision_model"
+    tower_end_name = "post_layernorm"
     stamp = r"Time\s*(\d+(?:\.\d+)?)\s*s:"
 
     @property
@@ -24,20 +28,40 @@ class VideoLlama3(Adapter):
         """Of the last layer."""
         return cast(nn.Module, cast(Any, self.tower).encoder.layers[-1].self_attn)
 
+    def given(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Nothing; but what the processor left out of the next videos is noted for the tower."""
+        self._given.set({"mask": inputs.get("video_compression_mask")})
+        return {}
+
     def clips(self, ids: Tensor, inputs: Mapping[str, Any], sight: Sight | None) -> list[Clip]:
         """Seconds as the prompt writes them, where a tokenizer is there to read them."""
         grid = grid_from(inputs, sight, "grid_thw")
         if grid is None:
             return []
+        self.given(inputs)
         sides = torch.as_tensor(grid_from(inputs, sight, "merge_sizes")).tolist()
         grids = grids_of(grid, sides)
-        mask, present = inputs.get("video_compression_mask"), None
-        if mask is not None:
-            sizes = [t * h * w for t, h, w in grids]
-            every = max(1, len(mask) // sum(sizes))  # as often as rows stand in the batch
-            parts = torch.as_tensor(mask).cpu().bool()[::every].split(sizes)
-            present = [torch.nonzero(part).flatten() for part in parts]
-        return self.grid_clips(ids, grids, present=present)
+        return self.grid_clips(ids, grids, present=self._present(grids))
+
+    def _present(self, grids: list[tuple[int, int, int]]) -> list[Tensor] | None:
+        """For every video the tokens of its grid that its processor left."""
+        mask = self._given.get().get("mask")
+        sizes = [t * h * w for t, h, w in grids]
+        if mask is None or len(mask) % max(1, sum(sizes)):
+            return None
+        every = max(1, len(mask) // max(1, sum(sizes)))  # as often as rows stand in the batch
+        parts = torch.as_tensor(mask).cpu().bool()[::every].split(sizes)
+        return [torch.nonzero(part).flatten() for part in parts]
+
+    def tower_videos(
+        self, call: Mapping[str, Any]
+    ) -> list[tuple[tuple[int, int, int], PackedFacts]]:
+        """Each with patches a token of its own."""
+        sides = torch.as_tensor(call["video_merge_sizes"]).tolist()
+        grids = grids_of(call["video_grid_thw"], sides)
+        present = self._present(grids) or [None] * len(grids)
+        facts = [PackedFacts(m * m, present=own) for m, own in zip(sides, present, strict=True)]
+        return list(zip(grids, facts, strict=True))
 
     def signals(self, sight: Sight) -> dict[str, Tensor]:
         """Mean over the patches of a token, which stand side by side."""

@@ -74,7 +74,7 @@ def select(
         if merged is None and _merging(method, clip.tokens):
             raise InputError(_ELSEWHERE.format(method.name))
         if merged is not None:
-            if merged.tokens.total != clip.tokens.total:
+            if not torch.equal(merged.tokens.source >= 0, clip.tokens.source >= 0):
                 raise InputError(_ELSEWHERE.format(method.name))
             after, late = merged.rest.before_decoder(merged.join(view), asked)
         else:

@@ -31,11 +31,12 @@ from .decoding import DecodeSteps, Past
 from .generate import around_generate, check_cache, check_generate, plain_mask
 from .labels import cut_labels, held_labels
 from .layers import attends, full_masks, padded, places_of, views_of
+from .pooled_tower import merger_of
 from .prefill import Prefix, dense_planes, placed, reduce, select
 from .pruning import bare
 from .state import Call, Report, numbered
 from .temporal import TemporalAdapter
-from .vision_tower import Sight, TowerMerger, merges_inside, watch
+from .vision_tower import Sight, merges_inside, watch
 
 
 class Session:
@@ -59,8 +60,7 @@ class Session:
         items = method.methods
         self.late = [item for item in items if item.stage in LATE]
         inside = merges_inside(method)
-        behind = items if inside is None else items[1:]
-        wants = {want for item in behind for want in (*item.needs, *item.uses)}
+        wants = {want for item in items[inside is not None :] for want in (*item.needs, *item.uses)}
         wants &= {"cls-attention", "vision-keys"}
         idle = all(x.is_free() for x in items) and method.keep == 1.0 and method.budget is None
         self.wants = [] if idle else sorted(wants & set(adapter.provides))
@@ -79,7 +79,7 @@ class Session:
         self.mine = threading.local()
         check(adapter, method, self.late)
         check_compiled(f"{method.name} on {adapter.family}", adapter.model, self._hooked(inside))
-        self.merger = None if inside is None else TowerMerger(adapter, method)
+        self.merger = None if inside is None else merger_of(adapter, method)
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Session:
         return self  # hooks of a model that is copied in the block; they know the original

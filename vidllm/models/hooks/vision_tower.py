@@ -4,32 +4,25 @@ Signals are attention received, and keys: as `encoders.vision.signals`, for towe
 model of transformers. The input of one attention layer is caught by a hook, and only the queries
 and keys of that layer are computed again, beside whatever attention the tower runs.
 
-Merging is for families whose projector looks at one token alone. The cells that make one token (the
-square of a pixel shuffle) merge as one. The tower then runs on fewer tokens, layer by layer; behind
-its last layer every original cell gets a copy of what it became, so that the projector finds its
-grid whole, and of equal tokens one goes to the decoder. That is exact: equal squares give equal
-tokens.
+How methods merge inside is in `tower_merger`, `packed_tower` and `pooled_tower`; what they did is
+noted in a tower's `Sight`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vidllm.compressors import Compressor
-from vidllm.compressors.shared.in_tower import InTower, tower_part
-from vidllm.encoders.vision.merging import MergingRun, tower_layers
-from vidllm.errors import InputError
+from vidllm.compressors.shared.in_tower import InTower
 from vidllm.tokens import Merge, VideoTokens
-from vidllm.tokens.tower_plan import TowerShape
 
 _LEAST = 2**16  # logits of attention that may be held at once
 _CALLS = 4  # of a tower that are remembered: images and videos of one prompt are two
@@ -48,9 +41,10 @@ class Inside:
 
     def join(self, view: VideoTokens) -> VideoTokens:
         """A video's projected tokens, copies among them, as those that are left."""
-        found = self.tokens
-        after = view.apply(Merge(found.source, found.position, "size"))
-        rows = view.features[found.position.to(view.features.device)]
+        found = self.tokens  # the prompt may lack some of the grid, and so does `view` then
+        index = torch.searchsorted(view.position, found.position)
+        after = view.apply(Merge(found.source[view.position], index, "size"))
+        rows = view.features[index.to(view.features.device)]
         deep = {n.replace("-", "_"): plane for n, plane in found.signals.items()}
         return after.with_features(rows).with_signals(**deep)
 
@@ -126,9 +120,7 @@ def queries_keys(attention: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """(..., H, d) queries and keys of hidden states (..., D), before rotation, in float32."""
     heads = int(getattr(attention, "num_heads", 0) or attention.config.num_attention_heads)
     if hasattr(attention, "qkv"):
-        fused, groups = attention.qkv(hidden), int(getattr(attention, "num_key_value_heads", heads))
-        width = fused.shape[-1] // (heads + 2 * groups)
-        query, key, _ = fused.split([heads * width, groups * width, groups * width], dim=-1)
+        query, key = _split(attention, attention.qkv(hidden))
     else:
         names = ("q_proj", "k_proj") if hasattr(attention, "q_proj") else ("q", "k")
         query, key = (getattr(attention, name)(hidden) for name in names)
@@ -142,6 +134,22 @@ def queries_keys(attention: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
     if each:
         query, key = norms[0](query), norms[1](key)
     return query.float(), key.repeat_interleave(heads // key.shape[-2], dim=-2).float()
+
+
+def _split(attention: Any, fused: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys (..., H * d) out of a fused projection."""
+    heads = int(attention.num_heads)
+    groups = int(getattr(attention, "num_key_value_heads", heads))
+    width = fused.shape[-1] // (heads + 2 * groups)
+    query, key, _ = fused.split([heads * width, groups * width, groups * width], dim=-1)
+    return query, key
+
+
+def keys_of(attention: Any, projected: Tensor) -> Tensor:
+    """(..., h, d) keys before rotation, of what an attention's `qkv`, `k_proj` or `k` gave."""
+    heads = int(attention.num_heads)
+    key = _split(attention, projected)[1] if hasattr(attention, "qkv") else projected
+    return key.unflatten(-1, (int(getattr(attention, "num_key_value_heads", heads)), -1))
 
 
 def received(query: Tensor, key: Tensor, states: Tensor) -> Tensor:
@@ -190,7 +198,7 @@ def packed_signals(sight: Sight) -> dict[str, Tensor]:
         query, key = q, k = queries_keys(attention, states[start:end])
         if angles:
             cos, sin = (t[start:end] for t in angles)
-            q, k = (x * cos + _turned(x) * sin for x in (query, key))
+            q, k = (x * cos + turned(x) * sin for x in (query, key))
         attended.append(received(q, k, sight.hidden))
         keys.append(key.mean(1))
     return {"cls-attention": torch.cat(attended), "vision-keys": torch.cat(keys)}
@@ -211,7 +219,8 @@ def fold_groups(signals: Mapping[str, Tensor], group: int) -> dict[str, Tensor]:
     return {name: plane.unflatten(0, (-1, group)).mean(1) for name, plane in signals.items()}
 
 
-def _turned(x: Tensor) -> Tensor:
+def turned(x: Tensor) -> Tensor:
+    """What the sines of a rotary position multiply."""
     half = x.shape[-1] // 2
     return torch.cat([-x[..., half:], x[..., :half]], dim=-1)
 
@@ -220,224 +229,3 @@ def merges_inside(method: Compressor) -> InTower | None:
     """The method that merges inside a vision tower: of a chain only the first does."""
     first = method.methods[0]
     return first if isinstance(first, InTower) and first.tower else None
-
-
-def runs_twice(module: nn.Module) -> bool:
-    """Whether backward will run parts of a module a second time (gradient checkpointing)."""
-    if not (torch.is_grad_enabled() and module.training):
-        return False
-    return any(
-        bool(getattr(m, "gradient_checkpointing", False)) or type(m).__name__ == "CheckpointWrapper"
-        for m in module.modules()
-    )
-
-
-class TowerMerger:
-    """One method inside one tower.
-
-    Attributes:
-        videos: for every video of the next call the pictures that are its frames; None when it
-            is unknown, and all pictures are the frames of one.
-    """
-
-    def __init__(self, adapter: Any, method: Compressor) -> None:
-        self.adapter, self.method = adapter, method
-        self.tower: Any = adapter.tower
-        self.plain = tower_layers(self.tower)
-        self.layers = [adapter.merging_layer(layer) for layer in self.plain]
-        self.videos: list[Tensor] | None = None
-        wants = {want for item in method.methods[1:] for want in (*item.needs, *item.uses)}
-        self.watched = bool(wants & {"cls-attention", "vision-keys"})
-
-    def expect(self, clips: Sequence[Any]) -> None:
-        """Tell which pictures of the next call are whose frames."""
-        cells = self.adapter.cells**2
-        first = {int(clip.slots[0]): clip.slots for clip in clips}  # rows may stand there twice
-        self.videos = [torch.unique(slots // cells) for slots in first.values()]
-
-    @contextmanager
-    def attached(self, sights: deque[Sight]) -> Iterator[None]:
-        """Let the tower merge in this block; what it did is noted in the call's `Sight`."""
-        own = vars(self.tower).get("forward")
-        forward = self.tower.forward
-        self.tower.forward = partial(self._forward, forward, sights)
-        try:
-            yield
-        finally:
-            if own is None:
-                del self.tower.forward
-            else:
-                self.tower.forward = own
-
-    def _forward(self, forward: Any, sights: deque[Sight], *args: Any, **kwargs: Any) -> Any:
-        if args:
-            kwargs = {"pixel_values": args[0], **kwargs}
-        count = len(kwargs["pixel_values"])
-        every = [torch.arange(count)] if self.videos is None else self.videos
-        self.videos, inside, hidden = None, {}, None
-        plans = [(pictures, *self._plan(len(pictures))) for pictures in every]
-        if not any(steps for _, _, _, steps, _ in plans):
-            return forward(**kwargs)  # bit for bit what it is without us
-        if runs_twice(self.tower):
-            raise InputError(
-                f"{self.method.name} merges inside the vision tower, whose layers gradient "
-                "checkpointing runs a second time in backward: call "
-                "model.gradient_checkpointing_disable(), or merge behind it with tower=false"
-            )
-        others = torch.ones(count, dtype=torch.bool)
-        for pictures, *_ in plans:
-            others[pictures] = False
-        out: Any = None
-        if bool(others.any()):
-            out = forward(**_some(kwargs, others.nonzero().flatten()))
-            hidden = self._place(hidden, count, others.nonzero().flatten(), out.last_hidden_state)
-        for pictures, method, rest, steps, budget in plans:
-            out, filled, tokens = self._merge(
-                forward, _some(kwargs, pictures), method, steps, budget
-            )
-            hidden = self._place(hidden, count, pictures, filled)
-            inside[int(pictures[0]) * self.adapter.cells**2] = Inside(tokens, rest)
-        out.last_hidden_state = hidden
-        sights[-1].inside, sights[-1].method = inside, repr(self.method)
-        return out
-
-    def _plan(self, frames: int) -> tuple[InTower | None, Compressor, Sequence[Any], int | None]:
-        """What merges in the tower at which layers, and what is to do behind it."""
-        cells = self.adapter.cells
-        clip = VideoTokens.blank((frames, cells, cells), [float(t) for t in range(frames)], frames)
-        part, rest = tower_part(self.method, clip)
-        if part is None:
-            return None, rest, (), None
-        method, budget = part
-        budget = method.tower_budget(clip) if budget is None else budget
-        goal = None if budget is None else max(budget, frames)  # inside, a frame has one at least
-        shape = TowerShape(len(self.layers), self.adapter.special, frames, cells * cells)
-        return method, rest, method.tower_steps(shape, goal), budget
-
-    def _merge(
-        self,
-        forward: Any,
-        kwargs: Mapping[str, Any],
-        method: InTower | None,
-        steps: Sequence[Any],
-        budget: int | None,
-    ) -> tuple[Any, Tensor, VideoTokens]:
-        """One video through the tower: its output, all cells filled again, and the books."""
-        adapter, mask = self.adapter, kwargs.get("patch_attention_mask")
-        if mask is not None and not bool(mask.all()):
-            raise InputError(
-                f"{self.method.name}: frames with padding cannot merge inside the tower: write "
-                f"{self.method.name}:tower=false"
-            )
-        frames, fold = len(kwargs["pixel_values"]), adapter.fold
-        shape = TowerShape(len(self.layers), adapter.special, frames, adapter.cells**2)
-        run = MergingRun(
-            steps,
-            shape,
-            adapter.side,
-            fold,
-            method is not None and method.proportional,
-            self._watched(),
-        )
-        cells, front = run.cells, run.front
-        handles: list[Any] = []
-        try:
-            for number, layer in enumerate(self.layers):
-                for handle in run.attach(number, layer):
-                    handles.append(handle)
-            out = forward(**kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
-        hidden: Tensor = out.last_hidden_state
-        tokens = run.read(hidden)
-        if not bool(torch.isfinite(tokens.features).all()):
-            raise InputError("the vision tower gives NaN or infinite values for this video")
-        if method is not None and budget is not None and len(tokens) > budget:
-            tokens, _ = method.run(tokens, budget)
-        length, width = adapter.special + adapter.side**2, hidden.shape[-1]
-        filled = hidden.new_zeros(frames * length, width)
-        special = hidden.flatten(0, 1)[run.front.flatten().to(hidden.device)]
-        filled[front.flatten().to(hidden.device)] = special
-        copies = tokens.features[tokens.source.clamp(min=0).to(hidden.device)]
-        filled[cells.flatten().to(hidden.device)] = copies.reshape(-1, width)
-        books = tokens.with_features(tokens.features[:, :0].clone())
-        return out, filled.view(frames, length, width), books
-
-    def _watched(self) -> int | None:
-        if not self.watched:
-            return None
-        attention = self.adapter.attention
-        found = (n for n, x in enumerate(self.plain) if any(m is attention for m in x.modules()))
-        return next(found)
-
-    @staticmethod
-    def _place(whole: Tensor | None, count: int, pictures: Tensor, part: Tensor) -> Tensor:
-        whole = part.new_zeros(count, *part.shape[1:]) if whole is None else whole
-        whole[pictures.to(part.device)] = part
-        return whole
-
-
-def _some(kwargs: Mapping[str, Any], pictures: Tensor) -> dict[str, Any]:
-    """The arguments of a tower for some of its pictures."""
-    count = len(kwargs["pixel_values"])
-    return {
-        name: value[pictures.to(value.device)]
-        if isinstance(value, Tensor) and value.dim() and len(value) == count
-        else value
-        for name, value in kwargs.items()
-    }
-
-
-class _Handles:
-    """Several hooks that go together."""
-
-    def __init__(self, *handles: Any) -> None:
-        self.handles = handles
-
-    def remove(self) -> None:
-        """All of them."""
-        for handle in self.handles:
-            handle.remove()
-
-
-class _Normed(nn.Module):
-    """Queries and keys of an attention layer behind its own norms."""
-
-    def __init__(self, attention: Any) -> None:
-        super().__init__()
-        self.num_heads = int(attention.num_heads)
-        self.q_proj, self.k_proj = attention.q_norm, attention.k_norm
-
-
-class MaskedLayer:
-    """A layer whose attention takes a mask while the layer does not hand one on (InternVL's).
-
-    What `MergingRun` does to a layer of SigLIP, it does to this one by the same names.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer: Any = layer
-        self.attention = _Normed(self.layer.attention)
-        self.mlp, self.layer_norm2 = self.layer.mlp, self.layer.layernorm_after
-        self.register_forward_hook = self.layer.register_forward_hook
-
-    def register_forward_pre_hook(self, hook: Any, *, with_kwargs: bool = True) -> _Handles:
-        """The mask that `hook` hands to the layer goes to its attention."""
-        held: list[Tensor | None] = [None]
-
-        def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            held[0], found = None, hook(module, args, kwargs)
-            if found is None:
-                return None
-            args, kwargs = found
-            held[0] = cast(Tensor | None, kwargs.get("attention_mask"))
-            return args, {k: v for k, v in kwargs.items() if k != "attention_mask"}
-
-        def inside(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            return None if held[0] is None else (args, {**kwargs, "attention_mask": held[0]})
-
-        return _Handles(
-            self.layer.register_forward_pre_hook(before, with_kwargs=with_kwargs),
-            self.layer.attention.register_forward_pre_hook(inside, with_kwargs=True),
-        )
