@@ -83,9 +83,16 @@ class Said:
     generation: Generation
 
     @property
+    def spans(self) -> list[Span]:
+        """Those that it shows something of, the surest first."""
+        look = self.look
+        shown = [s for s in self.made.spans if s.end >= look.start and s.start <= look.end]
+        return sorted(shown, key=lambda span: -span.score)
+
+    @property
     def best(self) -> Span | None:
-        """Its surest span."""
-        return max(self.made.spans, key=lambda span: span.score, default=None)
+        """The surest one."""
+        return next(iter(self.spans), None)
 
     @property
     def sure(self) -> float:
@@ -136,7 +143,7 @@ class LookReader:
         """Any question; see `VideoIndex.ask`."""
         notes = self._begin(question)
         said = self._say(self.first(), question, False)
-        if said.best is not None:
+        if said.best is not None and not self._times():  # times that the model was told
             said = self._closely(question, False, said, notes)
         elif not said.look.whole:
             where = self._located(self.engine.words("ground", question), self._times(), notes)
@@ -217,7 +224,7 @@ class LookReader:
         """The closest look for a prompt that asks for a time, and the spans that it names."""
         notes = self._begin(prompt)
         said = self._located(prompt, self._times(), notes)
-        return said.look, said.made.spans
+        return said.look, said.spans
 
     def forget(self) -> None:
         """Let what the decoder holds of the video go."""
@@ -247,12 +254,11 @@ class LookReader:
         if said.best is None and not said.look.whole:
             edges = np.linspace(0.0, self.index.duration, _PARTS + 1).tolist()
             parts = [
-                self._say(self.look(low, high), prompt, times)
-                for low, high in pairwise(edges)
+                self._say(self.look(low, high), prompt, times) for low, high in pairwise(edges)
             ]
             notes.append(f"it names no time for the whole: looked at {_PARTS} parts of it")
             named = [part for part in parts if part.best is not None]
-            said = max(named, key=lambda part: part.best[2] if part.best else 0.0, default=said)
+            said = max(named, key=lambda part: part.spans[0].score, default=said)
         return self._closely(prompt, times, said, notes)
 
     def _closely(self, prompt: str, times: bool, said: Said, notes: list[str]) -> Said:
@@ -298,7 +304,7 @@ class LookReader:
         shown = min(len(self.seconds), self.shape.groups) * self.shape.step
         looked = f"looked at the whole in {shown} of {self.seconds.size} frames"
         told = [] if first.whole else [looked, *notes]
-        spans = tuple(sorted(made.spans, key=lambda span: -span.score))
+        spans = tuple(said.spans)
         failed = timed and not spans
         told += ["the answer names no time"] if failed else []
         notes = [*self.index.notes, *self.method.notes(), *told, *made.notes]

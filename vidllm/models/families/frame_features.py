@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vidllm.compressors import build
 from vidllm.errors import InputError
 from vidllm.video import Limits, VideoClip
 
@@ -93,6 +94,7 @@ class FrameFeatures:
         shape = FrameGroups(height, width, groups * step, step, rows, columns, rows * columns, 0)
         made = cls(engine, shape)
         made.shape = made._tried()
+        made._found()
         return made
 
     @property
@@ -247,6 +249,33 @@ class FrameFeatures:
         return shape
 
 
+    def _found(self) -> None:
+        """See that the model finds the tokens of a clip that was put together where they belong.
+
+        Raises:
+            InputError: it does not.
+        """
+        shape, engine = self.shape, self.engine
+        random = torch.Generator().manual_seed(0)
+        groups = torch.randn(shape.groups, shape.tokens, self.width, generator=random)
+        clip, video = self.clip(groups, np.arange(float(shape.frames)), float(shape.frames))
+        try:
+            with engine.at_work(build("none")) as work:
+                seen = engine.preview(clip, engine.encode(clip, work), "?", work)
+        except (InputError, ValueError, RuntimeError, TypeError) as error:
+            raise InputError(UNFOUND.format(engine.family)) from error
+        want = groups[..., : seen.features.shape[1]].flatten(0, 1).to(seen.features)
+        cells = shape.rows * shape.columns
+        if len(seen) != shape.groups * cells or video.total != len(seen):
+            raise InputError(UNFOUND.format(engine.family))
+        if shape.tokens == cells and not torch.equal(seen.features, want):
+            raise InputError(UNFOUND.format(engine.family))
+
+
+UNFOUND = (
+    "{} cannot be indexed: its prompt does not take features of frames that were made before, in "
+    "the place of a video"
+)
 MIXED = (
     "{} cannot be indexed: what its vision tower makes of a frame depends on the frames around it, "
     "or on its time, so that stored frames cannot stand for a clip"
