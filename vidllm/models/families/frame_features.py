@@ -248,7 +248,6 @@ class FrameFeatures:
             raise InputError(MIXED.format(self.engine.family))
         return shape
 
-
     def _found(self) -> None:
         """See that the model finds the tokens of a clip that was put together where they belong.
 
