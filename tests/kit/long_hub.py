@@ -1,4 +1,4 @@
-"""Tiny hub models that name times, for indexes of long videos: random, but all they say is one span.
+"""Tiny hub models that name times, for indexes of long videos: random, and all they say is a span.
 
 A span is one token, which ends the answer, so that a question costs one pass of the decoder.
 """

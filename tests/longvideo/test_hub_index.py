@@ -1,4 +1,4 @@
-"""Indexes of hub models: answers as of the clip itself, looks with true seconds, files kept safe."""
+"""Indexes of hub models: answers as of the clip itself, true seconds, files that are kept safe."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from vidllm.longvideo import many_looks
 from vidllm.longvideo.looking import LookReader
 from vidllm.longvideo.parts import folder_of
 from vidllm.longvideo.store import IndexFile, write_file
+from vidllm.models.cost.memory import tensor_peak
 
 QUERY = "the red star spins"
 SMALL = {"size": (64, 48)}
@@ -243,6 +244,16 @@ def test_whatever_ends_it_the_end_is_the_same(
     assert any("are indexed" in note for note in part.ground_answer(QUERY).notes)
 
 
+def test_memory_does_not_grow_with_the_video(llm: VideoLLM, long: Path, tmp_path: Path) -> None:
+    longer = write_video(tmp_path / "longer.mp4", 400, fps=1, **SMALL)
+    peaks = []
+    for number, video in enumerate((long, longer)):
+        with tensor_peak(torch.device("cpu")) as peak:
+            made(llm, video, tmp_path / f"{number}.vidx")
+        peaks.append(peak.megabytes)
+    assert 0 < peaks[1] < 1.1 * peaks[0]
+
+
 def test_every_damage_is_refused(llm: VideoLLM, index: VideoIndex, tmp_path: Path) -> None:
     data, bad, draw = index.path.read_bytes(), tmp_path / "bad.vidx", random.Random(3)
     for place in [draw.randrange(8, 4000) for _ in range(40)] + [len(data) - 1, len(data) // 2]:
@@ -310,12 +321,12 @@ def test_what_cannot_be_indexed_is_refused_by_name_and_reason(
     mixing.model.model.multi_modal_projector.register_forward_pre_hook(
         lambda _module, args: (args[0] + args[0].mean(0, keepdim=True),)
     )
-    with pytest.raises(InputError, match="LLaVA-OneVision cannot be indexed: .* frames around it"):
+    with pytest.raises(InputError, match=r"LLaVA-OneVision cannot be indexed: .* frames around it"):
         made(mixing, video, tmp_path / "x.vidx")
     wide = VideoLLM.from_pretrained(folders("llava_onevision"))
     with torch.no_grad():
         wide.model.model.multi_modal_projector.linear_2.weight.mul_(1e6)
-    with pytest.raises(InputError, match="do not fit into float16: .*--precision float32"):
+    with pytest.raises(InputError, match=r"do not fit into float16: .*--precision float32"):
         made(wide, video, tmp_path / "x.vidx", precision="float16")
     assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
     assert made(wide, video, tmp_path / "x.vidx").ask("What?").text

@@ -110,7 +110,12 @@ def finish(
             yield from _level(cast(NativeEngine, native), source, times, facts, at, level, kind)
 
     write_file(path, shapes, facts, pieces())
-    return {"frames": len(times), "encoded": offsets[-1], "lost": len(lost), "near_error": error}
+    return {
+        "frames": len(times),
+        "encoded": offsets[-1] * encoder.step,
+        "lost": len(lost),
+        "near_error": error,
+    }
 
 
 def _level(
