@@ -140,7 +140,7 @@ def encoder_of(engine: NativeEngine | HubEngine, frames: Frames, tower: str | No
         return NativeEncoder(engine, None if tower is None else build_method(tower))
     height, width = frames.shown_size()
     count, _ = clip_frames(engine, height, width, frames.count, share_of(engine.compressor))
-    features = FrameFeatures.probed(engine, height, width, count)
+    features = FrameFeatures.probed(engine, height, width, count, frames.count)
     count = features.shape.frames
     # As many as clips have go through the tower at once, so a block is some clips.
     frames.block = count * max(1, min(BLOCK // count, _HELD // (count * height * width * 3)))

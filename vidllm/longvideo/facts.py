@@ -101,7 +101,7 @@ FACTS = Object(
     other=Anything(),
 )
 _ADVICE = "index the video again"
-_PICTURES = 2**32 // 3 * 2  # pixels of a clip's pictures at most (`video.Limits`), and some
+_PICTURES = 2**32 // 3  # pixels of a clip's pictures at most, as in `video.Limits`
 _SLACK = 1e-3  # seconds that float32 loses
 
 
@@ -131,10 +131,8 @@ def check_facts(facts: Any, path: Path) -> None:
     if (clip is None) is not bool(facts["levels"]):
         wrong("fields levels and clip are those of two kinds of models")
     if clip is not None:
-        if clip["frames"] * clip["height"] * clip["width"] > _PICTURES + clip["step"]:
+        if clip["frames"] * clip["height"] * clip["width"] > _PICTURES:
             wrong("field clip.frames are more than memory is meant to hold")
-        if clip["frames"] % clip["step"]:
-            wrong("field clip.frames is no whole number of groups")
         if clip["tokens"] != facts["grid"][0] * facts["grid"][1] or facts["carried"]:
             wrong("fields grid and carried are not those that field clip says")
     last = 0.0

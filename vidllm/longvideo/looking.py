@@ -164,7 +164,7 @@ class LookReader:
         edges = np.linspace(begin, stop, count + 1)
         made = []
         for low, high in pairwise(edges.tolist()):
-            made.append(self._say(self.look(low, high), prompt, times).made)
+            made.append(self._say(self.look(low, high, widen=False), prompt, times).made)
         notes.append(f"looked at {count} pieces of {edges[1] - edges[0]:.0f} s")
         spans = [span for part in made for span in part.spans if begin <= span.start <= stop]
         notes += dict.fromkeys(note for part in made for note in part.notes)
@@ -180,38 +180,35 @@ class LookReader:
             self._first = self.look(0.0, self.index.duration)
         return self._first
 
-    def look(self, start: float, end: float) -> Look:
-        """A clip of a stretch; wider where that has too few frames to fill it."""
+    def look(self, start: float, end: float, *, widen: bool = True) -> Look:
+        """A clip of a stretch; wider where that has too few frames to fill it, or some twice."""
         most, first = self.shape.groups, self.seconds[:, 0]
         low = int(np.searchsorted(first, start - 1e-6))
         high = int(np.searchsorted(first, end + 1e-6))
-        if high - low < most <= len(first):  # the frames around its middle
+        if widen and high - low < most <= len(first):  # the frames around its middle
             low = min(max(0, (low + high - most) // 2), len(first) - most)
             high = low + most
             start, end = min(start, float(first[low])), max(end, float(first[high - 1]))
         step = (end - start) / most
         if high - low == most:
-            chosen, told, whole = np.arange(low, high), first[low:high], True
+            chosen, told, pace = np.arange(low, high), first[low:high], None
         else:
             moments = start + (np.arange(most) + 0.5) * step
             chosen, told = on_screen(first, moments, self.pace, self.index.facts["lost"])
-            whole = len(first) < most
+            pace = max(1e-3, float(told[-1] - told[0]) / max(1, most - 1))
         seconds = np.where((told == first[chosen])[:, None], self.seconds[chosen], told[:, None])
-        seconds = np.maximum.accumulate(seconds.reshape(-1))
-        if self.shape.step > 1 and seconds[-1] == seconds[-2]:
-            seconds = seconds[:-1]  # the last frame stands still, as where a clip ends so
+        seconds = np.maximum.accumulate(seconds.reshape(-1))[: self.shape.frames]
         facts = self.index.facts
         every = start <= 0 and end >= facts["duration"] - 1e-6
-        slots = seconds[:: self.shape.step]
         clip, video = self.features.clip(
             self.tokens[self.row[torch.from_numpy(chosen)]].to(torch.float32),
             seconds,
             facts["duration"],
             0.0 if every else start,
             None if every else end,
-            pace=None if whole or most < 2 else float(slots[-1] - slots[0]) / (most - 1),
+            pace,
         )
-        return Look(start, end, step, whole, clip, video)
+        return Look(start, end, step, high - low <= most, clip, video)
 
     def fits(self, look: Look, statement: str) -> float:
         """How probable the model holds "yes" when it is asked whether a thing happens in a clip."""

@@ -55,8 +55,8 @@ class FrameGroups:
 
     @property
     def groups(self) -> int:
-        """Of a clip."""
-        return self.frames // self.step
+        """Of a clip; the last one may lack frames, and its last one stands still then."""
+        return -(-self.frames // self.step)
 
 
 class FrameFeatures:
@@ -81,17 +81,24 @@ class FrameFeatures:
         self._pixels: dict[str, Any] | None = None
 
     @classmethod
-    def probed(cls, engine: HubEngine, height: int, width: int, frames: int) -> FrameFeatures:
-        """For a video of this size and clips of so many frames, once the tower was tried on noise.
+    def probed(
+        cls, engine: HubEngine, height: int, width: int, frames: int, moments: int
+    ) -> FrameFeatures:
+        """For a video of this size, once the tower was tried on noise.
+
+        Args:
+            frames: of a clip at most. moments: frames that the video has; clips that do not hold
+                all of them have whole groups.
 
         Raises:
             InputError: a tower whose features of a frame depend on other frames.
         """
         twin = plain_twin(engine)
         step = 4 // _grid(twin, height, width, 4)[0]
-        groups = -(-frames // step)
-        _, rows, columns = _grid(twin, height, width, groups * step)
-        shape = FrameGroups(height, width, groups * step, step, rows, columns, rows * columns, 0)
+        if frames < moments:
+            frames = max(step, frames - frames % step)
+        _, rows, columns = _grid(twin, height, width, frames)
+        shape = FrameGroups(height, width, frames, step, rows, columns, rows * columns, 0)
         made = cls(engine, shape)
         made.shape = made._tried()
         made._found()
@@ -119,12 +126,9 @@ class FrameFeatures:
     def encode(self, frames: Tensor) -> Tensor:
         """(G, n, W) of the groups of (F, H, W, 3) uint8 frames; F is a multiple of the step."""
         shape, made = self.shape, []
-        for part in frames.split(shape.frames):
+        for part in frames.split(shape.groups * shape.step):
             count = len(part) // shape.step
-            if not self._fixed and len(part) < shape.frames:
-                last = part[-1:].expand(shape.frames - len(part), -1, -1, -1)
-                part = torch.cat([part, last])
-            rows, _ = self._through(part)
+            rows, _ = self._through(part if self._fixed else self._filled(part))
             made.append(rows[: count * shape.tokens].unflatten(0, (count, shape.tokens)))
         return torch.cat(made)
 
@@ -141,7 +145,7 @@ class FrameFeatures:
         """A clip of stored groups, which `engine` takes as one that went through the tower.
 
         Args:
-            groups: (G, n, W). seconds: (T,) of their frames; the last group may lack some.
+            groups: (G, n, W) of a whole clip. seconds: (T,) of its frames.
             duration: of the video; start, end: of what is looked at.
             pace: seconds from group to group where they are not those between the frames.
         """
@@ -168,6 +172,12 @@ class FrameFeatures:
             made = pixels_of(engine.kind, frames, engine.memory.options)
             self._pixels = {name: x for name, x in made.items() if name not in PIXELS}
         return self._pixels
+
+    def _filled(self, frames: Tensor) -> Tensor:
+        """As many frames as a clip has: the last one stands still, or is left out where it did."""
+        short = max(0, self.shape.frames - len(frames))
+        still = frames[-1:].expand(short, *frames.shape[1:])
+        return torch.cat([frames, still])[: self.shape.frames]
 
     def _through(self, frames: Tensor) -> tuple[Tensor, Any]:
         """What the tower makes of frames: rows (R, W), and its own output."""
@@ -220,15 +230,17 @@ class FrameFeatures:
         shape = self.shape
         most = 4 if self._fixed else min(4, shape.groups)
         random = torch.Generator().manual_seed(0)
-        size = (most, shape.step, shape.height, shape.width, 3)
+        size = (most, 1, shape.height, shape.width, 3)
         noise = torch.randint(0, 256, size, dtype=torch.uint8, generator=random)
+        noise = noise.expand(-1, shape.step, -1, -1, -1)
         first, second = {1: ([0], [0]), 2: ([0, 1], [1, 0]), 3: ([0, 1, 2], [2, 0, 1])}.get(
             most, ([0, 1, 2], [2, 0, 3])
         )
         if not self._fixed:
             first += first[-1:] * (shape.groups - len(first))
             second += second[-1:] * (shape.groups - len(second))
-        one, two = (self._through(noise[order].flatten(0, 1))[0] for order in (first, second))
+        clips = [noise[order].flatten(0, 1) for order in (first, second)]
+        one, two = (self._through(x if self._fixed else self._filled(x))[0] for x in clips)
         if self._fixed:
             alone = len(self._through(noise[0])[0])
             tokens = (len(one) - alone) // (len(first) - 1)
@@ -340,7 +352,8 @@ def _grid(engine: HubEngine, height: int, width: int, frames: int) -> tuple[int,
 
 def _steady(engine: HubEngine, height: int, width: int, step: int, frames: int) -> bool:
     """Whether frames are scaled alike however many a clip has."""
-    return _grid(engine, height, width, step)[1:] == _grid(engine, height, width, frames)[1:]
+    counts = {step, 4 * step, frames}
+    return len({_grid(engine, height, width, count)[1:] for count in counts}) == 1
 
 
 def _rows(value: Any) -> Tensor:
