@@ -18,7 +18,7 @@ import pytest
 import torch
 from hf_tiny import Video, hf_inputs, hf_model
 from hub_tiny import letters
-from own_processors import OTHERS, PROCESSORS, whole_omni
+from own_processors import INDEXED, OTHERS, PROCESSORS, whole_omni
 
 from vidllm import InputError, VideoLLM, compress
 from vidllm.models.families.pixels import video_pixels
@@ -89,6 +89,12 @@ def test_families_of_other_houses(found: dict[str, Any], family: str) -> None:
     assert len(set(own["full"])) == 1
     assert (SCRIPTS[family].clock == "stamps") == (family in TOLD)
     assert TOLD.get(family, "") in own["prompt"]
+
+
+@pytest.mark.parametrize("family", INDEXED)
+def test_an_index_answers_as_the_clip_that_it_is(found: dict[str, Any], family: str) -> None:
+    said, direct = found[family]["indexed"]
+    assert said == direct
 
 
 def test_without_its_processor_a_family_is_refused_in_one_line(tmp_path: Path) -> None:

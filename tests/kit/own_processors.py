@@ -21,6 +21,7 @@ from hf_tiny import hf_model
 from hub_tiny import TAKES_VIDEOS, letters
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
+from videos import write_video
 
 QUESTION = "When does it start?"
 SECONDS = [0.0, 0.4, 1.1, 1.5, 2.3, 3.0]
@@ -43,6 +44,16 @@ OTHERS = {
     "llava_next_video": ("LlavaNextVideoProcessor", "LlavaNextVideoVideoProcessor"),
     "video_llava": ("VideoLlavaProcessor", "VideoLlavaVideoProcessor"),
 }
+#: Those of which an index is made too: a hybrid, and every other form of the tower's output.
+INDEXED = (
+    "qwen3_5",
+    "qwen2_5_omni_thinker",
+    "glm4v",
+    "gemma4",
+    "minicpmv4_6",
+    "molmo2",
+    "video_llava",
+)
 _NAMES = {
     "image_token": "<image>",
     "video_token": "<video>",
@@ -224,7 +235,17 @@ def asked(folder: Path, family: str) -> dict[str, Any]:
         "prompt": llm.prompt_text(clip, QUESTION),
         "family": engine.family,
         "found": len(llm.ground(clip, "a start", max_new_tokens=2)),
+        "indexed": indexed(llm, folder) if family in INDEXED else ["", ""],
     }
+
+
+def indexed(llm: Any, folder: Path) -> list[str]:
+    """The answers from an index of a short video, and of the clip that it is."""
+    video = write_video(folder / "v.mp4", 5, fps=1, size=(64, 48))
+    index = llm.index(video, folder / "v.vidx", near=0.0, precision="float32")
+    reader, clip = index.reader, llm.sample(video, fps=1.0)
+    said = reader._say(reader.first(), QUESTION, False, NEW)
+    return [said.made.raw, llm.ask(clip, QUESTION, max_new_tokens=NEW).raw]
 
 
 def main(folder: Path) -> None:

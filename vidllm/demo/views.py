@@ -146,6 +146,7 @@ def indexed(index: VideoIndex | None) -> str:
     windows = " and ".join(
         f"{_count(x['windows'], 'window')} of {x['seconds']:g} s" for x in facts["levels"]
     )
+    windows = windows or f"looked at in clips of {facts['clip']['frames']} frames"
     speed = f", read in {_time(made['wall'])}, {made['speed']:.0f} times real time" if made else ""
     told = hint(
         f"{clock(index.duration)} at {_count(facts['fps'], 'frame')} a second{speed}: {windows}"

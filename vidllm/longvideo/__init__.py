@@ -42,7 +42,8 @@ def index_video(
     whatever way, goes on from there. An index that is there already is opened.
 
     Args:
-        llm: one of vidllm's own models, as `VideoLLM` or its engine. video: a file.
+        llm: one of vidllm's own models, or one of the hub whose vision tower sees frames or pairs
+            of frames by themselves; as `VideoLLM` or its engine. video: a file.
         path: of the index; None for the video's name with ".vidx".
         fps: frames a second. tokens_per_minute: video tokens before compression; lowers `fps`.
         near: mean absolute difference of pixels, in levels of 255 at the vision tower's size, up
@@ -65,7 +66,9 @@ def index_video(
     from vidllm.compressors import build as build_method
 
     from .build import Plan, build, indexing_engine
+    from .encoders import preparing
     from .index import VideoIndex
+    from .reading import Frames
     from .standing import guard, standing
     from .tower import check_tower
 
@@ -73,9 +76,11 @@ def index_video(
     place = file.with_suffix(".vidx") if path is None else Path(path)
     guard(place)
     engine = indexing_engine(llm)
-    plan = Plan(fps, near, precision, tokens_per_minute, tower).checked(engine.model.grid_side**2)
+    plan = Plan(fps, near, precision, tokens_per_minute, tower).checked()
+    how: dict[str, Any] = {"reader": reader, "limits": limits, "chunk": chunk}
+    plan = plan.allowed(engine, lambda rate: Frames(file, rate, preparing(engine), **how))
     if tower is not None:
-        check_tower(engine.model, build_method(tower))
+        check_tower(engine, build_method(tower))
     if not force and standing(engine, file, place, plan):
         return VideoIndex.load(place, engine)
     told: dict[str, Any] = build(
@@ -83,12 +88,10 @@ def index_video(
         file,
         place,
         plan,
-        reader=reader,
-        limits=limits,
-        chunk=chunk,
         progress=progress,
         fresh=force,
         anyway=anyway,
+        **how,
     )
     index = VideoIndex.load(place, engine, check=False)
     index.made = told

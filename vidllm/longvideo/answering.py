@@ -49,6 +49,22 @@ class IndexContents(Protocol):
     def tensor(self, name: str) -> Tensor: ...
 
 
+def stretch_of(index: IndexContents, start: float | None, end: float | None) -> tuple[float, float]:
+    """Where a stretch begins and ends, in seconds; None for where the index does.
+
+    Raises:
+        InputError: a range outside what is indexed.
+    """
+    begin = 0.0 if start is None else float(start)
+    stop = index.duration if end is None else float(end)
+    if not 0 <= begin < min(stop, index.duration) or stop > index.duration + 1:
+        raise InputError(
+            f"start and end must lie in the {clock(index.duration)} that are indexed, "
+            f"start first: got {begin:g} and {stop:g}"
+        )
+    return begin, min(stop, index.duration)
+
+
 class Reader:
     """Asks the windows of an index, and clips cut from it.
 
@@ -117,14 +133,7 @@ class Reader:
     @one_at_a_time
     def caption(self, start: float | None, end: float | None) -> Answer:
         """Captions of a stretch, in pieces as long as the windows."""
-        begin = 0.0 if start is None else float(start)
-        stop = self.index.duration if end is None else float(end)
-        if not 0 <= begin < min(stop, self.index.duration) or stop > self.index.duration + 1:
-            raise InputError(
-                f"start and end must lie in the {clock(self.index.duration)} that are indexed, "
-                f"start first: got {begin:g} and {stop:g}"
-            )
-        stop = min(stop, self.index.duration)
+        begin, stop = stretch_of(self.index, start, end)
         watch, texts, raws = Stopwatch(), [], []
         spans: list[Span] = []
         head, tail = prompt_ids(self.engine.tokenizer, PROMPTS["caption"])

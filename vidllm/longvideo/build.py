@@ -12,22 +12,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from vidllm import __version__
-from vidllm.compressors import Compressor
-from vidllm.compressors import build as build_method
 from vidllm.encoders.vision import VisionEncoder
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.bounds import INDEX_FPS, check, within
 from vidllm.errors.disk import UnwrittenError
 from vidllm.models.engine import Engine, alone
+from vidllm.models.families.engine import HubEngine
 from vidllm.models.native.engine import NativeEngine
 from vidllm.models.native.footage import FRAMES, UnknownFootage, warning
 
+from .encoders import FrameEncoder, encoder_of, frame_tokens, preparing, whole_groups
 from .finishing import PRECISIONS, NoFramesError, finish
+from .looking import NO_SIGNALS, check_method
 from .marks import method_facts, method_words, model_mark, source_mark
 from .parts import Parts, folder_of, pack_thumbs
-from .reading import BLOCK, Block, Frames, GoneError
+from .reading import Block, Frames, GoneError
 from .store import FORMAT
-from .tower import Carried, encode_block
+from .tower import encode_block
 from .windows import clock
 
 if TYPE_CHECKING:
@@ -53,23 +54,45 @@ class Plan:
     tokens_per_minute: int | None = None
     tower: str | None = None
 
-    def checked(self, cells: int) -> Plan:
-        """The plan with the rate that its tokens allow. Raises InputError for what is wrong."""
+    def checked(self) -> Plan:
+        """The plan itself. Raises InputError for what is wrong with it alone."""
         within(INDEX_FPS, self.fps, "fps of an index")
         check("near", self.near)
         if self.precision not in PRECISIONS:
             raise InputError(f"precision must be {' or '.join(PRECISIONS)}, not {self.precision!r}")
-        most = self.tokens_per_minute
+        if self.tokens_per_minute is not None:
+            check("tokens_per_minute", self.tokens_per_minute)
+        return self
+
+    def allowed(self, engine: NativeEngine | HubEngine, open_at: Callable[[float], Frames]) -> Plan:
+        """The plan with the rate that its tokens allow.
+
+        Args:
+            open_at: opens the video for a rate.
+
+        Raises:
+            InputError: a frame alone has more, or the video cannot be read.
+        """
+        most, plan = self.tokens_per_minute, self
         if most is None:
             return self
-        check("tokens_per_minute", most)
-        if most < cells:
-            raise InputError(f"a frame has {cells} tokens: tokens_per_minute {most} is below that")
-        return replace(self, fps=min(self.fps, most / (60 * cells)))
+        while True:  # some families scale the frames of a short clip otherwise
+            if isinstance(engine, NativeEngine):
+                cells = float(engine.model.grid_side**2)
+            else:
+                with closing(open_at(plan.fps)) as frames:
+                    cells = frame_tokens(engine, frames)
+            if most < cells:
+                told = f"{cells:.0f} tokens: tokens_per_minute {most}"
+                raise InputError(f"a frame has {told} is below that")
+            rate = min(plan.fps, most / (60 * cells))
+            if rate > 0.999 * plan.fps:
+                return replace(plan, fps=rate)
+            plan = replace(plan, fps=rate)
 
 
 def build(
-    engine: NativeEngine,
+    engine: NativeEngine | HubEngine,
     video: Path,
     path: Path,
     plan: Plan,
@@ -84,7 +107,7 @@ def build(
     """Index a video into `path`; a run that was ended before goes on where it ended.
 
     Args:
-        fresh: begin anew instead. plan: `Plan.checked`. Others as `index_video`.
+        fresh: begin anew instead. plan: `Plan.allowed`. Others as `index_video`.
 
     Returns:
         What was done: seconds, real-time factor, frames, frames encoded, seconds by stage.
@@ -95,30 +118,34 @@ def build(
         WorkError: the disk is full, the video is gone midway, …; what was done is kept.
     """
     began = time.perf_counter()
-    frames = Frames(video, plan.fps, engine.model.vision.image_size, reader=reader, chunk=chunk,
-                    limits=limits)  # fmt: skip
+    frames = Frames(video, plan.fps, preparing(engine), reader=reader, chunk=chunk, limits=limits)
     parts: Parts | None = None
     spent = {"read": 0.0, "encode": 0.0, "windows": 0.0}
-    tower = None if plan.tower is None else build_method(plan.tower)
     failure: _Halt | None = None
     try:
         unknown = _unknown(engine, frames, anyway)
-        facts = _facts(engine, video, plan, frames, reader, unknown)
-        parts = Parts(folder_of(path), _settings(facts), fresh=fresh)
+        with alone(engine.worked_on):
+            encoder = encoder_of(engine, frames, plan.tower)
+        facts = _facts(encoder, video, plan, frames, reader, unknown)
+        parts = Parts(folder_of(path), _settings(facts, frames.block), fresh=fresh)
         first = number = len(parts)
         try:
             for block in _read(frames, first, spent):
-                _keep(engine, parts, number, block, plan, tower, spent)
+                _keep(encoder, parts, number, block, plan, spent)
                 number += 1
                 if progress is not None:
                     progress(frames.end_of(number - 1), frames.duration)
         except _Halt as halt:
             failure = halt
+        except InputError:
+            if not len(parts):  # nothing of it is worth to go on from
+                parts.remove()
+            raise
         frames.close()
         until = frames.end_of(number - 1) if number else 0.0
         at = time.perf_counter()
         facts |= {"until": until, "complete": failure is None}
-        done = _finished(engine, parts, path, facts, number, failure)
+        done = _finished(encoder, parts, path, facts, number, failure)
         spent["windows"] = time.perf_counter() - at
         parts.remove()
     finally:
@@ -169,23 +196,33 @@ def _read(frames: Frames, first: int, spent: dict[str, float]) -> Iterator[Block
 
 
 def _keep(
-    engine: NativeEngine,
+    encoder: FrameEncoder,
     parts: Parts,
     number: int,
     block: Block,
     plan: Plan,
-    tower: Compressor | None,
     spent: dict[str, float],
 ) -> None:
-    """Encode a block and keep it. Raises _Halt where it cannot be written."""
+    """Encode a block and keep it.
+
+    Raises:
+        _Halt: it cannot be written. InputError: its numbers do not fit into those of the file.
+    """
     at = time.perf_counter()
-    with alone(engine.model):
-        seen = encode_block(engine.model, block.pixels, plan.near, tower)
+    pixels, seconds = whole_groups(block.pixels, block.seconds, encoder.step)
+    with alone(encoder.engine.worked_on):
+        seen = encode_block(encoder, pixels, plan.near)
     spent["encode"] += time.perf_counter() - at
+    tokens = seen.tokens.to("cpu", PRECISIONS[plan.precision])
+    if not bool(torch.isfinite(tokens).all()):
+        raise InputError(
+            f"the model's features do not fit into {plan.precision}: index with --precision "
+            "float32 (precision='float32')"
+        )
     kept = {
-        "tokens": seen.tokens.to("cpu", PRECISIONS[plan.precision]).contiguous(),
+        "tokens": tokens.contiguous(),
         "row": seen.row,
-        "seconds": torch.from_numpy(block.seconds.copy()),
+        "seconds": torch.from_numpy(seconds.copy()),
         "lost": torch.tensor(block.lost, dtype=torch.float64),
         "error": torch.tensor(seen.error),
         **pack_thumbs(block.thumbs),
@@ -197,7 +234,7 @@ def _keep(
 
 
 def _finished(
-    engine: NativeEngine,
+    encoder: FrameEncoder,
     parts: Parts,
     path: Path,
     facts: dict[str, Any],
@@ -218,7 +255,7 @@ def _finished(
         raise WorkError(f"{name} changed while it was read: delete {folder} and index it again")
     reached = "" if failure is None else f"{failure} after {clock(facts['until'])} of {whole}: "
     try:
-        done = finish(engine, parts, path, facts, number)
+        done = finish(encoder, parts, path, facts, number)
     except NoFramesError as error:
         parts.remove()
         if failure is not None:
@@ -239,8 +276,8 @@ def _finished(
 
 #: Said where another model is given for an index.
 NOT_NATIVE = (
-    "an index needs one of vidllm's own models with relative time tokens, such as the "
-    "shipped one: leave out --model"
+    "an index needs a video-LLM of the hub, or one of vidllm's own models with relative time "
+    "tokens, such as the shipped one: leave out --model"
 )
 
 
@@ -263,13 +300,26 @@ def native_engine(llm: HasEngine | Engine) -> NativeEngine:
     return engine
 
 
-def indexing_engine(llm: HasEngine | Engine) -> NativeEngine:
+def any_engine(llm: HasEngine | Engine) -> NativeEngine | HubEngine:
+    """The engine of a model of a kind that indexes are made and asked with.
+
+    Raises:
+        InputError: it is a system without an LLM.
+    """
+    engine = llm if isinstance(llm, Engine) else llm.engine
+    return engine if isinstance(engine, HubEngine) else native_engine(engine)
+
+
+def indexing_engine(llm: HasEngine | Engine) -> NativeEngine | HubEngine:
     """The engine of a model that can, with its compressors, make an index.
 
     Raises:
         InputError: it cannot, with the reason.
     """
-    engine = native_engine(llm)
+    engine = any_engine(llm)
+    if isinstance(engine, HubEngine):
+        check_method(engine, engine.compressor)
+        return engine
     if engine.config.time_code != "relative":
         raise InputError(NOT_NATIVE)
     if engine.config.stamps:
@@ -286,14 +336,11 @@ def indexing_engine(llm: HasEngine | Engine) -> NativeEngine:
             "stage tokens that reads neither, such as temporal-pool"
         )
     if method.needs or "vision" in method.stage.split(","):
-        raise InputError(
-            f"{method.name} works with the vision tower, whose signals an index does not hold: "
-            "index with a compressor of the stage tokens, such as temporal-pool"
-        )
+        raise InputError(NO_SIGNALS.format(method.name))
     return engine
 
 
-def _unknown(engine: NativeEngine, frames: Frames, anyway: bool) -> tuple[str, ...]:
+def _unknown(engine: Engine, frames: Frames, anyway: bool) -> tuple[str, ...]:
     """The note on footage that the model does not know, before any of it is indexed.
 
     Raises:
@@ -308,20 +355,22 @@ def _unknown(engine: NativeEngine, frames: Frames, anyway: bool) -> tuple[str, .
 
 
 def _facts(
-    engine: NativeEngine,
+    encoder: FrameEncoder,
     video: Path,
     plan: Plan,
     frames: Frames,
     reader: str,
     unknown: tuple[str, ...],
 ) -> dict[str, Any]:
+    engine = encoder.engine
     method = method_facts(engine.compressor)
+    hub = {} if encoder.clip is None else {"clip": encoder.clip, "family": engine.family}
     return {
         "vidllm": __version__,
         "model": model_mark(engine),
         "recipe": method_words(method),
         "compressor": method,
-        "dtype": str(engine.model.video_norm.weight.dtype).removeprefix("torch."),
+        "dtype": str(encoder.dtype).removeprefix("torch."),
         "source": source_mark(video),
         "fps": plan.fps,
         "near": plan.near,
@@ -330,13 +379,16 @@ def _facts(
         "reader": reader,
         "duration": frames.duration,
         "notes": [*unknown, *frames.notes, *engine.compressor.notes()],
-        "grid": [engine.model.grid_side, engine.model.grid_side],
-        "carried": Carried.of(engine.model) is not None,
+        "grid": list(encoder.grid),
+        "carried": encoder.carried,
+        **hub,
     }
 
 
-def _settings(facts: dict[str, Any]) -> dict[str, Any]:
+def _settings(facts: dict[str, Any], block: int) -> dict[str, Any]:
     """What the blocks depend on; compressors come later."""
     names = ("model", "dtype", "fps", "near", "tower", "precision", "reader")
-    source = facts["source"]["sha256"]
-    return {"format": FORMAT, "block": BLOCK, "source": source, **{k: facts[k] for k in names}}
+    source, told = facts["source"]["sha256"], {k: facts[k] for k in names}
+    if "clip" in facts:
+        told["clip"] = facts["clip"]
+    return {"format": FORMAT, "block": block, "source": source, **told}

@@ -32,6 +32,19 @@ from vidllm.errors.schema import (
 from .windows import LEVELS, Level
 
 _COUNT, _SECONDS, _TEXT = Integer(0, 2**31 - 1), Number(0, 1e9), String(longest=4096)
+#: How a model of the hub sees the video, see `families.frame_features.FrameGroups`.
+CLIP_FACTS = Object(
+    {
+        "height": Integer(1, 10**6),
+        "width": Integer(1, 10**6),
+        "frames": Integer(1, 10**6),
+        "step": Integer(1, 64),
+        "rows": Integer(1, 4096),
+        "columns": Integer(1, 4096),
+        "tokens": Integer(1, 4096**2),
+        "extra": Integer(0, 4096),
+    }
+)
 FACTS = Object(
     {
         "model": String(longest=64),
@@ -73,14 +86,22 @@ FACTS = Object(
                     "tokens": Integer(1, 2**31 - 1),
                 }
             ),
-            1,
+            0,
             len(LEVELS),
         ),
     },
-    {"tower": Nullable(_TEXT), "reader": _TEXT, "dtype": _TEXT, "vidllm": _TEXT},
+    {
+        "clip": CLIP_FACTS,
+        "family": _TEXT,
+        "tower": Nullable(_TEXT),
+        "reader": _TEXT,
+        "dtype": _TEXT,
+        "vidllm": _TEXT,
+    },
     other=Anything(),
 )
 _ADVICE = "index the video again"
+_PICTURES = 2**32 // 3  # pixels of a clip's pictures at most, as in `video.Limits`
 _SLACK = 1e-3  # seconds that float32 loses
 
 
@@ -106,6 +127,14 @@ def check_facts(facts: Any, path: Path) -> None:
         wrong("field until lies behind duration")
     if facts["complete"] and abs(facts["until"] - facts["duration"]) > _SLACK:
         wrong("field until is not duration, though field complete is true")
+    clip = facts.get("clip")
+    if (clip is None) is not bool(facts["levels"]):
+        wrong("fields levels and clip are those of two kinds of models")
+    if clip is not None:
+        if clip["frames"] * clip["height"] * clip["width"] > _PICTURES:
+            wrong("field clip.frames are more than memory is meant to hold")
+        if clip["tokens"] != facts["grid"][0] * facts["grid"][1] or facts["carried"]:
+            wrong("fields grid and carried are not those that field clip says")
     last = 0.0
     for number, (start, end) in enumerate(facts["lost"]):
         if not last <= start <= end <= facts["duration"] + 1:
@@ -148,10 +177,13 @@ def check_tensors(facts: Mapping[str, Any], tensors: Tensors, path: Path) -> Non
     width, end = int(tokens.shape[2]), facts["until"] + _SLACK
     if not len(seconds) or not _rises(seconds, 0.0, end):
         wrong("tensor seconds does not rise within the seconds that are indexed")
-    if len(seconds) > np.ceil(facts["duration"] * facts["fps"]) + 1:
+    step = facts["clip"]["step"] if "clip" in facts else 1
+    if len(seconds) > np.ceil(facts["duration"] * facts["fps"]) + step:
         wrong("tensor seconds has more frames than field fps allows")
     if int(row.min()) < 0 or int(row.max()) >= len(tokens):
         wrong("tensor row names rows that tensor tokens has not")
+    if len(row) % step or not torch.equal(row, row[::step].repeat_interleave(step)):
+        wrong("tensor row is not that of whole groups of frames")
     if facts["carried"] and not torch.equal(row, torch.arange(len(row), dtype=row.dtype)):
         wrong("tensor row is not that of frames whose state is carried, as field carried says")
     _check_thumbs(taken, wrong, end)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -12,16 +12,17 @@ from torch import Tensor
 
 from vidllm.errors import InputError
 from vidllm.models.engine import alone
+from vidllm.models.native.engine import NativeEngine
 from vidllm.tokens import VideoTokens
 
+from .encoders import FrameEncoder, NativeEncoder
 from .parts import Parts
 from .store import write_file
-from .tower import Carried, width
+from .tower import Carried
 from .windows import Level, levels_for, on_screen
 
 if TYPE_CHECKING:
     from vidllm.compressors import Compressor
-    from vidllm.models.native.engine import NativeEngine
 
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
 _CARRIED = 10**5  # blocks behind streaming temporal encoders have these numbers
@@ -32,7 +33,7 @@ class NoFramesError(InputError):
 
 
 def finish(
-    engine: NativeEngine, parts: Parts, path: Path, facts: dict[str, Any], count: int
+    encoder: FrameEncoder, parts: Parts, path: Path, facts: dict[str, Any], count: int
 ) -> dict[str, Any]:
     """Write the index of the first `count` blocks.
 
@@ -54,8 +55,10 @@ def finish(
     times = np.concatenate(seconds)
     if not len(times):
         raise NoFramesError(f"none of the frames of {facts['source']['name']} could be read")
-    carried = Carried.of(engine.model)
-    cells, dim = engine.model.grid_side**2, width(engine.model)
+    engine = encoder.engine
+    cells, dim = encoder.cells, encoder.width
+    native = engine if isinstance(engine, NativeEngine) else None  # which has windows
+    carried = None if native is None else Carried.of(native.model)
     kind = PRECISIONS[facts["precision"]]
     stored = len(times) if carried else offsets[-1]
     facts = {**facts, "lost": _stretches(lost, facts["fps"]), "near_error": error}
@@ -69,13 +72,13 @@ def finish(
     }
     row = torch.arange(len(times), dtype=torch.int32) if carried else torch.cat(rows)
     until = float(facts["until"])
-    levels = levels_for(facts["fps"], engine.usual_frames, until)
+    levels = [] if native is None else levels_for(facts["fps"], native.usual_frames, until)
     source = _Blocks(parts, np.cumsum([0, *map(len, seconds)]) if carried else np.asarray(offsets),
                      row, first=_CARRIED if carried else 0)  # fmt: skip
     told = []
     for at, level in enumerate(levels):
         windows, length = len(level.starts(until)), level.length(until)
-        size = _size(engine, level, length)
+        size = _size(cast(NativeEngine, native), level, length)
         told.append({"seconds": level.seconds, "length": length, "frames": level.frames,
                      "windows": windows, "tokens": size})  # fmt: skip
         shapes[f"start.{at}"] = (torch.float64, (windows,))
@@ -98,16 +101,21 @@ def finish(
             tokens = block["tokens"]
             if carried is not None:
                 frames = tokens[block["row"].long()]
-                frames = frames.to(engine.model.device, engine.model.video_norm.weight.dtype)
-                with alone(engine.model):
+                frames = frames.to(engine.model.device, encoder.dtype)
+                with alone(engine.worked_on):
                     tokens = carried(frames, block["seconds"].float()).to("cpu", kind)
                 parts.add(_CARRIED + number, {"tokens": tokens.contiguous()})
             yield "tokens", tokens
         for at, level in enumerate(levels):
-            yield from _level(engine, source, times, facts, at, level, kind)
+            yield from _level(cast(NativeEngine, native), source, times, facts, at, level, kind)
 
     write_file(path, shapes, facts, pieces())
-    return {"frames": len(times), "encoded": offsets[-1], "lost": len(lost), "near_error": error}
+    return {
+        "frames": len(times),
+        "encoded": offsets[-1] * encoder.step,
+        "lost": len(lost),
+        "near_error": error,
+    }
 
 
 def _level(
@@ -146,7 +154,7 @@ def _level(
 def _size(engine: NativeEngine, level: Level, length: float) -> int:
     """Tokens of a window behind the compressors."""
     side, count = engine.model.grid_side, level.frames
-    blank = torch.zeros(count, side, side, width(engine.model))
+    blank = torch.zeros(count, side, side, NativeEncoder(engine).width)
     seconds = (torch.arange(count) + 0.5) * (length / count)
     return len(engine.compressor.before_decoder(VideoTokens.from_grid(blank, seconds, length))[0])
 

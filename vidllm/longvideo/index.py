@@ -22,7 +22,7 @@ from vidllm.timecode import Span
 
 from .marks import model_mark, source_mark
 from .store import IndexFile
-from .windows import clock, levels_for
+from .windows import clock
 
 _TOLD = 5  # stretches without frames that are told
 
@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vidllm.models.engine import Engine
+    from vidllm.models.families.engine import HubEngine
     from vidllm.models.native.engine import NativeEngine
 
     from .answering import Reader
     from .build import HasEngine
+    from .looking import LookReader
 
 
 class VideoIndex:
@@ -49,44 +51,31 @@ class VideoIndex:
 
     def __init__(self, file: IndexFile, llm: HasEngine | Engine | None = None) -> None:
         self._file = file
-        self._engine: NativeEngine | None = None
+        self._engine: NativeEngine | HubEngine | None = None
         self.facts = file.facts
-        self._reader: Reader | None = None
+        self._reader: Reader | LookReader | None = None
         self.made: dict[str, Any] | None = None  # how it was made, right after it was
         if llm is not None:
-            from .build import native_engine
+            from .build import any_engine
 
-            engine = native_engine(llm)
+            engine = any_engine(llm)
             self._check_model(engine, "this one")
             self._engine = engine
 
-    def _check_model(self, engine: NativeEngine, which: str) -> None:
+    def _check_model(self, engine: NativeEngine | HubEngine, which: str) -> None:
         if model_mark(engine) != self.facts["model"]:
+            family = f" ({self.facts['family']})" if "family" in self.facts else ""
             raise InputError(
-                f"{self.path.name} was made by another model than {which}: give the one that it "
-                "was made with, or index the video again"
+                f"{self.path.name} was made by another model{family} than {which}: give the one "
+                "that it was made with, or index the video again"
             )
-        from .tower import Carried, width  # which needs a model's modules
+        from .encoders import damage_of  # which needs a model's modules
 
-        side, levels = engine.model.grid_side, self.facts["levels"]
-        frames = [
-            x.frames for x in levels_for(self.facts["fps"], engine.usual_frames, self.duration)
-        ]
-        found = {
-            "grid": self.facts["grid"] == [side, side],
-            "carried": self.facts["carried"] is (Carried.of(engine.model) is not None),
-            "levels": [level["frames"] for level in levels] == frames,
-        }
-        for name, right in found.items():
-            if not right:
-                raise InputError(
-                    f"{self.path} is damaged: field {name} is not what its model makes: index the "
-                    "video again"
-                )
-        if self._file["tokens"].shape[2] != width(engine.model):
+        wrong = damage_of(engine, self.facts, self.duration, self._file["tokens"].shape[2])
+        if wrong:
             raise InputError(
-                f"{self.path} is damaged: tensor tokens is not what its model makes: index the "
-                "video again"
+                f"{self.path} is damaged: {wrong} is not what its model makes: index the video "
+                "again"
             )
 
     @classmethod
@@ -174,7 +163,7 @@ class VideoIndex:
         return [(t, data[a:b].tobytes()) for t, a, b in zip(times, starts, ends, strict=True)]
 
     @property
-    def engine(self) -> NativeEngine:
+    def engine(self) -> NativeEngine | HubEngine:
         """The model that answers; the shipped one is loaded when nobody gave another.
 
         Raises:
@@ -189,12 +178,12 @@ class VideoIndex:
         return self._engine
 
     @property
-    def reader(self) -> Reader:
+    def reader(self) -> Reader | LookReader:
         """What answers from this index."""
         if self._reader is None:
-            from .answering import Reader
+            from .readers import reader_of
 
-            self._reader = Reader(self, self.engine)
+            self._reader = reader_of(self, self.engine)
         return self._reader
 
     def ask(self, question: str) -> Answer:
@@ -246,6 +235,7 @@ class VideoIndex:
     def __repr__(self) -> str:
         levels: Sequence[dict[str, Any]] = self.facts["levels"]
         windows = " + ".join(f"{x['windows']} windows of {x['seconds']:g} s" for x in levels)
+        windows = windows or f"clips of {self.facts['clip']['frames']} frames"
         return (
             f"VideoIndex({self.facts['source']['name']!r}, {clock(self.duration)}, "
             f"{self.facts['fps']:g} fps, {windows})"

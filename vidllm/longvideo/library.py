@@ -23,12 +23,15 @@ from .marks import is_index, model_mark, source_mark
 
 if TYPE_CHECKING:
     from vidllm.models.engine import Engine
+    from vidllm.models.families.engine import HubEngine
     from vidllm.models.native.engine import NativeEngine
 
     from .answering import Reader
     from .build import HasEngine
     from .index import VideoIndex
+    from .looking import LookReader
     from .many import Many
+    from .many_looks import ManyLooks
 
 __all__ = ["Entry", "Hit", "Hits", "VideoLibrary"]
 
@@ -82,23 +85,23 @@ class VideoLibrary:
         self.folder = Path(folder).resolve()
         self._llm = llm
         self._catalogue = Catalogue(self.folder)
-        self._readers: dict[tuple[str, int, int], Reader] = {}
-        self._many: tuple[list[tuple[str, int, int]], Many] | None = None
+        self._readers: dict[tuple[str, int, int], Reader | LookReader] = {}
+        self._many: tuple[list[tuple[str, int, int]], Many | ManyLooks] | None = None
 
     @property
-    def engine(self) -> NativeEngine:
+    def engine(self) -> NativeEngine | HubEngine:
         """The model that indexes and answers.
 
         Raises:
-            InputError: it is none of the project's own.
+            InputError: it is a system without an LLM.
         """
         from vidllm.models.native.engine import NativeEngine
 
-        from .build import native_engine
+        from .build import any_engine
 
         if self._llm is None:
             self._llm = NativeEngine.load()
-        return native_engine(self._llm)
+        return any_engine(self._llm)
 
     def add(self, file: str | os.PathLike[str], **options: Any) -> Entry:
         """Index a video into the library, or take an index that is there.
@@ -164,7 +167,7 @@ class VideoLibrary:
         Raises:
             InputError: no library, an empty one, an empty query, or a limit below 1.
         """
-        from .many import Many
+        from .readers import many_of
 
         if limit < 1:
             raise InputError(f"limit must be at least 1, got {limit}")
@@ -175,7 +178,7 @@ class VideoLibrary:
         there, readers, notes = self._usable(entries)
         keys = [_key(entry) for entry in there]
         if self._many is None or self._many[0] != keys:
-            self._many = keys, Many(readers, self.engine.model)
+            self._many = keys, many_of(readers, self.engine)
         hits = Hits()
         for number, span in self._many[1].ground(query, limit):
             hits.append(_hit(there[number], readers[number], span))
@@ -186,7 +189,7 @@ class VideoLibrary:
         """The small picture of a hit as JPEG."""
         return dict(self.open(hit.name).thumbnails()).get(hit.thumbnail or 0.0)
 
-    def _usable(self, entries: Entries) -> tuple[Entries, Sequence[Reader], Lines]:
+    def _usable(self, entries: Entries) -> tuple[Entries, Sequence[Reader | LookReader], Lines]:
         """What can be searched, and why the rest cannot."""
         from vidllm.models.native.footage import warnings_in
 
@@ -222,14 +225,14 @@ class VideoLibrary:
             )
         return there, readers, [*told, *notes]
 
-    def _reader(self, entry: Entry) -> Reader:
+    def _reader(self, entry: Entry) -> Reader | LookReader:
         key = _key(entry)
         if key not in self._readers:
-            from .answering import Reader
             from .index import VideoIndex
+            from .readers import reader_of
 
             index = VideoIndex.load(entry.index, check=False, check_source=False)
-            return Reader(index, self.engine)
+            return reader_of(index, self.engine)
         return self._readers[key]
 
     def _index(self, video: Path, options: dict[str, Any]) -> Entry:
@@ -278,7 +281,7 @@ def _key(entry: Entry) -> tuple[str, int, int]:
     return entry.name, entry.bytes, entry.changed
 
 
-def _hit(entry: Entry, reader: Reader, span: Span) -> Hit:
+def _hit(entry: Entry, reader: Reader | LookReader, span: Span) -> Hit:
     times = reader.index.tensor("thumb_seconds").tolist()
     middle = (span.start + span.end) / 2
     nearest = min(times, key=lambda time: abs(float(time) - middle)) if times else None

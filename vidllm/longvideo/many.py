@@ -25,7 +25,7 @@ from .choosing import Vote, elected, tious
 from .fitting import Fitting
 from .scan import ROWS, Batch, WindowAnswer, ask_batch
 
-_LEAST, _TIMES = 20, 2  # indexes that are asked at every length: so many, or twice the hits wanted
+LEAST, TIMES = 20, 2  # indexes that are asked at every length: so many, or twice the hits wanted
 _VOTE = 0.3  # IoU from which spans mean the same
 
 
@@ -94,7 +94,7 @@ class Many:
             self._ask(batch, windows, head, tail, fitting, votes)
             if self._coarse is None:
                 batch.cache = None
-        most = max(_LEAST, _TIMES * limit)
+        most = max(LEAST, TIMES * limit)
         for batch, windows in self._batches(self._finer(_best(votes, most))):
             self._ask(batch, windows, head, tail, fitting, votes)
         return [(number, Span(*vote.span, vote.score)) for number, vote in _ranked(votes)[:limit]]

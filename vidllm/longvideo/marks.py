@@ -19,7 +19,7 @@ from vidllm.errors.paths import input_file, is_file
 
 if TYPE_CHECKING:
     from vidllm.compressors import Compressor
-    from vidllm.models.native.engine import NativeEngine
+    from vidllm.models.engine import Engine
 
 #: What the header of an index begins with.
 KIND = "vidllm index"
@@ -41,8 +41,10 @@ def is_index(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def model_mark(engine: NativeEngine) -> str:
+def model_mark(engine: Engine) -> str:
     """A short hash of a model's config and weights (a few numbers of every tensor).
+
+    Of a model of the hub also of how pictures become its pixels.
 
     Numbers are hashed in bfloat16: the mark of a model is the same in float32 and bfloat16.
     """
@@ -53,6 +55,7 @@ def model_mark(engine: NativeEngine) -> str:
         digest.update(f"{name}{tuple(value.shape)}".encode())
         digest.update(few.bfloat16().float().cpu().numpy().tobytes())
     told = {k: v for k, v in engine.config.to_dict().items() if k in _TOLD}
+    told |= engine.pixel_settings
     digest.update(json.dumps(told, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
 
@@ -106,7 +109,7 @@ def _spec(method: Compressor) -> str:
     return ":".join((method.name, *told))
 
 
-def method_of(facts: dict[str, Any], engine: NativeEngine) -> Compressor:
+def method_of(facts: dict[str, Any], engine: Engine) -> Compressor:
     """The compressor that an index was made with.
 
     Raises:

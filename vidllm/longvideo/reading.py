@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidllm.encoders.vision import to_pixels
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.paths import input_file
 from vidllm.video import Limits, Reader, T, Take, open_reader, shown_at
@@ -22,6 +21,9 @@ BLOCK = 64
 #: Seconds from one thumbnail to the next, and their width in pixels.
 THUMB_EVERY, THUMB_WIDTH = 10.0, 160
 _BYTES = 128 * 1024**2  # of decoded frames that are held at once
+
+#: From a picture (H, W, 3) of bytes to (1, ...), what is kept of it until it is encoded.
+Preparing = Callable[[np.ndarray], Tensor]
 
 
 class GoneError(WorkError):
@@ -33,7 +35,7 @@ class Block:
     """Frames of `BLOCK` moments in a row.
 
     Attributes:
-        pixels: (F, 3, S, S) float, as the vision tower takes them. seconds: (F,) float64.
+        pixels: (F, ...) as they were prepared. seconds: (F,) float64.
         thumbs: (seconds, JPEG) of some. lost: seconds of moments whose frames are not there.
     """
 
@@ -47,9 +49,12 @@ class Frames:
     """The frames of a file at a fixed rate.
 
     Args:
-        path: of the video. fps: frames a second. size: pixels of a side for the vision tower.
+        path: of the video. fps: frames a second. prepare: what is kept of a picture.
         reader: "pyav" or "decord". chunk: frames read at once; changes nothing but memory.
         limits: as for `load_video`; its `max_frames` and `max_bytes` do not apply.
+
+    Attributes:
+        size: height and width of the pictures. block: moments in a block.
 
     Raises:
         InputError: no readable video, or one beyond the limits.
@@ -59,7 +64,7 @@ class Frames:
         self,
         path: Path,
         fps: float,
-        size: int,
+        prepare: Preparing,
         *,
         reader: str = "pyav",
         chunk: int | None = None,
@@ -67,11 +72,12 @@ class Frames:
     ) -> None:
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk must be at least 1 frame, got {chunk}")
-        self.path, self.size, limits = input_file(path, "video file"), size, limits or Limits()
+        self.path, limits = input_file(path, "video file"), limits or Limits()
+        self._prepare = prepare
         opened = open_reader(reader, path)
         self._reader: Reader | None = opened
         line = opened.timeline
-        height, width = line.size
+        self.size = height, width = line.size
         try:
             _check_limits(path.name, height, width, line.duration, limits)
         except InputError:
@@ -85,11 +91,16 @@ class Frames:
         count = max(1, int(np.ceil(round(self.duration * fps, 6))))
         self._moments = np.arange(count) / fps
         self._chunk = min(BLOCK, chunk or max(1, _BYTES // max(1, 3 * height * width)))
-        self._block = BLOCK
+        self.block = BLOCK
 
     def __len__(self) -> int:
         """Blocks."""
-        return -(-len(self._moments) // self._block)
+        return -(-len(self._moments) // self.block)
+
+    @property
+    def count(self) -> int:
+        """Moments."""
+        return len(self._moments)
 
     def close(self) -> None:
         """Give the file back, and the memory that its tables take; length and notes stay."""
@@ -99,11 +110,11 @@ class Frames:
 
     def end_of(self, block: int) -> float:
         """The second up to which the blocks before and with this one reach; 0.0 for block -1."""
-        last = (block + 1) * self._block
+        last = (block + 1) * self.block
         return float(self._moments[last]) if last < len(self._moments) else self.duration
 
     def peek(self, count: int) -> Tensor:
-        """Pixels (F, 3, S, S) of at most `count` frames, evenly spread over the video.
+        """At most `count` frames (F, ...), evenly spread over the video.
 
         Raises:
             WorkError: the file is gone, or cannot be read any more.
@@ -112,10 +123,10 @@ class Frames:
         chosen, _ = shown_at(self._line, moments)
 
         def take(_number: int, picture: np.ndarray) -> Tensor:
-            return to_pixels(torch.from_numpy(picture)[None], self.size)
+            return self._prepare(picture)
 
         found = self._pictures([int(i) for i in np.unique(chosen)], take)
-        return torch.cat([torch.zeros(0, 3, self.size, self.size), *found.values()])
+        return torch.cat([self._none(), *found.values()])
 
     def blocks(self, first: int = 0) -> Generator[Block, None, None]:
         """Block after block; while one is in work the next is read.
@@ -135,8 +146,8 @@ class Frames:
                 yield block
 
     def _read(self, number: int) -> Block:
-        begin = number * self._block
-        moments = self._moments[begin : begin + self._block]
+        begin = number * self.block
+        moments = self._moments[begin : begin + self.block]
         if not self.path.is_file():
             raise GoneError(f"{self.path.name} is gone")
         chosen, gone = shown_at(self._line, moments)
@@ -147,8 +158,7 @@ class Frames:
         def take(i: int, picture: np.ndarray) -> tuple[Tensor, bytes | None]:
             # A turned picture is a view that runs backwards, which torch does not take.
             picture = np.ascontiguousarray(picture)
-            seen = to_pixels(torch.from_numpy(picture)[None], self.size)
-            return seen, jpeg(picture) if i in firsts else None
+            return self._prepare(picture), jpeg(picture) if i in firsts else None
 
         found: dict[int, tuple[Tensor, bytes | None]] = {}
         for start in range(0, len(wanted), self._chunk):
@@ -159,13 +169,25 @@ class Frames:
             thumbs |= self._pictures([i], lambda _, picture: jpeg(picture))
         times = self._line.seconds
         missing = [float(times[i]) for i in wanted if i not in found]
-        shape = (0, 3, self.size, self.size)
         return Block(
-            torch.cat([found[i][0] for i in here]) if here else torch.zeros(shape),
+            torch.cat([found[i][0] for i in here]) if here else self._none(),
             times[here],
             [(float(times[i]), thumbs[i]) for i in sorted(thumbs)],
             sorted([*gone.tolist(), *missing]),
         )
+
+    def shown_size(self) -> tuple[int, int]:
+        """Height and width of the pictures as they are shown, which may be turned.
+
+        Raises:
+            WorkError: the file is gone, or cannot be read any more.
+        """
+        found = self._pictures([0], lambda _, picture: (picture.shape[0], picture.shape[1]))
+        self.size = found.get(0, self.size)
+        return self.size
+
+    def _none(self) -> Tensor:
+        return self._prepare(np.zeros((*self.size, 3), np.uint8))[:0]
 
     def _pictures(self, frames: list[int], take: Take[T]) -> dict[int, T]:
         assert self._reader is not None

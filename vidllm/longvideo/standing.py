@@ -14,18 +14,18 @@ from .parts import other
 from .store import IndexFile
 
 if TYPE_CHECKING:
-    from vidllm.models.native.engine import NativeEngine
+    from vidllm.models.engine import Engine
 
     from .build import Plan
 
 
-def standing(engine: NativeEngine, video: Path, place: Path, plan: Plan) -> bool:
+def standing(engine: Engine, video: Path, place: Path, plan: Plan) -> bool:
     """Whether `place` holds the complete index of these very settings.
 
     False where nothing stands there, or an unfinished index of these settings.
 
     Args:
-        plan: as it is carried out (`Plan.checked`).
+        plan: as it is carried out (`Plan.allowed`).
 
     Raises:
         InputError: something else stands there.
@@ -65,7 +65,7 @@ def _told(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {"source": facts["source"]["sha256"], **told, "compressor": method}
 
 
-def _now(engine: NativeEngine, video: Path, plan: Plan) -> dict[str, Any]:
+def _now(engine: Engine, video: Path, plan: Plan) -> dict[str, Any]:
     told = {"model": model_mark(engine), "fps": plan.fps, "near": plan.near}
     method = method_words(method_facts(engine.compressor))
     return {

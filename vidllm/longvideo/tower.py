@@ -11,10 +11,13 @@ from torch import Tensor
 from vidllm.compressors import Compressor
 from vidllm.encoders.temporal import TemporalEncoder
 from vidllm.errors import InputError
+from vidllm.models.engine import Engine
+from vidllm.models.native.engine import NativeEngine
 from vidllm.models.native.model import NativeVideoLLM
 
+from .encoders import FrameEncoder, NativeEncoder, carries
+
 _PROBE = 16  # one of so many frames that were not encoded is encoded after all, to state the error
-_AT_ONCE = 16  # frames in the vision tower at once: more are hardly faster, and take more memory
 
 
 @dataclass
@@ -22,7 +25,7 @@ class Encoded:
     """Tokens of a block.
 
     Attributes:
-        tokens: (R, N, D) of the frames that were encoded. row: (F,) which of them each frame has.
+        tokens: (R, N, D) of the groups that were encoded. row: (F,) which of them each frame has.
         error: the largest relative error of tokens that stand for another frame, of those probed.
     """
 
@@ -32,64 +35,64 @@ class Encoded:
 
 
 @torch.inference_mode()
-def encode_block(
-    model: NativeVideoLLM, pixels: Tensor, near: float, tower: Compressor | None = None
-) -> Encoded:
-    """Tokens of frames, those that look like the last encoded one left out.
+def encode_block(encoder: FrameEncoder, pixels: Tensor, near: float) -> Encoded:
+    """Tokens of frames, those that look like the last encoded ones left out.
 
     Args:
-        pixels: (F, 3, S, S) in 0..1. near: mean absolute difference of pixels, in levels of 255,
-            up to which a frame counts as the same; 0 for equal pixels only.
-        tower: what merges tokens inside the vision tower; all places keep a token.
+        pixels: (F, ...) in 0..1, or bytes; F is a multiple of the encoder's step, and a group of
+            so many frames is one. near: mean absolute difference of pixels, in levels of 255, up
+            to which a group counts as the same; 0 for equal pixels only.
     """
+    step = encoder.step
+    groups = pixels.unflatten(0, (-1, step)) if len(pixels) else pixels[:, None]
     new: list[int] = []
-    row = torch.zeros(len(pixels), dtype=torch.int32)
-    for at, frame in enumerate(pixels):
-        if new and float((frame - pixels[new[-1]]).abs().mean()) * 255 <= near:
+    row = torch.zeros(len(groups), dtype=torch.int32)
+    for at, group in enumerate(groups):
+        if new and _levels(group, groups[new[-1]]) <= near:
             row[at] = len(new) - 1
             continue
         row[at] = len(new)
         new.append(at)
     if not new:
-        return Encoded(torch.zeros(0, model.grid_side**2, width(model)), row, 0.0)
-    tokens = _tokens(model, pixels[new], tower)
+        return Encoded(torch.zeros(0, encoder.cells, encoder.width), row, 0.0)
+    tokens = encoder.tokens(groups[new].flatten(0, 1))
     error = 0.0
-    skipped = [at for at in range(len(pixels)) if at not in set(new)][::_PROBE] if near else []
+    skipped = [at for at in range(len(groups)) if at not in set(new)][::_PROBE] if near else []
     if skipped:
-        true = _tokens(model, pixels[skipped], tower)
+        true = encoder.tokens(groups[skipped].flatten(0, 1))
         taken = tokens[row[skipped].long().to(tokens.device)]
         error = float(((true - taken).norm(dim=-1) / true.norm(dim=-1).clamp_min(1e-6)).max())
-    return Encoded(tokens, row, error)
+    return Encoded(tokens, row.repeat_interleave(step), error)
 
 
-def _tokens(model: NativeVideoLLM, pixels: Tensor, tower: Compressor | None) -> Tensor:
-    made = []
-    for part in pixels.to(model.device).split(_AT_ONCE):
-        inside = None if tower is None else model.tower_part(tower, len(part))[0]
-        made.append(model.project(part) if inside is None else model.project_merged(part, inside))
-    return torch.cat(made)
+def _levels(one: Tensor, other: Tensor) -> float:
+    """The mean absolute difference of pixels in levels of 255."""
+    if one.dtype == torch.uint8:
+        return float((one.short() - other.short()).abs().float().mean())
+    return float((one - other).abs().mean()) * 255
 
 
 @torch.inference_mode()
-def check_tower(model: NativeVideoLLM, method: Compressor) -> None:
+def check_tower(engine: Engine, method: Compressor) -> None:
     """See that a method merges inside the model's tower, on an empty picture.
 
     Raises:
         InputError: it does not, and why.
     """
-    inside = model.tower_part(method, _AT_ONCE)[0]
+    if not isinstance(engine, NativeEngine):
+        raise InputError(
+            f"{method.name} inside the vision tower is for vidllm's own models: leave out --tower, "
+            f"since an index of {engine.family} holds what its tower makes of whole frames"
+        )
+    model, count = engine.model, 16
+    inside = model.tower_part(method, count)[0]
     if inside is None or len(method.methods) > 1:
         raise InputError(
             f"{method.name} does not merge inside this vision tower: give one of tome, pyra, "
             "tempme, mustdrop with a share below 1, such as tome:keep=0.5"
         )
     size = model.vision.image_size
-    _tokens(model, torch.zeros(_AT_ONCE, 3, size, size), method)
-
-
-def width(model: NativeVideoLLM) -> int:
-    """Numbers in a token."""
-    return int(model.language_model.config.hidden_size)
+    NativeEncoder(engine, method).tokens(torch.zeros(count, 3, size, size))
 
 
 class Carried:
@@ -102,9 +105,7 @@ class Carried:
     @classmethod
     def of(cls, model: NativeVideoLLM) -> Carried | None:
         """None where an encoder reads backwards too: it then mixes window by window."""
-        if not len(model.temporal) or not all(e.streams for e in model.temporal):
-            return None
-        return cls(model)
+        return cls(model) if carries(model) else None
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor, seconds: Tensor) -> Tensor:

@@ -269,6 +269,11 @@ class Engine(ABC):
         return method
 
     @property
+    def pixel_settings(self) -> Mapping[str, Any]:
+        """What says how pictures become pixels beside the model's own config."""
+        return {}
+
+    @property
     @abstractmethod
     def worked_on(self) -> nn.Module:
         """The module whose layers are worked on, by one thread at a time."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -29,6 +29,9 @@ from .own_processor import OwnProcessor
 from .pixel_files import complete
 from .pixels import pixels_of
 from .scripts import Placed, beside, place
+
+#: The model's arguments that only its tower reads.
+PIXELS = ("pixel_values", "pixel_values_videos", "pixel_attention_mask")
 
 
 @dataclass
@@ -58,6 +61,11 @@ class HubClip:
     @property
     def total(self) -> int:
         return sum(self.placed.counts)
+
+    def drop_pixels(self) -> None:
+        """Let go what only the tower reads."""
+        for name in PIXELS:
+            self.pixels.pop(name, None)
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -142,33 +150,68 @@ class HubClipMemory:
                 session.sights.extend(known.sights)
                 return known
         video = video if video.output is None else self._prepared(clip)
+        encoder = self.encoder()
+        if encoder is None:
+            self._to_device(video)
+            return video  # as transformers before it: the model encodes with every prompt
+        if inside:
+            with count_tower(self.model) as counted:
+                self.see(video, encoder)
+            video.tower_flops = counted.flops
+        else:
+            self.see(video, encoder)
+            video.tower_flops = None
+        video.sights, video.weights, video.inside = list(session.sights), weights, inside
+        wait(self.model)
+        others = (s for s in self._kept if s.clip() is clip and bool(s.inside) != bool(inside))
+        self._kept = [*(s for s in others if s.output is not None), video]
+        return video
+
+    def encoder(self) -> Callable[..., Any] | None:
+        """What makes the tower's output by itself, where the model takes such an output back."""
+        model = self.model
+        found = getattr(model.base_model, f"get_{self.adapter.modality}_features", None)
+        takes = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+        return found if takes else None
+
+    def see(self, video: HubClip, encoder: Callable[..., Any]) -> None:
+        """A clip's pixels through the tower; they are let go then."""
+        self._to_device(video)
+        names = inspect.signature(encoder).parameters
+        arguments = {name: value for name, value in video.pixels.items() if name in names}
+        self.adapter.given(video.pixels)
+        video.output = encoder(**arguments, return_dict=True)
+        video.drop_pixels()
+
+    def put(self, clip: VideoClip, output: Any, pixels: Mapping[str, Any] | None = None) -> HubClip:
+        """Remember a clip whose tower output is known; of its frames only the number counts.
+
+        Args:
+            output: as the tower would give it. pixels: the model's arguments for so many frames,
+                made already, without the pixels; None to let the family's own processor write the
+                clip's times, for which frames are of the video's size.
+        """
+        video = self._prepared(clip, pixels)
+        video.drop_pixels()
+        self._to_device(video)
+        video.output, video.weights = output, weights_state(self.model)
+        # What the tower would have been called with, as far as families find their videos by it.
+        told = {name.removeprefix("video_"): value for name, value in video.pixels.items()}
+        told["pixel_values"] = output.last_hidden_state
+        video.sights = [Sight(told, output=output)]
+        self._kept = [video]
+        return video
+
+    def put_back(self, video: HubClip) -> None:
+        """Remember a clip again that was `put`."""
+        self._kept = [video]
+
+    def _to_device(self, video: HubClip) -> None:
         model = self.model
         video.pixels = {
             name: value.to(device_of(model), model.dtype if value.is_floating_point() else None)
             for name, value in video.pixels.items()
         }
-        encoder = getattr(model.base_model, f"get_{session.adapter.modality}_features", None)
-        if (
-            encoder is None
-            or "mm_encoder_outputs" not in inspect.signature(model.forward).parameters
-        ):
-            return video  # as transformers before it: the model encodes with every prompt
-        names = inspect.signature(encoder).parameters
-        arguments = {name: value for name, value in video.pixels.items() if name in names}
-        session.adapter.given(video.pixels)
-        if inside:
-            with count_tower(model) as counted:
-                video.output = encoder(**arguments, return_dict=True)
-            video.tower_flops = counted.flops
-        else:
-            video.output, video.tower_flops = encoder(**arguments, return_dict=True), None
-        video.sights, video.weights, video.inside = list(session.sights), weights, inside
-        for name in ("pixel_values", "pixel_values_videos", "pixel_attention_mask"):
-            video.pixels.pop(name, None)
-        wait(model)
-        others = (s for s in self._kept if s.clip() is clip and bool(s.inside) != bool(inside))
-        self._kept = [*(s for s in others if s.output is not None), video]
-        return video
 
     def arguments(self, video: HubClip, session: Session, ids: Tensor) -> dict[str, Any]:
         """Arguments of the model for a prompt (1, L) about an encoded clip."""
@@ -193,11 +236,14 @@ class HubClipMemory:
             self._counts[size] = sum(placed.counts)
         return self._counts[size]
 
-    def _prepared(self, clip: VideoClip) -> HubClip:
+    def _prepared(self, clip: VideoClip, made_before: Mapping[str, Any] | None = None) -> HubClip:
         seconds, written = clip.seconds.tolist(), ""
-        if self.processor is None:
+        pixels: dict[str, Any]
+        if made_before is not None:
+            pixels = dict(made_before)
+        elif self.processor is None:
             frames = torch.from_numpy(clip.frames.copy())
-            pixels: dict[str, Any] = dict(pixels_of(self.kind, frames, self.options))
+            pixels = dict(pixels_of(self.kind, frames, self.options))
         else:
             made = self.processor.video(clip.frames, seconds, **self.adapter.processor_options)
             pixels, written = dict(made.pixels), made.text

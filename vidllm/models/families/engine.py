@@ -152,6 +152,11 @@ class HubEngine(Engine):
         return core
 
     @property
+    def pixel_settings(self) -> Mapping[str, Any]:
+        own = self.memory.processor
+        return self.memory.options if own is None else own.processor.video_processor.to_dict()
+
+    @property
     def parts(self) -> ModelParts:
         return hub_parts(self.kind, () if self.temporal is None else self.temporal.names)
 

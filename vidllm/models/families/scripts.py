@@ -61,6 +61,7 @@ class Placed:
         grid: (T', rows, columns) of its tokens. counts: of tokens for each of the T' slots.
         marks: texts of the family's own tokens: "pad" (one video token), "start", "end", …
         written: what the family's own processor writes in the video's place, where it is asked.
+        pace: seconds from slot to slot, where they are not those between the frames.
     """
 
     seconds: Sequence[float]
@@ -69,6 +70,7 @@ class Placed:
     counts: Sequence[int]
     marks: Mapping[str, str]
     written: str = ""
+    pace: float | None = None
 
     @property
     def slots(self) -> list[float]:
@@ -439,5 +441,6 @@ def beside(adapter: Adapter, clip: Placed, ids: Tensor, length: float) -> dict[s
             ids == config.video_token_id
         ).int()
     if adapter.pace:
-        made[adapter.pace] = torch.tensor([pace(clip.seconds, clip.grid[0], length)])
+        step = pace(clip.seconds, clip.grid[0], length) if clip.pace is None else clip.pace
+        made[adapter.pace] = torch.tensor([step])
     return made
