@@ -18,9 +18,6 @@ from vidllm.tokens import VideoTokens
 from .base import Scorer
 from .registry import register
 
-# Numbers of the matrix that are kept from step to step.
-_KEPT = 2**26
-
 
 @torch.no_grad()
 def importance_rows(
@@ -32,16 +29,17 @@ def importance_rows(
     mask: Tensor | None = None,
     temperature: float | None = None,
 ) -> Tensor:
-    """Importance by PageRank of an attention matrix that is asked for block by block.
+    """Importance by PageRank of a causal attention matrix that is asked for block by block.
 
-    Blocks are made once and kept for all steps, up to 256 MiB of them; the others are asked for
-    again at every step.
+    A step moves importance from a row to columns at or before it. So blocks are asked for once,
+    the last first: when a block comes, no step will move more into it than what its own corner
+    does, and all steps go through it before the next one. No block is kept.
 
     Args:
         rows: rows(start, stop) gives the rows start..stop-1 of the softmax matrix, (H, stop -
             start, L) or (B, H, stop - start, L). With `temperature` it gives their logits,
-            masked, and the softmax is taken here. Where attention is causal, columns that none
-            of the rows reads may be left out at the end.
+            masked, and the softmax is taken here. Columns from `stop` on are not read and may be
+            left out.
         length: L. steps: of the power iteration. damping: part of the start in every step.
         block: rows asked for at a time.
         mask: (L,) or (B, L) bool, tokens that take part; None for all.
@@ -59,33 +57,28 @@ def importance_rows(
     live = torch.ones(length, dtype=torch.bool) if mask is None else mask
     start = (live / live.sum(dim=-1, keepdim=True).clamp(min=1)).unsqueeze(-2)  # (..., 1, L)
     dead = None if mask is None else ~live[..., None, :, None]
-    kept: dict[int, Tensor] = {}
-
-    def softmax(first: int) -> Tensor:
-        last = min(first + block, length)
-        part = rows(first, last).float()
+    p: Tensor | None = None  # (..., H, steps + 1, L): before every step and after the last
+    for stop in range(length, 0, -block):
+        first = max(0, stop - block)
+        part = rows(first, stop)[..., :stop].float()
         if temperature is not None:
-            part = torch.softmax(part / temperature, dim=-1)
+            sharp = part if temperature == 1 else part / temperature
+            part = torch.softmax(sharp, dim=-1)
         if dead is not None:
-            part = part.masked_fill(dead[..., first:last, :].to(part.device), 0.0)
-        if sum(other.numel() for other in kept.values()) + part.numel() <= _KEPT:
-            kept[first] = part
-        return part
-
-    p = start
-    for _ in range(steps):
-        total: Tensor | None = None
-        for first in range(0, length, block):
-            part = kept[first] if first in kept else softmax(first)
-            share = p[..., None, first : first + block].to(part.device) @ part
-            if total is None:
-                total = share.new_zeros(*share.shape[:-2], length)
-            total[..., : share.shape[-1]] += share.squeeze(-2)
-        assert total is not None
-        if bool((total < 0).any()):
-            raise InputError("the rows hold negative numbers: give softmax rows or a temperature")
-        p = (1 - damping) * total + damping * start.to(total.device)
-    return p.square().mean(dim=-2).sqrt()
+            part = part.masked_fill(dead[..., first:stop, :].to(part.device), 0.0)
+        if p is None:
+            start = start.to(part.device)
+            p = part.new_zeros(*part.shape[:-2], steps + 1, length)
+            p += damping * start[..., None, :]
+            p[..., 0, :] = start
+        own, corner = p[..., first:stop], (1 - damping) * part[..., first:]
+        for step in range(steps):
+            own[..., step + 1, None, :] += own[..., step, None, :] @ corner
+        p[..., 1:, :first] += ((1 - damping) * own[..., :-1, :]) @ part[..., :first]
+    assert p is not None
+    if temperature is None and bool((p < 0).any()):
+        raise InputError("the rows hold negative numbers: give softmax rows or a temperature")
+    return p[..., -1, :].square().mean(dim=-2).sqrt()
 
 
 def _check(temperature: float, steps: int, damping: float) -> None:

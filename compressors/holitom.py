@@ -12,6 +12,7 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from vidllm.errors import InputError
 from vidllm.tokens import Merge, Mix, Selection, VideoTokens
@@ -21,6 +22,9 @@ from .registry import register
 from .shared.density import cluster, generator, nearest, top
 from .shared.kernels import placed, row_cosine, step_of
 from .shared.segments import present_frames, starts
+
+# Rows whose sum is taken one after the other whoever takes it.
+_FEW = 16
 
 
 def programme(still: Tensor, max_window: int = 1024) -> tuple[list[tuple[int, int]], int]:
@@ -292,6 +296,11 @@ def _similarity(x: Tensor, at: Tensor) -> Tensor:
 def _means(x: Tensor, block: Tensor) -> Tensor:
     """(m, D) float32 mean over the frames of a window of its still tokens (frames, m)."""
     exact, means = torch.promote_types(x.dtype, torch.float32), []
+    grows = x.requires_grad and torch.is_grad_enabled()
+    if x.device.type == "cpu" and x.dtype == exact and len(block) <= _FEW and not grows:
+        # The same sums, of rows where they stand.
+        bags = torch.arange(0, block.numel(), len(block))
+        return embedding_bag(block.T.flatten(), x, bags, mode="sum").div_(len(block))
     for part in block.split(max(1, step_of(x) // len(block)), dim=1):
         rows = x.index_select(0, part.flatten().to(x.device))
         means.append(rows.view(*part.shape, -1).to(exact).mean(0))

@@ -22,12 +22,14 @@ from .shared.segments import equal_runs, merge_groups, present_frames, starts
 
 def _likeness(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean cosine of distinct tokens in windows (..., k, C): of all pairs (...), and of each
-    token to the others (..., k). Cosines have the floor 1e-8 of the authors' library.
+    token to the others (..., k). Cosines have the floor 1e-8 of the authors' library. A float32
+    `x` is overwritten.
     """
     rows = x.float()
     norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    unit = rows / norm.clamp(min=1e-8)
-    own = (norm / norm.clamp(min=1e-8)).square().squeeze(-1)
+    least = norm.clamp(min=1e-8)
+    unit = torch.div(rows, least, out=rows)
+    own = (norm / least).square().squeeze(-1)
     each = (torch.linalg.vecdot(unit, unit.sum(dim=-2, keepdim=True)) - own) / (x.shape[-2] - 1)
     return each.mean(dim=-1), each
 
@@ -167,11 +169,12 @@ class _Windows:
 
     def __init__(self, tokens: VideoTokens, side: int) -> None:
         cell = torch.div(tokens.cell, side, rounding_mode="floor")
-        place = torch.cat([tokens.frame[:, None], cell], dim=1)
+        high, wide = (cell.max(dim=0).values + 2).tolist()  # a token without a cell stands at -1
+        code = (tokens.frame * high + cell[:, 0] + 1) * wide + cell[:, 1] + 1
         windows, self.number, self.count = torch.unique(
-            place, dim=0, return_inverse=True, return_counts=True
+            code, return_inverse=True, return_counts=True
         )
-        self.frame = windows[:, 0]
+        self.frame = windows // (high * wide)
         order = torch.argsort(tokens.position, stable=True)
         self._order = order[torch.argsort(self.number[order], stable=True)]
         self._first = starts(self.count)

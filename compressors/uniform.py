@@ -38,22 +38,25 @@ class Uniform(Compressor):
 
     def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
         """The `budget` tokens, frame by frame."""
-        _, counts = torch.unique(tokens.frame, return_counts=True)
+        counts = torch.bincount(tokens.frame)
+        counts = counts[counts > 0]
         ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         shares = ((2 * ends * budget + len(tokens)) // (2 * len(tokens))).diff().tolist()
         order = torch.argsort(tokens.frame, stable=True)
         place, value = _places(tokens)
-        kept_before = torch.zeros(int(place.max()) + 1, dtype=torch.long)
+        kept_before = torch.zeros(int(place.max()) + 1, dtype=torch.float64)
+        sizes, one = counts.tolist(), torch.ones(max(shares), dtype=torch.float64)
         kept = []
-        for frame, share in enumerate(shares):
+        for mine, cells, share in zip(
+            order.split(sizes), place[order].split(sizes), shares, strict=True
+        ):
             if not share:
                 continue
-            mine = order[int(ends[frame]) : int(ends[frame + 1])]
             # A value is below 1, so that it only decides between equal counts.
-            rank = kept_before[place[mine]].double() + value[mine]
-            best = mine[torch.argsort(rank, stable=True)[:share]]
-            kept_before += torch.bincount(place[best], minlength=len(kept_before))
-            kept.append(best)
+            rank = kept_before[cells].add_(value[mine])
+            best = torch.argsort(rank, stable=True)[:share]
+            kept_before.index_add_(0, cells[best], one[:share])
+            kept.append(mine[best])
         return Keep(torch.cat(kept).sort().values)
 
 

@@ -105,6 +105,7 @@ def encoders(
         str, typer.Option(help="Lengths of the sequences in tokens.")
     ] = "512,1024,2048,4096,8192,16384,32768",
     dims: Annotated[str, typer.Option(help="Widths of a token.")] = "256,1024",
+    ways: Annotated[str, typer.Option(help="Directions that a layer reads.")] = "1,2",
     runs: Runs = 3,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
@@ -125,6 +126,7 @@ def encoders(
             _names(names),
             lengths=_counts("--lengths", lengths),
             dims=_counts("--dims", dims),
+            ways=_counts("--ways", ways),
             runs=runs,
             device=where,
             dtype=getattr(torch, dtype),

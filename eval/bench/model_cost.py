@@ -3,7 +3,8 @@
 Qwen2.5-VL and LLaVA-OneVision are built from their published configs with random weights; their
 inputs are made by hand, as their processors would make them: a video that changes slowly, and 100
 tokens of text. Speed does not depend on what the weights say. Every method runs at every share;
-beside each measurement stands what the decoder's FLOPs predict.
+beside each measurement stands what the decoder's FLOPs predict, and the ideal: the plain decoder
+on a prompt that is already as short in every layer, timed in turns with the method.
 
 Without a GPU everything runs at a tenth: width (heads of the same size, and the MLP), depth (at
 least 4 layers), vocabulary and frames are multiplied by `scale`, of the vision tower as well; a
@@ -60,10 +61,11 @@ class _Clock(BaseStreamer):
 
 @dataclass
 class _Taken:
-    """Seconds of one answer: from embeddings to the last hidden states with all choosing; from
-    pixels to the first token; a token after the first."""
+    """Seconds of one answer: from embeddings to the last hidden states with all choosing, and
+    without any; from pixels to the first token; a token after the first."""
 
     prefill: list[float] = field(default_factory=list)
+    ideal: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
     each: list[float] = field(default_factory=list)
 
@@ -109,11 +111,12 @@ def bench_models(
     Returns:
         A row a model, length, method and share, the model alone first (compressor "none", no
         keep): model, device, dtype, scale, frames, compressor, stage, keep, tokens and kept
-        (video tokens, before and in the last layer), prefill_ms, ttft_ms, decode_tps (tokens a
-        second), peak_mb (memory above the weights), select_ms, prefill_flops; and against the
-        model alone: speed_up (of the prefill, measured), flops_ratio (predicted), quotient (of
-        both), ttft_speed_up, decode_speed_up, peak_share. What could not be run has its reason
-        under error and no numbers.
+        (video tokens, before and in the last layer), prefill_ms, ideal_ms (of the plain decoder on
+        a prompt already that short) and of_ideal (ideal_ms over prefill_ms), ttft_ms, decode_tps
+        (tokens a second), peak_mb (memory above the weights), select_ms, prefill_flops; and
+        against the model alone: speed_up (of the prefill, measured), flops_ratio (predicted),
+        quotient (of both), ttft_speed_up, decode_speed_up, peak_share. What could not be run has
+        its reason under error and no numbers.
 
     Raises:
         InputError: an unknown model or method, or sizes out of range.
@@ -192,16 +195,21 @@ def _measure(
         memory = tensor_peak(model.device)
         with memory if run < 0 else nullcontext():
             c = _answer(subject, inputs, spec, keep, new_tokens, taken)
+        if c is not None:
+            counts = [len(rows[0]) for rows in c.layers]
+        taken.ideal.append(_ideal(model, counts))
         if run < 0:
             peak, taken = memory.megabytes, _Taken()
     if c is not None:
-        counts = [len(rows[0]) for rows in c.layers]
         found["kept"] = c.receipt.tokens_kept
         found["select_ms"] = round(c.receipt.select_ms, 2)
+    prefill, ideal = median(taken.prefill), median(taken.ideal)
     return {
         "kept": found["tokens"],
         **found,
-        "prefill_ms": 1e3 * median(taken.prefill),
+        "prefill_ms": 1e3 * prefill,
+        "ideal_ms": 1e3 * ideal,
+        "of_ideal": ideal / prefill,
         "ttft_ms": 1e3 * median(taken.first),
         "decode_tps": 1 / median(taken.each),
         "peak_mb": peak,
@@ -240,6 +248,35 @@ def _answer(
     taken.first.append(clock.at[1] - began)
     taken.each.append((clock.at[-1] - clock.at[1]) / (new_tokens - 1))
     return c
+
+
+def _ideal(model: Any, counts: Sequence[int]) -> float:
+    """Seconds of the plain decoder on a prompt of which a layer sees the first counts[layer]."""
+    decoder, handles = model.model.language_model, []
+
+    def cut(count: int) -> Callable[..., Any]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            cos, sin = kwargs["position_embeddings"]
+            angles = cos[..., :count, :], sin[..., :count, :]
+            return (args[0][:, :count], *args[1:]), {**kwargs, "position_embeddings": angles}
+
+        return hook
+
+    states = torch.randn(
+        1, counts[0], decoder.config.hidden_size, device=model.device, dtype=model.dtype
+    )
+    try:
+        for layer, count in zip(decoder.layers, counts, strict=True):
+            if count < counts[0]:
+                handles.append(layer.register_forward_pre_hook(cut(count), with_kwargs=True))
+        wait(model)
+        began = time.perf_counter()
+        decoder(inputs_embeds=states, use_cache=True)
+        wait(model)
+        return time.perf_counter() - began
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -289,13 +326,15 @@ def models_table(rows: Sequence[dict[str, Any]]) -> Table:
         start = [row["model"], row["compressor"], row["frames"], keep]
         if "error" in row:
             return [*start, "–", row["error"]]
+        prefill = f"{row['prefill_ms']:.1f}", f"{row['ideal_ms']:.1f}", f"{row['of_ideal']:.2f}"
         ratios = (f"{row[name]:.2f}" for name in ("speed_up", "flops_ratio", "quotient"))
         speeds = (f"{row[name]:.1f}" for name in ("ttft_ms", "decode_tps"))
         memory = f"{row['peak_mb']:.0f}", f"{row['peak_share']:.0%}"
-        return [*start, row["kept"], f"{row['prefill_ms']:.1f}", *ratios, *speeds, *memory]
+        return [*start, row["kept"], *prefill, *ratios, *speeds, *memory]
 
     first = rows[0]
-    columns = ["frames", "keep", "tokens", "prefill ms", "speed-up", "FLOPs ratio", "quotient"]
+    columns = ["frames", "keep", "tokens", "prefill ms", "ideal ms", "of ideal"]
+    columns += ["speed-up", "FLOPs ratio", "quotient"]
     return table(
         map(cells, rows),
         left=("model", "compressor"),

@@ -10,7 +10,10 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from vidllm.eval.bench import encoder_cost
+from vidllm.eval.bench.encoder_floor import products
 from vidllm.eval.bench.encoder_learning import ASKED, NOTHING, Reader, draw_clips
 from vidllm.eval.bench.measure import Peak, growth
 
@@ -29,11 +32,26 @@ def test_encoders_stand_beside_their_rivals(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
-    assert len(rows) == 12 == len(pandas.read_csv(out))
+    assert len(rows) == 24 == len(pandas.read_csv(out))
     measured = [row for row in rows if not row["error"]]
     assert {row["encoder"] for row in measured} >= {"ssd", "sdpa", "transformers MambaMixer"}
-    assert all(row["ms"] > 0 and row["exponent"] for row in measured)
+    assert all(row["ms"] > 0 and row["exponent"] and row["speed_up"] for row in measured)
+    assert all(
+        row["ratio"] == pytest.approx(row["ms"] / row["floor_ms"], rel=0.1) for row in measured
+    )
     assert all("GPU" in r["error"] or "installed" in r["error"] for r in rows if r["error"])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("ways", [1, 2])
+def test_the_floor_of_a_layer_is_its_matrix_products(ways: int) -> None:
+    layer, x = encoder_cost._layer("ssd", 64, ways), torch.randn(1, 128, 64)
+    with FlopCounterMode(display=False) as whole:
+        layer(x)
+    least = products(layer, x)
+    with FlopCounterMode(display=False) as floor:
+        least()
+    assert floor.get_total_flops() == whole.get_total_flops() > 0
 
 
 def test_learning_keeps_a_row_a_length_and_seed(tmp_path: Path) -> None:
@@ -52,6 +70,7 @@ def test_learning_keeps_a_row_a_length_and_seed(tmp_path: Path) -> None:
     [
         ["encoders", "--encoders", "sdd"],
         ["encoders", "--lengths", "many"],
+        ["encoders", "--ways", "3"],
         ["encoders", "--dtype", "float64"],
         ["learning", "--encoders", "sdd"],
     ],

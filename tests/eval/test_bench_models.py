@@ -63,6 +63,7 @@ def test_rows_are_measured_against_the_model_alone(name: str, tokens: int) -> No
         assert 0 < row["prefill_ms"] < row["ttft_ms"]
         assert row["decode_tps"] > 0 and row["peak_mb"] > 0
         assert row["speed_up"] == pytest.approx(plain["prefill_ms"] / row["prefill_ms"])
+        assert row["of_ideal"] == pytest.approx(row["ideal_ms"] / row["prefill_ms"])
         assert row["quotient"] == pytest.approx(row["speed_up"] / row["flops_ratio"])
         assert row["device"].startswith("CPU") and row["dtype"] == "float32"
     assert aim["peak_share"] < 1

@@ -94,6 +94,7 @@ BOUNDS: Mapping[str, Bound] = {
     "seconds_long": Bound(1, 10**6),
     "lengths": Bound(1, 10**7),
     "dims": Bound(1, 2**16),
+    "ways": Bound(1, 2),
     # Training
     "steps_see": Bound(0, 10**8),
     "steps_mix": Bound(0, 10**8),

@@ -37,6 +37,8 @@ DECODER_SIGNALS: tuple[str, ...] = (
     "decoder-normed",
     "prefill-survivors",
 )
+_TEMPERATURE = 0.1  # of AIM's softmax
+_BLOCK = 2**18  # numbers of an attention matrix at a time
 _PIVOTS = 4  # words of the question that a method may compare with (DART)
 
 
@@ -84,21 +86,26 @@ def probe(
 def _importance(
     attention: nn.Module, hidden: Tensor, keys: Tensor, cos: Tensor, sin: Tensor
 ) -> Tensor:
-    """(L,) AIM's importance, a head at a time, of the half of its matrix that is not masked."""
-    query = heads(attention, "q", hidden, keys.shape[-1], cos, sin)
-    group, scaling = len(query) // len(keys), float(attention.scaling)  # type: ignore[arg-type]
-    squares = query.new_zeros(len(hidden))
-    for head, asking in enumerate(query):
-        key = keys[head // group]
+    """(L,) AIM's importance, of the half of its matrix that is not masked, by groups of heads."""
+    length, width = keys.shape[1:]
+    query = heads(attention, "q", hidden, width, cos, sin)
+    query *= float(attention.scaling) / _TEMPERATURE  # type: ignore[arg-type]
+    groups = query.view(len(keys), -1, length, width)
+    size = _BLOCK if hidden.device.type == "cpu" else _BLOCK * 64
+    block = max(32, size // (groups.shape[1] * length))
+    late = torch.ones(block, block, dtype=torch.bool, device=hidden.device).triu(1)
+    squares = query.new_zeros(length)
+    for key, asking in zip(keys, groups, strict=True):
 
         def rows(start: int, stop: int, asking: Tensor = asking, key: Tensor = key) -> Tensor:
-            logits = asking[start:stop] @ key[:stop].T * scaling
-            late = torch.ones(stop - start, stop - start, dtype=torch.bool, device=logits.device)
-            logits[:, start:].masked_fill_(late.triu(1), torch.finfo(logits.dtype).min)
-            return logits[None]
+            logits = asking[:, start:stop].flatten(0, 1) @ key[:stop].T
+            logits = logits.view(-1, stop - start, stop)
+            mine = late[: stop - start, : stop - start]
+            logits[..., start:].masked_fill_(mine, torch.finfo(logits.dtype).min)
+            return logits
 
-        squares += importance_rows(rows, len(hidden), temperature=0.1).square()
-    return (squares / len(query)).sqrt()
+        squares += importance_rows(rows, length, block=block, temperature=1.0).square()
+    return (squares / len(keys)).sqrt()
 
 
 def pivots(normed: Tensor, size: Tensor) -> Tensor:
