@@ -16,6 +16,7 @@ from .choice import COMPRESSOR, from_environment
 #: vLLM's name of an architecture -> where ours is.
 SERVED = {
     "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl:CompressedQwen25VL",
+    "Qwen3VLForConditionalGeneration": "qwen3_vl:CompressedQwen3VL",
 }
 #: Any share above 0 switches vLLM's own pruning on. What is kept is counted by us alone.
 _ON = 0.5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,16 +16,17 @@ from vllm.model_executor.models.qwen2_5_vl import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing import PromptReplacement
 
-from .places import COLUMNS, Region, attach, detach, extent, grid_places, lay_out, put
-from .processing import FIELD, Choosing, ChoosingInfo, choices
+from .compressing import Compressing
+from .places import Region, attach, extent, grid_places, lay_out
+from .processing import Choosing, ChoosingInfo, choices
 from .reduction import reduce_video
 
 
-class Info(ChoosingInfo, Qwen2_5_VLProcessingInfo):
+class Info(ChoosingInfo, Qwen2_5_VLProcessingInfo):  # type: ignore[misc]
     """What the family's processor is."""
 
 
-class Processor(Choosing, Qwen2_5_VLMultiModalProcessor):
+class Processor(Choosing, Qwen2_5_VLMultiModalProcessor):  # type: ignore[misc]
     """As many placeholders as tokens will stay."""
 
     def _get_prompt_updates(
@@ -45,16 +46,8 @@ class Processor(Choosing, Qwen2_5_VLMultiModalProcessor):
 @MULTIMODAL_REGISTRY.register_processor(
     Processor, info=Info, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
 )
-class CompressedQwen25VL(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
-    """The family's model; what it does to videos is done between tower and decoder."""
-
-    def embed_multimodal(self, **kwargs: Any) -> Any:
-        """Embeddings of pictures, and of videos with their places behind them."""
-        self._field = kwargs.pop(FIELD, None)
-        return super().embed_multimodal(**kwargs)
-
-    def _postprocess_image_embeds_evs(self, images: Any, image_input: Any) -> Any:
-        return images  # their places are known from the start
+class CompressedQwen25VL(Compressing, Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
+    """The tokens of a video stand side by side, and its seconds are in their positions."""
 
     def _postprocess_video_embeds_evs(self, videos: Any, video_input: Any) -> tuple[Tensor, ...]:
         grids = video_input["video_grid_thw"].tolist()
@@ -64,10 +57,10 @@ class CompressedQwen25VL(Qwen2_5_VLForConditionalGeneration):  # type: ignore[mi
         for rows, patches, pace, choice in zip(videos, grids, paces, asked, strict=True):
             grid = self._tokens(patches)
             seconds = [frame * pace for frame in range(grid[0])]
-            width = int(self.config.text_config.hidden_size)
-            rows, numbers = reduce_video(rows, width, grid, seconds, grid[0] * pace, choice)
+            end = grid[0] * pace
+            left, numbers = reduce_video(rows, self._width, grid, seconds, end, choice)
             places = torch.from_numpy(grid_places(grid, self._per_frame(pace)))
-            out.append(attach(rows, places[:, numbers]))
+            out.append(attach(left, places[:, numbers]))
         return tuple(out)
 
     def get_mrope_input_positions(self, input_tokens: Any, mm_features: Any) -> tuple[Tensor, int]:
@@ -85,29 +78,9 @@ class CompressedQwen25VL(Qwen2_5_VLForConditionalGeneration):  # type: ignore[mi
             regions.append(Region(where.offset, where.length, extent(places), own))
         return lay_out(len(input_tokens), regions)
 
-    def recompute_mrope_positions(
-        self, input_ids: Any, multimodal_embeddings: Any, mrope_positions: Any, **chunk: int
-    ) -> tuple[Sequence[Tensor], Tensor, int]:
-        """Take the places off the embeddings of a chunk, and put them into the positions."""
-        carried = [rows for rows in multimodal_embeddings if self._carries(rows)]
-        positions = mrope_positions
-        if carried:
-            ids = torch.as_tensor(input_ids)
-            computed, token = chunk["num_computed_tokens"], int(self.config.video_token_id)
-            positions = put(ids, carried, positions, computed, token)
-        bare = [detach(rows)[0] if self._carries(rows) else rows for rows in multimodal_embeddings]
-        return bare, positions, int(positions.max()) + 1 - positions.shape[1]
-
-    def _carries(self, rows: Tensor) -> bool:
-        return rows.shape[1] == self.model_config.get_inputs_embeds_size() + COLUMNS
-
-    def _tokens(self, patches: Iterable[int]) -> tuple[int, int, int]:
-        merge = self.config.vision_config.spatial_merge_size
-        frames, height, width = patches
-        return frames, height // merge, width // merge
-
     def _per_frame(self, pace: float) -> float:
-        return pace * getattr(self.config.vision_config, "tokens_per_second", 1.0)
+        """Positions from frame to frame."""
+        return pace * float(getattr(self.config.vision_config, "tokens_per_second", 1.0))
 
 
 def _paces(told: Any, videos: int) -> list[float]:
