@@ -6,12 +6,17 @@ others are refused, and the part of vLLM that places pruned tokens is switched o
 
 from __future__ import annotations
 
+import json
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from vidllm.errors import InputError
 
 from .choice import COMPRESSOR, from_environment
+
+#: Of the entry point, for `VLLM_PLUGINS`.
+NAME = "vidllm"
 
 #: vLLM's name of an architecture -> where ours is.
 SERVED = {
@@ -44,19 +49,37 @@ def register() -> None:
         CPUModelRunner.load_model = _noticed(CPUModelRunner.load_model)
 
 
+def check_model(name: str) -> None:
+    """Refuse a model's folder that is not served; a model of the hub is looked at by vLLM.
+
+    Raises:
+        InputError: names the architecture, and those that are served.
+    """
+    file = Path(name) / "config.json"
+    if not file.is_file():
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")).get("architectures")
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{file} is no configuration of a model: {error}") from None
+    _check(found[0] if isinstance(found, list) and found else "a model without architectures")
+
+
+def _check(found: str) -> None:
+    if found not in SERVED:
+        raise InputError(
+            f"vidllm does not serve {found} in vLLM; it serves {', '.join(SERVED)}: choose one of "
+            f"these, or leave {COMPRESSOR} unset"
+        )
+
+
 def _switched_on(make: Any) -> Any:
     """vLLM's maker of a model's configuration, behind which pruning is on."""
 
     @wraps(make)
     def create_model_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         config = make(self, *args, **kwargs)
-        found = config.architecture
-        if found not in SERVED:
-            served = ", ".join(SERVED)
-            raise InputError(
-                f"{COMPRESSOR} is set, but vidllm does not serve {found} in vLLM (it serves "
-                f"{served}): unset it, or choose one of these"
-            )
+        _check(config.architecture)
         inputs = config.multimodal_config
         if inputs.video_pruning_rate:
             raise InputError(
