@@ -22,6 +22,8 @@ _SPECIAL = [
 ]  # fmt: skip
 _LETTERS = list(string.printable[:95])
 PATCH = 14
+#: Tokens of an answer.
+NEW = 8
 VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 CHAT = (
@@ -199,6 +201,21 @@ class Request:
         return prompt
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What came of a request.
+
+    Attributes:
+        ids: greedy tokens. logprobs: theirs, natural. read: tokens of the prompt that the decoder
+            read. cached: of these, those that a cache held already.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    read: int
+    cached: int = 0
+
+
 class Reference:
     """The same checkpoint in transformers, under `vidllm.compress`."""
 
@@ -206,6 +223,8 @@ class Reference:
         kind = getattr(transformers, f"{_CLASSES[family][0]}ForConditionalGeneration")
         self.model = kind.from_pretrained(folder, dtype=torch.float32).eval()
         self.processor = processor(family)
+        if family == "qwen2_5_vl":
+            _behind_the_last(self.model.model)
 
     def inputs(self, request: Request) -> Any:
         """One prompt, as the family's processor makes it."""
@@ -221,13 +240,71 @@ class Reference:
             more["images"] = request.pictures()
         return self.processor(text=[request.text], return_tensors="pt", **more)
 
-    def answer(
-        self, request: Request, spec: str, keep: float | None, count: int
-    ) -> tuple[list[int], int]:
-        """Greedy tokens under a method, and how many tokens of the prompt the decoder read."""
+    def answer(self, request: Request, spec: str, keep: float | None = None) -> Answer:
+        """Greedy tokens under a method."""
         inputs = self.inputs(request)
         length = inputs["input_ids"].shape[1]
-        options = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
         with vidllm.compress(self.model, spec, keep=keep, processor=self.processor) as work:
-            out = self.model.generate(**inputs, **options)
-        return out[0, length:].tolist(), len(work.kept[0])
+            out = self.model.generate(
+                **inputs,
+                max_new_tokens=NEW,
+                min_new_tokens=NEW,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+            read = len(work.kept[0])
+        ids = out.sequences[0, length:].tolist()
+        scores = [torch.log_softmax(row[0].float(), -1) for row in out.logits]
+        return Answer(ids, [float(s[i]) for s, i in zip(scores, ids, strict=True)], read)
+
+
+def _behind_the_last(core: Any) -> None:
+    """Let the text behind a video begin behind its last position, as in vLLM.
+
+    transformers (5.19 to 5.23) begins it max(rows, columns) behind the video's begin instead, so
+    that it falls among the times of a longer video.
+    """
+    plain = core.get_rope_index
+
+    def get_rope_index(input_ids: Any, mm_token_type_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        positions, deltas = plain(input_ids, mm_token_type_ids, *args, **kwargs)
+        kinds = mm_token_type_ids[0]
+        assert len(input_ids) == 1
+        ends = torch.nonzero((kinds[:-1] == 2) & (kinds[1:] != 2)).flatten() + 1
+        for end in ends.tolist():
+            shift = positions[:, 0, :end].max() + 1 - positions[:, 0, end].max()
+            positions[:, 0, end:] += shift
+        return positions, deltas * 0 + positions.max() + 1 - input_ids.shape[1]
+
+    core.get_rope_index = get_rope_index
+
+
+class Served:
+    """The same checkpoint in vLLM, in this process."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        from vllm import LLM, SamplingParams
+
+        self.llm = LLM(
+            model=str(folder),
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=1024,
+            block_size=32,
+            limit_mm_per_prompt={"video": 3, "image": 2},
+            **options,
+        )
+        self.sampling = SamplingParams(
+            temperature=0, max_tokens=NEW, min_tokens=NEW, ignore_eos=True, logprobs=1
+        )
+
+    def answers(self, prompts: Sequence[dict[str, Any]]) -> list[Answer]:
+        """Greedy tokens of prompts that are asked together."""
+        found = []
+        for out in self.llm.generate(list(prompts), self.sampling, use_tqdm=False):
+            said = out.outputs[0]
+            ids = list(said.token_ids)
+            logs = [float(row[i].logprob) for row, i in zip(said.logprobs, ids, strict=True)]
+            found.append(Answer(ids, logs, len(out.prompt_token_ids), out.num_cached_tokens or 0))
+        return found
