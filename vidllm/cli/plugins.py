@@ -24,6 +24,7 @@ _PLUG_INS = {
     "cost": "Predict FLOPs and KV cache, and how much faster a run can get at most.",
     "train": "Train a recipe, in stages, resumable.",
     "demo": "Open the web page: a video, a question, the answer with its times.",
+    "serve": "Serve a model with vLLM, its videos compressed (OpenAI-compatible).",
 }
 _EXTRAS = {"gradio": "demo", "decord": "decord", "cv2": "opencv", "flash_attn": "flash"}
 

@@ -1,0 +1,74 @@
+"""``vidllm serve``: vLLM's own OpenAI-compatible server, with our methods in it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from vidllm.errors import InputError
+
+from .options import Debug, option, say
+
+app = typer.Typer(add_completion=False)
+
+_SERVER = "The server"
+#: The module behind vLLM's command `vllm`.
+_COMMAND = "vllm.entrypoints.cli.main"
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": ["-h", "--help"],
+    }
+)
+def serve(
+    ctx: typer.Context,
+    model: Annotated[
+        str, option("The model", help="Folder or hub name, of a family that is served.")
+    ],
+    compressor: Annotated[
+        str,
+        option("Fewer tokens", help="Method or chain for every video; 'none' leaves it to requests."),
+    ] = "none",
+    keep: Annotated[
+        float | None, option("Fewer tokens", help="Share of every video's tokens that is kept.")
+    ] = None,
+    host: Annotated[
+        str, option(_SERVER, help="Address to listen on; 0.0.0.0 for all.")
+    ] = "127.0.0.1",
+    port: Annotated[int, option(_SERVER, min=1, max=65535, help="Port to listen on.")] = 8000,
+    debug: Debug = False,
+) -> None:
+    """Serve a model with vLLM, its videos compressed; other options go to vLLM as they are."""
+    if find_spec("vllm") is None:
+        raise InputError("serve needs vllm: pip install 'vidllm[vllm]' (docs/serving.md)")
+    from vidllm.errors.bounds import check
+    from vidllm.models.serving.choice import COMPRESSOR, KEEP, served
+    from vidllm.models.serving.plugin import NAME, check_model
+    from vidllm.models.shipped import find_model
+
+    if keep is not None:
+        check("keep", keep)
+    choice = served(compressor, keep)
+    name = find_model(model)
+    check_model(name)
+    for note in choice.method.notes():
+        say(note)
+    os.environ[COMPRESSOR] = choice.spec
+    os.environ.pop(KEEP, None)
+    if choice.keep is not None:
+        os.environ[KEEP] = repr(choice.keep)
+    wanted = os.environ.get("VLLM_PLUGINS")
+    if wanted is not None and NAME not in wanted.split(","):
+        os.environ["VLLM_PLUGINS"] = ",".join(filter(None, [wanted, NAME]))
+    command = [sys.executable, "-m", _COMMAND, "serve", name]
+    command += ["--host", host, "--port", str(port), *ctx.args]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, command)

@@ -1,0 +1,191 @@
+"""Which method an engine or a request uses, how much it keeps, and what no engine can serve.
+
+An engine takes its choice from the environment, which its worker processes inherit: the spec in
+`VIDLLM_COMPRESSOR` and the share in `VIDLLM_KEEP`. A request may name others in its
+`mm_processor_kwargs`, as "compressor" and "keep".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from vidllm.compressors import Compressor, build
+from vidllm.compressors.shared.in_tower import InTower
+from vidllm.errors import InputError
+from vidllm.errors.bounds import check, short
+from vidllm.tokens import VideoTokens
+
+#: Environment variables of an engine, and what they are called in a request.
+COMPRESSOR, KEEP = "VIDLLM_COMPRESSOR", "VIDLLM_KEEP"
+OPTIONS = ("compressor", "keep")
+#: A clip on which a method is tried, (T, H, W): whatever is kept of it, several frames are.
+_TRIAL = (4, 4, 4)
+_WIDTH = 16
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method by its spec, and the share of every video's tokens that it keeps.
+
+    Attributes:
+        spec: as `build` takes it, "none" for no compression.
+        keep: in (0, 1]; None where the spec itself says how much stays.
+    """
+
+    spec: str = "none"
+    keep: float | None = None
+
+    @property
+    def method(self) -> Compressor:
+        """The method, the same object for equal choices: a learned one makes its module once."""
+        return _method(self)
+
+    def count(self, grid: tuple[int, int, int]) -> int:
+        """Tokens that are left of a video of this grid (T, H, W) of tokens.
+
+        Raises:
+            InputError: a budget that cannot be met.
+        """
+        blank = VideoTokens.blank(grid, [float(t) for t in range(grid[0])], float(grid[0]))
+        return self.method.goal(blank)
+
+    def pack(self) -> bytes:
+        """The choice as it travels with a video from the front end to the engine."""
+        return f"{self.spec}\n{'' if self.keep is None else repr(self.keep)}".encode()
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Choice:
+        """The choice that `pack` packed."""
+        spec, _, keep = data.decode().partition("\n")
+        return cls(spec, float(keep) if keep else None)
+
+    def asked(self, options: Mapping[str, Any]) -> Choice:
+        """The choice of a request, for what it names and else this one.
+
+        Args:
+            options: "compressor" and "keep", or neither.
+
+        Raises:
+            InputError: what cannot be served, by name and reason.
+        """
+        spec, keep = options.get("compressor"), options.get("keep")
+        if spec is None and keep is None:
+            return self
+        if spec is not None and not isinstance(spec, str):
+            raise InputError(f"compressor must be a name such as 'aim', not {short(spec)}")
+        if keep is not None:
+            check("keep", keep)
+        if spec is not None and "weights" in spec:
+            raise InputError("a request names no files: start the server with these weights")
+        if spec is not None and spec.strip() == "none" and keep is None:
+            return served("none", None)
+        return served(
+            spec if spec is not None else self.spec,
+            float(keep) if keep is not None else self.keep,
+        )
+
+
+def from_environment() -> Choice | None:
+    """The choice of an engine; None where the environment names no method.
+
+    Raises:
+        InputError: a share without a method, or what cannot be served, by name and reason.
+    """
+    spec, text = os.environ.get(COMPRESSOR, "").strip(), os.environ.get(KEEP, "").strip()
+    if not spec:
+        if text:
+            raise InputError(f"{KEEP}={text} needs a method: set {COMPRESSOR}, for example to aim")
+        return None
+    keep: float | None = None
+    if text:
+        try:
+            keep = float(text)
+        except ValueError:
+            raise InputError(f"{KEEP} must be a share such as 0.25, not {short(text)}") from None
+        check("keep", keep, KEEP)
+    return served(spec, keep)
+
+
+@lru_cache(maxsize=256)
+def served(spec: str, keep: float | None) -> Choice:
+    """A choice that an engine can serve.
+
+    Raises:
+        InputError: a spec that is wrong, or what cannot be served, by name and reason.
+    """
+    choice = Choice(spec.strip(), keep)
+    method = build(choice.spec, keep=1.0 if keep is None else keep)
+    if keep is None and method.lacks_share():
+        raise InputError(f"how much should '{method.name}' keep? Set {KEEP}, for example to 0.25")
+    reason = refusal(method)
+    if reason:
+        raise InputError(f"{method.name} cannot be served by vLLM: {reason}")
+    _try(choice)
+    return choice
+
+
+def refusal(method: Compressor) -> str:
+    """Why no engine can serve a method; "" where one can."""
+    if method.query_aware:
+        return (
+            "it reads the question, and an engine keeps a video's tokens for every question: "
+            "choose a method that looks at the video alone"
+        )
+    if method.late:
+        return (
+            f"{method.late[0].name} acts inside the decoder, whose layers and KV cache are vLLM's "
+            "own: choose a method that acts before it"
+        )
+    first = method.methods[0]
+    if isinstance(first, InTower) and first.tower:
+        return (
+            "it merges inside the vision tower, which is vLLM's own: write "
+            f"{first.name}:tower=false, which merges behind it"
+        )
+    wants = [*method.needs, *method.uses]
+    if wants:
+        return (
+            f"it reads {' and '.join(dict.fromkeys(wants))}, which vLLM's vision tower does not "
+            "give: choose a method that looks at the tokens alone"
+        )
+    return ""
+
+
+def _try(choice: Choice) -> None:
+    """See on two clips that a method leaves a number that is known before, in time order."""
+    frames = _TRIAL[0]
+    seconds, random = [float(t) for t in range(frames)], torch.Generator().manual_seed(0)
+    name = choice.method.name
+    for alike in (False, True):
+        features = torch.randn(*_TRIAL, _WIDTH, generator=random)
+        features = features[:1, :1, :1].expand_as(features) if alike else features
+        tokens = VideoTokens.from_grid(features, seconds, float(frames))
+        # One of its own: a learned method makes its module for the width that it meets first.
+        after = _built(choice)(tokens)
+        if len(after) != choice.count(_TRIAL):
+            raise InputError(
+                f"{name} cannot be served by vLLM: what it leaves depends on the video's content, "
+                f"and a prompt's length is counted before the video is encoded: set {KEEP}"
+            )
+        if after.features.shape[1] != _WIDTH:
+            raise InputError(f"{name} cannot be served by vLLM: it changes the width of tokens")
+        if bool((after.position.diff() <= 0).any()):
+            raise InputError(
+                f"{name} cannot be served by vLLM: it must leave tokens in time order: leave out "
+                "faithful"
+            )
+
+
+def _built(choice: Choice) -> Compressor:
+    return build(choice.spec, keep=1.0 if choice.keep is None else choice.keep)
+
+
+@lru_cache(maxsize=256)
+def _method(choice: Choice) -> Compressor:
+    return _built(choice)

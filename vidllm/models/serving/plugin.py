@@ -1,0 +1,105 @@
+"""What vLLM calls in each of its processes before it reads its configuration.
+
+Without `VIDLLM_COMPRESSOR` nothing changes. With it, the families below are served by our classes,
+others are refused, and the part of vLLM that places pruned tokens is switched on.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from vidllm.errors import InputError
+
+from .choice import COMPRESSOR, from_environment
+
+#: Of the entry point, for `VLLM_PLUGINS`.
+NAME = "vidllm"
+
+#: vLLM's name of an architecture -> where ours is.
+SERVED = {
+    "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl:CompressedQwen25VL",
+    "Qwen3VLForConditionalGeneration": "qwen3_vl:CompressedQwen3VL",
+}
+#: Any share above 0 switches vLLM's own pruning on. What is kept is counted by us alone.
+_ON = 0.5
+
+
+def register() -> None:
+    """Entry point of the group `vllm.general_plugins`.
+
+    Raises:
+        InputError: a method that cannot be served, by name and reason; vLLM does not start then.
+    """
+    choice = from_environment()
+    if choice is None:
+        return
+    from vllm import ModelRegistry
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms import current_platform
+
+    for name, place in SERVED.items():
+        ModelRegistry.register_model(name, f"{__package__}.{place}")
+    EngineArgs.create_model_config = _switched_on(EngineArgs.create_model_config)
+    if current_platform.is_cpu():
+        from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+        CPUModelRunner.load_model = _noticed(CPUModelRunner.load_model)
+
+
+def check_model(name: str) -> None:
+    """Refuse a model's folder that is not served; a model of the hub is looked at by vLLM.
+
+    Raises:
+        InputError: names the architecture, and those that are served.
+    """
+    file = Path(name) / "config.json"
+    if not file.is_file():
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")).get("architectures")
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{file} is no configuration of a model: {error}") from None
+    _check(found[0] if isinstance(found, list) and found else "a model without architectures")
+
+
+def _check(found: str) -> None:
+    if found not in SERVED:
+        raise InputError(
+            f"vidllm does not serve {found} in vLLM; it serves {', '.join(SERVED)}: choose one of "
+            f"these, or leave {COMPRESSOR} unset"
+        )
+
+
+def _switched_on(make: Any) -> Any:
+    """vLLM's maker of a model's configuration, behind which pruning is on."""
+
+    @wraps(make)
+    def create_model_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        config = make(self, *args, **kwargs)
+        _check(config.architecture)
+        inputs = config.multimodal_config
+        if inputs.video_pruning_rate:
+            raise InputError(
+                f"vLLM's own video pruning and {COMPRESSOR} are both asked for: leave out "
+                "--video-pruning-rate"
+            )
+        inputs.video_pruning_rate = _ON
+        return config
+
+    return create_model_config
+
+
+def _noticed(load: Any) -> Any:
+    """The CPU runner's `load_model`, which does not look whether the model prunes (vLLM 0.32)."""
+
+    @wraps(load)
+    def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
+        done = load(self, *args, **kwargs)
+        inputs = self.model_config.multimodal_config
+        self.is_multimodal_pruning_enabled = bool(inputs and inputs.is_multimodal_pruning_enabled())
+        return done
+
+    return load_model

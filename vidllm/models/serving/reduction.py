@@ -1,0 +1,51 @@
+"""In the engine: what a method leaves of one video behind the tower."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vidllm.compressors import build
+from vidllm.errors import VidllmError
+from vidllm.tokens import VideoTokens
+
+from .choice import Choice
+
+_LOG = logging.getLogger("vllm.vidllm")
+
+
+def reduce_video(
+    rows: Tensor,
+    width: int,
+    grid: tuple[int, int, int],
+    seconds: Sequence[float],
+    end: float,
+    choice: Choice,
+) -> tuple[Tensor, Tensor]:
+    """The tokens of a video that stay.
+
+    A video on which a method fails (its features hold NaN) must not end the engine and all other
+    requests with it: as many tokens stay as were counted, evenly spread, and the log says so.
+
+    Args:
+        rows: (L, width + M) the tower's tokens, DeepStack's planes behind them.
+        grid: (T, H, W) of tokens. seconds: (T,) of its frames. end: of the last one.
+
+    Returns:
+        Their rows (n, width + M), and (n,) their numbers in the whole video, on the CPU.
+    """
+    planes = {f"deepstack_{n}": plane for n, plane in enumerate(rows[:, width:].split(width, 1))}
+    blank = VideoTokens.blank(grid, seconds, end)
+    tokens = blank.with_features(rows[:, :width])
+    planes = planes if rows.shape[1] > width else {}
+    try:
+        after = choice.method(tokens.with_signals(**planes))
+    except VidllmError as error:
+        _LOG.error("%s; evenly spread tokens stay of this video", error)
+        spread = build("uniform", budget=choice.count(grid))
+        after = spread(tokens.with_signals(**planes))
+    deep = [after.signals[name.replace("_", "-")] for name in planes]
+    return torch.cat([after.features, *deep], dim=1), after.position
