@@ -28,8 +28,8 @@ class Budget:
         size: "small", or "tiny" for trying out. init: the start; "" for the shipped model.
     """
 
-    steps: int = 300
-    batch: int = 8
+    steps: int = 360
+    batch: int = 4
     clips: int = 1000
     lr: float = 3e-4
     size: str = "small"

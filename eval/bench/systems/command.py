@@ -27,8 +27,8 @@ def systems(
     arms: Annotated[
         str, option(_RUN, "--arms", help="Names or patterns; encoder-* for temporal encoders.")
     ] = "",
-    steps: Annotated[int, option(_TRAIN, "--steps", min=1, help="Of every training.")] = 300,
-    batch: Annotated[int, option(_TRAIN, "--batch", min=1, help="Clips of a step.")] = 8,
+    steps: Annotated[int, option(_TRAIN, "--steps", min=1, help="Of every training.")] = 360,
+    batch: Annotated[int, option(_TRAIN, "--batch", min=1, help="Clips of a step.")] = 4,
     clips: Annotated[
         int, option(_TRAIN, "--clips", min=1, help="Scenes that are gone round in.")
     ] = 1000,
@@ -52,6 +52,13 @@ def systems(
     keep: Annotated[
         str, option(_ASK, "--keep", metavar="SHARE[,SHARE]", help="Shares beside all tokens.")
     ] = "0.25,0.125,0.05",
+    data: Annotated[
+        Path | None, option(_ASK, "--data", help="Where the videos are made and kept.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        option(_ASK, "--max-new-tokens", min=1, help="Longest answer; the benchmark's if absent."),
+    ] = None,
     jobs: Annotated[
         int, option(_ASK, "--jobs", min=1, help="Processes that write the videos.")
     ] = min(8, os.cpu_count() or 1),
@@ -97,7 +104,7 @@ def systems(
         home=output_folder(out.expanduser()),
         arms=chosen(arms),
         budget=Budget(steps, batch, clips, lr, size, options.model or ""),
-        exam=Exam(split, version, options.seed, limit, keeps),
+        exam=Exam(split, version, options.seed, limit, keeps, data, max_new_tokens),
         seeds=seeds,
     )
     one_of("--split", split, work.exam.task.splits)

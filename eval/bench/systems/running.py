@@ -42,7 +42,8 @@ class Exam:
     """What all are asked: clips of one split and seed, at shares of the video tokens.
 
     Attributes:
-        keeps: below 1; all tokens are asked in any case.
+        keeps: below 1; all tokens are asked in any case. data: where the videos are made.
+        max_new_tokens: the longest answer; the benchmark's where None.
     """
 
     split: str = "test"
@@ -50,6 +51,8 @@ class Exam:
     seed: int = 21
     limit: int = 200
     keeps: tuple[float, ...] = (0.25, 0.125, 0.05)
+    data: Path | None = None
+    max_new_tokens: int | None = None
 
     @property
     def task(self) -> Stage:
@@ -144,6 +147,8 @@ def order_of(entry: Entry, exam: Exam, jobs: int) -> Order:
         wanted=Wanted(pairs, full=bool(entry.arm.recipe) or entry.arm.name == START),
         split=exam.split,
         limit=exam.limit,
+        data=exam.data,
+        max_new_tokens=exam.max_new_tokens,
         out=entry.answers,
         kinds=kinds_of(exam.task),
         skip_refused=True,
