@@ -79,7 +79,7 @@ def train(recipe: Recipe, settings: CourseSettings) -> Path:
     odd = sorted(set(settings.more) - set(OWN))
     if odd:
         raise InputError(f"no option {odd[0]!r} here: {did_you_mean(odd[0], OWN)}")
-    if settings.more.get("fresh", "temporal") != "temporal":
+    if settings.more.get("fresh", "") not in ("", "temporal"):
         raise InputError(f"fresh can be temporal alone, not {settings.more['fresh']!r}")
     made = as_trained(recipe, settings)
     settings = replace(settings, batch=settings.batch or BATCH, clips=settings.clips or CLIPS)
@@ -424,8 +424,8 @@ class _Pace:
 def _fixed(settings: CourseSettings, recipe: Recipe, steps: int) -> dict[str, Any]:
     """The settings that `--resume` must not change."""
     told = {k: v for k, v in asdict(settings).items() if k not in _FREE}
-    fresh = {"fresh": made} if (made := settings.more.get("fresh")) else {}
-    return {"recipe": recipe.name, **told, "steps": steps, **fresh}
+    fresh = settings.more.get("fresh") or None
+    return {"recipe": recipe.name, **told, "steps": steps, "fresh": fresh}
 
 
 def command(recipe: Recipe, settings: CourseSettings) -> str:
