@@ -184,9 +184,10 @@ class TokenShuffle(nn.Module):
             self.clip.bias.zero_()
             self.merge.bias.zero_()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tape: bool = True) -> Tensor:
         x = self.clip(x)
-        return shuffle(x, self.merge.weight, self.merge.bias, self.group) + self.tape(x)
+        joined = shuffle(x, self.merge.weight, self.merge.bias, self.group)
+        return joined + self.tape(x) if tape else joined
 
 
 @register("timesuite")
@@ -202,10 +203,12 @@ class TimeSuite(Learned):
     Attributes:
         group: rows that are joined.
         clips: clips of the video in training, the authors' 16; sets a kernel of Tape.
+        tape: add the adaptive positions; the paper's ablation leaves them out.
     """
 
     group: int = field(default=4, metadata={"help": "rows joined into a token"})
     clips: int = field(default=16, metadata={"help": "sets the kernel in the middle of Tape"})
+    tape: bool = field(default=True, metadata={"help": "add the adaptive positions"})
 
     paper = "TimeSuite, arXiv 2410.19702"
     summary = "neighbouring tokens join on their channels, with adaptive positions"
@@ -229,6 +232,6 @@ class TimeSuite(Learned):
         bounds = torch.arange(budget + 1) * len(tokens) // budget
         start, end = bounds[:-1], bounds[1:]
         x = tokens.features[order.to(tokens.features.device)].float()
-        out = module(resample(x, start, end, self.group)[None])[0]
+        out = module(resample(x, start, end, self.group)[None], self.tape)[0]
         run = torch.arange(budget).repeat_interleave(end - start)
         return place(tokens, order, out, (start + end - 1) // 2, run)

@@ -165,15 +165,24 @@ class SlotSampler(nn.Module):
         self.loss = torch.zeros(())
 
     def forward(
-        self, x: Tensor, frame: Tensor, seconds: Tensor, frames: int, count: int
+        self,
+        x: Tensor,
+        frame: Tensor,
+        seconds: Tensor,
+        frames: int,
+        count: int,
+        timed: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Slots (count, D), the token that each weighs most (count,), and the carriers (N,).
 
         Args:
             x: (N, D) tokens in time order. frame, seconds: (N,) of each; `frames` in the clip.
+            timed: add the rows of frame and second.
         """
-        rows = frame_rows(self.frame, frames)[frame]
-        h = sequence_time(x[:, None], rows, self.time, seconds[None])
+        h = x[None]
+        if timed:
+            rows = frame_rows(self.frame, frames)[frame]
+            h = sequence_time(x[:, None], rows, self.time, seconds[None])
         parts = -(-count // self.slots.shape[1])
         made, prefer, carrier, first, done = [], [], [], 0, 0
         self.loss = torch.zeros((), device=x.device)
@@ -213,6 +222,7 @@ class VtgLlm(Learned):
     Attributes:
         slots: how many there are; the authors' 256.
         sampler: "slots", or the authors' alternatives "cross-attention" and "codebook".
+        timed: add the rows of frame and second; the paper's ablation leaves them out.
         interpolate: fill the seconds that training never met when weights are loaded.
         faithful: the authors' defects. Slots stand in the order of the parameter, not of time;
             interpolation has its weights swapped (see `time_table`); a second beyond the table
@@ -223,6 +233,7 @@ class VtgLlm(Learned):
     sampler: Literal["slots", "cross-attention", "codebook"] = field(
         default="slots", metadata={"help": "slots, cross-attention or codebook"}
     )
+    timed: bool = field(default=True, metadata={"help": "tokens know their frame and second"})
     interpolate: bool = field(default=False, metadata={"help": "fill unseen seconds on loading"})
     faithful: bool = field(default=False, metadata={"help": "the authors' order and defects"})
 
@@ -258,5 +269,7 @@ class VtgLlm(Learned):
         if not self.faithful:
             seconds = seconds.clamp(0, len(module.get_parameter("time")) - 1)
         x, frame = tokens.features[order.to(device)].float(), tokens.frame[order].to(device)
-        out, prefer, carrier = module(x, frame, seconds.to(device), tokens.grid[0], budget)
+        out, prefer, carrier = module(
+            x, frame, seconds.to(device), tokens.grid[0], budget, self.timed
+        )
         return place(tokens, order, out, prefer.cpu(), carrier.cpu(), faithful=self.faithful)

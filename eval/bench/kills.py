@@ -35,7 +35,7 @@ Row = dict[str, Any]
 #: Kills before a run may finish, at most.
 CHAIN = 4
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
-_MEASURED = ("cost", "costs", "sums", "seconds")
+_MEASURED = ("cost", "costs", "sums", "seconds", "cpu_seconds")
 
 
 @dataclass(frozen=True)

@@ -349,6 +349,30 @@ def test_new_tokens_carry_gradients_to_weights_and_features(name: str) -> None:
     assert any(grad is not None and bool(grad.any()) for grad in grads)
 
 
+@pytest.mark.parametrize(
+    ("spec", "without", "parts"),
+    [
+        ("vtg-llm:slots=9", "timed", ("frame", "time")),
+        ("timesuite", "tape", ("tape",)),
+    ],
+)
+def test_an_ablation_is_the_method_with_nothing_in_that_part(
+    spec: str, without: str, parts: tuple[str, ...]
+) -> None:
+    tokens = clip((6, 2, 4))
+    whole, less = build(spec, keep=0.25), build(f"{spec}:{without}=false", keep=0.25)
+    assert isinstance(whole, Learned) and isinstance(less, Learned)
+    module = whole.ready(tokens)
+    less.module = module
+    for value in module.parameters():
+        torch.nn.init.normal_(value)
+    assert not torch.equal(whole(tokens).features, less(tokens).features)
+    for name, value in module.named_parameters():
+        if name.split(".")[0] in parts:
+            torch.nn.init.zeros_(value)
+    assert torch.equal(whole(tokens).features, less(tokens).features)
+
+
 def test_wrong_options_are_refused() -> None:
     wrong = ["lita:pool=0", "vtg-llm:slots=0", "vtg-llm:sampler=x", "timesuite:group=0"]
     for spec in [*wrong, "flextok:registers=0"]:

@@ -132,6 +132,29 @@ def test_a_stopped_training_goes_on_to_the_same_weights(name: str, tmp_path: Pat
         run(name, tmp_path / "none", resume=True)
 
 
+def test_trainings_share_a_folder_of_cells_and_an_encoder_may_begin_afresh(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base", vision="vit")
+    cells = tmp_path / "cells"
+    cells.mkdir()
+    more = {"cells": str(cells)}
+    kept = run("storm", tmp_path / "kept", init=str(base), lr=1e-12, more=more)
+    (file,) = cells.glob("*.bin")
+    made = file.stat().st_mtime_ns
+    more["fresh"] = "temporal"
+    told = {"init": str(base), "lr": 1e-12, "minutes": 1e-9}
+    fresh = run("storm", tmp_path / "fresh", more=more, **told)
+    assert [file] == list(cells.glob("*.bin")) and file.stat().st_mtime_ns == made
+    before, one, two = (weights(folder) for folder in (base, kept, fresh))
+    name = next(k for k, v in one.items() if k.startswith("temporal.") and v.dim() > 1 and v.any())
+    assert torch.equal(one[name], before[name].to(one[name]))
+    assert not torch.equal(two[name], one[name])
+    assert "--option fresh=temporal" in (fresh / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(InputError, match="is trained with fresh"):
+        run("storm", tmp_path / "fresh", resume=True, more={**more, "fresh": ""}, **told)
+    with pytest.raises(InputError, match="fresh can be temporal alone"):
+        run("storm", tmp_path / "other", more={"fresh": "tower"})
+
+
 @pytest.mark.parametrize("name", temporal_names())
 def test_every_temporal_encoder_takes_the_place_of_another(name: str, tmp_path: Path) -> None:
     specs = encoders_like(USUAL, name, 32)

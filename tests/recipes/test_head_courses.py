@@ -20,6 +20,7 @@ from vidllm.eval.bench.claims.choice_claim import measure_choice
 from vidllm.eval.bench.claims.claim_rows import ClaimSettings, claim_table
 from vidllm.eval.bench.claims.recognition_claim import measure_recognition
 from vidllm.eval.tasks import get_task
+from vidllm.models.cost.shapes import shape_of
 from vidllm.models.heads.sentence_aligner import SecondsByQuestion, SentenceAligner
 from vidllm.models.heads.systems import load_system
 from vidllm.models.shipped import sample_videos
@@ -100,6 +101,8 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(
     assert json.loads((parts / "training.json").read_text())["step"] == 1
     with pytest.raises(InputError, match="seed"):
         trained(name, parts, resume=True, seed=7, **more)
+    with pytest.raises(InputError, match="lr"):
+        trained(name, parts, resume=True, lr=0.5, **more)
     trained(name, parts, resume=True, **more)
     one, two = (load_file(folder / "model.safetensors") for folder in (whole, parts))
     assert one.keys() == two.keys()
@@ -129,6 +132,9 @@ def test_a_system_answers_its_questions_and_refuses_the_rest_in_a_line(
     clip = llm.sample(sample)
     answer = llm.ask(clip, ASKED[name])
     assert answer.text and answer.receipt.tokens_full == len(clip)
+    assert len(llm.preview(clip)) == len(clip)  # as the page shows it: nothing is left out
+    with pytest.raises(InputError, match="a system without an LLM, which has no prefill"):
+        shape_of(str(folders[name]))
     assert llm.ask(sample, ASKED[name]).text == answer.text
     if name == "nasva":
         (span,) = answer.spans

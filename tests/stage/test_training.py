@@ -201,7 +201,7 @@ def files_of(out: Path) -> dict[str, bytes]:
     found = {f.name: f.read_bytes() for f in out.iterdir() if f.is_file() and f.name != ".lock"}
     told = json.loads(found.pop("training.json"))
     rows = [json.loads(line) for line in found.pop("log.jsonl").splitlines()]
-    log = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    log = [{k: v for k, v in row.items() if k not in ("seconds", "cpu_seconds")} for row in rows]
     kept = {k: v for k, v in told.items() if k not in ("out", "resume", "minutes", "save_every")}
     return {**found, "told": json.dumps([kept, log]).encode()}
 

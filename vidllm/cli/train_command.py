@@ -84,7 +84,9 @@ def train(
         list[str] | None,
         typer.Option("--option", metavar="NAME=VALUE", help="What one course alone takes."),
     ] = None,
-    cells: Annotated[str, typer.Option(help="File of cells to use or make.")] = "",
+    cells: Annotated[
+        str, typer.Option(help="File of cells to use or make; a folder for several.")
+    ] = "",
     minutes: Annotated[float, typer.Option(min=0, help="Stop and save after; 0 is never.")] = 0.0,
     save_every: Annotated[
         int, typer.Option(min=1, help="Steps between two saves; a killed run loses what is newer.")

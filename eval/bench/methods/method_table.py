@@ -88,9 +88,29 @@ class MethodTable:
 
     def text(self) -> str:
         """The file."""
-        head = json.dumps(plain(dict(self.setting)), ensure_ascii=False)
-        rows = [{name: _digits(value) for name, value in row.items()} for row in self.rows]
-        return f"# {head}\n{csv_text(rows)}"
+        return commented(self.setting, self.rows)
+
+
+def commented(setting: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """A CSV file whose first line is a comment with the setting as JSON."""
+    head = json.dumps(plain(dict(setting)), ensure_ascii=False)
+    return f"# {head}\n{csv_text([{k: _digits(v) for k, v in row.items()} for row in rows])}"
+
+
+def read_commented(file: Path, advice: str) -> tuple[Any, csv.DictReader[str]]:
+    """Setting and lines of a file that `commented` made.
+
+    Raises:
+        InputError: no such file, or one that is no such table; the line says where.
+    """
+    input_file(file, "the table")
+    try:
+        head, _, body = file.read_text(encoding="utf-8").partition("\n")
+    except UnicodeDecodeError:
+        raise InputError(damage(file, "it is no text", advice)) from None
+    if not head.startswith("# {"):
+        raise InputError(damage(file, "its first line is not '# {…}' with the setting", advice))
+    return parse(head[2:], file, advice), csv.DictReader(body.splitlines())
 
 
 def _digits(value: Any) -> Any:
@@ -104,16 +124,8 @@ def read_table(file: Path) -> MethodTable:
     Raises:
         InputError: no such file, or one that is no such table; the line says where.
     """
-    input_file(file, "the table")
-    try:
-        head, _, body = file.read_text(encoding="utf-8").partition("\n")
-    except UnicodeDecodeError:
-        raise InputError(damage(file, "it is no text", _ADVICE)) from None
-    if not head.startswith("# {"):
-        raise InputError(damage(file, "its first line is not '# {…}' with the setting", _ADVICE))
-    setting = parse(head[2:], file, _ADVICE)
+    setting, lines = read_commented(file, _ADVICE)
     validate(setting, _SETTING, file, _ADVICE)
-    lines = csv.DictReader(body.splitlines())
     scores = [name for names in setting["scores"].values() for name in names]
     numbers = [*NUMBERS, *(column for name in scores for column in columns_of(name))]
     missing = [name for name in (*TEXTS, *numbers) if name not in (lines.fieldnames or ())]

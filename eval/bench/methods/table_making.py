@@ -58,7 +58,7 @@ def make_table(
     of, seed = common_part(list(outcomes.values())), int(results["seed"])
     scores = {label: measured(task, outcome, of) for label, outcome in outcomes.items()}
     found = [
-        _row(results["results"][label], outcome, scores[label], scores[FULL], seed, met)
+        score_row(results["results"][label], outcome, scores[label], scores[FULL], seed, met)
         for label, outcome in outcomes.items()
     ]
     names = list(scores[FULL])
@@ -74,7 +74,7 @@ def make_table(
     return MethodTable(setting, found)
 
 
-def _row(
+def score_row(
     one: Mapping[str, Any],
     outcome: Outcome,
     scores: Mapping[str, Measured],
@@ -82,6 +82,12 @@ def _row(
     seed: int,
     met: Mapping[str, Sequence[float]],
 ) -> dict[str, Any]:
+    """The scores and costs of one setting, by the columns of a table; nothing is compared yet.
+
+    Args:
+        one: the setting's entry of results.json. full: the scores that shares are of.
+        met: see `candidates.met_in_training`.
+    """
     compressor, costs = str(one["compressor"]), one["costs"]
     kind = kind_of(compressor, met)
     if compressor in ("none", RANDOM):

@@ -13,7 +13,8 @@ from typing import Any
 from vidllm.errors import InputError, VidllmError
 from vidllm.errors.paths import is_folder
 from vidllm.errors.registry import did_you_mean
-from vidllm.models.folder import check_folder
+from vidllm.models.folder import check_folder, read_config
+from vidllm.models.heads.head_config import MODEL_TYPE as HEAD_TYPE
 from vidllm.models.shipped import default_model, find_model, shipped_models
 
 from .family_shapes import ANY_SIZE, PARTS, transformer
@@ -92,6 +93,13 @@ def shape_of(model: str | None, size: int | None = None) -> Shape:
     folder = str(default_model()) if name is None else _find(name)
     if is_folder(folder):
         check_folder(folder)
+        kind = read_config(folder).get("model_type")
+        if kind == HEAD_TYPE:
+            raise InputError(
+                f"{folder} is a system without an LLM, which has no prefill and no KV cache to "
+                "predict: give the model of a video LLM (vidllm bench claim measures the FLOPs of "
+                "dist and squeezetime)"
+            )
     try:
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:  # whatever a config's fields trip over

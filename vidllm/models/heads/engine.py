@@ -236,7 +236,10 @@ class HeadEngine(Engine):
     def preview(
         self, clip: VideoClip, video: Any, question: str, work: Any, times: bool = False
     ) -> VideoTokens:
-        raise InputError(f"{self.model.config.recipe} {_NOTHING}: there is no preview")
+        """Every feature, one a frame: nothing is left out."""
+        return VideoTokens.from_grid(
+            torch.zeros(len(clip), 1, 1, 1), clip.seconds.tolist(), clip.duration
+        )
 
     def prompt_text(self, clip: VideoClip, question: str, times: bool = False) -> str:
         return f"<features {len(clip)}>{question}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from vidllm.errors import InputError, WorkError
 
@@ -88,7 +88,7 @@ def load_system(folder: str | Path) -> HeadSystem:
         model, _ = load_start(start, mark=config.mark)
         frozen = FrozenFrames(model, config.reads)
     if (home / "tokenizer.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(str(home))
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(home))
     system = system_of(config, frozen, tokenizer)
     try:
         state = load_file(home / WEIGHTS)

@@ -67,7 +67,7 @@ class Lesson(ABC):
     def same(self) -> dict[str, Any]:
         """What must not change on the way; `--resume` must have the same."""
         told = asdict(self.settings)
-        names = ("size", "steps", "batch", "clips", "seed")
+        names = ("size", "steps", "batch", "clips", "lr", "seed")
         return {
             "recipe": self.system.config.recipe,
             "mark": self.system.config.mark,

@@ -70,7 +70,7 @@ def load_start(recipe: Recipe, settings: CourseSettings) -> Start:
         specs = own
     else:
         specs = [dict(spec) for spec in recipe.temporal]
-    if specs != own:
+    if specs != own or settings.more.get("fresh"):
         config.temporal = specs
         model.temporal = nn.ModuleList(
             get_temporal(**{"dim": _width(model), **spec}) for spec in specs

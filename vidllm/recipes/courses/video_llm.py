@@ -34,13 +34,12 @@ from vidllm.models.shipped import weights_dir
 from vidllm.progress.interruption import leave_to_parent
 from vidllm.stage.training import losses
 from vidllm.stage.training.average import Average
-from vidllm.stage.training.cells import CellCache
+from vidllm.stage.training.cells import CellCache, mark_of
 from vidllm.stage.training.data import DataSettings, StageBatches
 from vidllm.stage.training.run import TrainingRun, decay_groups, new_accelerator
 from vidllm.stage.training.run_folder import LOG, TrainingFolder
 from vidllm.stage.training.settings import TrainSettings, plan_of
 from vidllm.stage.training.tokenizer import USER
-from vidllm.stage.training.trainee import attend_by_products
 
 from ..recipe import Part, Recipe
 from . import CourseSettings
@@ -60,8 +59,9 @@ SOFT = 0.6
 TINY_CLIPS, TINY_STEPS, STEPS = 16, 20, 1500
 #: Clips of a batch, and scenes that are gone round in, where nobody says.
 BATCH, CLIPS = 8, 4000
-#: Options of this course alone, see `CourseSettings.more`.
-OWN = ("cells", "split")
+#: Options of this course alone, see `CourseSettings.more`: a file or folder of the frozen tower's
+#: cells, the split of one's own data, and "temporal" as what begins with fresh weights.
+OWN = ("cells", "split", "fresh")
 #: Settings of a training that do not make another one of it.
 _FREE = ("out", "minutes", "save_every", "log_every", "resume", "workers", "threads", "device",
          "quiet", "more")  # fmt: skip
@@ -79,6 +79,8 @@ def train(recipe: Recipe, settings: CourseSettings) -> Path:
     odd = sorted(set(settings.more) - set(OWN))
     if odd:
         raise InputError(f"no option {odd[0]!r} here: {did_you_mean(odd[0], OWN)}")
+    if settings.more.get("fresh", "") not in ("", "temporal"):
+        raise InputError(f"fresh can be temporal alone, not {settings.more['fresh']!r}")
     made = as_trained(recipe, settings)
     settings = replace(settings, batch=settings.batch or BATCH, clips=settings.clips or CLIPS)
     if settings.data != "stage":
@@ -144,8 +146,6 @@ class Tuning(TrainingRun):
                 f"{start.name} writes the time of every frame before its tokens, which this "
                 "training does not: make a model with stamps=False and time_embedding=True"
             )
-        if not cuda:
-            attend_by_products(self.model)
         specs = [recipe.compressors, *(spec for spec, _ in recipe.mixture)]
         reductions = Reductions(self.model, specs, start.folder)
         self.parts = self._part(reductions)
@@ -374,9 +374,11 @@ class Tuning(TrainingRun):
             cell_workers=self.settings.workers,
         )
         self.model.vision.eval()
-        path = self.settings.more.get("cells") or self.folder.path / "cells.bin"
+        path = Path(self.settings.more.get("cells") or self.folder.path / "cells.bin")
+        if path.is_dir():  # one for all trainings, which see the same scenes by the same tower
+            path /= f"cells-{mark_of(self.model)[:12]}-{told.frames}.bin"
         with self.accelerator.main_process_first():
-            cache = CellCache(Path(path), told, self.model)
+            cache = CellCache(path, told, self.model)
             if self.accelerator.is_main_process:
                 cache.fill(self._stage(clips=self.clips, batch=1), bar, self.halt)
         return cache
@@ -422,7 +424,8 @@ class Pace:
 def _fixed(settings: CourseSettings, recipe: Recipe, steps: int) -> dict[str, Any]:
     """The settings that `--resume` must not change."""
     told = {k: v for k, v in asdict(settings).items() if k not in _FREE}
-    return {"recipe": recipe.name, **told, "steps": steps}
+    fresh = settings.more.get("fresh") or None
+    return {"recipe": recipe.name, **told, "steps": steps, "fresh": fresh}
 
 
 def command(
@@ -437,6 +440,9 @@ def command(
             continue
         told = named(value) if name in ("init", "data") else value
         words += [f"--{(called or {}).get(name, name).replace('_', '-')}", str(told)]
+    more = settings.more
+    words += ["--split", str(more["split"])] if more.get("split") else []
+    words += ["--option", f"fresh={more['fresh']}"] if more.get("fresh") else []
     return shlex.join(words)
 
 

@@ -76,7 +76,7 @@ class CellCache:
             model.vision.side**2,
             model.vision.hidden_size,
         )
-        self._claim({"frames": settings.frames, "tower": _mark_of(model)})
+        self._claim({"frames": settings.frames, "tower": mark_of(model)})
         size = 2 * int(np.prod(self.shape, dtype=object))
         try:
             with path.open("ab") as file:
@@ -148,7 +148,7 @@ class CellCache:
         return rows.view(torch.bfloat16).float()
 
 
-def _mark_of(model: NativeVideoLLM) -> str:
+def mark_of(model: NativeVideoLLM) -> str:
     """A hash of the tower's weights as they are saved, so that a run that starts from the model
     of another takes over its cells."""
     digest = hashlib.sha256()

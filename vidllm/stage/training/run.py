@@ -219,6 +219,7 @@ class TrainingRun(ABC):
         means = {k: float(torch.stack(v).nanmean()) for k, v in sorted(self.sums.items())}
         row = {k: round(v, 4) for k, v in means.items()}
         row |= {"step": self.done, "seconds": round(time.monotonic() - self.began, 1)}
+        row |= {"cpu_seconds": round(time.process_time(), 1)}  # of this process, not its workers
         log.write(json.dumps(row) + "\n")
         log.flush()
         short = " ".join(f"{k} {row[k]:.3f}" for k in self.headline if k in row)

@@ -1,0 +1,1 @@
+"""Every system trained from one start under one budget, in one table: `vidllm bench systems`."""

@@ -1,0 +1,277 @@
+"""Training and asking the arms, each in a folder of its own, so that all goes on where it stopped.
+
+| folder | what |
+|---|---|
+| `cells/` | what the frozen tower sees in the training clips, for all trainings |
+| `models/ARM.SEED/` | a training, as `vidllm train` leaves it |
+| `answers/ARM.SEED/` | a run over the test clips, as `vidllm eval` leaves it |
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from vidllm.cli.options import CommonOptions, say
+from vidllm.compressors import build
+from vidllm.errors import InputError
+from vidllm.errors.schema import parse
+from vidllm.recipes import get_recipe
+from vidllm.recipes.courses import find_course
+from vidllm.stage.training.checkpoint import CHECKPOINT
+from vidllm.stage.training.run_folder import LOG, STAMP
+
+from ...run.evaluate import evaluate
+from ...run.records import RESULTS, RunFolder
+from ...run.run_config import Order
+from ...run.run_settings import Wanted
+from ...tasks.stage import Stage
+from ..methods.measured_scores import kinds_of
+from .arms import START, Arm, Budget
+
+_ADVICE = "delete the folder, to have it trained again"
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What all are asked: clips of one split and seed, at shares of the video tokens.
+
+    Attributes:
+        keeps: below 1; all tokens are asked in any case. data: where the videos are made.
+        max_new_tokens: the longest answer; the benchmark's where None.
+    """
+
+    split: str = "test"
+    version: int = 2
+    seed: int = 21
+    limit: int = 200
+    keeps: tuple[float, ...] = (0.25, 0.125, 0.05)
+    data: Path | None = None
+    max_new_tokens: int | None = None
+
+    @property
+    def task(self) -> Stage:
+        """The benchmark."""
+        return Stage(version=self.version)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An arm with one seed of its training.
+
+    Attributes:
+        home: the folder of everything. model, answers: those of this arm; an arm that is not
+            trained has no model of its own.
+    """
+
+    arm: Arm
+    seed: int
+    home: Path
+
+    @property
+    def label(self) -> str:
+        return f"{self.arm.name}.{self.seed}" if self.arm.recipe else self.arm.name
+
+    @property
+    def model(self) -> Path:
+        return self.home / "models" / self.label
+
+    @property
+    def answers(self) -> Path:
+        return self.home / "answers" / self.label
+
+
+def stamp_of(entry: Entry) -> dict[str, Any]:
+    """What a training folder says of itself; {} where none was begun, or nothing is saved yet."""
+    file = entry.model / STAMP
+    if not file.is_file():
+        return {}
+    found = parse(file.read_bytes(), file, _ADVICE)
+    if not isinstance(found, dict):
+        raise InputError(f"{file} is no object: {_ADVICE}")
+    return found
+
+
+def is_trained(entry: Entry, budget: Budget) -> bool:
+    """Whether the training is over.
+
+    Raises:
+        InputError: the folder holds a training of another budget.
+    """
+    told = stamp_of(entry)
+    for name in ("steps", "batch", "clips", "lr"):
+        value = getattr(budget, name)
+        if told and told.get(name) != value:
+            raise InputError(
+                f"{entry.model} was trained with {name} {told.get(name)}, not {value}: give the "
+                "budget of that folder, or another --out"
+            )
+    return bool(told) and int(told["step"]) >= budget.steps
+
+
+def _train(entry: Entry, budget: Budget, *, threads: int, workers: int, quiet: bool) -> None:
+    """Train an arm, or go on with it, as `vidllm train` does.
+
+    Raises:
+        InputError: an arm that cannot be trained. Interrupted: it was stopped from outside.
+    """
+    recipe = get_recipe(entry.arm.recipe)
+    cells = entry.home / "cells"
+    cells.mkdir(parents=True, exist_ok=True)
+    settings = replace(
+        entry.arm.settings(budget, entry.model, cells, entry.seed),
+        resume=(entry.model / CHECKPOINT).is_file(),
+        threads=threads,
+        workers=workers,
+        quiet=quiet,
+    )
+    say(f"training {entry.label}: {budget.told()}, seed {entry.seed}")
+    find_course(recipe).train(recipe, settings)
+
+
+def order_of(entry: Entry, exam: Exam, jobs: int) -> Order:
+    """The run that asks an arm.
+
+    The start is asked with all tokens once; a trained arm has its own answers to all tokens.
+    """
+    spec = entry.arm.asked or None
+    chains = "," in _chain(spec)
+    pairs = tuple((spec, keep) for keep in exam.keeps if not chains or _can(spec, keep))
+    return Order(
+        task=exam.task,
+        wanted=Wanted(pairs, full=bool(entry.arm.recipe) or entry.arm.name == START),
+        split=exam.split,
+        limit=exam.limit,
+        data=exam.data,
+        max_new_tokens=exam.max_new_tokens,
+        out=entry.answers,
+        kinds=kinds_of(exam.task),
+        skip_refused=True,
+        jobs=jobs,
+    )
+
+
+def _chain(spec: str | None) -> str:
+    return (spec or "").replace("+", ",")
+
+
+def _can(spec: str | None, keep: float) -> bool:
+    try:
+        build(_chain(spec), keep=keep)
+    except InputError:  # a share that a chain's own parts do not allow
+        return False
+    return True
+
+
+def ask(entry: Entry, exam: Exam, options: CommonOptions, init: str, jobs: int) -> None:
+    """Ask an arm every question, or go on."""
+    model = str(entry.model) if entry.arm.recipe else init or None
+    say(f"asking {entry.label}: {exam.limit} clips")
+    evaluate(order_of(entry, exam, jobs), replace(options, model=model, seed=exam.seed))
+
+
+def is_asked(entry: Entry, exam: Exam) -> bool:
+    """Whether all answers are there."""
+    if not (entry.answers / RESULTS).is_file():
+        return False
+    return RunFolder(entry.answers).config().get("limit") == exam.limit
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training took: counts of its stamp, seconds of its log.
+
+    Attributes:
+        trained: parameters by part. cpu_seconds: a step, of the training process.
+    """
+
+    steps: int
+    batch: int
+    clips: int
+    lr: float
+    trained: dict[str, int]
+    cpu_seconds: float | None
+
+
+def cost_of(entry: Entry) -> Cost | None:
+    """The cost of a training that is over; None for an arm without one."""
+    told = stamp_of(entry)
+    if not told:
+        return None
+    rows = list(_log(entry.model / LOG))
+    parts = [
+        (two["cpu_seconds"] - one["cpu_seconds"]) / (two["step"] - one["step"])
+        for one, two in pairwise(rows)
+        if two["step"] > one["step"] and two["cpu_seconds"] > one["cpu_seconds"]  # one process
+    ]
+    names = ("steps", "batch", "clips")
+    counts = {name: int(told.get(name) or 0) for name in names}
+    rate = float(told.get("lr") or get_recipe(entry.arm.recipe).lr)
+    return Cost(
+        **counts, lr=rate, trained=dict(told.get("trained") or {}),
+        cpu_seconds=statistics.fmean(parts) if parts else None,
+    )  # fmt: skip
+
+
+def _log(file: Path) -> Iterator[dict[str, Any]]:
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if "cpu_seconds" in row:
+                yield row
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All arms in one folder, trained and asked one after the other.
+
+    Attributes:
+        seeds: trainings of every arm.
+    """
+
+    home: Path
+    arms: Sequence[Arm]
+    budget: Budget
+    exam: Exam
+    seeds: int = 1
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Every arm with every seed, the first seed of all before the second of any."""
+        return [
+            Entry(arm, seed, self.home)
+            for seed in range(self.seeds)
+            for arm in self.arms
+            if arm.recipe or seed == 0
+        ]
+
+    def run(
+        self, options: CommonOptions, *, train: bool, threads: int, workers: int, jobs: int
+    ) -> None:
+        """Train what is not trained yet, and ask what is trained and not asked yet.
+
+        Raises:
+            InputError: a folder of another budget, or what training and asking raise.
+            Interrupted: it was stopped from outside; the same command goes on.
+        """
+        for entry in self.entries:
+            if entry.arm.recipe and not is_trained(entry, self.budget):
+                if not train:
+                    continue
+                _train(entry, self.budget, threads=threads, workers=workers, quiet=options.json)
+            if not is_asked(entry, self.exam):
+                ask(entry, self.exam, options, self.budget.init, jobs)
+
+    def finished(self) -> tuple[list[Entry], list[Entry]]:
+        """Those that are trained and asked, and those that are not."""
+        done = [e for e in self.entries if is_asked(e, self.exam)]
+        return done, [e for e in self.entries if e not in done]
+
+    def told(self) -> dict[str, Any]:
+        """The budget, for the table."""
+        return {**asdict(self.budget), "told": self.budget.told(), "seeds": self.seeds}

@@ -1,0 +1,142 @@
+"""`vidllm bench systems`: arms are trained and asked in a folder; table, claims, page and plot."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Run
+from tiny import save_tiny
+
+from vidllm import InputError
+from vidllm.cli.options import CommonOptions
+from vidllm.compressors import build
+from vidllm.encoders.temporal import temporal_names
+from vidllm.eval.bench.systems.arms import ARMS, START, Budget, chosen, encoder_arms
+from vidllm.eval.bench.systems.claims import (
+    CLAIMS,
+    FAILED,
+    HELD,
+    UNCLEAR,
+    UNTOLD,
+    verdicts,
+)
+from vidllm.eval.bench.systems.page import systems_page, systems_plot
+from vidllm.eval.bench.systems.running import Exam, Measurement
+from vidllm.eval.bench.systems.table import Asked, read_systems, systems_rows
+from vidllm.recipes import get_recipe
+from vidllm.recipes.courses.variant import as_trained
+
+SEED = 137  # the first clips of this benchmark seed are short
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, cli: Run) -> Path:
+    """A folder in which the start and two arms were trained and asked by the command."""
+    torch.set_num_threads(1)
+    place = tmp_path_factory.mktemp("systems")
+    save_tiny(place / "start", vision="vit")
+    done = cli(*words(place), "--page", place / "systems.md", "--plot", place / "systems.png")
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+def words(place: Path, *more: object) -> list[object]:
+    return [
+        "bench", "systems", "--model", place / "start", "--size", "tiny", "--arms",
+        "storm,storm-without", "--steps", 2, "--batch", 1, "--clips", 2, "--threads", 1,
+        "--workers", 0, "--seed", SEED, "--limit", 1, "--keep", "0.5", "--data", place / "data",
+        "--device", "cpu", "--max-new-tokens", 3, "--jobs", 1, "--out", place / "out", *more,
+    ]  # fmt: skip
+
+
+def measurement(place: Path, batch: int = 1) -> Measurement:
+    """That of `words`."""
+    budget = Budget(2, batch, 2, size="tiny", init=str(place / "start"))
+    exam = Exam("test", 2, SEED, 1, (0.5,), place / "data", 3)
+    return Measurement(place / "out", chosen("storm,storm-without"), budget, exam)
+
+
+def test_every_arm_can_be_trained_and_asked() -> None:
+    budget = Budget(steps=5)
+    for arm in (*ARMS, *encoder_arms()):
+        if arm.asked and not arm.asked.startswith("mustdrop-"):
+            assert build(arm.asked.replace("+", ","), keep=0.25).name
+        if arm.recipe:
+            recipe = get_recipe(arm.recipe)
+            made = as_trained(recipe, arm.settings(budget, Path("out"), Path("cells"), 0))
+            assert made.steps == 5 and made.mixture and made.lr == budget.lr
+    assert [arm.name for arm in encoder_arms()] == [f"encoder-{n}" for n in temporal_names()]
+    names = {arm.name for arm in ARMS}
+    assert all({claim.better, claim.worse} <= names for claim in CLAIMS)
+    assert [arm.name for arm in chosen("lita*")] == [START, "lita", "lita-text", "lita-uniform"]
+    with pytest.raises(InputError, match="storm"):
+        chosen("strom")
+
+
+def test_arms_are_trained_asked_and_stand_in_one_table(home: Path) -> None:
+    setting, rows = read_systems(home / "out" / "systems.csv")
+    assert {(row["system"], row["keep"]) for row in rows} == {
+        (name, keep) for name in (START, "storm", "storm-without") for keep in (1.0, 0.5)
+    }
+    full = rows[0]
+    assert (full["system"], full["keep"], full["mIoU_share"]) in [(START, 1, 1), (START, 1, None)]
+    assert setting["limit"] == 1 and setting["waiting"] == {}
+    for row in rows:
+        assert row["tokens_kept"] == row["tokens_full"] * row["keep"] and not row["failed"]
+        assert (row["steps"] == 2) == (row["system"] != START)
+        tested = row["mIoU_vs_start"] is not None
+        assert tested == (row is not full)
+    page = (home / "systems.md").read_text(encoding="utf-8")
+    assert "## 50 % of the tokens" in page and "`storm-without`" in page
+    assert "--steps 2 --batch 1 --clips 2" in page and str(home) not in page
+    assert "| `nasva` |" in page and "**not yet run**" in page
+    assert (home / "systems.png").read_bytes()[:4] == b"\x89PNG"
+    cells = [file.name for file in (home / "out" / "cells").glob("*.bin")]
+    assert len(cells) == 1  # one tower, one number of frames
+
+
+def test_the_same_command_goes_on_and_does_nothing_twice(home: Path, cli: Run) -> None:
+    before = {file: file.stat().st_mtime_ns for file in (home / "out").rglob("*.safetensors")}
+    done = cli(*words(home, "--json"))
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["rows"]) == 6
+    assert "training" not in done.stderr and "asking" not in done.stderr
+    assert before == {f: f.stat().st_mtime_ns for f in (home / "out").rglob("*.safetensors")}
+    other = measurement(home, batch=2)
+    with pytest.raises(InputError, match="was trained with batch 1, not 2"):
+        other.run(CommonOptions(), train=True, threads=1, workers=0, jobs=1)
+
+
+def test_claims_are_read_from_paired_answers_and_from_files(home: Path, tmp_path: Path) -> None:
+    work = measurement(home)
+    done, waiting = work.finished()
+    asked = [Asked(entry) for entry in done]
+    assert not waiting and len(systems_rows(asked)) == 6
+    told = verdicts(asked, None)
+    assert {one.verdict for one in told} == {UNTOLD}  # nothing was asked at an eighth
+    rows = [
+        {"recipe": "dist", "arm": arm, "measure": "order", "value": value, "size": "tiny",
+         "steps": 4}
+        for arm, values in (("dist", (0.9, 0.8)), ("frozen", (0.5, 0.6))) for value in values
+    ]  # fmt: skip
+    for wanted, swap in ((HELD, 0.0), (FAILED, 0.5), (UNCLEAR, 0.25)):
+        with (tmp_path / "claim-dist.csv").open("w", encoding="utf-8", newline="") as file:
+            out = csv.DictWriter(file, rows[0])
+            out.writeheader()
+            out.writerows(
+                {**r, "value": float(str(r["value"])) - swap * (r["arm"] == "dist")} for r in rows
+            )
+        found = next(one for one in verdicts(asked, tmp_path) if one.recipe == "dist")
+        assert found.verdict == wanted and "2 seeds" in found.evidence and "tiny" in found.evidence
+
+
+def test_the_page_and_the_plot_are_made_of_the_table_alone(home: Path) -> None:
+    setting, rows = read_systems(home / "out" / "systems.csv")
+    again = systems_page(setting, rows, [], csv="out/systems.csv", plot="systems.png")
+    page = (home / "systems.md").read_text(encoding="utf-8")
+    assert again.split("## The claims")[0] == page.split("## The claims")[0]
+    assert systems_plot(rows) == (home / "systems.png").read_bytes()
