@@ -30,7 +30,6 @@ Runs: TypeAlias = Annotated[int, typer.Option(min=1, help="Timed runs; the media
 
 app = typer.Typer(help="Measure on files that it makes.", no_args_is_help=True)
 
-
 app.command()(methods)
 app.command()(claim)
 app.command()(systems)

@@ -140,9 +140,8 @@ class VideoLLM:
                 the LLM sees at most, if a call does not say (see `ask`).
             reader: "pyav" or "decord".
             seed: of everything random.
-            temporal: of a hub model, an encoder between its projector and its decoder: a name
-                such as "ssd", {"name": …, options} (or several), the folder of one that was
-                saved, or the encoder. A new one changes no answer until it is trained.
+            temporal: of a hub model, an encoder between projector and decoder: a name ("ssd"),
+                {"name": …, options}, the folder of a saved one, or itself. New, it changes nothing.
             adapter: a folder of `vidllm train hub` for this model; as `name` it brings its model.
             loading: `device` ("cpu", "cuda", …; None for a GPU where there is one); `dtype`
                 ("float32", "bfloat16", "float16", torch's own, or "auto": float32 on a CPU,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,18 +17,17 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
 from vidllm.compressors import LATE, Compressor
 from vidllm.errors import InputError
-from vidllm.progress import Listener, Stopwatch, attentive, check
+from vidllm.progress import Listener, Stopwatch, attentive
 from vidllm.timecode import Span, TextTime, answer_text, unfinished
 from vidllm.timecode.scoring import scored_spans
-from vidllm.tokens import Keep, VideoTokens
+from vidllm.tokens import VideoTokens
 from vidllm.video import VideoClip
 
 from ..engine import (
-    Counts,
     Decoded,
     Engine,
     Generation,
@@ -40,9 +39,7 @@ from ..engine import (
     uncounted,
 )
 from ..hooks.layers import moved_cuts
-from ..hooks.pruning import bare
 from ..hooks.session import Session
-from ..hooks.state import Report
 from ..hooks.temporal import TemporalAdapter
 from ..load_options import LoadPlan
 from ..loading import choose_compressor, load_hub
@@ -56,6 +53,7 @@ from .pixels import tokens_per_frame
 from .processing import Processing
 from .scripts import SCRIPTS, TASKS, Placed, Script, chat, marks_of, shorten, write
 from .served import FAMILIES
+from .steps import Enough, GenerateSteps, counts_of, report_of
 
 
 class HubEngine(Engine):
@@ -278,7 +276,7 @@ class HubEngine(Engine):
         stop, pad = self.stop_ids(), tokenizer.pad_token_id
         pad = stop[0] if pad is None else pad
         watch.begin("compress")
-        steps = _Steps(session, watch, tokenizer, ids.shape[1])
+        steps = GenerateSteps(session, watch, tokenizer, ids.shape[1])
         with steps.attached(model):
             out = model.generate(
                 **self.memory.arguments(video, session, ids),
@@ -295,8 +293,8 @@ class HubEngine(Engine):
         if steps.prefilled is None:  # no call of the model at all
             steps.ends()
         watch.add("generate", time.perf_counter() - cast(float, steps.prefilled))
-        report = _report(session)
-        counts, text = _counts(report, steps.entering)
+        report = report_of(session)
+        counts, text = counts_of(report, steps.entering)
         new = cast(list[int], out[0, ids.shape[1] :].tolist())
         return Generation(
             new,
@@ -367,12 +365,12 @@ class HubEngine(Engine):
 
         def enough(*_: Any) -> None:
             found.extend(work.call.after if work.call is not None else ())
-            raise _Enough
+            raise Enough
 
         handle = work.decoder.register_forward_pre_hook(enough)
         try:
             self.model(**self.memory.arguments(video, work, ids))
-        except _Enough:
+        except Enough:
             pass
         finally:
             handle.remove()
@@ -405,106 +403,3 @@ class HubEngine(Engine):
         plain = bool(bos) and text.startswith(str(bos))
         made: Any = self.tokenizer(text, add_special_tokens=not plain)
         return torch.tensor([made["input_ids"]], device=device_of(self.model))
-
-
-class _Steps(StoppingCriteria):
-    """Beside `generate`: times its stages, scores its tokens, tells and asks the listener."""
-
-    def __init__(self, session: Session, watch: Stopwatch, tokenizer: Any, start: int) -> None:
-        self.session, self.watch, self.tokenizer, self.start = session, watch, tokenizer, start
-        self.first = self.last = torch.empty(0)
-        self.scores: list[Tensor] = []
-        self.tokens: VideoTokens | None = None
-        self.entering = 0
-        self.began = time.perf_counter()
-        self.prefilled: float | None = None
-
-    @contextmanager
-    def attached(self, model: Any) -> Iterator[None]:
-        """Hooks on the model, and off again whatever happens."""
-        decoder = self.session.decoder
-        handles = [
-            model.register_forward_hook(self._called),
-            # Before the session's own, which closes its books.
-            decoder.register_forward_hook(self._read, prepend=True),
-            self.session.layers[0].register_forward_pre_hook(self._starts),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _starts(self, *_: Any) -> None:
-        if self.prefilled is None and not self.entering:
-            self.watch.begin("prefill")
-
-    def _read(self, *_: Any) -> None:
-        call = self.session.call
-        if call is not None:
-            self.entering = len(call.after[0])
-            run = call.after[0] if call.pruner is None else call.pruner.runs[0].tokens
-            self.tokens = bare(run)
-
-    def _called(self, model: Any, _args: Any, output: Any) -> None:
-        self.last = output.logits[0, -1].float()
-        if self.prefilled is None:
-            wait(model)
-            self.first = torch.log_softmax(self.last, dim=-1)
-            self.ends()
-            self.watch.begin("generate")
-
-    def ends(self) -> None:
-        """The prefill is done."""
-        self.prefilled = time.perf_counter()
-        report = self.session.report
-        chosen = 0.0 if report is None else report.seconds
-        self.watch.add("compress", chosen)
-        self.watch.add("prefill", max(0.0, self.prefilled - self.began - chosen))
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        """Behind every token."""
-        self.scores.append(torch.log_softmax(self.last, dim=-1).gather(0, input_ids[0, -1:]))
-        listener = self.watch.listener
-        if listener is not None:
-            check(listener)
-            said = self.tokenizer.decode(input_ids[0, self.start :], skip_special_tokens=True)
-            listener.text(str(said).rstrip("\ufffd").strip())
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-    def left(self) -> VideoTokens | None:
-        """What the last layers had of the video at the last step."""
-        report = self.session.report
-        if self.tokens is None or report is None or report.choice is None:
-            return self.tokens
-        chosen = report.choice.chosen[0]
-        return self.tokens if chosen is None else self.tokens.apply(Keep(chosen))
-
-
-class _Enough(Exception):
-    """Nothing more is wanted of this call."""
-
-
-def _report(session: Session) -> Report:
-    """The account of the last prompt.
-
-    Raises:
-        InputError: none went through the session.
-    """
-    session.net.check()
-    if session.report is None:
-        raise InputError("no prompt went through the model's own forward pass: load it again")
-    return session.report
-
-
-def _counts(report: Report, entering: int) -> tuple[Counts, int]:
-    """Video tokens by layer, and the other tokens of the prompt."""
-    text = report.prompt[0] - report.full
-    layers = [len(rows[0]) - text for rows in report.rows]
-    read: list[float] = [len(rows[0]) - text for rows in report.held]
-    choice = report.choice
-    if choice is not None and choice.history:
-        steps = [len(rows[0]) - text for rows in choice.history]
-        mean = sum(steps) / len(steps)
-        read[choice.first :] = [mean] * (choice.depth - choice.first)
-    return Counts(report.full, entering, layers, read), text
