@@ -312,7 +312,7 @@ def test_what_cannot_be_served_is_refused_in_one_line() -> None:
         with pytest.raises(InputError, match="compressed already"):
             compress(model, "evs", keep=0.5).__enter__()
         with pytest.raises(InputError, match="labels do not fit"):
-            model(**inputs, labels=inputs["input_ids"])
+            model(**inputs, shift_labels=inputs["input_ids"])
         with pytest.raises(InputError, match="input_ids, not inputs_embeds"):
             model(inputs_embeds=torch.zeros(1, 4, 32))
         with pytest.raises(InputError, match="do not fit its videos"):

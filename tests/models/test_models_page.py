@@ -89,7 +89,7 @@ CASES: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "a cache stage that closes gaps": lambda m, _: _open(m, FILTER + ":positions=contiguous"),
     "no processor": lambda m, _: _open(m, "aim", processor=None),
     "two compress blocks at once": lambda m, _: _twice(m),
-    "labels": _call(labels=lambda _m, i: i["input_ids"]),
+    "labels that are shifted already": _call(shift_labels=lambda _m, i: i["input_ids"]),
     "inputs_embeds instead of input_ids": _call(
         input_ids=lambda _m, _i: None,
         inputs_embeds=lambda m, i: m.get_input_embeddings()(i["input_ids"]),

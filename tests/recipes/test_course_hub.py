@@ -65,13 +65,13 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 def test_the_loss_falls_and_the_adapters_answer_as_they_were_trained(
     home: Path, tmp_path: Path
 ) -> None:
-    told = settings(home, tmp_path / "out", steps=10, batch=2)
+    told = settings(home, tmp_path / "out", steps=12, lr=3e-2)
     folder = TrainingFolder(tmp_path / "out")
     with folder.claimed():
         tuning = HubTuning(*checked(told), folder)
         tuning.go()
     rows = rows_of(folder.path)
-    assert len(rows) == 10 and all(row["kept"] == 0.5 for row in rows)
+    assert len(rows) == 12 and all(row["kept"] == 0.5 for row in rows)
     assert sum(r["total"] for r in rows[-3:]) < 0.9 * sum(r["total"] for r in rows[:3])
     engine = tuning.engine
     engine.model.eval()
@@ -140,7 +140,7 @@ def test_videos_that_are_gone_are_named(home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("", "which model? Give --model"),
+        ("", "Give --model: a folder, or a name on the hub"),
         ("--model {model} --data {home}/none --task charades", "none is no folder"),
         ("--model {model} --data {data} --task charade", "no task 'charade': did you mean"),
         ("--model {model} --data {data}", "give --data DIR and --task"),

@@ -167,6 +167,7 @@ class HubTuning(TrainingRun):
         free = ("out", "minutes", "save_every", "log_every", "resume", "workers", "threads",
                 "device", "quiet")  # fmt: skip
         told = asdict(s) | {"init": named(s.init), "data": named(s.data)}
+        told["more"] = {k: v for k, v in s.more.items() if k != "checkpointing"}
         fixed = {"recipe": "hub", **{k: v for k, v in told.items() if k not in free}}
         saved = folder.checkpoint(fixed, self.steps) if s.resume else None
         if saved is None:
