@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,8 @@ class Processor:
         self.tokenizer = letters()
         self.llm = VideoLLM.from_pretrained(folder)
         self.options = pixel_options(folder)
+        self.chat_template = TAKES_VIDEOS
+        self.video_processor = SimpleNamespace(to_dict=lambda: self.options)
 
     def apply_chat_template(self, chat: list[dict[str, Any]], **_: Any) -> BatchFeature:
         llm = self.llm
@@ -77,6 +80,8 @@ def test_the_page_runs(
     assert "<img><video 96></img>When is the first goal?" in said
     assert re.search(r"frames, keep [\d.]+: \d+ of at most 1568 video tokens", said)
     assert space["first"].receipt.frames == 16
+    assert re.search(r"^vidcom2 .* by vidcom2 · ", said, re.M)
+    assert VideoLLM.from_pretrained("my-model").ask("match.mp4", "When?", max_new_tokens=1).raw
     families = re.findall(r"^\| ([A-Z][^|]+?) \|.*\| (\d+) \|$", text, re.M)
     from vidllm.models.families.scripts import SCRIPTS
     from vidllm.models.families.served import FAMILIES

@@ -60,11 +60,11 @@ def assistant_of(model: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("family", "keep"), [*((family, 0.4) for family in (*PLAIN, "gemma4")), ("qwen3_vl", 1.0)]
+    ("kind", "keep"), [*((kind, 0.4) for kind in (*PLAIN, "gemma4")), ("qwen3_vl", 1.0)]
 )
-def test_guesses_change_nothing(family: str, keep: float) -> None:
+def test_guesses_change_nothing(kind: str, keep: float) -> None:
     """With a method that reads the question, which must not see the guesses."""
-    model, inputs = hf_model(family), hf_inputs(family, ONE)
+    model, inputs = hf_model(kind), hf_inputs(kind, ONE)
     ways = ({"prompt_lookup_num_tokens": 3}, {"assistant_model": assistant_of(model)})
     with opened(model, "semvid", keep) as c:
         want, kept = model.generate(**inputs, **GREEDY), c.kept[0]
@@ -92,11 +92,11 @@ def test_guesses_go_on_from_a_video_that_was_read_before() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "keep"), [*((family, 0.4) for family in (*PLAIN, "qwen3_5")), ("qwen3_vl", 1.0)]
+    ("kind", "keep"), [*((kind, 0.4) for kind in (*PLAIN, "qwen3_5")), ("qwen3_vl", 1.0)]
 )
-def test_static_caches_change_nothing(family: str, keep: float) -> None:
+def test_static_caches_change_nothing(kind: str, keep: float) -> None:
     """Rows of different lengths, so that masks matter; with beams and samples as well."""
-    model, inputs = hf_model(family), hf_inputs(family, TWO)
+    model, inputs = hf_model(kind), hf_inputs(kind, TWO)
     size = inputs["input_ids"].shape[1] + GREEDY["max_new_tokens"]
     own = StaticCache(config=model.config.get_text_config(), max_cache_len=size)
     static: dict[str, Any] = {"cache_implementation": "static"}
@@ -146,10 +146,10 @@ def test_tokens_may_be_taken_back_by_hand() -> None:
             model(input_ids=ids, past_key_values=first.past_key_values)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
-def test_quantized_caches_are_those_of_the_kept_prompt(family: str) -> None:
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "llava_onevision"])
+def test_quantized_caches_are_those_of_the_kept_prompt(kind: str) -> None:
     """As the plain model's on the kept tokens, at their positions: 8-bit floats of the library."""
-    model, inputs = hf_model(family), hf_inputs(family, ONE)
+    model, inputs = hf_model(kind), hf_inputs(kind, ONE)
     told: dict[str, Any] = {}
     decoder: Any = adapter_for(model).decoder
 
@@ -214,7 +214,7 @@ def test_streams_carry_every_token(how: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "spec", "how", "words"),
+    ("kind", "spec", "how", "words"),
     [
         ("qwen2_5_vl", "fastv", {"cache_implementation": "static"}, "it leaves layers of diff"),
         ("qwen2_5_vl", "random,fastv", {"cache_implementation": "static"}, "fastv leaves layers"),
@@ -235,9 +235,9 @@ def test_streams_carry_every_token(how: dict[str, Any]) -> None:
     ],
 )
 def test_what_is_refused_says_why_at_once(
-    family: str, spec: str, how: dict[str, Any], words: str
+    kind: str, spec: str, how: dict[str, Any], words: str
 ) -> None:
-    model, inputs = hf_model(family), hf_inputs(family, ONE)
+    model, inputs = hf_model(kind), hf_inputs(kind, ONE)
     with (
         opened(model, spec),
         Calls(model) as read,

@@ -77,7 +77,7 @@ MERGING = "merging inside the vision tower"
 #: What is asked for -> how; what a family does serve is left out in `test_what_is_refused`.
 CASES: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "attention without a mask function": _attention("paged|sdpa"),
-    "assisted decoding": _generate("random", prompt_lookup_num_tokens=2),
+    "assisted decoding where layers differ": _generate("fastv", prompt_lookup_num_tokens=2),
     MERGING: lambda m, _: _open(m, "tome"),
     "several prompts packed in a row": _call(
         attention_mask=lambda _m, _i: None,
@@ -101,7 +101,7 @@ CASES: dict[str, Callable[[Any, dict[str, Any]], None]] = {
             i["mm_token_type_ids"][:, :-16] if "mm_token_type_ids" in i else None
         ),
     ),
-    "a static cache": _generate("random", cache_implementation="static"),
+    "a static cache where layers differ": _generate("fastv", cache_implementation="static"),
 }
 
 

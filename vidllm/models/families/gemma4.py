@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..hooks.batches import cell_means
 from ..hooks.vision_tower import Sight, queries_keys, received
 from .family import Adapter, Clip
 
@@ -41,9 +42,8 @@ class Gemma4(Adapter):
             return []
         places, counts = map(torch.as_tensor, found.values())
         sides = ((places.amax(1) + 1) // self.fold).tolist()  # (x, y) of every frame
-        frames = counts.tolist()
-        firsts = torch.tensor([0, *frames]).cumsum(0)[:-1].tolist()
-        grids = [(n, *reversed(sides[f])) for n, f in zip(frames, firsts, strict=True)]
+        firsts = (counts.cumsum(0) - counts).tolist()
+        grids = [(n, *reversed(sides[f])) for n, f in zip(counts.tolist(), firsts, strict=True)]
         return self.grid_clips(ids, grids)
 
     def signals(self, sight: Sight) -> dict[str, Tensor]:
@@ -59,13 +59,6 @@ class Gemma4(Adapter):
             seen = received(q * key.shape[-1] ** 0.5, k, sight.hidden)  # its logits are not scaled
             x, y = (place[real] // self.fold).unbind(-1)
             cell = x + (int(place[:, 0].max()) + 1) // self.fold * y
-            attended.append(_means(seen, cell))
-            keys.append(_means(key.mean(1), cell))
+            attended.append(cell_means(seen, cell))
+            keys.append(cell_means(key.mean(1), cell))
         return {"cls-attention": torch.cat(attended), "vision-keys": torch.cat(keys)}
-
-
-def _means(rows: Tensor, cell: Tensor) -> Tensor:
-    """Means of rows (N, ...) with the same cell (N,), in the order of cells."""
-    count = torch.bincount(cell).to(rows)
-    total = rows.new_zeros(len(count), *rows.shape[1:]).index_add(0, cell, rows)
-    return total / count.view(-1, *[1] * (rows.dim() - 1))

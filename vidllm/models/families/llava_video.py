@@ -1,16 +1,12 @@
-"""LLaVA-NeXT-Video and Video-LLaVA: 1D positions, square frames, a tower with a CLS token."""
+"""LLaVA-NeXT-Video: 1D positions, square frames, a tower with a CLS token."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from vidllm.tokens import VideoTokens
 
 from ..hooks.vision_tower import Sight, dense_signals
 from .family import Clip
@@ -54,37 +50,3 @@ class LlavaNextVideo(LlavaOnevision):
             small = F.avg_pool2d(wide.unflatten(2, (self.side, self.side)), stride)
             planes[name] = small.movedim(1, -1).flatten(0, 2).reshape(-1, *plane.shape[2:])
         return planes
-
-
-class VideoLlava(LlavaNextVideo):
-    """Every patch is a token, and the CLS token of every frame goes to the decoder as well; it is
-    never touched."""
-
-    tower_name = "video_tower"
-
-    @property
-    def cells(self) -> int:
-        return self.side
-
-    @property
-    def size(self) -> int:
-        return self.cells**2 + 1
-
-    def shape(self, features: Tensor) -> tuple[int, int]:
-        return 1, len(features)  # (T, N, D), of one video
-
-    def frames(self, ids: Tensor, videos: int, frames: int) -> list[Clip]:
-        clips = []
-        for clip in self.grid_clips(ids, [(frames, 1, self.size)] * videos):
-            patch = clip.tokens.cell[:, 1] > 0
-            seconds = [float(t) for t in range(frames)]
-            tokens = VideoTokens.blank((frames, self.cells, self.cells), seconds, float(frames))
-            spans = clip.tokens.span[patch]
-            slots = clip.slots - clip.slots // self.size - 1  # CLS tokens have no signals
-            tokens = replace(tokens, span=spans)
-            clips.append(replace(clip, where=clip.where[patch], tokens=tokens, slots=slots[patch]))
-        return clips
-
-    def signals(self, sight: Sight) -> dict[str, Tensor]:
-        """Of the patches alone."""
-        return {n: torch.flatten(p, 0, 1) for n, p in dense_signals(sight, self.side**2).items()}

@@ -24,7 +24,7 @@ FAMILIES: dict[str, tuple[str, str, str]] = {
     "minicpmv4_7": ("MiniCPM-V 4.7", "minicpmv", "MiniCPMV"),
     "molmo2": ("Molmo 2", "molmo2", "Molmo2"),
     "llava_next_video": ("LLaVA-NeXT-Video", "llava_video", "LlavaNextVideo"),
-    "video_llava": ("Video-LLaVA", "llava_video", "VideoLlava"),
+    "video_llava": ("Video-LLaVA", "video_llava", "VideoLlava"),
     "perception_lm": ("PerceptionLM", "perception_lm", "PerceptionLM"),
     "ernie4_5_vl_moe": ("ERNIE-4.5-VL", "ernie4_5_vl", "Ernie45VL"),
     "exaone4_5": ("EXAONE 4.5", "exaone4_5", "Exaone45"),

@@ -43,6 +43,13 @@ def gather(x: Tensor, index: Tensor) -> Tensor:
     return x[torch.arange(len(x), device=x.device)[:, None], index]
 
 
+def cell_means(rows: Tensor, cell: Tensor) -> Tensor:
+    """Means of rows (N, ...) with the same cell (N,), in the order of cells."""
+    count = torch.bincount(cell).to(rows)
+    total = rows.new_zeros(len(count), *rows.shape[1:]).index_add(0, cell, rows)
+    return total / count.view(-1, *[1] * (rows.dim() - 1))
+
+
 def layer_mask(attention: str, valid: Tensor, queries: int, states: Tensor) -> Any:
     """The mask of the last `queries` of K columns of a layer; None where it needs none.
 
