@@ -39,9 +39,9 @@ class Qwen25VL(PackedTower):
         """With the windows that tokens are in."""
         tower, unit = cast(Any, self.tower), self.merge**2
         order, ends = self._windows(grid)
-        windows = torch.empty_like(order)
+        windows, each = torch.empty_like(order), (len(ends) - 1) // int(grid[0, 0])
         windows[order] = torch.searchsorted(ends[1:], torch.arange(len(order)) * unit, right=True)
-        return PackedFacts(unit, windows=windows, full=tuple(tower.fullatt_block_indexes))
+        return PackedFacts(unit, windows=windows % each, full=tuple(tower.fullatt_block_indexes))
 
     def signals(self, sight: Sight) -> dict[str, Tensor]:
         """Back from the order of windows to that of the prompt."""

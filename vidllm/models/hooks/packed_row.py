@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,11 +41,13 @@ class Segments:
 
     Attributes:
         index: for every length n that occurs, (S, n) places of the S segments of that length.
+        back: (N,) where each place stands in the rows of all of `index`; None for where it is.
         bias: (N,) added to the logits of every place as a key, or None.
         eager: products and a softmax in float32, not `scaled_dot_product_attention`.
     """
 
     index: Sequence[Tensor]
+    back: Tensor | None
     bias: Tensor | None
     eager: bool
 
@@ -54,28 +56,31 @@ class Segments:
         """From the segment (N,) of every place; the places of one stand side by side."""
         counts = torch.unique_consecutive(segment, return_counts=True)[1]
         firsts = counts.cumsum(0) - counts
-        index = [
-            (firsts[counts == n][:, None] + torch.arange(n)).to(device)
-            for n in counts.unique().tolist()
-        ]
-        return cls(index, bias, eager)
+        index = [firsts[counts == n][:, None] + torch.arange(n) for n in counts.unique().tolist()]
+        back = torch.argsort(torch.cat([some.flatten() for some in index]))
+        plain = torch.equal(back, torch.arange(len(back)))
+        return cls(
+            [some.to(device) for some in index],
+            None if plain else back.to(device),
+            bias,
+            eager,
+        )
 
-    @cached_property
-    def back(self) -> Tensor:
-        """(N,) where each place stands in the rows of all of `index`."""
-        return torch.argsort(torch.cat([some.flatten() for some in self.index]))
+    def _some(self, x: Tensor, some: Tensor) -> Tensor:
+        """(S, n, H, d) of (N, H, d), without a copy where all segments are of one length."""
+        if len(self.index) == 1:
+            return x.unflatten(0, some.shape)
+        return x.index_select(0, some.flatten()).unflatten(0, some.shape)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """(N, H, d) out of queries (H, N, d), keys and values (h, N, d)."""
         groups = query.shape[0] // key.shape[0]
         if groups > 1:
             key, value = (x.repeat_interleave(groups, dim=0) for x in (key, value))
+        query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         parts = []
         for some in self.index:
-            q, k, v = (
-                x.index_select(1, some.flatten()).unflatten(1, some.shape).transpose(0, 1)
-                for x in (query, key, value)
-            )
+            q, k, v = (self._some(x, some).transpose(1, 2) for x in (query, key, value))
             mask = None if self.bias is None else self.bias[some][:, None, None].to(q.dtype)
             if self.eager:
                 logits = q @ k.mT * scale
@@ -86,7 +91,8 @@ class Segments:
                     mask = mask.expand(-1, 1, q.shape[2], -1)
                 out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
             parts.append(out.transpose(1, 2).flatten(0, 1))
-        return torch.cat(parts).index_select(0, self.back)
+        out = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return out if self.back is None else out.index_select(0, self.back)
 
 
 def _attention(
@@ -113,8 +119,9 @@ class PackedFacts:
 
     Attributes:
         unit: patches of a token. frames: of the tower that a token is made of.
-        windows: (T * H * W,) long, the window of every token, in the tower's order of them; None
-            where all layers see whole frames. full: layers that do so beside windows.
+        windows: (T * H * W,) long, the window of its frame that every token is in, numbered in the
+            tower's order; None where all layers see whole frames. full: layers that do so beside
+            windows.
         present: (V,) long, ascending, tokens that go to the decoder; None for all. The others do
             not enter a tower that merges.
     """
@@ -199,10 +206,17 @@ class PackedRun:
 
     def _unpack(self, hidden: Tensor) -> Tensor:
         """Patches of the row (N, C) to tokens (L, unit * C)."""
+        if self.facts.frames == 1:  # those of a token stand side by side
+            rows = hidden.reshape(len(self.cells), -1)
+            return rows.index_select(0, self._places(self.cells).to(hidden.device))
         rows = hidden.index_select(0, self.cells.flatten().to(hidden.device))
         return rows.view(len(self.cells), -1)
 
     def _pack(self, features: Tensor) -> Tensor:
+        """Tokens (L, unit * C) to patches of the row (N, C)."""
+        if self.facts.frames == 1:
+            order = self._places(self.order.view(-1, self.facts.unit)).to(features.device)
+            return features.index_select(0, order).view(len(self.order), -1)
         rows = features.reshape(len(self.order), -1)
         return rows.index_select(0, self.order.to(rows.device))
 
