@@ -29,6 +29,7 @@ from .base import (
     causal_conv,
     register_temporal,
 )
+from .directions import block_by_block
 from .selective import selective_scan
 
 Directions = Literal["shared", "separate"]
@@ -114,54 +115,53 @@ class Mamba1Mixer(Mixer):
         At padded tokens the input of the convolution and the step are 0, so the state passes
         through and a direction that starts in padding starts as if at the edge.
         """
-        if valid is not None:
-            x = x.masked_fill(~valid[..., None], 0)
-        mixed, gate = self.in_proj(x).chunk(2, dim=-1)
-        if self.ways == 2:
-            mixed = torch.cat([mixed, mixed.flip(1)], dim=-1)
+        told = valid, scale
+
+        def project(span: slice) -> tuple[Tensor, ...]:
+            mine, *seen = (v if v is None else v[:, span] for v in (x, *told))
+            if seen[0] is not None:
+                mine = mine.masked_fill(~seen[0][..., None], 0)
+            return (*self.in_proj(mine).chunk(2, dim=-1), *seen)
+
+        return block_by_block(
+            x,
+            self.ways,
+            project,
+            lambda way, made, held: self._way(way, made[0], *made[2:], held),
+            lambda y, made: self.out_proj(y * F.silu(made[1])),
+            state,
+            whole=x.is_cuda,  # where a kernel may serve, and calls cost
+        )
+
+    def _way(
+        self, way: int, x: Tensor, valid: Tensor | None, scale: Tensor | None, state: State
+    ) -> tuple[Tensor, State]:
+        """One direction's convolution and scan (B, L, E), and its state after the last token."""
+        if way:
+            x = x.flip(1)
+            valid, scale = (None if v is None else v.flip(1) for v in (valid, scale))
+        own = slice(way * self.inner, (way + 1) * self.inner)
         tail, held = (None, None) if state is None else state
-        mixed, tail = causal_conv(mixed, self.conv_weight, self.conv_bias, tail)
-        mixed = F.silu(mixed)
-        dt, b, c = self._selected(mixed, valid, scale)
+        x, tail = causal_conv(x, self.conv_weight[:, own], self.conv_bias[own], tail)
+        x = F.silu(x)
+        parts = [self.rank, self.state, self.state]
+        low, b, c = F.linear(x, self.x_proj[way]).split(parts, dim=-1)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        dt = F.softplus(F.linear(low, self.dt_proj[way]).to(exact) + self.dt_bias[own].to(exact))
+        if scale is not None:
+            dt = dt * scale[..., way : way + 1].to(exact)
+        if valid is not None:
+            dt = dt.masked_fill(~valid[..., None], 0)
         y, held = selective_scan(
-            mixed,
+            x,
             dt,
-            -torch.exp(self.A_log.to(dt.dtype)),
-            b,
-            c,
-            D=self.D,
+            -torch.exp(self.A_log[own].to(exact)),
+            b[:, :, None],
+            c[:, :, None],
+            D=self.D[own],
             initial_state=held,
         )
-        if self.ways == 2:
-            y = y[..., : self.inner] + y[..., self.inner :].flip(1)
-        out: Tensor = self.out_proj(y * F.silu(gate))
-        return out, (tail, held) if self.ways == 1 else None
-
-    def _selected(
-        self, x: Tensor, valid: Tensor | None, scale: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """dt (B, L, ways * E) in float32 at least, B and C (B, L, ways, N).
-
-        The second way's tokens stand in its own order, the reversed one.
-        """
-        exact = torch.promote_types(x.dtype, torch.float32)
-        steps, maps = [], []
-        for way, part in enumerate(x.unflatten(-1, (self.ways, self.inner)).unbind(2)):
-            low, b, c = F.linear(part, self.x_proj[way]).split(
-                [self.rank, self.state, self.state], dim=-1
-            )
-            bias = self.dt_bias.view(self.ways, -1)[way].to(exact)
-            dt = F.softplus(F.linear(low, self.dt_proj[way]).to(exact) + bias)
-            if scale is not None:
-                told = scale[..., way : way + 1].to(exact)
-                dt = dt * (told.flip(1) if way else told)
-            if valid is not None:
-                real = valid.flip(1) if way else valid
-                dt = dt.masked_fill(~real[..., None], 0)
-            steps.append(dt)
-            maps.append((b, c))
-        b, c = (torch.stack(way, dim=2) for way in zip(*maps, strict=True))
-        return torch.cat(steps, dim=-1), b, c
+        return y.flip(1) if way else y, (tail, held)
 
 
 @register_temporal("mamba")

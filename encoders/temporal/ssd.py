@@ -30,8 +30,7 @@ from .base import (
     register_temporal,
 )
 from .chunked import ssd_chunked
-
-_BLOCK = 1024  # tokens that a mixer has in work at once
+from .directions import block_by_block
 
 
 class SSDMixer(Mixer):
@@ -112,34 +111,19 @@ class SSDMixer(Mixer):
         At padded tokens the step is 0 and the input of the convolution is 0, so the state
         passes through and a direction that starts in padding starts as if at the edge.
         """
-        # In blocks, so that what is in work stays in the cache; the gradient of a block's place
-        # in the whole would cost more than that gains.
-        size = x.shape[1] if torch.is_grad_enabled() else _BLOCK
-        spans = [slice(at, at + size) for at in range(0, x.shape[1], size)]
 
-        def projected(span: slice) -> tuple[Tensor, Tensor, Tensor]:
-            told = (None if v is None else v[:, span] for v in (valid, scale))
-            return self._projected(x[:, span], *told)
+        def project(span: slice) -> tuple[Tensor, Tensor, Tensor]:
+            return self._projected(x[:, span], *(v if v is None else v[:, span] for v in told))
 
-        out = []
-        if self.ways == 1:
-            for span in spans:
-                gate, mixed, dt = projected(span)
-                y, state = self._way(0, mixed, dt, state)
-                out.append(self._joined(y, gate))
-            return out[0] if len(out) == 1 else torch.cat(out, dim=1), state
-        # One direction after the other; the way back leaves what it made for the way ahead.
-        held, before = [], None
-        for span in reversed(spans):
-            gate, mixed, dt = projected(span)
-            back, before = self._way(1, mixed, dt, before)
-            held.append((gate, mixed, dt, back))
-        before = None
-        while held:
-            gate, mixed, dt, back = held.pop()
-            y, before = self._way(0, mixed, dt, before)
-            out.append(self._joined(y + back, gate))
-        return out[0] if len(out) == 1 else torch.cat(out, dim=1), None
+        told = valid, scale
+        return block_by_block(
+            x,
+            self.ways,
+            project,
+            lambda way, made, held: self._way(way, *made[1:], held),
+            lambda y, made: self._joined(y, made[0]),
+            state,
+        )
 
     def _projected(
         self, x: Tensor, valid: Tensor | None, scale: Tensor | None

@@ -11,11 +11,14 @@ from vidllm.encoders.temporal import (
     SSDEncoder,
     TemporalEncoder,
     chunked,
+    directions,
     get_temporal,
     ssd,
     ssd_chunked,
     temporal_names,
 )
+from vidllm.encoders.temporal.base import Mixer
+from vidllm.encoders.temporal.mamba import Mamba1Mixer
 from vidllm.errors import InputError
 
 BOTH = pytest.mark.parametrize("scan", ["raster", "slot"])
@@ -260,18 +263,22 @@ def test_a_long_causal_clip_in_blocks_equals_the_stream_and_pads(time: str) -> N
     assert (out[:, 3:] - whole).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("kind", ["ssd", "mamba"])
 @pytest.mark.parametrize("scale", [None, 2])
 def test_both_ways_in_blocks_are_the_whole_at_once(
-    monkeypatch: pytest.MonkeyPatch, scale: int | None
+    monkeypatch: pytest.MonkeyPatch, scale: int | None, kind: str
 ) -> None:
     """Under autograd a sequence runs whole, without it in blocks: the outputs are the same."""
     torch.manual_seed(0)
-    mixer = ssd.SSDMixer(16, 4, 8, 2, 4, 3, True, False).double()
+    mixer: Mixer = ssd.SSDMixer(16, 4, 8, 2, 4, 3, True, False)
+    if kind == "mamba":
+        mixer = Mamba1Mixer(16, 4, bidirectional=True, zero_init=False)
+    mixer = mixer.double()
     x, valid = torch.randn(2, 23, 16).double(), torch.ones(2, 23, dtype=torch.bool)
     valid[0, :6], valid[1, 17:] = False, False
     told = None if scale is None else torch.rand(2, 23, scale)
     whole = mixer(x, valid, told)[0]
-    monkeypatch.setattr(ssd, "_BLOCK", 5)
+    monkeypatch.setattr(directions, "_BLOCK", 5)
     with torch.no_grad():
         assert (mixer(x, valid, told)[0] - whole).abs().max() < 1e-12
 
