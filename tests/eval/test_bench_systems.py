@@ -24,8 +24,9 @@ from vidllm.eval.bench.systems.claims import (
     UNTOLD,
     verdicts,
 )
+from vidllm.eval.bench.systems.entries import Exam
 from vidllm.eval.bench.systems.page import systems_page, systems_plot
-from vidllm.eval.bench.systems.running import Exam, Measurement
+from vidllm.eval.bench.systems.running import Measurement
 from vidllm.eval.bench.systems.table import Asked, read_systems, systems_rows
 from vidllm.recipes import get_recipe
 from vidllm.recipes.courses.variant import as_trained
@@ -114,7 +115,7 @@ def test_the_same_command_goes_on_and_does_nothing_twice(home: Path, cli: Run) -
 def test_claims_are_read_from_paired_answers_and_from_files(home: Path, tmp_path: Path) -> None:
     work = measurement(home)
     done, waiting = work.finished()
-    asked = [Asked(entry) for entry in done]
+    asked = [Asked(entry, *found) for entry in done if (found := work.answers(entry))]
     assert not waiting and len(systems_rows(asked)) == 6
     told = verdicts(asked, None)
     assert {one.verdict for one in told} == {UNTOLD}  # nothing was asked at an eighth

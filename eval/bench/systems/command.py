@@ -16,7 +16,7 @@ from vidllm.cli.options import (
     shares_of,
 )
 from vidllm.errors import InputError
-from vidllm.errors.paths import output_file, output_folder
+from vidllm.errors.paths import input_folder, output_file, output_folder
 
 _TRAIN, _ASK, _RUN = "The trainings", "The test", "The run"
 
@@ -62,6 +62,15 @@ def systems(
     jobs: Annotated[
         int, option(_ASK, "--jobs", min=1, help="Processes that write the videos.")
     ] = min(8, os.cpu_count() or 1),
+    start_run: Annotated[
+        Path | None,
+        option(
+            _ASK,
+            "--start-run",
+            help="A run of bench methods that asked the start about these clips.",
+            file_okay=False,
+        ),
+    ] = None,
     out: Annotated[
         Path, option(_RUN, "--out", help="Folder of trainings and answers; goes on there.")
     ] = Path("runs/systems"),
@@ -106,6 +115,7 @@ def systems(
         budget=Budget(steps, batch, clips, lr, size, options.model or ""),
         exam=Exam(split, version, options.seed, limit, keeps, data, max_new_tokens),
         seeds=seeds,
+        start_run=None if start_run is None else input_folder(start_run, "--start-run"),
     )
     one_of("--split", split, work.exam.task.splits)
     if not page_only:
@@ -123,7 +133,9 @@ def _write(
     from .table import Asked, setting_of, systems_rows
 
     entries, waiting = work.finished()
-    asked = [Asked(entry) for entry in entries]
+    asked = [Asked(entry, *found) for entry in entries if (found := work.answers(entry))]
+    if not asked:
+        raise InputError("nothing was asked yet: leave out --page-only")
     rows = systems_rows(asked)
     setting = setting_of(asked[0], work.told(), waiting)
     found = verdicts(asked, claims)
