@@ -84,6 +84,10 @@ def systems(
     plot: Annotated[
         Path | None, option(_RUN, "--plot", help="Also draw the plot, a PNG.", dir_okay=False)
     ] = None,
+    seconds: Annotated[
+        bool,
+        option(_RUN, "--seconds/--flops", help="What the plot sets against the score."),
+    ] = True,
     claims: Annotated[
         Path | None,
         option(_RUN, "--claims", help="Folder of CSVs of bench claim.", file_okay=False),
@@ -120,11 +124,17 @@ def systems(
     one_of("--split", split, work.exam.task.splits)
     if not page_only:
         work.run(options, train=train, threads=threads, workers=workers, jobs=jobs)
-    _write(work, csv or out.expanduser() / "systems.csv", page, plot, claims, options.json)
+    files = (csv or out.expanduser() / "systems.csv", page, plot)
+    _write(work, files, claims, seconds=seconds, json=options.json)
 
 
 def _write(
-    work: Any, csv: Path, page: Path | None, plot: Path | None, claims: Path | None, json: bool
+    work: Any,
+    files: tuple[Path, Path | None, Path | None],
+    claims: Path | None,
+    *,
+    seconds: bool,
+    json: bool,
 ) -> None:
     from ...run.records import write_whole
     from ..methods.method_table import commented
@@ -132,6 +142,7 @@ def _write(
     from .page import systems_page, systems_plot
     from .table import Asked, setting_of, systems_rows
 
+    csv, page, plot = files
     entries, waiting = work.finished()
     asked = [Asked(entry, *found) for entry in entries if (found := work.answers(entry))]
     if not asked:
@@ -143,7 +154,7 @@ def _write(
     write_whole(csv, commented(setting, rows))
     if plot is not None:
         plot.parent.mkdir(parents=True, exist_ok=True)
-        plot.write_bytes(systems_plot(rows))
+        plot.write_bytes(systems_plot(rows, seconds=seconds))
     if page is not None:
         page.parent.mkdir(parents=True, exist_ok=True)
         places = [_seen_from(page, file) for file in (csv, plot)]
