@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,9 @@ from vidllm.eval.bench.systems.claims import (
     UNTOLD,
     verdicts,
 )
+from vidllm.eval.bench.systems.entries import Exam
 from vidllm.eval.bench.systems.page import systems_page, systems_plot
-from vidllm.eval.bench.systems.running import Exam, Measurement
+from vidllm.eval.bench.systems.running import Measurement
 from vidllm.eval.bench.systems.table import Asked, read_systems, systems_rows
 from vidllm.recipes import get_recipe
 from vidllm.recipes.courses.variant import as_trained
@@ -111,10 +113,22 @@ def test_the_same_command_goes_on_and_does_nothing_twice(home: Path, cli: Run) -
         other.run(CommonOptions(), train=True, threads=1, workers=0, jobs=1)
 
 
+def test_the_start_may_have_been_asked_by_another_run(home: Path, tmp_path: Path) -> None:
+    asked = home / "out" / "answers" / START
+    work = replace(measurement(home), home=tmp_path, start_run=asked)
+    done, waiting = work.finished()
+    assert [entry.label for entry in done] == [START]
+    assert [entry.label for entry in waiting] == ["storm.0", "storm-without.0"]
+    assert work.answers(done[0]) == measurement(home).answers(done[0])
+    other = replace(work, exam=replace(work.exam, seed=SEED + 1))
+    with pytest.raises(InputError, match=f"is a run with seed {SEED}, not {SEED + 1}"):
+        other.finished()
+
+
 def test_claims_are_read_from_paired_answers_and_from_files(home: Path, tmp_path: Path) -> None:
     work = measurement(home)
     done, waiting = work.finished()
-    asked = [Asked(entry) for entry in done]
+    asked = [Asked(entry, *found) for entry in done if (found := work.answers(entry))]
     assert not waiting and len(systems_rows(asked)) == 6
     told = verdicts(asked, None)
     assert {one.verdict for one in told} == {UNTOLD}  # nothing was asked at an eighth

@@ -148,6 +148,7 @@ def test_trainings_share_a_folder_of_cells_and_an_encoder_may_begin_afresh(tmp_p
     name = next(k for k, v in one.items() if k.startswith("temporal.") and v.dim() > 1 and v.any())
     assert torch.equal(one[name], before[name].to(one[name]))
     assert not torch.equal(two[name], one[name])
+    assert str(tmp_path) not in (fresh / "training.json").read_text(encoding="utf-8")
     assert "--option fresh=temporal" in (fresh / "README.md").read_text(encoding="utf-8")
     with pytest.raises(InputError, match="is trained with fresh"):
         run("storm", tmp_path / "fresh", resume=True, more={**more, "fresh": ""}, **told)

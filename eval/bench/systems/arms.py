@@ -16,6 +16,7 @@ from typing import Any
 from vidllm.encoders.temporal import temporal_names
 from vidllm.errors import InputError
 from vidllm.errors.registry import did_you_mean
+from vidllm.recipes import get_recipe
 from vidllm.recipes.courses import CourseSettings
 
 
@@ -73,14 +74,17 @@ START = "start"
 
 
 def _arms() -> tuple[Arm, ...]:
-    mustdrop = "mustdrop+mustdrop-filter+mustdrop-cache"
+    aim, mustdrop = (get_recipe(n).compressors.replace(",", "+") for n in ("aim", "mustdrop"))
+    even = "mustdrop+mustdrop-filter+mustdrop-cache"
     return (
         Arm(START, "", "", "the start, by its own reduction"),
         Arm("start-pool", "", "temporal-pool", "the start, pooled over time"),
         Arm("start-lita", "", "lita", "the start, by SlowFast tokens"),
         Arm("start-tome", "", "tome", "the start, merging in the tower"),
-        Arm("aim", "", "aim+aim-prune", "the start, by AIM: nothing is trained"),
+        Arm("aim", "", aim, "the start, by AIM: nothing is trained"),
+        Arm("aim-even", "", "aim+aim-prune", "AIM whose two stages keep equal shares"),
         Arm("mustdrop", "", mustdrop, "the start, by MustDrop: nothing is trained"),
+        Arm("mustdrop-even", "", even, "MustDrop whose stages keep equal shares"),
         Arm("mustdrop-window", "", "mustdrop", "MustDrop's merge in the tower alone"),
         Arm("mustdrop-filter", "", "mustdrop-filter", "MustDrop's filter in the LLM alone"),
         Arm("storm", "storm", "temporal-pool", "STORM"),

@@ -16,7 +16,7 @@ from vidllm.cli.options import (
     shares_of,
 )
 from vidllm.errors import InputError
-from vidllm.errors.paths import output_file, output_folder
+from vidllm.errors.paths import input_folder, output_file, output_folder
 
 _TRAIN, _ASK, _RUN = "The trainings", "The test", "The run"
 
@@ -62,6 +62,15 @@ def systems(
     jobs: Annotated[
         int, option(_ASK, "--jobs", min=1, help="Processes that write the videos.")
     ] = min(8, os.cpu_count() or 1),
+    start_run: Annotated[
+        Path | None,
+        option(
+            _ASK,
+            "--start-run",
+            help="A run of bench methods that asked the start about these clips.",
+            file_okay=False,
+        ),
+    ] = None,
     out: Annotated[
         Path, option(_RUN, "--out", help="Folder of trainings and answers; goes on there.")
     ] = Path("runs/systems"),
@@ -75,6 +84,10 @@ def systems(
     plot: Annotated[
         Path | None, option(_RUN, "--plot", help="Also draw the plot, a PNG.", dir_okay=False)
     ] = None,
+    seconds: Annotated[
+        bool,
+        option(_RUN, "--seconds/--flops", help="What the plot sets against the score."),
+    ] = True,
     claims: Annotated[
         Path | None,
         option(_RUN, "--claims", help="Folder of CSVs of bench claim.", file_okay=False),
@@ -106,15 +119,22 @@ def systems(
         budget=Budget(steps, batch, clips, lr, size, options.model or ""),
         exam=Exam(split, version, options.seed, limit, keeps, data, max_new_tokens),
         seeds=seeds,
+        start_run=None if start_run is None else input_folder(start_run, "--start-run"),
     )
     one_of("--split", split, work.exam.task.splits)
     if not page_only:
         work.run(options, train=train, threads=threads, workers=workers, jobs=jobs)
-    _write(work, csv or out.expanduser() / "systems.csv", page, plot, claims, options.json)
+    files = (csv or out.expanduser() / "systems.csv", page, plot)
+    _write(work, files, claims, seconds=seconds, json=options.json)
 
 
 def _write(
-    work: Any, csv: Path, page: Path | None, plot: Path | None, claims: Path | None, json: bool
+    work: Any,
+    files: tuple[Path, Path | None, Path | None],
+    claims: Path | None,
+    *,
+    seconds: bool,
+    json: bool,
 ) -> None:
     from ...run.records import write_whole
     from ..methods.method_table import commented
@@ -122,8 +142,11 @@ def _write(
     from .page import systems_page, systems_plot
     from .table import Asked, setting_of, systems_rows
 
+    csv, page, plot = files
     entries, waiting = work.finished()
-    asked = [Asked(entry) for entry in entries]
+    asked = [Asked(entry, *found) for entry in entries if (found := work.answers(entry))]
+    if not asked:
+        raise InputError("nothing was asked yet: leave out --page-only")
     rows = systems_rows(asked)
     setting = setting_of(asked[0], work.told(), waiting)
     found = verdicts(asked, claims)
@@ -131,7 +154,7 @@ def _write(
     write_whole(csv, commented(setting, rows))
     if plot is not None:
         plot.parent.mkdir(parents=True, exist_ok=True)
-        plot.write_bytes(systems_plot(rows))
+        plot.write_bytes(systems_plot(rows, seconds=seconds))
     if page is not None:
         page.parent.mkdir(parents=True, exist_ok=True)
         places = [_seen_from(page, file) for file in (csv, plot)]

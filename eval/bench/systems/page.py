@@ -166,12 +166,18 @@ def _encoders(rows: Sequence[Row]) -> list[str]:
     return markdown_table(heads, lines)
 
 
-def systems_plot(rows: Sequence[Row]) -> bytes:
-    """The score against the tokens that the LLM keeps, and against seconds an answer, as PNG."""
+def systems_plot(rows: Sequence[Row], *, seconds: bool = True) -> bytes:
+    """The score against the tokens that the LLM keeps, and against what an answer costs, as PNG.
+
+    Args:
+        seconds: of the run; else predicted GFLOPs, where runs shared their machine with others.
+    """
     outcomes = [_outcome(row) for row in rows if not str(row["system"]).startswith(ENCODERS)]
+    spent = ("seconds", "seconds spent an answer, all stages", lambda o: o.total_seconds)
+    counted = ("flops", "GFLOPs an answer, all stages, predicted", lambda o: o.flops.get("all"))
     several: Sequence[tuple[str, str, Callable[[Outcome], float | None]]] = (
         ("tokens", "video tokens that the LLM keeps", lambda o: o.tokens_kept),
-        ("seconds", "seconds spent an answer, all stages", lambda o: o.total_seconds),
+        spent if seconds else counted,
     )
     figure, first = new_figure(LIGHT, 2 * SIZE[0] + 0.4, SIZE[1] + 1.2)
     first.remove()
@@ -200,6 +206,7 @@ def _outcome(row: Row) -> Outcome:
         high=row[f"{_DECIDES}_high"],
         tokens_full=row["tokens_full"],
         tokens_kept=row["tokens_kept"],
+        flops={"all": row["flops"] / 1e9} if row["flops"] is not None else {},
         seconds={"all": row["total_s"]} if row["total_s"] is not None else {},
     )
 

@@ -27,63 +27,15 @@ from vidllm.stage.training.checkpoint import CHECKPOINT
 from vidllm.stage.training.run_folder import LOG, STAMP
 
 from ...run.evaluate import evaluate
-from ...run.records import RESULTS, RunFolder
+from ...run.journal import Key, Row
 from ...run.run_config import Order
 from ...run.run_settings import Wanted
-from ...tasks.stage import Stage
 from ..methods.measured_scores import kinds_of
+from .answers import answers_of
 from .arms import START, Arm, Budget
+from .entries import Entry, Exam
 
 _ADVICE = "delete the folder, to have it trained again"
-
-
-@dataclass(frozen=True)
-class Exam:
-    """What all are asked: clips of one split and seed, at shares of the video tokens.
-
-    Attributes:
-        keeps: below 1; all tokens are asked in any case. data: where the videos are made.
-        max_new_tokens: the longest answer; the benchmark's where None.
-    """
-
-    split: str = "test"
-    version: int = 2
-    seed: int = 21
-    limit: int = 200
-    keeps: tuple[float, ...] = (0.25, 0.125, 0.05)
-    data: Path | None = None
-    max_new_tokens: int | None = None
-
-    @property
-    def task(self) -> Stage:
-        """The benchmark."""
-        return Stage(version=self.version)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An arm with one seed of its training.
-
-    Attributes:
-        home: the folder of everything. model, answers: those of this arm; an arm that is not
-            trained has no model of its own.
-    """
-
-    arm: Arm
-    seed: int
-    home: Path
-
-    @property
-    def label(self) -> str:
-        return f"{self.arm.name}.{self.seed}" if self.arm.recipe else self.arm.name
-
-    @property
-    def model(self) -> Path:
-        return self.home / "models" / self.label
-
-    @property
-    def answers(self) -> Path:
-        return self.home / "answers" / self.label
 
 
 def stamp_of(entry: Entry) -> dict[str, Any]:
@@ -175,13 +127,6 @@ def ask(entry: Entry, exam: Exam, options: CommonOptions, init: str, jobs: int) 
     evaluate(order_of(entry, exam, jobs), replace(options, model=model, seed=exam.seed))
 
 
-def is_asked(entry: Entry, exam: Exam) -> bool:
-    """Whether all answers are there."""
-    if not (entry.answers / RESULTS).is_file():
-        return False
-    return RunFolder(entry.answers).config().get("limit") == exam.limit
-
-
 @dataclass(frozen=True)
 class Cost:
     """What a training took: counts of its stamp, seconds of its log.
@@ -232,6 +177,8 @@ class Measurement:
 
     Attributes:
         seeds: trainings of every arm.
+        start_run: a run of `vidllm bench methods` or `vidllm eval` that asked the start about the
+            same clips (it may go on): its answers are taken, where all are there.
     """
 
     home: Path
@@ -239,12 +186,13 @@ class Measurement:
     budget: Budget
     exam: Exam
     seeds: int = 1
+    start_run: Path | None = None
 
     @property
     def entries(self) -> list[Entry]:
         """Every arm with every seed, the first seed of all before the second of any."""
         return [
-            Entry(arm, seed, self.home)
+            Entry(arm, seed, self.home, self.start_run)
             for seed in range(self.seeds)
             for arm in self.arms
             if arm.recipe or seed == 0
@@ -264,13 +212,23 @@ class Measurement:
                 if not train:
                     continue
                 _train(entry, self.budget, threads=threads, workers=workers, quiet=options.json)
-            if not is_asked(entry, self.exam):
+            if not self.is_asked(entry):
                 ask(entry, self.exam, options, self.budget.init, jobs)
 
     def finished(self) -> tuple[list[Entry], list[Entry]]:
         """Those that are trained and asked, and those that are not."""
-        done = [e for e in self.entries if is_asked(e, self.exam)]
+        done = [e for e in self.entries if self.is_asked(e)]
         return done, [e for e in self.entries if e not in done]
+
+    def is_asked(self, entry: Entry) -> bool:
+        """Whether all answers are there."""
+        return self.answers(entry) is not None
+
+    def answers(self, entry: Entry) -> tuple[dict[str, Any], dict[Key, Row]] | None:
+        """Configuration and rows of an arm; None where an answer is missing."""
+        if entry.arm.recipe and not is_trained(entry, self.budget):
+            return None
+        return answers_of(entry, self.exam, self.budget.init)
 
     def told(self) -> dict[str, Any]:
         """The budget, for the table."""

@@ -9,8 +9,7 @@ from typing import Any
 from vidllm.errors import InputError
 from vidllm.errors.schema import damage
 
-from ...run.journal import in_order
-from ...run.records import RunFolder
+from ...run.journal import Key, in_order
 from ...run.results import common_part, outcome_of, summarise, task_of
 from ...run.run_settings import FULL
 from ...run.runner import scored_again
@@ -19,7 +18,8 @@ from ..methods.measured_scores import Measured, measured, scores_by_purpose
 from ..methods.method_table import read_commented
 from ..methods.table_making import score_row
 from .arms import START
-from .running import Cost, Entry, cost_of, stamp_of
+from .entries import Entry
+from .running import Cost, cost_of, stamp_of
 
 Row = dict[str, Any]
 _ADVICE = "make it again with vidllm bench systems"
@@ -41,15 +41,14 @@ class Asked:
     """The answers of one arm, scored.
 
     Args:
-        entry: whose run over the clips is whole.
+        config, answers: of the arm over the test's clips, see `answers.answers_of`.
     """
 
-    def __init__(self, entry: Entry) -> None:
-        folder = RunFolder(entry.answers)
-        config = folder.config()
+    def __init__(self, entry: Entry, config: Mapping[str, Any], answers: Mapping[Key, Row]) -> None:
         task = task_of(config)
-        rows = {key: scored_again(task, row) for key, row in folder.rows().items()}
+        rows = {key: scored_again(task, row) for key, row in answers.items()}
         self.entry, self.results = entry, summarise(task, config, rows)
+        self.questions = {row["id"]: row["prompt"] for row in rows.values()}
         self.outcomes = {
             label: outcome_of(task, label, in_order(rows, [label]))
             for label in self.results["results"]
@@ -61,12 +60,6 @@ class Asked:
         }
         names = [name for some in scores_by_purpose(task).values() for name in some]
         self.names = [name for name in names if name in SCORES]
-
-    @property
-    def same(self) -> dict[str, Any]:
-        """What must be alike between arms that are compared."""
-        names = ("task", "options", "split", "seed", "limit", "prompts")
-        return {name: self.results.get(name) for name in names}
 
 
 def systems_rows(asked: Sequence[Asked]) -> list[Row]:
@@ -84,12 +77,11 @@ def systems_rows(asked: Sequence[Asked]) -> list[Row]:
     full, seed = start.scores[FULL], int(start.results["seed"])
     rows: list[Row] = []
     for one in asked:
-        for name, value in one.same.items():
-            if value != start.same[name]:
-                raise InputError(
-                    f"{one.entry.answers} has other clips than the start ({name}): ask it again, "
-                    "with the same --limit, --seed and --split"
-                )
+        if one.questions != start.questions:
+            raise InputError(
+                f"{one.entry.answers} has other questions than the start: ask it again, with the "
+                "same --seed, --split and --version"
+            )
         rows += _rows_of(one, full, seed)
     for keep in dict.fromkeys(row["keep"] for row in rows):
         for name in start.names:

@@ -290,6 +290,7 @@ class Tuning(TrainingRun):
         told = {
             **asdict(self.settings),
             **{name: named(getattr(self.settings, name)) for name in ("init", "data")},
+            "more": {name: named(str(value)) for name, value in self.settings.more.items()},
             "recipe": self.recipe.name,
             "course": self.recipe.course,
             "steps": self.steps,
