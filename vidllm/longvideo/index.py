@@ -43,7 +43,7 @@ class VideoIndex:
 
     Attributes:
         facts: what the file says of itself: source, duration, fps, model, recipe, levels, lost,
-            complete, until, …; see docs/long-video.md.
+            complete, until, …, for a model of the hub also family and clip; see docs/long-video.md.
         made: how it was made, where it just was: "wall", "speed", "frames", "encoded", …
 
     Make one with `VideoLLM.index` or `load`.

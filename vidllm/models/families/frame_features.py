@@ -22,6 +22,7 @@ from vidllm.compressors import build
 from vidllm.errors import InputError
 from vidllm.video import Limits, VideoClip
 
+from ..engine import compressed_once
 from ..question import positions_of
 from .clips import PIXELS, HubClip
 from .engine import HubEngine
@@ -185,7 +186,8 @@ class FrameFeatures:
         encoder = self._memory.encoder()
         if encoder is None:
             raise InputError(NO_FEATURES.format(self.engine.family))
-        self._memory.see(video, encoder)
+        with compressed_once(self.engine.worked_on):  # whose hooks would change what is kept
+            self._memory.see(video, encoder)
         output = video.output
         planes = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
         return torch.cat([_rows(plane) for plane in planes], dim=-1), output
@@ -270,11 +272,11 @@ class FrameFeatures:
         random = torch.Generator().manual_seed(0)
         groups = torch.randn(shape.groups, shape.tokens, self.width, generator=random)
         clip, video = self.clip(groups, np.arange(float(shape.frames)), float(shape.frames))
-        try:
-            with engine.at_work(build("none")) as work:
+        with engine.at_work(build("none")) as work:
+            try:
                 seen = engine.preview(clip, engine.encode(clip, work), "?", work)
-        except (InputError, ValueError, RuntimeError, TypeError) as error:
-            raise InputError(UNFOUND.format(engine.family)) from error
+            except (InputError, ValueError, RuntimeError, TypeError) as error:
+                raise InputError(UNFOUND.format(engine.family)) from error
         want = groups[..., : seen.features.shape[1]].flatten(0, 1).to(seen.features)
         cells = shape.rows * shape.columns
         if len(seen) != shape.groups * cells or video.total != len(seen):
