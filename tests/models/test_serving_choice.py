@@ -166,7 +166,5 @@ def test_nothing_imports_vllm_before_the_plug_in_is_called() -> None:
         "import sys, vidllm.models.serving.plugin as p, vidllm.models.serving.reduction; "
         "p.register(); print('vllm' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

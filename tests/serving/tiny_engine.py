@@ -29,8 +29,11 @@ IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }} "
     "{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
-    "{% if c.type in ('video', 'video_url') %}" + VIDEO + "{% elif c.type in ('image', 'image_url') %}"
-    + IMAGE + "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>{% endfor %}"
+    "{% if c.type in ('video', 'video_url') %}"
+    + VIDEO
+    + "{% elif c.type in ('image', 'image_url') %}"
+    + IMAGE
+    + "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
 )
 

@@ -109,7 +109,9 @@ class CompressingFrames(Compressing):
             along[ids[mine] == last] += max(rows, columns)
             places[:, mine] = begins[frame] + along
             tokens = (written == frame) & video
-            places[:, tokens] = begins[frame] + before + cells[:, numbers // (rows * columns) == frame]
+            places[:, tokens] = (
+                begins[frame] + before + cells[:, numbers // (rows * columns) == frame]
+            )
         lead = int(torch.nonzero(ids == start)[0]) + 1
         return attach(region, places, lead)
 
