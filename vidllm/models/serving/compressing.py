@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.model_executor.models.utils import StageMissingLayer
 
 from .choice import Choice
 from .places import COLUMNS, detach, put
@@ -28,9 +29,10 @@ class Compressing:
     visual: Any
     _asked: Sequence[Choice] = ()
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._watch = TowerWatch(self.visual.blocks[self._watched].attn)
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        there = not isinstance(self.visual, StageMissingLayer)  # an engine without pictures
+        self._watch = TowerWatch(self.visual.blocks[self._watched].attn) if there else None
 
     @property
     def _watched(self) -> int:
@@ -45,8 +47,9 @@ class Compressing:
         """Embeddings of pictures, and of videos with their places behind them."""
         field, grids = kwargs.pop(FIELD, None), kwargs.get("video_grid_thw")
         self._asked = [] if grids is None else choices(field, len(grids))
-        runs = "pixel_values_videos" in kwargs
-        self._watch.on = runs and any(wanted(choice) for choice in self._asked)
+        if self._watch is not None:
+            runs = "pixel_values_videos" in kwargs
+            self._watch.on = runs and any(wanted(choice) for choice in self._asked)
         return super().embed_multimodal(**kwargs)  # type: ignore[misc]
 
     def _postprocess_image_embeds_evs(self, images: Any, image_input: Any) -> Any:
@@ -64,7 +67,7 @@ class Compressing:
             grids: of patches. times: seconds of the frames, and of the last one's end.
         """
         planes: dict[str, Tensor] = {}
-        if self._watch.on:
+        if self._watch is not None and self._watch.on:
             read = self._watch.read(int(self.config.vision_config.spatial_merge_size) ** 2)
             planes = {name: self._in_order(plane, grids) for name, plane in read.items()}
         begin = 0
