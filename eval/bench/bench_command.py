@@ -19,6 +19,7 @@ from vidllm.errors.writing import csv_text
 
 from .claims.claim_command import claim
 from .methods.methods_command import methods
+from .serve_command import serve
 from .systems.command import systems
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ app = typer.Typer(help="Measure on files that it makes.", no_args_is_help=True)
 app.command()(methods)
 app.command()(claim)
 app.command()(systems)
+app.command()(serve)
 
 
 @app.callback()

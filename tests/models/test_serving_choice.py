@@ -38,7 +38,8 @@ def test_every_method_is_served_with_its_exact_count_or_refused_by_name(name: st
         assert name in str(error) and "cannot be served by vLLM: " in str(error)
         return
     rows = torch.randn(5 * 3 * 4, 16, generator=torch.Generator().manual_seed(1))
-    left, numbers = reduce_video(rows, 16, (5, 3, 4), [0.0, 1, 2, 3, 4], 5.0, choice)
+    told = {"cls-attention": rows[:, 0].abs(), "vision-keys": rows}
+    left, numbers = reduce_video(rows, 16, (5, 3, 4), [0.0, 1, 2, 3, 4], 5.0, choice, told)
     assert len(left) == len(numbers) == choice.count((5, 3, 4)) == budget_of(0.3, 60)
     assert bool((numbers.diff() > 0).all())
 
@@ -157,7 +158,7 @@ def test_where_videos_may_stand() -> None:
 
 def test_a_video_on_which_a_method_fails_keeps_its_count() -> None:
     rows = torch.full((8, 6), torch.nan)
-    left, numbers = reduce_video(rows, 3, (2, 2, 2), [0.0, 1.0], 2.0, Choice("aim", 0.5))
+    left, numbers = reduce_video(rows, 3, (2, 2, 2), [0.0, 1.0], 2.0, Choice("aim", 0.5), {})
     assert left.shape == (4, 6) and len(numbers) == 4
 
 
@@ -166,7 +167,5 @@ def test_nothing_imports_vllm_before_the_plug_in_is_called() -> None:
         "import sys, vidllm.models.serving.plugin as p, vidllm.models.serving.reduction; "
         "p.register(); print('vllm' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

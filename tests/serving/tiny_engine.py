@@ -29,8 +29,11 @@ IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }} "
     "{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
-    "{% if c.type in ('video', 'video_url') %}" + VIDEO + "{% elif c.type in ('image', 'image_url') %}"
-    + IMAGE + "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>{% endfor %}"
+    "{% if c.type in ('video', 'video_url') %}"
+    + VIDEO
+    + "{% elif c.type in ('image', 'image_url') %}"
+    + IMAGE
+    + "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
 )
 
@@ -96,28 +99,43 @@ def _config(family: str) -> Any:
             vision_config=vision,
             **_ids(),
         )
-    vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+    vision["num_position_embeddings"] = 64
+    text = {"head_dim": 64, "rope_parameters": {**rope, "mrope_section": [12, 10, 10]}}
+    if family == "qwen3_5":
+        text["rope_parameters"] |= {"mrope_section": [6, 5, 5], "partial_rotary_factor": 0.5}
+        delta = {f"linear_{kind}_head_dim": 32 for kind in ("key", "value")}
+        heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+        text |= {"full_attention_interval": 2, **delta, **heads}
+        return transformers.Qwen3_5Config(
+            text_config=_text("qwen3_5_text", **text), vision_config=vision, **_ids()
+        )
+    vision["deepstack_visual_indexes"] = [0, 1]
+    if family == "qwen3_vl_moe":
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+        return transformers.Qwen3VLMoeConfig(
+            text_config=_text("qwen3_vl_moe_text", **text), vision_config=vision, **_ids()
+        )
     return transformers.Qwen3VLConfig(
-        text_config=_text(
-            "qwen3_vl_text", head_dim=64, rope_parameters={**rope, "mrope_section": [12, 10, 10]}
-        ),
-        vision_config=vision,
-        **_ids(),
+        text_config=_text("qwen3_vl_text", **text), vision_config=vision, **_ids()
     )
 
 
+#: Names of the model's class and of its processor, each without its end.
 _CLASSES = {
-    "qwen2_5_vl": ("Qwen2_5_VL", "Qwen2VLVideoProcessor"),
-    "qwen3_vl": ("Qwen3VL", "Qwen3VLVideoProcessor"),
+    "qwen2_5_vl": ("Qwen2_5_VL", "Qwen2_5_VL"),
+    "qwen3_vl": ("Qwen3VL", "Qwen3VL"),
+    "qwen3_vl_moe": ("Qwen3VLMoe", "Qwen3VL"),
+    "qwen3_5": ("Qwen3_5", "Qwen3VL"),
 }
 
 
 def processor(family: str) -> Any:
     """The family's own, for small pictures."""
     patches = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": 2}
-    name, video = _CLASSES[family]
+    name = _CLASSES[family][1]
+    video = "Qwen3VLVideoProcessor" if name == "Qwen3VL" else "Qwen2VLVideoProcessor"
     least, most = (PATCH * 2) ** 2, (PATCH * 2) ** 2 * 64
-    wide = 1000 if family == "qwen3_vl" else 1  # Qwen3-VL counts the pixels of all frames
+    wide = 1000 if name == "Qwen3VL" else 1  # Qwen3-VL counts the pixels of all frames
     return getattr(transformers, f"{name}Processor")(
         image_processor=transformers.Qwen2VLImageProcessor(
             **patches, size={"shortest_edge": least, "longest_edge": most}

@@ -34,9 +34,7 @@ def serve(
     ],
     compressor: Annotated[
         str,
-        option(
-            "Fewer tokens", help="Method or chain for every video; 'none' leaves it to requests."
-        ),
+        option("Fewer tokens", help="Method or chain; 'none' leaves it to requests."),
     ] = "none",
     keep: Annotated[
         float | None, option("Fewer tokens", help="Share of every video's tokens that is kept.")

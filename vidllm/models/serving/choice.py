@@ -17,6 +17,7 @@ import torch
 
 from vidllm.compressors import Compressor, build
 from vidllm.compressors.shared.in_tower import InTower
+from vidllm.encoders.vision.signals import SIGNALS
 from vidllm.errors import InputError
 from vidllm.errors.bounds import check, short
 from vidllm.tokens import VideoTokens
@@ -148,11 +149,11 @@ def refusal(method: Compressor) -> str:
             "it merges inside the vision tower, which is vLLM's own: write "
             f"{first.name}:tower=false, which merges behind it"
         )
-    wants = [*method.needs, *method.uses]
-    if wants:
+    missing = [need for need in method.needs if need not in SIGNALS]
+    if missing:
         return (
-            f"it reads {' and '.join(dict.fromkeys(wants))}, which vLLM's vision tower does not "
-            "give: choose a method that looks at the tokens alone"
+            f"it reads {' and '.join(missing)}, which vLLM does not give: choose a method that "
+            "looks at the vision tower's output alone"
         )
     return ""
 
@@ -166,6 +167,8 @@ def _try(choice: Choice) -> None:
         features = torch.randn(*_TRIAL, _WIDTH, generator=random)
         features = features[:1, :1, :1].expand_as(features) if alike else features
         tokens = VideoTokens.from_grid(features, seconds, float(frames))
+        told = torch.rand(len(tokens), _WIDTH, generator=random)
+        tokens = tokens.with_signals(cls_attention=told[:, 0], vision_keys=told)
         # One of its own: a learned method makes its module for the width that it meets first.
         after = _built(choice)(tokens)
         if len(after) != choice.count(_TRIAL):

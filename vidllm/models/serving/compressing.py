@@ -7,14 +7,18 @@ and know their places from the start.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.model_executor.models.utils import StageMissingLayer
 
+from .choice import Choice
 from .places import COLUMNS, detach, put
-from .processing import FIELD
+from .processing import FIELD, choices
+from .reduction import reduce_video
+from .signals import TowerWatch, wanted
 
 
 class Compressing:
@@ -22,15 +26,58 @@ class Compressing:
 
     config: Any
     model_config: Any
-    _field: Any = None
+    visual: Any
+    _asked: Sequence[Choice] = ()
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        there = not isinstance(self.visual, StageMissingLayer)  # an engine without pictures
+        self._watch = TowerWatch(self.visual.blocks[self._watched].attn) if there else None
+
+    @property
+    def _watched(self) -> int:
+        """Which block's attention makes the signals: the last that attends to whole frames."""
+        return -1
+
+    def _in_order(self, signals: Tensor, grids: Sequence[Sequence[int]]) -> Tensor:
+        """Signals of all videos of a call in the order of their tokens."""
+        return signals
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Embeddings of pictures, and of videos with their places behind them."""
-        self._field = kwargs.pop(FIELD, None)
+        field, grids = kwargs.pop(FIELD, None), kwargs.get("video_grid_thw")
+        self._asked = [] if grids is None else choices(field, len(grids))
+        if self._watch is not None:
+            runs = "pixel_values_videos" in kwargs
+            self._watch.on = runs and any(wanted(choice) for choice in self._asked)
         return super().embed_multimodal(**kwargs)  # type: ignore[misc]
 
     def _postprocess_image_embeds_evs(self, images: Any, image_input: Any) -> Any:
         return images
+
+    def _reduced(
+        self,
+        videos: Sequence[Tensor],
+        grids: Sequence[Sequence[int]],
+        times: Sequence[tuple[Sequence[float], float]],
+    ) -> Iterator[tuple[tuple[int, int, int], Tensor, Tensor]]:
+        """For every video its grid of tokens, what stays of its rows, and their numbers.
+
+        Args:
+            grids: of patches. times: seconds of the frames, and of the last one's end.
+        """
+        planes: dict[str, Tensor] = {}
+        if self._watch is not None and self._watch.on:
+            read = self._watch.read(int(self.config.vision_config.spatial_merge_size) ** 2)
+            planes = {name: self._in_order(plane, grids) for name, plane in read.items()}
+        begin = 0
+        for rows, patches, (seconds, end), choice in zip(
+            videos, grids, times, self._asked, strict=True
+        ):
+            grid, here = self._tokens(patches), slice(begin, begin + len(rows))
+            told = {name: planes[name][here] for name in wanted(choice) if name in planes}
+            yield grid, *reduce_video(rows, self._width, grid, seconds, end, choice, told)
+            begin += len(rows)
 
     def recompute_mrope_positions(
         self,

@@ -22,6 +22,9 @@ NAME = "vidllm"
 SERVED = {
     "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl:CompressedQwen25VL",
     "Qwen3VLForConditionalGeneration": "qwen3_vl:CompressedQwen3VL",
+    "Qwen3VLMoeForConditionalGeneration": "qwen3_kin:CompressedQwen3VLMoe",
+    "Qwen3_5ForConditionalGeneration": "qwen3_kin:CompressedQwen35",
+    "Qwen3_5MoeForConditionalGeneration": "qwen3_kin:CompressedQwen35Moe",
 }
 #: Any share above 0 switches vLLM's own pruning on. What is kept is counted by us alone.
 _ON = 0.5

@@ -20,6 +20,7 @@ from vidllm.errors import InputError
 
 from .choice import OPTIONS, Choice, from_environment
 from .places import check_apart
+from .signals import wanted
 
 #: The field of a video that carries its choice.
 FIELD = "vidllm_choice"
@@ -64,7 +65,13 @@ class Choosing:
             InputError: what cannot be served, by name and reason; that client alone gets it.
         """
         own = {name: options[name] for name in OPTIONS if name in options}
-        return (from_environment() or Choice()).asked(own)
+        choice = (from_environment() or Choice()).asked(own)
+        if wanted(choice) and self.info.ctx.get_mm_config().mm_encoder_tp_mode == "data":
+            raise InputError(
+                f"{choice.method.name} reads the vision tower's attention, which no process has "
+                "whole with --mm-encoder-tp-mode data: leave that out"
+            )
+        return choice
 
     def count(self, options: Mapping[str, Any], grid: Tensor) -> int:
         """Placeholders of a video.

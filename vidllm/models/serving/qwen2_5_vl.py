@@ -18,8 +18,7 @@ from vllm.multimodal.processing import PromptReplacement
 
 from .compressing import Compressing
 from .places import Region, attach, extent, grid_places, lay_out
-from .processing import Choosing, ChoosingInfo, choices
-from .reduction import reduce_video
+from .processing import Choosing, ChoosingInfo
 
 
 class Info(ChoosingInfo, Qwen2_5_VLProcessingInfo):  # type: ignore[misc]
@@ -56,18 +55,31 @@ class Dummies(Qwen2_5_VLDummyInputsBuilder):  # type: ignore[misc]
 class CompressedQwen25VL(Compressing, Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
     """The tokens of a video stand side by side, and its seconds are in their positions."""
 
+    @property
+    def _watched(self) -> int:
+        return max(self.config.vision_config.fullatt_block_indexes)
+
+    def _in_order(self, signals: Tensor, grids: Sequence[Sequence[int]]) -> Tensor:
+        """Back from the order of windows."""
+        windows, begin = [], 0
+        for grid in grids:
+            index = torch.as_tensor(self.visual.get_rope_by_thw(*grid)[2]).cpu()
+            windows.append(index + begin)
+            begin += len(index)
+        return signals[torch.argsort(torch.cat(windows)).to(signals.device)]
+
     def _postprocess_video_embeds_evs(self, videos: Any, video_input: Any) -> tuple[Tensor, ...]:
         grids = video_input["video_grid_thw"].tolist()
-        asked = choices(self._field, len(grids))
         paces = _paces(video_input.get("second_per_grid_ts"), len(grids))
+        times = [
+            ([frame * pace for frame in range(grid[0])], grid[0] * pace)
+            for grid, pace in zip(grids, paces, strict=True)
+        ]
         out = []
-        for rows, patches, pace, choice in zip(videos, grids, paces, asked, strict=True):
-            grid = self._tokens(patches)
-            seconds = [frame * pace for frame in range(grid[0])]
-            end = grid[0] * pace
-            left, numbers = reduce_video(rows, self._width, grid, seconds, end, choice)
+        reduced = self._reduced(videos, grids, times)
+        for (grid, rows, numbers), pace in zip(reduced, paces, strict=True):
             places = torch.from_numpy(grid_places(grid, self._per_frame(pace)))
-            out.append(attach(left, places[:, numbers]))
+            out.append(attach(rows, places[:, numbers]))
         return tuple(out)
 
     def get_mrope_input_positions(self, input_tokens: Any, mm_features: Any) -> tuple[Tensor, int]:

@@ -24,8 +24,7 @@ from vllm.multimodal.processing import PromptReplacement
 
 from .compressing import Compressing
 from .places import Region, attach, extent, grid_places, lay_out
-from .processing import Choosing, ChoosingInfo, choices
-from .reduction import reduce_video
+from .processing import Choosing, ChoosingInfo
 
 
 class FrameProcessor(Choosing, Qwen3VLMultiModalProcessor):  # type: ignore[misc]
@@ -68,20 +67,16 @@ class CompressingFrames(Compressing):
     """Before a model of the family."""
 
     _tokenizer: Any
-    visual: Any
     get_language_model: Any
 
     def _postprocess_video_embeds_evs(self, videos: Any, video_input: Any) -> tuple[Tensor, ...]:
         grids = video_input["video_grid_thw"].tolist()
-        asked = choices(self._field, len(grids))
-        out = []
-        for number, (rows, choice) in enumerate(zip(videos, asked, strict=True)):
-            grid = self._tokens(grids[number])
-            times = [float(second) for second in video_input["timestamps"][number]]
-            seconds, end = _read(times)
-            left, numbers = reduce_video(rows, self._width, grid, seconds, end, choice)
-            out.append(self._written(left, numbers, grid, times))
-        return tuple(out)
+        stamps = [[float(second) for second in one] for one in video_input["timestamps"]]
+        reduced = self._reduced(videos, grids, [_read(one) for one in stamps])
+        return tuple(
+            self._written(rows, numbers, grid, one)
+            for (grid, rows, numbers), one in zip(reduced, stamps, strict=True)
+        )
 
     def _written(
         self, left: Tensor, numbers: Tensor, grid: tuple[int, int, int], times: Sequence[float]

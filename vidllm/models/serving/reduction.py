@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ def reduce_video(
     seconds: Sequence[float],
     end: float,
     choice: Choice,
+    signals: Mapping[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """The tokens of a video that stay.
 
@@ -33,19 +34,20 @@ def reduce_video(
     Args:
         rows: (L, width + M) the tower's tokens, DeepStack's planes behind them.
         grid: (T, H, W) of tokens. seconds: (T,) of its frames. end: of the last one.
+        signals: (L, ...) of the tower, those that the method reads.
 
     Returns:
         Their rows (n, width + M), and (n,) their numbers in the whole video, on the CPU.
     """
-    planes = {f"deepstack_{n}": plane for n, plane in enumerate(rows[:, width:].split(width, 1))}
+    deep = {f"deepstack_{n}": plane for n, plane in enumerate(rows[:, width:].split(width, 1))}
+    deep = deep if rows.shape[1] > width else {}
+    told = {name.replace("-", "_"): plane for name, plane in signals.items()}
     blank = VideoTokens.blank(grid, seconds, end)
-    tokens = blank.with_features(rows[:, :width])
-    planes = planes if rows.shape[1] > width else {}
+    tokens = blank.with_features(rows[:, :width]).with_signals(**deep, **told)
     try:
-        after = choice.method(tokens.with_signals(**planes))
+        after = choice.method(tokens)
     except VidllmError as error:
         _LOG.error("%s; evenly spread tokens stay of this video", error)
-        spread = build("uniform", budget=choice.count(grid))
-        after = spread(tokens.with_signals(**planes))
-    deep = [after.signals[name.replace("_", "-")] for name in planes]
-    return torch.cat([after.features, *deep], dim=1), after.position
+        after = build("uniform", budget=choice.count(grid))(tokens)
+    left = [after.signals[name.replace("_", "-")] for name in deep]
+    return torch.cat([after.features, *left], dim=1), after.position
