@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -13,19 +11,26 @@ import typer
 from vidllm.cli.options import AsJson, Debug, clean_output, emit, one_of, say, shares_of
 from vidllm.cli.tables import console
 from vidllm.errors import InputError, WorkError
-from vidllm.errors.bounds import check, short
-from vidllm.errors.paths import input_folder, output_file
-from vidllm.errors.writing import csv_text
+from vidllm.errors.bounds import check
+from vidllm.errors.paths import input_folder
 
+from .bench_rows import (
+    counts_of,
+    device_of,
+    keeper,
+    names_of,
+    place_of,
+    saver,
+    show_rows,
+)
 from .claims.claim_command import claim
 from .methods.methods_command import methods
 from .serve_command import serve
 from .systems.command import systems
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    pass
 
-Rows: TypeAlias = list[dict[str, Any]]
 Out: TypeAlias = Annotated[Path, typer.Option(help="CSV file to write.", dir_okay=False)]
 Runs: TypeAlias = Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")]
 
@@ -89,14 +94,14 @@ def compressors(
 
     with clean_output(json):
         rows = bench_compressors(
-            _names(methods),
-            frames=_counts("--frames", frames),
+            names_of(methods),
+            frames=counts_of("--frames", frames),
             side=side,
             width=width,
             runs=runs,
-            save=_saver(out),
+            save=saver(out),
         )
-        _show(rows, compressor_table, out, json)
+        show_rows(rows, compressor_table, out, json)
 
 
 @app.command()
@@ -122,20 +127,20 @@ def encoders(
     with clean_output(json):
         import torch
 
-        where = _device(device)
+        where = device_of(device)
         if dtype not in ("float32", "bfloat16"):
             raise InputError(f"--dtype must be float32 or bfloat16, not {dtype!r}")
         rows = bench_encoders(
-            _names(names),
-            lengths=_counts("--lengths", lengths),
-            dims=_counts("--dims", dims),
-            ways=_counts("--ways", ways),
+            names_of(names),
+            lengths=counts_of("--lengths", lengths),
+            dims=counts_of("--dims", dims),
+            ways=counts_of("--ways", ways),
             runs=runs,
             device=where,
             dtype=getattr(torch, dtype),
-            save=_saver(out),
+            save=saver(out),
         )
-        _show(rows, encoder_table, out, json)
+        show_rows(rows, encoder_table, out, json)
 
 
 @app.command()
@@ -153,8 +158,8 @@ def learning(
     from .encoder_learning import bench_learning, learning_table
 
     with clean_output(json):
-        rows = bench_learning(_names(names), steps=steps, seeds=seeds, save=_saver(out))
-        _show(rows, learning_table, out, json)
+        rows = bench_learning(names_of(names), steps=steps, seeds=seeds, save=saver(out))
+        show_rows(rows, learning_table, out, json)
 
 
 @app.command()
@@ -178,14 +183,14 @@ def recognition(
 
     with clean_output(json):
         rows = bench_recognition(
-            _names(names),
+            names_of(names),
             steps=steps,
             seeds=seeds,
             tested=tested,
-            device=_device(device),
-            save=_saver(out),
+            device=device_of(device),
+            save=saver(out),
         )
-        _show(rows, recognition_table, out, json)
+        show_rows(rows, recognition_table, out, json)
 
 
 @app.command()
@@ -223,25 +228,25 @@ def models(
 
         from .model_cost import bench_models, device_name, models_table
 
-        where = _device(device)
+        where = device_of(device)
         one_of("--dtype", dtype, ("auto", "float32", "bfloat16"))
         half = dtype == "bfloat16" or (dtype == "auto" and where == "cuda")
         if out is None:
             words = re.findall(r"[a-z0-9]+", device_name(where).lower())
             out = Path("eval/results") / f"models-{'-'.join(words)}.csv"
         rows = bench_models(
-            _names(names),
-            _names(methods),
-            frames=_counts("--frames", frames),
+            names_of(names),
+            names_of(methods),
+            frames=counts_of("--frames", frames),
             keeps=shares_of("--keeps", keeps),
             scale=(1.0 if where == "cuda" else 0.1) if scale is None else scale,
             runs=runs,
             new_tokens=new_tokens,
             device=where,
             dtype=torch.bfloat16 if half else torch.float32,
-            save=_saver(out),
+            save=saver(out),
         )
-        _show(rows, models_table, out, json)
+        show_rows(rows, models_table, out, json)
 
 
 @app.command()
@@ -262,9 +267,9 @@ def long(
     from .long_videos import bench_long, long_table
 
     with clean_output(json):
-        rows, keep = _keeper(out, "{part} · {case} · {measure}: {value:g}")
-        bench_long(_names(parts), _place(folder, "bench"), keep, clips=clips, seed=seed)
-        _show(rows, long_table, out, json)
+        rows, keep = keeper(out, "{part} · {case} · {measure}: {value:g}")
+        bench_long(names_of(parts), place_of(folder, "bench"), keep, clips=clips, seed=seed)
+        show_rows(rows, long_table, out, json)
 
 
 @app.command()
@@ -301,7 +306,7 @@ def retrieval(
         if init:
             input_folder(init, "--init")
         rows = bench_retrieval(
-            _place(folder, "bench-retrieval"),
+            place_of(folder, "bench-retrieval"),
             size=size,
             start_steps=start_steps,
             steps=steps,
@@ -311,15 +316,15 @@ def retrieval(
             version=version,
             keep=keep,
             init=init,
-            device=_device(device),
+            device=device_of(device),
             workers=workers,
             minutes=minutes,
-            save=_saver(out),
+            save=saver(out),
         )
         if json:
             emit({"rows": rows, "verdict": verdict(rows), "csv": str(out)})
         else:
-            _show(rows, retrieval_table, out, json)
+            show_rows(rows, retrieval_table, out, json)
 
 
 @app.command()
@@ -343,13 +348,13 @@ def kills(
     from .kills import bench_kills, counts, kills_table
 
     with clean_output(json):
-        where = _place(folder, "bench-kills")
-        rows, keep = _keeper(out, "{target} · run {run} · {signal}: {outcome}")
-        bench_kills(_names(targets), where, kills=number, seed=seed, keep=keep)
+        where = place_of(folder, "bench-kills")
+        rows, keep = keeper(out, "{target} · run {run} · {signal}: {outcome}")
+        bench_kills(names_of(targets), where, kills=number, seed=seed, keep=keep)
         if json:
             emit({"rows": rows, "counts": counts(rows), "csv": str(out)})
         else:
-            _show(rows, kills_table, out, json)
+            show_rows(rows, kills_table, out, json)
         if failed := [row for row in rows if row["outcome"] in ("failed", "other bytes")]:
             first = failed[0]
             raise WorkError(
@@ -383,8 +388,8 @@ def fuzz(
     from .fuzz.outcomes import FAULTS
 
     with clean_output(json):
-        where = _place(folder, "bench-fuzz")
-        save, done = _saver(out), 0
+        where = place_of(folder, "bench-fuzz")
+        save, done = saver(out), 0
 
         def keep(row: dict[str, Any]) -> None:
             nonlocal done
@@ -395,13 +400,15 @@ def fuzz(
             elif done % 500 == 0:
                 say(f"{done} cases")
 
-        rows = bench_fuzz(_names(targets), where, number=number, first=first, seed=seed, keep=keep)
+        rows = bench_fuzz(
+            names_of(targets), where, number=number, first=first, seed=seed, keep=keep
+        )
         save(counts(rows))
         if json:
             faults = [row for row in rows if row["outcome"] in FAULTS]
             emit({"counts": counts(rows), "faults": faults, "csv": str(out)})
         else:
-            _show(rows, fuzz_table, out, json)
+            show_rows(rows, fuzz_table, out, json)
         if failed := [row for row in rows if row["outcome"] in FAULTS]:
             first_one = failed[0]
             raise WorkError(
@@ -431,72 +438,5 @@ def footage(
         from vidllm.ask.video_llm import VideoLLM
 
         llm = VideoLLM.from_pretrained(model)
-        rows = bench_footage(llm, clips=clips, seed=seed, other=other, jobs=jobs, save=_saver(out))
-        _show(rows, footage_table, out, json)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device must be auto, cpu or cuda, not {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no GPU here; use --device cpu")
-    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def _place(folder: Path | None, name: str) -> Path:
-    """Where a measurement works if nobody says where."""
-    return folder or Path(tempfile.gettempdir()) / f"vidllm-{name}"
-
-
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _counts(option: str, text: str) -> list[int]:
-    if not all(part.isdecimal() and len(part) < 20 for part in _names(text)) or not _names(text):
-        raise InputError(f"{option} is a list of counts such as 32,128, not {short(text)}")
-    counts = [int(part) for part in _names(text)]
-    for count in counts:
-        check(option.lstrip("-"), count, option)
-    return counts
-
-
-def _saver(out: Path) -> Callable[[Rows], None]:
-    """Writes the rows so far: what was measured stays, whatever comes after."""
-    output_file(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-
-    def save(rows: Rows) -> None:
-        out.write_text(csv_text(_alike(rows)), encoding="utf-8", newline="\n")
-
-    return save
-
-
-def _keeper(out: Path, words: str) -> tuple[Rows, Callable[[dict[str, Any]], None]]:
-    """The rows so far, and what takes one more: it is written, and said in these words."""
-    rows: Rows = []
-    save = _saver(out)
-
-    def keep(row: dict[str, Any]) -> None:
-        rows.append(row)
-        save(rows)
-        say(words.format(**{name: "none" if value == "" else value for name, value in row.items()}))
-
-    return rows, keep
-
-
-def _alike(rows: Rows) -> Rows:
-    """Whole numbers as floats in columns with floats or gaps, as readers of tables have them."""
-    kinds = {name: {type(row.get(name)) for row in rows} for row in rows for name in row}
-    mixed = [name for name, some in kinds.items() if {int} < some <= {int, float, type(None)}]
-    return [row | {n: float(row[n]) for n in mixed if row.get(n) is not None} for row in rows]
-
-
-def _show(rows: Rows, table: Callable[[Rows], Table], out: Path, json: bool) -> None:
-    if json:
-        emit({"rows": rows, "csv": str(out)})
-        return
-    console(180).print(table(rows))
-    say(f"written to {out}")
+        rows = bench_footage(llm, clips=clips, seed=seed, other=other, jobs=jobs, save=saver(out))
+        show_rows(rows, footage_table, out, json)
