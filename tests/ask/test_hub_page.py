@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,10 @@ class Processor:
         self.options = pixel_options(folder)
         self.chat_template = TAKES_VIDEOS
         self.video_processor = SimpleNamespace(to_dict=lambda: self.options)
+
+    def save_pretrained(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+        (folder / "video_preprocessor_config.json").write_text(json.dumps(self.options))
 
     def apply_chat_template(self, chat: list[dict[str, Any]], **_: Any) -> BatchFeature:
         llm = self.llm

@@ -53,7 +53,7 @@ def test_prompts_pixels_and_answers_are_the_processors(found: dict[str, Any], fa
     """The same ids and pixels, and compressed the answer that the low door gives on them."""
     own = found[family]
     assert own["ids"] and own["pixels"]
-    assert own["answers"][0] == own["answers"][1]
+    assert len(set(own["answers"])) == 1
     assert own["kept"][0] == own["kept"][1] < own["full"][0]
     assert len(set(own["full"])) == 1  # counted before anything ran, in the prompt, and after
     assert own["flops"] and own["family"] == FAMILIES[family][0]
@@ -84,7 +84,7 @@ def test_families_of_other_houses(found: dict[str, Any], family: str) -> None:
     """Prompts, pixels and answers are the processors' too; so are the clip's own seconds."""
     own = found[family]
     assert own["ids"] and own["pixels"]
-    assert own["answers"][0] == own["answers"][1]
+    assert len(set(own["answers"])) == 1
     assert own["kept"][0] == own["kept"][1] < own["full"][0]
     assert len(set(own["full"])) == 1
     assert (SCRIPTS[family].clock == "stamps") == (family in TOLD)

@@ -200,6 +200,10 @@ def asked(folder: Path, family: str) -> dict[str, Any]:
     clip = VideoClip(frames, np.array(SECONDS), 2.0, 3.6, np.arange(len(SECONDS)), Path("made.mp4"))
     llm = VideoLLM.from_pretrained(folder, compressors="uniform", keep=0.5)
     engine: Any = llm.engine
+    own = VideoLLM.from_pretrained(llm.model, processor=processor, compressors="uniform", keep=0.5)
+    if family in ("qwen2_vl", "gemma4"):
+        own.save_pretrained(folder / "again")
+        own = VideoLLM.from_pretrained(folder / "again", compressors="uniform", keep=0.5)
     two = llm.ask(clip, [QUESTION, "What happens?"], max_new_tokens=NEW)
     turn = [{"type": "video"}, {"type": "text", "text": QUESTION}]
     text = processor.apply_chat_template(
@@ -228,7 +232,7 @@ def asked(folder: Path, family: str) -> dict[str, Any]:
     return {
         "ids": torch.equal(engine._ids(video.placed, QUESTION, False), inputs["input_ids"]),
         "pixels": all(torch.equal(made[name], inputs[name]) for name in made if "pixel" in name),
-        "answers": [two[0].raw, raw],
+        "answers": [two[0].raw, raw, own.ask(clip, QUESTION, max_new_tokens=NEW).raw],
         "kept": [two[0].receipt.tokens_kept, c.receipt.tokens_kept],
         "full": [two[0].receipt.tokens_full, engine.count(48, 64, len(SECONDS)), video.total],
         "flops": two[0].receipt.flops is not None,

@@ -282,6 +282,8 @@ class HubEngine(Engine):
                 **self.memory.arguments(video, session, ids),
                 max_new_tokens=answer,
                 do_sample=False,
+                num_beams=1,
+                num_return_sequences=1,
                 temperature=None,
                 top_p=None,
                 top_k=None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers.utils.hub import cached_file
 from vidllm.errors import InputError
 
 from .own_processor import OwnProcessor
-from .pixel_files import complete, pixel_options
+from .pixel_files import FILES, complete, pixel_options
 from .served import FAMILIES, OWN_PIXELS
 
 
@@ -28,14 +29,16 @@ class Processing:
 
     Attributes:
         tokenizer: of it. template: its chat template, or None for the family's documented one.
-        pixels: options of `pixels.video_pixels`. processor: the family's own, where that makes the
-            pixels; for `save`, what the caller gave.
+        pixels: options of `pixels.video_pixels`. processor: the family's own instead, where that
+            makes the pixels.
+        source: whose files `save` writes: a processor object, or a place with the hub's options.
     """
 
     tokenizer: PreTrainedTokenizerBase
     template: str | None
     pixels: dict[str, Any] = field(default_factory=dict)
     processor: OwnProcessor | None = None
+    source: Any = None
 
     @classmethod
     def beside(cls, place: str, kind: str, hub: Mapping[str, Any]) -> Processing:
@@ -62,7 +65,8 @@ class Processing:
                 f"the tokenizer of '{place}' cannot be loaded: put tokenizer.json and "
                 "tokenizer_config.json beside its weights"
             ) from error
-        return cls(tokenizer, _template(place, tokenizer, hub), pixels, processor)
+        source = (place, hub) if processor is None else processor.processor
+        return cls(tokenizer, _template(place, tokenizer, hub), pixels, processor, source)
 
     @classmethod
     def of(cls, processor: Any, kind: str, hub: Mapping[str, Any]) -> Processing:
@@ -89,23 +93,26 @@ class Processing:
         found = getattr(processor, "chat_template", None) or tokenizer.chat_template
         template = found.get("default") if isinstance(found, dict) else found
         if kind not in OWN_PIXELS:
-            return cls(tokenizer, template, {}, OwnProcessor(processor))
+            return cls(tokenizer, template, {}, OwnProcessor(processor), processor)
         told = {
             name: {k: v for k, v in dict(value).items() if v is not None}
             if isinstance(value, Mapping)
             else value
             for name, value in video.to_dict().items()
         }
-        return cls(tokenizer, template, complete(kind, told))
+        return cls(tokenizer, template, complete(kind, told), None, processor)
 
     def save(self, folder: Path) -> None:
-        """Write the files that `beside` reads."""
-        if self.processor is not None:
-            self.processor.processor.save_pretrained(folder)
+        """Write the files that `beside` reads, as they are."""
+        if not isinstance(self.source, tuple):
+            self.source.save_pretrained(folder)
         else:
+            place, hub = self.source
             self.tokenizer.save_pretrained(folder)
-            text = json.dumps(self.pixels, indent=1) + "\n"
-            (folder / "video_preprocessor_config.json").write_text(text, encoding="utf-8")
+            for name in FILES:
+                path = cached_file(place, name, _raise_exceptions_for_missing_entries=False, **hub)
+                if path is not None and Path(path).resolve() != (folder / name).resolve():
+                    shutil.copyfile(path, folder / name)
         if self.template is not None:
             (folder / "chat_template.jinja").write_text(self.template, encoding="utf-8")
 
