@@ -47,6 +47,8 @@ def save_speaker(folder: Path, family: str, *, seed: int = 0, says: str = SIGNS)
     head = torch.zeros_like(state["lm_head.weight"])
     random = torch.Generator().manual_seed(seed)
     head[ids] = 4 * torch.randn(head[ids].shape, generator=random)
+    yes_no = letters().convert_tokens_to_ids(list("yYnN"))  # which it says less surely
+    head[yes_no] = 0.3 * torch.randn(head[yes_no].shape, generator=random)
     state["lm_head.weight"] = head
     model.save_pretrained(folder, state_dict=state)
     ends = {"eos_token_id": [97, *letters().convert_tokens_to_ids(list(says))], "pad_token_id": 100}

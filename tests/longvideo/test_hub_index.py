@@ -94,8 +94,8 @@ def test_an_index_answers_as_the_clip_that_it_is(
         assert look.whole
         told = engine.prompt_text(look.clip, "What?", times)
         assert told == llm.prompt_text(clip, "What?", times=times)
-    frames = 12 if "qwen" in family else 11
-    assert index.ask("Who?").receipt.tokens_full == llm.count(48, 64, frames)
+    receipt = index.ask("Who?").receipt
+    assert (receipt.frames, receipt.tokens_full) == (11, llm.count(48, 64, 11))
 
 
 @pytest.mark.parametrize("spec", ["uniform", "temporal-pool", "fastv", "semvid"])
@@ -205,7 +205,7 @@ def test_a_video_shorter_than_it_promises_and_one_with_uneven_times(
     look = reader(slides).first()
     assert len(look.clip) == 32 and (np.diff(look.clip.seconds) >= 0).all()
     assert look.clip.seconds[4] - look.clip.seconds[2] < 10  # a slide is told while it stays
-    assert slides.ground_answer(QUERY).receipt.frames == len(row)
+    assert slides.ground_answer(QUERY).receipt.frames == len(set(seconds)) < len(row)
 
 
 def test_tokens_per_minute_lower_the_rate(llm: VideoLLM, long: Path, tmp_path: Path) -> None:
@@ -347,6 +347,7 @@ def test_a_library_ranks_what_fits(
     hits = library.ground(QUERY)
     assert hits.notes == () and hits
     scores = [hit.span.score for hit in hits]
+    assert len(set(scores)) > 1
     assert scores == sorted(scores, reverse=True) and all(0 <= score <= 1 for score in scores)
     one = VideoIndex.load(hits[0].index, llm)
     spans = [(s.start, s.end) for s in one.ground(QUERY)]

@@ -188,6 +188,12 @@ def carries(model: NativeVideoLLM) -> bool:
     return bool(len(temporal)) and all(encoder.streams for encoder in temporal)
 
 
+def frames_in(seconds: np.ndarray, step: int) -> int:
+    """Frames of whole groups at (T,) seconds, without those that stand still to fill one."""
+    groups = seconds.reshape(-1, step)
+    return len(groups) + int((np.diff(groups, axis=1) > 0).sum())
+
+
 def whole_groups(pixels: Tensor, seconds: np.ndarray, step: int) -> tuple[Tensor, np.ndarray]:
     """Frames and their seconds in whole groups: the last one stands still."""
     short = -len(pixels) % step if len(pixels) else 0

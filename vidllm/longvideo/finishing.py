@@ -15,7 +15,7 @@ from vidllm.models.engine import alone
 from vidllm.models.native.engine import NativeEngine
 from vidllm.tokens import VideoTokens
 
-from .encoders import FrameEncoder, NativeEncoder
+from .encoders import FrameEncoder, NativeEncoder, frames_in
 from .parts import Parts
 from .store import write_file
 from .tower import Carried
@@ -110,12 +110,9 @@ def finish(
             yield from _level(cast(NativeEngine, native), source, times, facts, at, level, kind)
 
     write_file(path, shapes, facts, pieces())
-    return {
-        "frames": len(times),
-        "encoded": offsets[-1] * encoder.step,
-        "lost": len(lost),
-        "near_error": error,
-    }
+    frames = frames_in(times, encoder.step)
+    encoded = min(frames, offsets[-1] * encoder.step)
+    return {"frames": frames, "encoded": encoded, "lost": len(lost), "near_error": error}
 
 
 def _level(

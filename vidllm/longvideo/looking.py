@@ -32,6 +32,7 @@ from vidllm.timecode import Span
 from vidllm.video import VideoClip
 
 from .answering import KEPT_BYTES, IndexContents, stretch_of
+from .encoders import frames_in
 from .marks import method_of
 from .windows import LEVELS, clock, on_screen
 
@@ -120,6 +121,7 @@ class LookReader:
         self.engine, self.shape = self.features.engine, self.features.shape
         seconds, row = index.frames()
         self.seconds = seconds.reshape(-1, self.shape.step)  # of the frames of every group
+        self.frames = frames_in(seconds, self.shape.step)
         self.row = row[:: self.shape.step].long()
         self.tokens = index.tensor("tokens")
         self.pace = self.shape.step / facts["fps"]
@@ -298,8 +300,7 @@ class LookReader:
 
     def _answer(self, said: Said, notes: list[str], timed: bool = False) -> Answer:
         made, first = said.made, self.first()
-        shown = min(len(self.seconds), self.shape.groups) * self.shape.step
-        looked = f"looked at the whole in {shown} of {self.seconds.size} frames"
+        looked = f"looked at the whole in {self.shape.frames} of {self.frames} frames"
         told = [] if first.whole else [looked, *notes]
         spans = tuple(said.spans)
         failed = timed and not spans
@@ -325,4 +326,4 @@ class _Account:
         full = len(reader.seconds) * reader.shape.rows * reader.shape.columns
         size = kv_bytes_per_token(reader.engine.decoder_config, reader.first().video.element_size)
         sizes = full * size / 1e6, self.kept * size / 1e6
-        return Receipt(reader.seconds.size, full, self.kept, *sizes, self.seconds)
+        return Receipt(reader.frames, full, self.kept, *sizes, self.seconds)
