@@ -84,7 +84,7 @@ class Card:
         format: of the files. layers: modules of the tower by dotted name, in order.
         threshold: score above which footage is unknown. contrast: in 0..1; frames with less show
             nothing. tower: `tower_mark` of the tower that was measured. sha256: of the tensors.
-        made: how they were made (split, first scene, clips, frames, seed).
+        made: how they were made (split, first scene, clips, frames, seed, pages missed).
         boundary: layers that the boundary reads, side by side; none where there is none.
     """
 

@@ -1,15 +1,16 @@
 """`vidllm train footage`: what the made world looks like to a model's vision tower.
 
-Scenes of the training split, from seeds that training itself does not reach, are rendered, made
-worse as codecs, scalers and letterboxes do, and run through the tower. Three quarters of the clips
+Scenes of the training split, from seeds that training itself does not reach, are rendered, go
+through codecs, scalers and letterboxes, and then through the tower. Three quarters of the clips
 give the mean and the covariance of its features, the others what distance is usual and, by the
-score that few of them exceed, the threshold.
+highest score among them, the threshold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -44,21 +45,21 @@ from .sign_pages import sign_page
 
 #: The first scene: beyond the clips that training draws and the frames that its tower sees.
 FIRST = 50_000_000
-#: Layers of a convolutional stem: what is near the pixels tells worlds apart best.
+#: Layers of a convolutional stem: what is near the pixels tells worlds apart best. A plane in
+#: deeper ones separates the pages that are drawn, and takes rare clips of the made world for pages.
 STEM_LAYERS = (2, 4)
-#: And those that the boundary reads: only a plane lies in them, so more numbers are no harm.
-BOUNDARY_LAYERS = (2, 4, 7)
 #: The threshold is the highest score of the clips kept out, times this: they are as many as a
 #: benchmark's, and a tail goes on.
 MARGIN = 1.25
-#: The boundary is where this share of the pages kept out lies on the made world's side.
-MISSED = 0.01
+#: The boundary as well. The room on its other side is small.
+BOUNDARY_MARGIN = 1.1
 #: Of the least contrast of any clip a frame must have this share, or it shows nothing.
 CONTRAST_SHARE = 0.3
 #: One clip of so many is kept out of the mean and the covariance.
 _HELD = 4
 _SHRINK = 1e-2  # added to variances about 1: directions that never vary stay finite
 _LEAST_DEVIATION = 1e-4  # as well
+_CODED = 0.5  # share of clips and pages that went through a codec
 _RIDGE = 0.3  # added to the variances of the boundary, which are about 1
 
 
@@ -89,7 +90,6 @@ def calibrate(
     if not layers and not stems:
         raise InputError("name the layers of this vision tower, such as --layers a.b.0,a.b.4")
     names = list(layers) or [f"{stems[0]}.{layer}" for layer in STEM_LAYERS]
-    read = list(layers) or [f"{stems[0]}.{layer}" for layer in BOUNDARY_LAYERS]
     versions = plan_of(model.config.vision).versions  # of the world that it was trained on
     rng = np.random.default_rng([23, seed])
     noise = torch.Generator().manual_seed(seed)
@@ -103,27 +103,29 @@ def calibrate(
             least.append(float(contrast(pixels).median()))
             picture = without_bars(pixels)
             assert picture is not None  # a scene has a background that varies
-            parts.append(features(vision, read, picture))
+            parts.append(features(vision, names, picture))
         floor = round(CONTRAST_SHARE * min(least), 4)
-        others = _pages(vision, read, clips // 3 if pages is None else pages, frames, floor, seed)
+        others = _pages(vision, names, clips // 3 if pages is None else pages, frames, floor, seed)
         made = [
             _layer(
                 [part[at] for number, part in enumerate(parts) if number % _HELD],
                 [part[at] for part in parts[::_HELD]],
             )
-            for at in map(read.index, names)
+            for at in range(len(names))
         ]
     scores = torch.tensor([
-        max(layer.score(clip[read.index(name)]) for name, layer in zip(names, made, strict=True))
+        max(layer.score(part) for layer, part in zip(made, clip, strict=True))
         for clip in parts[::_HELD]
     ])  # fmt: skip
     highest = float(scores.max())
     most = round(MARGIN * highest, 2)
     boundary = _boundary([torch.cat(clip, 1) for clip in parts], others, most)
+    missed = [boundary.score(page) <= most for page in others[::_HELD]]
     told = {"split": "train", "versions": sorted(set(versions)), "first": FIRST + seed * clips,
             "clips": clips, "frames": frames, "held": len(scores), "highest": round(highest, 2),
-            "pages": len(others), "seed": seed}  # fmt: skip
-    card = Card(FORMAT, names, most, floor, tower_mark(vision), "", told, read)
+            "pages": len(others), "missed": round(sum(missed) / len(missed), 4),
+            "seed": seed}  # fmt: skip
+    card = Card(FORMAT, names, most, floor, tower_mark(vision), "", told, names)
     return KnownFootage(card, tuple(made), boundary)
 
 
@@ -172,10 +174,10 @@ def _boundary(known: list[Tensor], pages: list[Tensor], threshold: float) -> Bou
     ridge = _RIDGE * torch.eye(len(mean), dtype=torch.float64)
     weight = torch.linalg.solve(spread + ridge, (right.mean(0) - left.mean(0)) / 2)
     plain = replace(plain, weight=weight.float())
-    usual = torch.tensor([plain.score(part) for part in known[::_HELD]]).mean()
-    limit = torch.tensor([plain.score(part) for part in pages[::_HELD]]).quantile(MISSED)
-    # So that the limit has the score at which footage is unknown.
-    return replace(plain, scale=torch.stack([usual, (limit - usual).clamp_min(1e-3) / threshold]))
+    held = torch.tensor([plain.score(part) for part in known[::_HELD]])
+    room = BOUNDARY_MARGIN * (held.max() - held.mean()).clamp_min(1e-3)
+    # So that the end of the room has the score at which footage is unknown.
+    return replace(plain, scale=torch.stack([held.mean(), room / threshold]))
 
 
 def _pages(
@@ -211,13 +213,41 @@ def _clip(
 
 
 def _worse(frames: Tensor, rng: np.random.Generator) -> Tensor:
-    """Frames (F, 3, H, W) as they are, or scaled, softened or with bars."""
+    """Frames (F, 3, H, W) scaled, with bars, softened or through a codec, or as they are."""
     kind = int(rng.integers(4))
     if kind == 1:
-        return _coarse(frames, int(rng.integers(40, VIDEO_SIZE)), int(rng.integers(40, 129)))
+        frames = _coarse(frames, int(rng.integers(40, VIDEO_SIZE)), int(rng.integers(40, 129)))
     if kind == 2:
-        return _softened(frames, float(rng.uniform(0, 1)))
-    return _barred(frames, rng) if kind == 3 else frames
+        frames = _softened(frames, float(rng.uniform(0, 1)))
+    if kind == 3:
+        frames = _barred(frames, rng)
+    return _coded(frames, rng) if rng.random() < _CODED else frames
+
+
+def _coded(frames: Tensor, rng: np.random.Generator) -> Tensor:
+    """Through a video codec of some quality and back, (F, 3, H, W) to even height and width."""
+    import av
+
+    high, wide = frames.shape[2] // 2 * 2, frames.shape[3] // 2 * 2
+    if rng.random() < 0.5:
+        codec, back, step = "mpeg4", "mpeg4", str(int(4 * 8 ** rng.random()))
+        options = {"qmin": step, "qmax": step}
+    else:
+        codec, back, rate = "libx264", "h264", str(rng.integers(22, 41))
+        options = {"crf": rate, "preset": "veryfast", "tune": "zerolatency", "threads": "1"}
+    coder, reader = av.CodecContext.create(codec, "w"), av.CodecContext.create(back, "r")
+    coder.width, coder.height, coder.pix_fmt = wide, high, "yuv420p"
+    coder.time_base, coder.options = Fraction(1, 10), options
+    packets = []
+    for number, picture in enumerate(to_uint8(frames[:, :, :high, :wide]).numpy()):
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        frame = frame.reformat(format="yuv420p")
+        frame.pts = number
+        packets += coder.encode(frame)
+    packets += coder.encode(None)
+    read = [frame for packet in [*packets, None] for frame in reader.decode(packet)]
+    pictures = np.stack([frame.to_ndarray(format="rgb24") for frame in read])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
 
 
 def _coarse(frames: Tensor, height: int, width: int) -> Tensor:

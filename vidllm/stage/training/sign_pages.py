@@ -69,7 +69,8 @@ def sign_page(rng: np.random.Generator, count: int) -> Tensor:
 def _ground(rng: np.random.Generator) -> np.ndarray:
     """A ground that is none of the made world's: (2 SIDE, SIDE, 3) uint8.
 
-    One colour, or a gradient of two to five; on some clouds, or lights, or a disc on black.
+    One colour, or a gradient of two to five; on some clouds, or lights, or a disc on black. A
+    quarter is dark ground with clouds of any fineness.
     """
     y, x = np.mgrid[0 : 2 * SIDE, 0:SIDE] / SIDE
     count = int(rng.integers(2, 6))
@@ -86,9 +87,12 @@ def _ground(rng: np.random.Generator) -> np.ndarray:
     along = (along - along.min()) / np.ptp(along)
     places = np.linspace(0, 1, count)
     made = np.stack([np.interp(along, places, stops[:, part]) for part in range(3)], axis=-1)
-    more = int(rng.integers(6))
+    more = int(rng.integers(8))
     if more == 0:
         made += rng.uniform(10, 60) * _clouds(rng)
+    if more > 5:  # nearest to the made world's waves: as dark, and as faint
+        dark = rng.uniform(15, 95, 3) if rng.random() < 0.7 else made
+        made = dark + math.exp(rng.uniform(math.log(4), math.log(40))) * _clouds(rng)
     if more == 1:
         for _ in range(int(rng.integers(4, 16))):
             far = np.hypot(x - rng.uniform(), y - rng.uniform(0, 2)) / rng.uniform(0.1, 0.3)
@@ -102,10 +106,11 @@ def _ground(rng: np.random.Generator) -> np.ndarray:
 
 
 def _clouds(rng: np.random.Generator) -> np.ndarray:
-    """Noise of several octaves about 0, finer than the made world's waves: (2 SIDE, SIDE, 3)."""
+    """Noise of several octaves about 0, in deviations: (2 SIDE, SIDE, 3), or 1 for 3."""
     from PIL import Image
 
-    cells, fall, parts = int(rng.integers(5, 24)), rng.uniform(0.4, 0.9), 1 + 2 * rng.integers(2)
+    cells = int(math.exp(rng.uniform(math.log(3), math.log(48))))
+    fall, parts = rng.uniform(0.4, 0.9), 1 + 2 * rng.integers(2)
     made = np.zeros((2 * SIDE, SIDE, int(parts)))
     for octave in range(4):
         side = min(SIDE, cells * 2**octave)
