@@ -6,13 +6,18 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from authors import aim
 from test_native import HEAD, TAIL, clip_tokens
 from tiny import hub_model, tiny_model
 from torch import Tensor
+from transformers import Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, apply_rotary_pos_emb
 
 from vidllm import InputError
 from vidllm.compressors import Scorer, build, find, names
+from vidllm.models.hooks import pruning
 from vidllm.models.hooks.cache import decoder_layers, evict
+from vidllm.models.hooks.pruning import probe
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.tokens import VideoTokens
 
@@ -194,3 +199,25 @@ def test_the_towers_own_attention_comes_as_signals() -> None:
         else:
             want = maps[-2][:, :, 0].mean(1)[:, -patches:]
         assert torch.allclose(signals["cls-attention"], want, atol=1e-6)
+
+
+@torch.no_grad()
+def test_importance_by_blocks_and_groups_of_heads_is_that_of_the_whole_attention(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seventy tokens are several blocks; two heads share a key."""
+    monkeypatch.setattr(pruning, "_BLOCK", 1)  # as few rows as it takes
+    torch.manual_seed(0)
+    config = Qwen2Config(hidden_size=32, num_attention_heads=4, num_key_value_heads=2)
+    attention, x = Qwen2Attention(config, layer_idx=0), 9 * torch.randn(70, 32)
+    angle = torch.rand(70, 4).repeat(1, 2) * 6
+    made = (x @ p.weight.T + p.bias for p in (attention.q_proj, attention.k_proj))
+    queries, keys = (v.unflatten(-1, (-1, 8)).transpose(0, 1)[None] for v in made)
+    q, k = apply_rotary_pos_emb(queries, keys, angle.cos()[None], angle.sin()[None])
+    logits = q @ k.repeat_interleave(2, dim=1).mT / 8**0.5
+    late = torch.ones(70, 70, dtype=torch.bool).triu(1)
+    whole = aim.importance(logits.masked_fill(late, torch.finfo(torch.float32).min))[0]
+    video, words = torch.arange(5, 60), torch.arange(60, 70)
+    given = build("aim-prune", keep=0.5), attention, x, angle.cos(), angle.sin(), video, words
+    found, _ = probe(*given)
+    assert torch.allclose(found["decoder-importance"], whole[video], rtol=1e-4, atol=1e-7)
