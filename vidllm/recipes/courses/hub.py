@@ -53,7 +53,7 @@ from .card import CARD, card
 from .examples import Example, read_examples
 from .head_loop import rate
 from .hub_lessons import HubLessons, Lesson, taught
-from .video_llm import Pace, command, last_row, named
+from .video_llm import Pace, base_name, command, last_row
 
 STEPS, BATCH, LR, RANK, WARMUP = 500, 4, 1e-4, 16, 50
 #: Options of this course alone, see `CourseSettings.more`.
@@ -98,7 +98,8 @@ def _checked(settings: CourseSettings) -> tuple[CourseSettings, Compressor, list
     settings = replace(settings, init=find_model(settings.init))
     if model_kind(settings.init) == NativeConfig.model_type:
         raise InputError(
-            f"{named(settings.init)} is this project's own model: vidllm train RECIPE --init DIR"
+            f"{base_name(settings.init)} is this project's own model: "
+            "vidllm train RECIPE --init DIR"
         )
     if settings.data == "stage" or settings.task is None:
         raise InputError(
@@ -166,7 +167,7 @@ class HubTuning(TrainingRun):
         self.steps = cast(int, s.steps)
         free = ("out", "minutes", "save_every", "log_every", "resume", "workers", "threads",
                 "device", "quiet")  # fmt: skip
-        told = asdict(s) | {"init": named(s.init), "data": named(s.data)}
+        told = asdict(s) | {"init": base_name(s.init), "data": base_name(s.data)}
         told["more"] = {k: v for k, v in s.more.items() if k != "checkpointing"}
         fixed = {"recipe": "hub", **{k: v for k, v in told.items() if k not in free}}
         saved = folder.checkpoint(fixed, self.steps) if s.resume else None
@@ -217,8 +218,8 @@ class HubTuning(TrainingRun):
 
     def state(self) -> dict[str, Tensor]:
         """The weights that are trained, by name."""
-        named_ = self.plain.named_parameters()
-        return {name: p.detach() for name, p in named_ if p.requires_grad}
+        every = self.plain.named_parameters()
+        return {name: p.detach() for name, p in every if p.requires_grad}
 
     def loader(self) -> DataLoader[list[Lesson]]:
         """Batches from where the run is; every process has its own."""
@@ -272,8 +273,8 @@ class HubTuning(TrainingRun):
         temporal = self.learned.encoder
         told = {
             **asdict(s),
-            "init": named(s.init),
-            "data": named(s.data),
+            "init": base_name(s.init),
+            "data": base_name(s.data),
             "recipe": "hub",
             "adapters_of": str(Path(s.init).resolve()) if is_folder(s.init) else s.init,
             "width": width_kind[0],
@@ -298,7 +299,7 @@ class HubTuning(TrainingRun):
         )
         return Recipe(
             "hub",
-            f"{named(s.init)} fine-tuned on fewer video tokens, by adapters beside it",
+            f"{base_name(s.init)} fine-tuned on fewer video tokens, by adapters beside it",
             temporal=None if temporal is None else tuple(temporal.specs),
             compressors=s.compressor or "none",
             keep=s.keep,
@@ -315,8 +316,8 @@ class HubTuning(TrainingRun):
             **{name: list(module.parameters()) for name, module in self.learned.items()},
         }
         return {
-            "start": named(s.init),
-            "data": f"{named(s.data)}, annotations as of {s.task}",
+            "start": base_name(s.init),
+            "data": f"{base_name(s.data)}, annotations as of {s.task}",
             "step": self.done,
             "steps": self.steps,
             "batch": s.batch,

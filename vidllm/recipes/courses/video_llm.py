@@ -289,8 +289,8 @@ class Tuning(TrainingRun):
         self.average.swap(cast(nn.Module, self.averaged))
         told = {
             **asdict(self.settings),
-            **{name: named(getattr(self.settings, name)) for name in ("init", "data")},
-            "more": {name: named(str(value)) for name, value in self.settings.more.items()},
+            **{name: base_name(getattr(self.settings, name)) for name in ("init", "data")},
+            "more": {name: base_name(str(value)) for name, value in self.settings.more.items()},
             "recipe": self.recipe.name,
             "course": self.recipe.course,
             "steps": self.steps,
@@ -439,7 +439,7 @@ def command(
         left_out = name in ("out", "resume", "quiet", "more", "minutes")
         if left_out or value is None or value == plain[name]:
             continue
-        told = named(value) if name in ("init", "data") else value
+        told = base_name(value) if name in ("init", "data") else value
         words += [f"--{(called or {}).get(name, name).replace('_', '-')}", str(told)]
     more = settings.more
     words += ["--split", str(more["split"])] if more.get("split") else []
@@ -447,7 +447,7 @@ def command(
     return shlex.join(words)
 
 
-def named(path: str) -> str:
+def base_name(path: str) -> str:
     """A path by its last part: what is written is read elsewhere."""
     return Path(path).name if "/" in path else path
 
