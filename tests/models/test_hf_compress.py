@@ -263,7 +263,7 @@ def test_methods_by_name_instance_chain_and_list() -> None:
         with compress(model, spec, **options) as c:
             model(**inputs)
         assert (c.receipt.tokens_full, c.receipt.tokens_kept) == (16, 4)
-    assert str(c.receipt).startswith("video tokens 16 -> 4 (25.0 %) by aim · KV ")
+    assert str(c.receipt).startswith("video tokens 16 -> 4 (25.0 %) by per-scene(aim) · KV ")
 
 
 class Asked(Compressor):
