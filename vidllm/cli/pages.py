@@ -222,6 +222,7 @@ def _models() -> list[str]:
                 ),
             ]
             for spec, acts in stages.items()
+            if any(spec in own for kind in families for own in matrix[kind].values())
         ],
     )
     if sharing:
@@ -230,7 +231,8 @@ def _models() -> list[str]:
             "",
             "The other families differ from these in facts alone (names, sizes, what their layers",
             "are) and run the same code. They are tried with one method of every kind, for which",
-            "the columns stand; a dash is a method that the family refuses by name and reason.",
+            "the columns stand; a dash is a method that the family refuses by name and reason, or",
+            "that was not tried, as another family with the same tower and layers stands for it.",
             "",
         ]
         lines += markdown_table(

@@ -101,6 +101,11 @@ class Adapter(ABC):
         return cast(nn.Module, getattr(self.core, self.tower_name))
 
     @property
+    def merge(self) -> int:
+        """Patches along a side of a token, where the config of the tower says it."""
+        return int(self.config.vision_config.spatial_merge_size)
+
+    @property
     def video_token(self) -> int:
         """The id that stands for video tokens in a prompt."""
         return int(self.config.video_token_id)

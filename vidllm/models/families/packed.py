@@ -22,11 +22,6 @@ class PackedTower(Adapter):
     """The last part of the tower that sees every token alone; behind it the row is whole again."""
 
     @property
-    def merge(self) -> int:
-        """Patches along a side of a token."""
-        return int(self.config.vision_config.spatial_merge_size)
-
-    @property
     def attention(self) -> nn.Module:
         """Of the last block."""
         return cast(nn.Module, cast(Any, self.tower).blocks[-1].attn)
