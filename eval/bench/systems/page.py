@@ -52,6 +52,7 @@ def systems_page(
         score=_DECIDES,
         command=command_of(setting),
         exam=_exam(setting, rows),
+        borrowed=setting["budget"]["borrowed"],
         few="" if seeds > 1 else "Trained once each: one seed says little about another.",
         parts=[_part(keep, [r for r in main if r["keep"] == keep]) for keep in keeps],
         best=_best(main),

@@ -232,4 +232,5 @@ class Measurement:
 
     def told(self) -> dict[str, Any]:
         """The budget, for the table."""
-        return {**asdict(self.budget), "told": self.budget.told(), "seeds": self.seeds}
+        told = {"told": self.budget.told(), "seeds": self.seeds}
+        return {**asdict(self.budget), **told, "borrowed": self.start_run is not None}
