@@ -90,6 +90,13 @@ def test_a_request_may_choose_otherwise_and_names_no_files() -> None:
         engine.asked({"compressor": "flextok:weights=there", "keep": 0.5})
 
 
+def test_a_grid_that_a_method_does_not_fit_is_refused_before_the_tower_runs() -> None:
+    choice = served("protect:first=1(vidcom2)", 0.3)
+    assert choice.count((8, 4, 4)) == 38
+    with pytest.raises(InputError, match="16 protected"):
+        choice.count((2, 4, 4))
+
+
 def test_a_choice_travels_with_its_video() -> None:
     for choice in (Choice("per-scene:scenes=4(aim)", 0.1), Choice("temporal-pool:k=2"), Choice()):
         assert Choice.unpack(choice.pack()) == choice

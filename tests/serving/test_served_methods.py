@@ -76,7 +76,7 @@ def methods() -> list[str]:
                 continue
             found.append(spec)
             break
-    return [*found, "dycoke,uniform", "per-scene(aim)", "protect:first=1(vidcom2)"]
+    return [*found, "dycoke,uniform", "per-scene(aim)", "frame-budget:by=uniform(evs)"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

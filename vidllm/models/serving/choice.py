@@ -17,6 +17,7 @@ import torch
 
 from vidllm.compressors import Compressor, build
 from vidllm.compressors.shared.in_tower import InTower
+from vidllm.compressors.shared.parts import Wrapper
 from vidllm.encoders.vision.signals import SIGNALS
 from vidllm.errors import InputError
 from vidllm.errors.bounds import check, short
@@ -51,10 +52,9 @@ class Choice:
         """Tokens that are left of a video of this grid (T, H, W) of tokens.
 
         Raises:
-            InputError: a budget that cannot be met.
+            InputError: a budget that cannot be met on such a grid.
         """
-        blank = VideoTokens.blank(grid, [float(t) for t in range(grid[0])], float(grid[0]))
-        return self.method.goal(blank)
+        return _count(self, grid)
 
     def pack(self) -> bytes:
         """The choice as it travels with a video from the front end to the engine."""
@@ -158,19 +158,30 @@ def refusal(method: Compressor) -> str:
     return ""
 
 
+def _clip(grid: tuple[int, int, int], alike: bool = False) -> VideoTokens:
+    """A clip of random tokens with the tower's signals, or of tokens that are all alike."""
+    random, seconds = torch.Generator().manual_seed(0), [float(t) for t in range(grid[0])]
+    features = torch.randn(*grid, _WIDTH, generator=random)
+    features = features[:1, :1, :1].expand_as(features) if alike else features
+    tokens = VideoTokens.from_grid(features, seconds, float(grid[0]))
+    told = torch.rand(len(tokens), _WIDTH, generator=random)
+    return tokens.with_signals(cls_attention=told[:, 0], vision_keys=told)
+
+
+@lru_cache(maxsize=4096)
+def _count(choice: Choice, grid: tuple[int, int, int]) -> int:
+    method = choice.method
+    if len(method.methods) > 1 or isinstance(method, Wrapper):
+        return len(_built(choice)(_clip(grid)))  # parts of it may not fit the grid
+    return method.goal(VideoTokens.blank(grid, [float(t) for t in range(grid[0])], float(grid[0])))
+
+
 def _try(choice: Choice) -> None:
     """See on two clips that a method leaves a number that is known before, in time order."""
-    frames = _TRIAL[0]
-    seconds, random = [float(t) for t in range(frames)], torch.Generator().manual_seed(0)
     name = choice.method.name
     for alike in (False, True):
-        features = torch.randn(*_TRIAL, _WIDTH, generator=random)
-        features = features[:1, :1, :1].expand_as(features) if alike else features
-        tokens = VideoTokens.from_grid(features, seconds, float(frames))
-        told = torch.rand(len(tokens), _WIDTH, generator=random)
-        tokens = tokens.with_signals(cls_attention=told[:, 0], vision_keys=told)
         # One of its own: a learned method makes its module for the width that it meets first.
-        after = _built(choice)(tokens)
+        after = _built(choice)(_clip(_TRIAL, alike))
         if len(after) != choice.count(_TRIAL):
             raise InputError(
                 f"{name} cannot be served by vLLM: what it leaves depends on the video's content, "

@@ -25,7 +25,6 @@ class Compressing:
     """Before a family's model."""
 
     config: Any
-    model_config: Any
     visual: Any
     _asked: Sequence[Choice] = ()
 
@@ -97,7 +96,8 @@ class Compressing:
         return bare, positions, int(positions.max()) + 1 - positions.shape[1]
 
     def _carries(self, rows: Tensor) -> bool:
-        return rows.shape[1] == int(self.model_config.get_inputs_embeds_size()) + COLUMNS
+        planes = 1 + int(getattr(self, "deepstack_num_level", 0))
+        return rows.shape[1] == self._width * planes + COLUMNS
 
     @property
     def _width(self) -> int:
