@@ -41,7 +41,7 @@ class Exam:
         Raises:
             InputError: it is not; the message says in what.
         """
-        told = {"task": self.task.name, "options": {"version": self.version}}
+        told: dict[str, Any] = {"task": self.task.name, "options": {"version": self.version}}
         told |= {"split": self.split, "seed": self.seed}
         for name, value in told.items():
             if config.get(name) != value:
