@@ -115,19 +115,18 @@ class Mamba1Mixer(Mixer):
         At padded tokens the input of the convolution and the step are 0, so the state passes
         through and a direction that starts in padding starts as if at the edge.
         """
-        told = valid, scale
 
-        def project(span: slice) -> tuple[Tensor, ...]:
-            mine, *seen = (v if v is None else v[:, span] for v in (x, *told))
-            if seen[0] is not None:
-                mine = mine.masked_fill(~seen[0][..., None], 0)
-            return (*self.in_proj(mine).chunk(2, dim=-1), *seen)
+        def project(span: slice) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+            real, told = (None if v is None else v[:, span] for v in (valid, scale))
+            mine = x[:, span] if real is None else x[:, span].masked_fill(~real[..., None], 0)
+            mixed, gate = self.in_proj(mine).chunk(2, dim=-1)
+            return mixed, gate, real, told
 
         return block_by_block(
             x,
             self.ways,
             project,
-            lambda way, made, held: self._way(way, made[0], *made[2:], held),
+            lambda way, made, held: self._way(way, made[0], made[2], made[3], held),
             lambda y, made: self.out_proj(y * F.silu(made[1])),
             state,
             whole=x.is_cuda,  # where a kernel may serve, and calls cost
