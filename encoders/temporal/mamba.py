@@ -117,11 +117,10 @@ class Mamba1Mixer(Mixer):
         """
 
         def project(span: slice) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-            mine, seen = x[:, span], None if valid is None else valid[:, span]
-            if seen is not None:
-                mine = mine.masked_fill(~seen[..., None], 0)
-            made, gate = self.in_proj(mine).chunk(2, dim=-1)
-            return made, gate, seen, None if scale is None else scale[:, span]
+            real, told = (None if v is None else v[:, span] for v in (valid, scale))
+            mine = x[:, span] if real is None else x[:, span].masked_fill(~real[..., None], 0)
+            mixed, gate = self.in_proj(mine).chunk(2, dim=-1)
+            return mixed, gate, real, told
 
         return block_by_block(
             x,

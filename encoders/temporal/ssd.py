@@ -113,14 +113,14 @@ class SSDMixer(Mixer):
         """
 
         def project(span: slice) -> tuple[Tensor, Tensor, Tensor]:
-            return self._projected(x[:, span], *(v if v is None else v[:, span] for v in told))
+            told = (None if v is None else v[:, span] for v in (valid, scale))
+            return self._projected(x[:, span], *told)
 
-        told = valid, scale
         return block_by_block(
             x,
             self.ways,
             project,
-            lambda way, made, held: self._way(way, *made[1:], held),
+            lambda way, made, held: self._way(way, made[1], made[2], held),
             lambda y, made: self._joined(y, made[0]),
             state,
         )

@@ -252,7 +252,7 @@ def _answer(
 
 def _ideal(model: Any, counts: Sequence[int]) -> float:
     """Seconds of the plain decoder on a prompt of which a layer sees the first counts[layer]."""
-    decoder, handles = model.model.language_model, []
+    decoder, handles = model.model.language_model, list[Any]()
 
     def cut(count: int) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
