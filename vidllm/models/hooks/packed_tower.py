@@ -69,7 +69,9 @@ class PackedMerger:
         if not any(plan.steps for plan in plans):
             return forward(*args, **kwargs)  # bit for bit what it is without us
         refuse_twice(self.tower, self.method)
-        outputs, inside, first, begin = [], {}, 0, 0
+        outputs: list[Any] = []
+        inside: dict[int, Inside] = {}
+        first = begin = 0
         for (grid, facts), plan in zip(videos, plans, strict=True):
             run = PackedRun(self.tower, plan, grid, facts, self.watched)
             end = begin + run.tokens.total * facts.unit

@@ -50,17 +50,18 @@ class PooledMerger(TowerMerger):
         call, self.call = self.call, None
         if call is None:
             return forward(**kwargs)
-        videos, frames = call["pixel_values_videos"].shape[:2]
+        frames = call["pixel_values_videos"].shape[1]
         plan = self._plan(frames)
         if not plan.steps:
             return forward(**kwargs)  # bit for bit what it is without us
         refuse_twice(self.tower, self.method)
-        filled, inside, out = [], {}, None
+        filled: list[Tensor] = []
+        inside: dict[int, Inside] = {}
+        out: Any = None
         for video, pixels in enumerate(kwargs["pixel_values"].split(frames)):
             out, states, tokens = self._merge(forward, {**kwargs, "pixel_values": pixels}, plan)
             filled.append(states)
             inside[video * tokens.total] = Inside(tokens, plan.rest)
-        assert out is not None and len(filled) == videos
         out.last_hidden_state = torch.cat(filled)
         out.hidden_states = (*out.hidden_states[:-1], out.last_hidden_state)
         sights[-1].inside, sights[-1].method = inside, repr(self.method)
@@ -81,7 +82,8 @@ class PooledMerger(TowerMerger):
         acting, budget = part
         budget = acting.tower_budget(clip) if budget is None else budget
         behind = replace(acting, tower=False)
-        shape, goal = self._shape(frames), None
+        goal: int | None = None
+        shape = self._shape(frames)
         if budget is not None:
             behind = replace(behind, keep=1.0, budget=budget)
             goal = max(frames, round(budget * shape.tokens * frames / len(clip)))
@@ -111,6 +113,6 @@ class PooledMerger(TowerMerger):
 
 def merger_of(adapter: Any, method: Compressor) -> TowerMerger | PackedMerger:
     """What lets a method merge inside a family's tower."""
-    kinds = {"cells": TowerMerger, "packed": PackedMerger, "pooled": PooledMerger}
-    merger: TowerMerger | PackedMerger = kinds[adapter.merging](adapter, method)
-    return merger
+    if adapter.merging == "packed":
+        return PackedMerger(adapter, method)
+    return (PooledMerger if adapter.merging == "pooled" else TowerMerger)(adapter, method)
