@@ -27,7 +27,7 @@ from vidllm.tokens import VideoTokens
 COMPRESSOR, KEEP = "VIDLLM_COMPRESSOR", "VIDLLM_KEEP"
 OPTIONS = ("compressor", "keep")
 #: A clip on which a method is tried, (T, H, W): whatever is kept of it, several frames are.
-_TRIAL = (4, 4, 4)
+_TRIAL = (16, 4, 4)
 _WIDTH = 16
 
 
