@@ -224,7 +224,7 @@ def test_letters_of_hub_models_are_generates_own_logits(
     assert told.letters is not None
     with torch.inference_mode(), compress(llm.model, method, processor=llm.tokenizer) as c:
         seen = llm.engine.memory.encode(clip, c._session)
-        ids = llm.engine._ids(seen.placed, QUESTION, False)
+        ids = llm.engine.prompt_ids(seen.placed, QUESTION, False)
         out: Any = llm.model.generate(
             **llm.engine.memory.arguments(seen, c._session, ids),
             max_new_tokens=2,

@@ -230,7 +230,7 @@ def asked(folder: Path, family: str) -> dict[str, Any]:
         out = llm.model.generate(**inputs, max_new_tokens=NEW, do_sample=False, eos_token_id=97)
     raw = processor.decode(out[0, inputs["input_ids"].shape[1] :]).strip()
     return {
-        "ids": torch.equal(engine._ids(video.placed, QUESTION, False), inputs["input_ids"]),
+        "ids": torch.equal(engine.prompt_ids(video.placed, QUESTION, False), inputs["input_ids"]),
         "pixels": all(torch.equal(made[name], inputs[name]) for name in made if "pixel" in name),
         "answers": [two[0].raw, raw, own.ask(clip, QUESTION, max_new_tokens=NEW).raw],
         "kept": [two[0].receipt.tokens_kept, c.receipt.tokens_kept],

@@ -149,7 +149,7 @@ def test_it_looks_closer_and_tells_true_seconds(
         assert f"located at {spread[0]:.2f}s,{spread[1]:.2f}s" in text
     else:  # positions: seconds between pairs, not between the two frames of a pair
         with asked.engine.at_work(asked.method) as work:
-            ids = asked.engine._ids(first.video.placed, "?", False)
+            ids = asked.engine.prompt_ids(first.video.placed, "?", False)
             told = asked.features._memory.arguments(first.video, work, ids)
         pace = float(told["second_per_grid_ts"][0])
         assert pace == pytest.approx((spread[-1] - spread[0]) / (len(spread) - 1))

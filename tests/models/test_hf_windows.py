@@ -82,7 +82,6 @@ def _opened(family: str, spec: str) -> None:
         ("exaone4_5", "dycoke-cache", "dycoke-cache on EXAONE 4.5: .* windows"),
         ("gemma4+shared", "aim-prune", "before layer 4, but from layer 4 on the decoder reads"),
         ("perception_lm", "visionzip", "which PerceptionLM does not give"),
-        ("glm4v", "tome", "packs all frames"),
     ],
 )
 def test_what_a_family_cannot_do_is_refused_at_once(family: str, spec: str, words: str) -> None:

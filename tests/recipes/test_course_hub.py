@@ -94,7 +94,7 @@ def test_the_loss_falls_and_the_adapters_answer_as_they_were_trained(
     for more, reason in (
         ({"name": home / "other", "adapter": folder.path}, "and the model is a llava_onevision"),
         ({"name": home / "model", "adapter": home}, "no adapters in"),
-        ({"name": folder.path, "temporal": "ssd"}, "has a temporal encoder already"),
+        ({"name": folder.path, "temporal": "ssd"}, "bring a temporal encoder already"),
         ({"adapter": folder.path, "name": "vidllm-stage"}, "are put into hub models"),
     ):
         with pytest.raises(InputError, match=reason):
@@ -153,7 +153,6 @@ def test_videos_that_are_gone_are_named(home: Path, tmp_path: Path) -> None:
         ("{good} --temporal sdd", "no temporal encoder 'sdd'"),
         ("{good} --compressor mrt5 --keep 0.5", "no gradient goes through a choice"),
         ("{good} --compressor dycoke-cache --keep 0.5", "of which training has none"),
-        ("{good} --compressor tome --keep 0.5", "write tome:tower=false"),
         ("{good} --resume", "nothing to resume"),
         ("{good} --option checkpoints=true", "did you mean checkpointing"),
         ("{good} --vision vit", "--vision is not for hub"),

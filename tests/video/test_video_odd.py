@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from videos import is_upright, numbers_in, overwrite, picture, write_video
 
 from vidllm.errors import InputError
@@ -40,7 +41,7 @@ def restamp(source: Path, target: Path, change: Callable[[int, int], int]) -> Pa
 
 def indexed(path: Path, fps: float = 60.0) -> tuple[list[float], float]:
     """The times that an index would hold, and its length."""
-    frames = Frames(path, fps, 32)
+    frames = Frames(path, fps, torch.from_numpy)
     try:
         return [t for block in frames.blocks() for t in block.seconds.tolist()], frames.duration
     finally:
