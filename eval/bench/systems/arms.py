@@ -19,7 +19,6 @@ from vidllm.errors.registry import did_you_mean
 from vidllm.recipes import get_recipe
 from vidllm.recipes.courses import CourseSettings
 
-
 #: Steps between two saves of a training: a killed one loses what is newer.
 SAVED = 25
 
