@@ -19,6 +19,9 @@ from vidllm.errors.registry import did_you_mean
 from vidllm.recipes import get_recipe
 from vidllm.recipes.courses import CourseSettings
 
+#: Steps between two saves of a training: a killed one loses what is newer.
+SAVED = 25
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -66,7 +69,8 @@ class Arm:
         more = {"cells": str(cells), **options.pop("more", {})}
         return CourseSettings(
             out=str(out), size=budget.size, init=budget.init, steps=budget.steps,
-            batch=budget.batch, clips=budget.clips, lr=budget.lr, seed=seed, more=more, **options,
+            batch=budget.batch, clips=budget.clips, lr=budget.lr, seed=seed, more=more,
+            save_every=SAVED, **options,
         )  # fmt: skip
 
 
