@@ -100,7 +100,8 @@ def _config(family: str) -> Any:
             **_ids(),
         )
     vision["num_position_embeddings"] = 64
-    text = {"head_dim": 64, "rope_parameters": {**rope, "mrope_section": [12, 10, 10]}}
+    turned = {**rope, "mrope_section": [12, 10, 10], "mrope_interleaved": True}
+    text: dict[str, Any] = {"head_dim": 64, "rope_parameters": turned}
     if family == "qwen3_5":
         text["rope_parameters"] |= {"mrope_section": [6, 5, 5], "partial_rotary_factor": 0.5}
         delta = {f"linear_{kind}_head_dim": 32 for kind in ("key", "value")}

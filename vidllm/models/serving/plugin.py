@@ -7,13 +7,13 @@ others are refused, and the part of vLLM that places pruned tokens is switched o
 from __future__ import annotations
 
 import json
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
 from vidllm.errors import InputError
 
-from .choice import COMPRESSOR, from_environment
+from .choice import COMPRESSOR, KEEP, OPTIONS, from_environment
 
 #: Of the entry point, for `VLLM_PLUGINS`.
 NAME = "vidllm"
@@ -36,9 +36,13 @@ def register() -> None:
     Raises:
         InputError: a method that cannot be served, by name and reason; vLLM does not start then.
     """
-    choice = from_environment()
-    if choice is None:
-        return
+    if from_environment() is not None:
+        _install()
+
+
+@cache
+def _install() -> None:
+    """Put our classes in place of vLLM's, once a process."""
     from vllm import ModelRegistry
     from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
@@ -88,6 +92,11 @@ def _switched_on(make: Any) -> Any:
             raise InputError(
                 f"vLLM's own video pruning and {COMPRESSOR} are both asked for: leave out "
                 "--video-pruning-rate"
+            )
+        if set(OPTIONS) & set(inputs.mm_processor_kwargs or {}):
+            raise InputError(
+                f"a request's mm_processor_kwargs name {' and '.join(OPTIONS)}; for all requests "
+                f"set {COMPRESSOR} and {KEEP}, not --mm-processor-kwargs"
             )
         inputs.video_pruning_rate = _ON
         return config
