@@ -234,7 +234,7 @@ def _prompt_first(model: nn.Module) -> Iterator[None]:
                 f"a {type(generator).__name__} reads the states of the full prompt, and compress "
                 "leaves tokens out: use prompt_lookup_num_tokens or another assistant_model"
             )
-        guess, begun = generator.get_candidates, []
+        guess, begun = generator.get_candidates, list[bool]()
 
         def get_candidates(ids: Tensor, *rest: Any, **more: Any) -> Any:
             found = guess(ids, *rest, **more)  # an assistant reads the prompt as well
