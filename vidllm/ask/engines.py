@@ -41,7 +41,7 @@ _OF_HUB = (
 
 
 def load_engine(
-    name: str | os.PathLike[str] | nn.Module | None,
+    name: Any,
     *,
     recipe: str | None,
     compressors: str | Compressor | None,

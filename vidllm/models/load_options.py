@@ -94,7 +94,7 @@ class LoadPlan:
             InputError: an option that there is not, a value that cannot be, or two that exclude
                 each other.
         """
-        given = {name: value for name, value in options.items() if value is not None}
+        given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
         known = LoadOptions.__annotations__
         if unknown := sorted(set(given) - set(known)):
             raise InputError(f"there is no option {unknown[0]}: give one of {', '.join(known)}")
@@ -103,13 +103,13 @@ class LoadPlan:
         attn: Any = given.pop("attn_implementation", None) or given.pop("attn", None)
         for name in attn.values() if isinstance(attn, Mapping) else [attn]:
             _check_attention(name)
-        place: Any = given.pop("device", None)
+        place = given.pop("device", None)
         if place is not None and "device_map" in given:
             raise InputError("device and device_map both say where the model goes: give one")
         for name in ("max_memory", "offload_folder"):
             if name in given and "device_map" not in given:
                 raise InputError(f"{name} goes with device_map: give device_map='auto'")
-        quantization: Any = given.get("quantization_config")
+        quantization = given.get("quantization_config")
         if not isinstance(quantization, Mapping | None) and not hasattr(
             quantization, "quant_method"
         ):
@@ -118,8 +118,8 @@ class LoadPlan:
                 f"load_in_4bit=True), or a dict of its fields, not {short(repr(quantization))}"
             )
         device = choose_device(place)
-        dtype = choose_dtype(given.pop("dtype", None), device)  # type: ignore[arg-type]
-        return cls(device, dtype, attn, **given)  # type: ignore[arg-type]
+        dtype = choose_dtype(given.pop("dtype", None), device)
+        return cls(device, dtype, attn, **given)
 
     @property
     def hub(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from functools import wraps
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationMixin
 
 from vidllm.compressors import LATE, Compressor
@@ -218,7 +218,7 @@ def around_generate(
 
 
 @contextmanager
-def _prompt_first(model: nn.Module) -> Iterator[None]:
+def _prompt_first(model: Any) -> Iterator[None]:
     """Let assisted decoding read the prompt before it guesses: what is compressed then is the
     prompt, of the same tokens and the same question as in plain decoding."""
     name = "_get_candidate_generator"
@@ -234,7 +234,7 @@ def _prompt_first(model: nn.Module) -> Iterator[None]:
                 f"a {type(generator).__name__} reads the states of the full prompt, and compress "
                 "leaves tokens out: use prompt_lookup_num_tokens or another assistant_model"
             )
-        guess, begun = generator.get_candidates, []
+        guess, begun = generator.get_candidates, list[bool]()
 
         def get_candidates(ids: Tensor, *rest: Any, **more: Any) -> Any:
             found = guess(ids, *rest, **more)  # an assistant reads the prompt as well
