@@ -126,7 +126,7 @@ def _load(
 def _around(model: nn.Module, loading: LoadOptions, options: dict[str, Any]) -> Engine:
     """Around a model object that the caller has loaded."""
     given = {name: value for name, value in loading.items() if value not in (None, False)}
-    processor = given.pop("processor", None)
+    processor: Any = given.pop("processor", None)
     if given:
         extra = next(iter(given))
         raise InputError(

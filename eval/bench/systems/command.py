@@ -101,7 +101,8 @@ def systems(
     A stopped run goes on with the same command. --model names another start.
     """
     from .arms import Budget, chosen
-    from .running import Exam, Measurement
+    from .entries import Exam
+    from .running import Measurement
 
     for file, name in ((csv, "--csv"), (page, "--page"), (plot, "--plot")):
         if file is not None:

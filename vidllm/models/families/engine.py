@@ -118,7 +118,7 @@ class HubEngine(Engine):
             InputError: a model that is not served, or no processor of it.
         """
         adapter = adapter_for(model, processor)
-        prompts = getattr(model, "active_peft_config", None)
+        prompts: Any = getattr(model, "active_peft_config", None)
         if getattr(prompts, "is_prompt_learning", False):
             raise InputError(
                 f"an adapter of {prompts.peft_type.value} puts tokens of its own into the prompt, "

@@ -288,7 +288,7 @@ class PackedRun:
         if self._turns[0] is not given:
             found = tuple(x.index_select(0, self.stood.to(x.device)) for x in given)
             self._turns = (given, found)
-        return self._turns[1]  # type: ignore[no-any-return]
+        return self._turns[1]
 
     def _note(self, attention: Any, _part: Any, _args: Any, output: Tensor) -> None:
         self.key = keys_of(attention, output).mean(1)

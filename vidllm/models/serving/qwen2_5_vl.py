@@ -21,11 +21,11 @@ from .places import Region, attach, extent, grid_places, lay_out
 from .processing import Choosing, ChoosingInfo
 
 
-class Info(ChoosingInfo, Qwen2_5_VLProcessingInfo):  # type: ignore[misc]
+class Info(ChoosingInfo, Qwen2_5_VLProcessingInfo):
     """What the family's processor is."""
 
 
-class Processor(Choosing, Qwen2_5_VLMultiModalProcessor):  # type: ignore[misc]
+class Processor(Choosing, Qwen2_5_VLMultiModalProcessor):
     """As many placeholders as tokens will stay."""
 
     def _get_prompt_updates(
@@ -42,7 +42,7 @@ class Processor(Choosing, Qwen2_5_VLMultiModalProcessor):  # type: ignore[misc]
         return [own if update.modality == "video" else update for update in updates]
 
 
-class Dummies(Qwen2_5_VLDummyInputsBuilder):  # type: ignore[misc]
+class Dummies(Qwen2_5_VLDummyInputsBuilder):
     """Prompts for vLLM's profiling, whose videos stand apart as those of clients must."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
@@ -52,7 +52,7 @@ class Dummies(Qwen2_5_VLDummyInputsBuilder):  # type: ignore[misc]
 
 
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=Dummies)
-class CompressedQwen25VL(Compressing, Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
+class CompressedQwen25VL(Compressing, Qwen2_5_VLForConditionalGeneration):
     """The tokens of a video stand side by side, and its seconds are in their positions."""
 
     @property

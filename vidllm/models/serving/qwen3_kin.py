@@ -19,38 +19,34 @@ from .processing import ChoosingInfo
 from .qwen3_vl import CompressingFrames, FrameProcessor
 
 
-class ExpertsInfo(ChoosingInfo, Qwen3VLMoeProcessingInfo):  # type: ignore[misc]
+class ExpertsInfo(ChoosingInfo, Qwen3VLMoeProcessingInfo):
     """Of Qwen3-VL with experts."""
 
 
-class Info35(ChoosingInfo, Qwen3_5ProcessingInfo):  # type: ignore[misc]
+class Info35(ChoosingInfo, Qwen3_5ProcessingInfo):
     """Of Qwen3.5."""
 
 
-class ExpertsInfo35(ChoosingInfo, Qwen3_5MoeProcessingInfo):  # type: ignore[misc]
+class ExpertsInfo35(ChoosingInfo, Qwen3_5MoeProcessingInfo):
     """Of Qwen3.5 with experts."""
 
 
 @MULTIMODAL_REGISTRY.register_processor(
     FrameProcessor, info=ExpertsInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
 )
-class CompressedQwen3VLMoe(  # type: ignore[misc]
-    CompressingFrames, Qwen3VLMoeForConditionalGeneration
-):
+class CompressedQwen3VLMoe(CompressingFrames, Qwen3VLMoeForConditionalGeneration):
     """Qwen3-VL with experts."""
 
 
 @MULTIMODAL_REGISTRY.register_processor(
     FrameProcessor, info=Info35, dummy_inputs=Qwen3VLDummyInputsBuilder
 )
-class CompressedQwen35(CompressingFrames, Qwen3_5ForConditionalGeneration):  # type: ignore[misc]
+class CompressedQwen35(CompressingFrames, Qwen3_5ForConditionalGeneration):
     """Qwen3.5: layers of linear attention go over what is left, at its true positions."""
 
 
 @MULTIMODAL_REGISTRY.register_processor(
     FrameProcessor, info=ExpertsInfo35, dummy_inputs=Qwen3VLDummyInputsBuilder
 )
-class CompressedQwen35Moe(  # type: ignore[misc]
-    CompressingFrames, Qwen3_5MoeForConditionalGeneration
-):
+class CompressedQwen35Moe(CompressingFrames, Qwen3_5MoeForConditionalGeneration):
     """Qwen3.5 with experts."""

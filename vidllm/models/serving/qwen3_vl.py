@@ -27,7 +27,7 @@ from .places import Region, attach, extent, grid_places, lay_out
 from .processing import Choosing, ChoosingInfo
 
 
-class FrameProcessor(Choosing, Qwen3VLMultiModalProcessor):  # type: ignore[misc]
+class FrameProcessor(Choosing, Qwen3VLMultiModalProcessor):
     """As many placeholders as tokens will stay, all in the first frame."""
 
     def _get_prompt_updates(
@@ -139,12 +139,12 @@ def _read(times: Sequence[float]) -> tuple[list[float], float]:
     return read, read[-1] + (read[-1] - read[0]) / max(1, len(read) - 1)
 
 
-class Info(ChoosingInfo, Qwen3VLProcessingInfo):  # type: ignore[misc]
+class Info(ChoosingInfo, Qwen3VLProcessingInfo):
     """What the family's processor is."""
 
 
 @MULTIMODAL_REGISTRY.register_processor(
     FrameProcessor, info=Info, dummy_inputs=Qwen3VLDummyInputsBuilder
 )
-class CompressedQwen3VL(CompressingFrames, Qwen3VLForConditionalGeneration):  # type: ignore[misc]
+class CompressedQwen3VL(CompressingFrames, Qwen3VLForConditionalGeneration):
     """With DeepStack: its planes stand behind the embeddings, and follow them."""

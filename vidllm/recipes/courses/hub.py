@@ -122,10 +122,10 @@ def _checked(settings: CourseSettings) -> tuple[CourseSettings, Compressor, list
                 f"{item.name} leaves tokens out, and no gradient goes through a choice: it is "
                 f"learnt by vidllm train {item.name}"
             )
-    for item in method.methods:
-        if item.stage == "cache":
+    for one in method.methods:
+        if one.stage == "cache":
             raise InputError(
-                f"{item.name} acts at decode steps, of which training has none: train without it, "
+                f"{one.name} acts at decode steps, of which training has none: train without it, "
                 "and ask with it"
             )
     if settings.temporal is not None:

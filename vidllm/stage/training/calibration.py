@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -235,7 +236,8 @@ def _coded(frames: Tensor, rng: np.random.Generator) -> Tensor:
     else:
         codec, back, rate = "libx264", "h264", str(rng.integers(22, 41))
         options = {"crf": rate, "preset": "veryfast", "tune": "zerolatency", "threads": "1"}
-    coder, reader = av.CodecContext.create(codec, "w"), av.CodecContext.create(back, "r")
+    coder: Any = av.CodecContext.create(codec, "w")
+    reader: Any = av.CodecContext.create(back, "r")
     coder.width, coder.height, coder.pix_fmt = wide, high, "yuv420p"
     coder.time_base, coder.options = Fraction(1, 10), options
     packets = []
