@@ -59,7 +59,8 @@ class VideoLlama3(PackedTower):
         """Each with patches a token of its own."""
         sides = torch.as_tensor(call["video_merge_sizes"]).tolist()
         grids = grids_of(call["video_grid_thw"], sides)
-        present: list[Any] = list(self._present(grids) or [None] * len(grids))
+        nothing: list[Any] = [None] * len(grids)
+        present = self._present(grids) or nothing
         facts = [PackedFacts(m * m, present=own) for m, own in zip(sides, present, strict=True)]
         return list(zip(grids, facts, strict=True))
 
