@@ -1,8 +1,4 @@
-"""TempMe (arXiv 2409.01156): merge inside frames, then join neighbouring clips and merge across.
-
-The authors' merge and schedule stand in `vidllm.tokens.matching`; `Tempme` is the method on
-`VideoTokens`.
-"""
+"""TempMe (arXiv 2409.01156): merge inside frames, then join neighbouring clips and merge across."""
 
 from __future__ import annotations
 
