@@ -7,6 +7,7 @@ until the budget is met exactly, and carrying the plan out are done here and in 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -104,6 +105,10 @@ class Compressor(ABC):
     def methods(self) -> tuple[Compressor, ...]:
         """The methods at work, in order: itself, or those of a chain."""
         return (self,)
+
+    def mapped(self, change: Callable[[Compressor], Compressor]) -> Compressor:
+        """The same with every method changed: itself, or those that a chain or wrapper holds."""
+        return change(self)
 
     @property
     def late(self) -> tuple[Compressor, ...]:

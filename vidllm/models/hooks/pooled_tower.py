@@ -87,7 +87,7 @@ class PooledMerger(TowerMerger):
         if budget is not None:
             behind = replace(behind, keep=1.0, budget=budget)
             goal = max(frames, round(budget * shape.tokens * frames / len(clip)))
-        chained = rest.methods if isinstance(self.method, Chain) else ()
+        chained = self.method.methods[1:]
         after = Chain((behind, *chained), budget=rest.budget) if chained else behind
         return TowerPlan(acting, after, acting.tower_steps(shape, goal), None)
 
