@@ -2,14 +2,7 @@
 
 from .aaren import AarenEncoder, prefix_attention
 from .attention import AttentionEncoder
-from .base import (
-    TemporalEncoder,
-    describe,
-    get_alike,
-    get_temporal,
-    register_temporal,
-    temporal_names,
-)
+from .base import TemporalEncoder
 from .chunked import ssd_chunked
 from .h3 import H3Encoder
 from .identity import IdentityEncoder
@@ -17,6 +10,7 @@ from .lmu import LMUEncoder
 from .lssl import LSSLEncoder
 from .mamba import MambaEncoder
 from .mambamixer import MambaMixerEncoder
+from .registry import describe, get_alike, get_temporal, register_temporal, temporal_names
 from .s_mamba import SMambaEncoder
 from .selective import selective_scan
 from .ssd import SSDEncoder

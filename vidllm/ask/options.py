@@ -117,6 +117,21 @@ def fit_notes(method: Compressor, receipt: Receipt, tokens: int | None) -> tuple
     return (f"{frames}, keep {share}: {kept} of at most {tokens} video tokens{late}",)
 
 
+def auto_tokens(frames: str, fps: float | None, tokens: int | None) -> int:
+    """The number of tokens that a word in place of a number of frames, "auto", goes by.
+
+    Raises:
+        InputError: another word, no number of tokens, or `fps` beside it.
+    """
+    if frames != "auto":
+        raise InputError(f"frames is a number or 'auto', not {frames!r}")
+    if tokens is None:
+        raise InputError("frames='auto' picks frames for a number of tokens: give tokens")
+    if fps is not None:
+        raise InputError("give only one of frames and fps")
+    return tokens
+
+
 def fitting_frames(
     peek: VideoClip,
     tokens: int,

@@ -24,13 +24,13 @@ from vidllm.models.hooks.learned import Temporal
 from vidllm.models.hooks.temporal import TemporalAdapter
 from vidllm.models.load_options import LoadOptions
 from vidllm.models.native.engine import NativeEngine
-from vidllm.models.native.footage import KnownFootage, UnknownFootage, warning
+from vidllm.models.native.footage import KnownFootage, unknown_notes
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.models.question import letters_of, questions_of
 from vidllm.progress import Listener, Stopwatch
 from vidllm.timecode import Span, TimeCode
 from vidllm.tokens import TokenMap
-from vidllm.video import Limits, VideoClip
+from vidllm.video import Limits, VideoClip, load_video
 
 from .engines import load_engine, save_engine
 from .letters import letter_scores
@@ -41,13 +41,14 @@ from .options import (
     Frames,
     Method,
     Video,
+    auto_tokens,
     check_fits,
     chosen,
     fit_notes,
+    fitting_frames,
     with_share,
     within,
 )
-from .sampling import clip_of
 
 
 class VideoLLM:
@@ -177,17 +178,14 @@ class VideoLLM:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its tokenizer."""
         return self.engine.tokenizer
 
     @property
     def config(self) -> Any:
-        """Its config."""
         return self.engine.config
 
     @property
     def code(self) -> TimeCode:
-        """How it tells time."""
         return self.engine.code
 
     @property
@@ -316,7 +314,7 @@ class VideoLLM:
                 if most is not None:
                     check_fits(method, len(clip), total, most)
                 encoded = engine.encode(clip, work, weighed)
-                unknown = self._check_footage(clip, anyway)
+                unknown = () if self.knows(clip) else unknown_notes(anyway)
             if most is not None:
                 check_fits(method, len(clip), encoded.total, most)
             said = engine.generate(clip, encoded, questions, work, watch, longest, times)
@@ -431,9 +429,23 @@ class VideoLLM:
         Raises:
             InputError: a video or option that is wrong.
         """
-        given: dict[str, Any] = {"frames": frames, "fps": fps, "start": start, "end": end}
-        options = {"tokens": tokens, "compressor": compressor, "keep": keep}
-        return clip_of(self, video, given, options, limits, listener)
+        if isinstance(video, VideoClip):
+            if any(value is not None for value in (frames, fps, start, end)):
+                told = "frames, fps, start and end belong to load_video when a clip is given"
+                raise InputError(told)
+            return video
+        if frames is None and fps is None:
+            frames, fps = self.frames, self.fps
+        if frames is None and fps is None:
+            fps = self.engine.usual_fps
+            frames = self.engine.usual_frames if fps is None else None
+        part: dict[str, Any] = {"start": start, "end": end, "reader": self.reader}
+        if isinstance(frames, str):
+            most = auto_tokens(frames, fps, self.tokens if tokens is None else tokens)
+            method = self.method_of(compressor, most, keep)
+            peek = load_video(video, frames=1, limits=limits or Limits(), **part)
+            frames = fitting_frames(peek, most, limits or Limits(), method, self.count)
+        return load_video(video, frames=frames, fps=fps, limits=limits, listener=listener, **part)
 
     def index(
         self, video: str | os.PathLike[str], path: str | os.PathLike[str] | None = None, **plan: Any
@@ -486,15 +498,3 @@ class VideoLLM:
             raise InputError(
                 "times is for models from the hub: this one has a time code of its own"
             )
-
-    def _check_footage(self, clip: VideoClip, anyway: bool) -> tuple[str, ...]:
-        """The note on footage that the model does not know, or nothing.
-
-        Raises:
-            UnknownFootage: it does not know it, and `anyway` is false.
-        """
-        if self.knows(clip):
-            return ()
-        if not anyway:
-            raise UnknownFootage
-        return (warning(),)

@@ -18,12 +18,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import GenerationMixin
+from transformers.cache_utils import BaseQuantizedLayer
 
 from vidllm.compressors import LATE, Compressor
 from vidllm.errors import InputError
 
 from ..families.family import Adapter
-from .cache import is_fixed, is_quantized
 from .layers import carries_state, views_of
 
 #: Values of `cache_implementation`, by what they are to a prompt that was shortened.
@@ -33,6 +33,16 @@ _FIXED = ("static", "offloaded_static")
 #: Options of `generate` that guess tokens, and such as need more than the model's own answers.
 _GUESSES = ("prompt_lookup_num_tokens", "assistant_model")
 _INSIDE = ("assistant_early_exit", "use_mtp", "speculation_type")
+
+
+def is_fixed(cache: Any) -> bool:
+    """Whether a cache has a fixed length."""
+    return cache is not None and bool(getattr(cache, "is_compileable", False))
+
+
+def is_quantized(cache: Any) -> bool:
+    """Whether a cache holds numbers of fewer bits."""
+    return any(isinstance(layer, BaseQuantizedLayer) for layer in getattr(cache, "layers", ()))
 
 
 def plain_mask(mask: Any, length: int) -> Any:

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from vidllm.compressors import Compressor
-from vidllm.compressors.shared.in_tower import InTower
 from vidllm.tokens import Merge, VideoTokens
 
 _LEAST = 2**16  # logits of attention that may be held at once
@@ -223,9 +222,3 @@ def turned(x: Tensor) -> Tensor:
     """What the sines of a rotary position multiply."""
     half = x.shape[-1] // 2
     return torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-
-
-def merges_inside(method: Compressor) -> InTower | None:
-    """The method that merges inside a vision tower: of a chain only the first does."""
-    first = method.methods[0]
-    return first if isinstance(first, InTower) and first.tower else None

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vidllm.compressors import build
-from vidllm.compressors.shared.in_tower import InTower
+from vidllm.compressors.base import InTower
 from vidllm.errors import InputError
 from vidllm.errors.disk import unwritten
 from vidllm.progress.interruption import leave_to_parent
