@@ -142,6 +142,11 @@ def test_a_file_is_short_and_says_what_it_is_for(name: str, file: Path) -> None:
     assert ast.get_docstring(ast.parse(text)), f"{file} has no docstring"
 
 
+def test_nobody_asks_whether_a_method_is_a_chain() -> None:
+    for _, file in sources():
+        assert not re.search(r"isinstance\([^)]*\bChain\b", file.read_text(encoding="utf-8")), file
+
+
 def test_importing_vidllm_loads_neither_torch_nor_transformers() -> None:
     code = "import sys, vidllm, vidllm.cli; print(*{m.split('.')[0] for m in sys.modules})"
     loaded = subprocess.run(

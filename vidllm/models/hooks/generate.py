@@ -25,6 +25,7 @@ from vidllm.errors import InputError
 
 from ..families.family import Adapter
 from .layers import carries_state, views_of
+from .vision_tower import instead
 
 #: Values of `cache_implementation`, by what they are to a prompt that was shortened.
 _GROWING = (None, "dynamic", "offloaded")
@@ -203,7 +204,6 @@ def around_generate(
     if plain is None:
         yield
         return
-    own = vars(model).get("generate")
     signature = inspect.signature(plain)
     rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
 
@@ -217,14 +217,8 @@ def around_generate(
         with around(arguments) as more, _prompt_first(model):
             return plain(*args, **{**kwargs, **more})
 
-    model.generate = generate
-    try:
+    with instead(model, "generate", generate):
         yield
-    finally:
-        if own is None:
-            del model.generate
-        else:
-            model.generate = own
 
 
 @contextmanager
@@ -256,8 +250,5 @@ def _prompt_first(model: Any) -> Iterator[None]:
         generator.get_candidates = get_candidates
         return generator
 
-    setattr(model, name, made)
-    try:
+    with instead(model, name, made):
         yield
-    finally:
-        delattr(model, name)

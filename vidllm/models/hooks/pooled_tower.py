@@ -24,8 +24,7 @@ from vidllm.tokens.tower_plan import TowerShape
 
 from .packed_tower import PackedMerger
 from .tower_merger import TowerMerger, TowerPlan, refuse_twice
-from .video_calls import calls_for_videos
-from .vision_tower import Inside, Sight
+from .vision_tower import Inside, Sight, calls_for_videos
 
 
 class PooledMerger(TowerMerger):
