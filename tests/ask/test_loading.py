@@ -145,7 +145,7 @@ def test_a_model_of_ones_own(model: Any, folder: Path, clip: VideoClip, raw: str
     llm = VideoLLM.from_pretrained(moved, processor=str(folder), keep=0.5)
     assert said(llm, clip) == raw
     assert said(llm, clip, compressor="aim-prune", keep=0.5) == said(
-        VideoLLM.from_pretrained(model, processor=folder, compressors="aim-prune", keep=0.5), clip
+        VideoLLM.from_pretrained(model, processor=folder, compressor="aim-prune", keep=0.5), clip
     )
 
 
