@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from tiny import tiny_model, write_video
 
 import vidllm
-from vidllm import InputError, VideoClip, VideoLLM
+from vidllm import Answer, InputError, Receipt, Span, VideoClip, VideoLLM
 
 QUESTION = "when does the red circle move left?"
 
@@ -83,3 +85,55 @@ def test_an_index_is_asked_with_the_method_of_its_call(llm: VideoLLM, tmp_path: 
         InputError, match=r"^index\(\) has no keyword 'tokens_per_min': did you mean "
     ):
         llm.index(video, tokens_per_min=100)
+
+
+def test_frames_in_memory_are_asked_as_they_are(llm: VideoLLM, clip: VideoClip) -> None:
+    known = llm.ask(clip, QUESTION, max_new_tokens=4)
+    for frames in (clip.frames, list(clip.frames)):
+        assert llm.ask(frames, QUESTION, seconds=range(8), max_new_tokens=4).text == known.text
+    assert llm.ground(clip.frames, QUESTION, fps=1) == llm.ground(clip, QUESTION)
+    for call, options, told in (
+        (llm.ask, {}, "say when the frames are"),
+        (llm.ask, {"fps": 1, "frames": 4}, "frames is of a file"),
+        (llm.caption, {"fps": 1, "start": 1.0}, "start is of a file"),
+    ):
+        question = () if call == llm.caption else (QUESTION,)
+        with pytest.raises(InputError, match=told):
+            call(clip.frames, *question, **options)  # type: ignore[operator]
+    with pytest.raises(InputError, match="a file or a clip has its own"):
+        llm.ask(clip, QUESTION, seconds=[0.0] * 8)
+
+
+def test_an_answer_reads_as_people_write() -> None:
+    receipt = Receipt(8, 128, 32, 1.0, 0.25, {"decode": 0.1}, method="aim", model="stage")
+    spans = (Span(3987.2, 4011.9, 0.5),)
+    answer = Answer("It moves <left> from 3987.2 s to 4011.9 s.", spans, receipt, notes=("a & b",))
+    assert str(answer) == "It moves <left> from 1:06:27 to 1:06:52.\n1:06:27 – 1:06:52"
+    assert repr(answer).startswith("Answer('It moves <left> from 1:06:27")
+    assert "(25 %) by aim" in repr(answer) and "model stage" in str(receipt)
+    page = answer._repr_html_()
+    assert "&lt;left&gt;" in page and "<li>1:06:27 – 1:06:52" in page and "note: a &amp; b" in page
+    told = json.loads(answer.to_json())
+    assert told == json.loads(json.dumps(answer.to_dict())) and told["spans"] == [[3987.2, 4011.9]]
+    assert told["receipt"]["model"] == "stage" and told["receipt"]["method"] == "aim"
+    short = Answer("from 3.0 s to 4.0 s", (Span(3.0, 4.0),), receipt)
+    assert str(short) == "from 3.0 s to 4.0 s\n3.0 s – 4.0 s"
+
+
+def test_the_logger_tells_as_much_as_one_wants(
+    llm: VideoLLM, clip: VideoClip, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("vidllm")
+    before = logger.level, logger.propagate, list(logger.handlers)
+    try:
+        vidllm.set_verbosity("info")
+        answer = llm.ask(clip, QUESTION, max_new_tokens=2)
+        assert capsys.readouterr().err.splitlines() == [f"vidllm: answered: {answer.receipt}"]
+        vidllm.set_verbosity("warning")
+        llm.ask(clip, QUESTION, max_new_tokens=2)
+        assert capsys.readouterr().err == ""
+        with pytest.raises(InputError, match=r"no verbosity 'inf': did you mean info\?"):
+            vidllm.set_verbosity("inf")
+    finally:
+        logger.setLevel(before[0])
+        logger.propagate, logger.handlers = before[1], before[2]

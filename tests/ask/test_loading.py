@@ -191,7 +191,7 @@ def test_a_model_of_ones_own_is_refused_in_one_line(
 
 def test_folders_and_options_that_do_not_do(folder: Path, tmp_path: Path) -> None:
     refused(tmp_path, "holds no model: config.json is missing")
-    refused(folder, "there is no option nonsense: give one of device", nonsense=3)
+    refused(folder, "has no keyword 'nonsense': it takes name, recipe, ", nonsense=3)
     refused(folder, "revision names a version of a model on the hub", revision="main")
     refused(None, "device_map is for models of transformers", device_map="auto")
     refused(folder, "quantization_config is one of transformers", quantization_config="4bit")

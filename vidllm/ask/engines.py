@@ -79,12 +79,21 @@ def load_engine(
     else:
         folder = model_of(named, name)
         engine = _load(folder, name, loading, options | {"seed": seed}, adapted)
+    engine.name = _called(name if isinstance(name, nn.Module) else folder)
     if adapted:
         _adapt(engine, tuned, found, temporal, recipe or "")
     if named is not None and (adapted or (own and isinstance(name, nn.Module))):
         told = type(name).__name__ if isinstance(name, nn.Module) else str(name)
         named.check_model(told, engine.parts)
     return engine
+
+
+def _called(model: str | nn.Module) -> str:
+    """A model's name for receipts: of a folder its last part, as paths are nobody's business."""
+    if isinstance(model, nn.Module):
+        told = getattr(getattr(model, "config", None), "_name_or_path", "")
+        return _called(str(told)) if told else type(model).__name__
+    return Path(model).name if is_folder(model) else model
 
 
 def _find_tuned(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -25,6 +26,8 @@ from vidllm.video import VideoClip
 
 from .engines import load_engine, save_engine
 from .options import Frames
+
+_LOG = logging.getLogger("vidllm")
 
 
 class LoadedModel:
@@ -140,6 +143,7 @@ class LoadedModel:
             adapter=adapter,
             loading=loading,
         )
+        _LOG.info("loaded %s (%s) on %s", engine.name, engine.family, engine.model.device)
         return cls.of(engine, frames=frames, fps=fps, tokens=tokens, reader=reader, seed=seed)
 
     @property

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, overload
 
+import numpy as np
 from typing_extensions import Unpack
 
 from vidllm.compressors import Compressor
@@ -24,7 +27,7 @@ from vidllm.models.question import letters_of, questions_of
 from vidllm.progress import Listener, Stopwatch
 from vidllm.timecode import Span
 from vidllm.tokens import TokenMap
-from vidllm.video import Limits, VideoClip, load_video
+from vidllm.video import Limits, VideoClip
 
 from .comparing import Comparison, compare
 from .letters import letter_scores
@@ -44,6 +47,8 @@ from .options import (
 )
 from .sampling import clip_of
 from .sharing import twin
+
+_LOG = logging.getLogger("vidllm")
 
 
 class VideoLLM(LoadedModel):
@@ -77,6 +82,7 @@ class VideoLLM(LoadedModel):
         *,
         frames: Frames = None,
         fps: float | None = None,
+        seconds: Sequence[float] | np.ndarray | None = None,
         tokens: int | None = None,
         start: float | None = None,
         end: float | None = None,
@@ -91,9 +97,11 @@ class VideoLLM(LoadedModel):
         """Answer one question, or several about the same video, which is then read once.
 
         Args:
-            video: a file, or a clip from `load_video`.
+            video: a file, a clip from `load_video`, or frames in memory: an array of numpy, a
+                tensor of torch, a list of these or of PIL's pictures (`VideoClip.from_frames`).
             question: what to ask; a list for several.
             frames, fps: how to sample a file; start, end: seconds between which to look.
+            seconds: when frames in memory are shown, one a frame; or their rate as fps.
             tokens: video tokens that the LLM sees at most; with frames="auto" as many frames are
                 sampled as go well with the compressors.
             max_new_tokens: the longest answer; default 128.
@@ -131,7 +139,7 @@ class VideoLLM(LoadedModel):
             if not isinstance(video, VideoClip):
                 watch.begin("decode")
             how: dict[str, Any] = {"frames": frames, "fps": fps, "start": start, "end": end}
-            how |= {"tokens": most, "compressor": compressor, "keep": keep}
+            how |= {"seconds": seconds, "tokens": most, "compressor": compressor, "keep": keep}
             clip = self.sample(video, **how, listener=listener)
             watch.add("decode", clip.read_seconds)
             shared = engine.sharing_notes(clip, method, len(questions))
@@ -147,7 +155,8 @@ class VideoLLM(LoadedModel):
         most_mb = None if peak is None else peak.megabytes
         answers = []
         for text, one, some in zip(questions, said, letters, strict=True):
-            receipt = self.spending.receipt(len(clip), encoded, one, most_mb, method.name)
+            ran = method.name, engine.name or type(engine.model).__name__
+            receipt = self.spending.receipt(len(clip), encoded, one, most_mb, *ran)
             made = engine.decode(one, text, clip, times)
             fit = (*method.notes(), *fit_notes(method, receipt, most))
             answers.append(
@@ -161,6 +170,8 @@ class VideoLLM(LoadedModel):
                     kept=None if one.tokens is None else TokenMap.of(one.tokens, encoded.slots),
                 )
             )
+        for answer in answers:
+            _LOG.info("answered: %s", answer.receipt)
         return answers[0] if isinstance(question, str) else answers
 
     @known_keywords(AskOptions, compressors="compressor")
@@ -188,7 +199,7 @@ class VideoLLM(LoadedModel):
         """What happens in the video and when."""
         return timed_answer(self.ask(video, self.words("caption"), **self.timed(options)))
 
-    @known_keywords(load_video, compressors="compressor")
+    @known_keywords(AskOptions, compressors="compressor")
     @one_at_a_time
     def preview(
         self,
@@ -237,7 +248,7 @@ class VideoLLM(LoadedModel):
         times = bool(options.get("times", False))
         self._check_times(times)
         self.engine.check_questions([question], 1)
-        names = ("frames", "fps", "tokens", "start", "end", "compressor", "keep")
+        names = ("frames", "fps", "seconds", "tokens", "start", "end", "compressor", "keep")
         sampling: dict[str, Any] = {k: v for k, v in options.items() if k in names}
         clip = self.sample(video, **sampling)
         return self.engine.prompt_text(clip, question, times)
@@ -249,6 +260,7 @@ class VideoLLM(LoadedModel):
         *,
         frames: Frames = None,
         fps: float | None = None,
+        seconds: Sequence[float] | np.ndarray | None = None,
         tokens: int | None = None,
         start: float | None = None,
         end: float | None = None,
@@ -263,6 +275,7 @@ class VideoLLM(LoadedModel):
             InputError: a video or option that is wrong.
         """
         given: dict[str, Any] = {"frames": frames, "fps": fps, "start": start, "end": end}
+        given["seconds"] = seconds
         options = {"tokens": tokens, "compressor": compressor, "keep": keep}
         return clip_of(self, video, given, options, limits, listener)
 
@@ -277,7 +290,7 @@ class VideoLLM(LoadedModel):
             InputError, UnknownFootage, Stopped: as `ask`.
         """
         listener = options.pop("listener", None)
-        names = ("frames", "fps", "start", "end")
+        names = ("frames", "fps", "seconds", "start", "end")
         part = {name: options.pop(name, None) for name in names}
         told = {name: options.get(name) for name in ("tokens", "compressor", "keep")}
         clip = self.sample(video, listener=listener, **part, **told)

@@ -19,10 +19,10 @@ from vidllm.errors.disk import unwritten
 from vidllm.errors.paths import is_file, output_file
 from vidllm.models.answer import Answer
 from vidllm.timecode import Span
+from vidllm.timecode.clock import clock
 
 from .marks import model_mark, source_mark
 from .store import IndexFile
-from .windows import clock
 
 _TOLD = 5  # stretches without frames that are told
 

@@ -241,7 +241,8 @@ class Engine(ABC):
     """A model with its tokenizer and compressors, from a clip to the tokens of an answer.
 
     Attributes:
-        family: its name for people. config: of the model. decoder_config: of its LLM.
+        family: its name for people. name: what it was loaded by.
+        config: of the model. decoder_config: of its LLM.
         code: how it tells time. compressor: what it is asked with, unless a call says otherwise.
         footage: what it knows; None for a model that makes no claim.
         writes_times: it can be told the seconds of all frames in words before the question.
@@ -250,6 +251,7 @@ class Engine(ABC):
     model: Any
     tokenizer: PreTrainedTokenizerBase
     family: str
+    name: str = ""
     config: Any
     code: TimeCode
     compressor: Compressor

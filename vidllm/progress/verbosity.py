@@ -32,9 +32,9 @@ _HANDLER.setFormatter(logging.Formatter("vidllm: %(message)s"))
 def set_verbosity(level: str | int) -> None:
     """Say how much vidllm tells on standard error while it works.
 
-    "info" tells what was loaded and read and every answer's receipt, "debug" also the method and
-    the prompt of every call, "warning" (as without this call) only what is wrong, "silent"
-    nothing. Lines go through the logger "vidllm" of `logging`, which may have handlers of its own.
+    "info" tells which model was loaded and every answer's receipt, "warning" (as without this call)
+    only what is wrong, "silent" nothing. Lines go through the logger "vidllm" of `logging`, which
+    may have handlers of its own.
 
     Args:
         level: "debug", "info", "warning", "error" or "silent"; or a level of `logging`.
