@@ -85,6 +85,10 @@ def test_an_index_is_asked_with_the_method_of_its_call(llm: VideoLLM, tmp_path: 
         InputError, match=r"^index\(\) has no keyword 'tokens_per_min': did you mean "
     ):
         llm.index(video, tokens_per_min=100)
+    with pytest.raises(InputError, match=r"^ask\(\) has no keyword 'keep': it takes question$"):
+        index.ask(QUESTION, keep=0.5)  # type: ignore[call-arg]
+    with pytest.raises(InputError, match=r"^load_video\(\) has no keyword 'frame'"):
+        vidllm.load_video(video, frame=8)  # type: ignore[call-arg]
 
 
 def test_frames_in_memory_are_asked_as_they_are(llm: VideoLLM, clip: VideoClip) -> None:

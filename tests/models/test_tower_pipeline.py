@@ -17,7 +17,7 @@ from vidllm.compressors import Chain, Compressor, build, get
 from vidllm.compressors.shared.in_tower import InTower, falling, tower_part
 from vidllm.encoders.vision import HubTower
 from vidllm.longvideo.build import native_engine
-from vidllm.models.native.engine import NativeClip
+from vidllm.models.native.clip_memory import NativeClip
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.progress import Stopwatch
 from vidllm.stage.training.tokenizer import build_tokenizer

@@ -50,7 +50,7 @@ WRONG: Sequence[tuple[Any, dict[str, Any], str]] = (
     (RGB, {"seconds": [[0, 1, 2, 3]]}, r"not seconds of shape \(1, 4\)"),
     (RGB, {"seconds": [0, 2, 1, 3]}, "in time order"),
     (RGB, {"seconds": [0, 1, 2, np.nan]}, "must be finite"),
-    (RGB, {"seconds": "0123"}, "seconds are numbers"),
+    (RGB, {"seconds": ["a", "b", "c", "d"]}, "seconds are numbers"),
     (RGB, {"fps": 0}, "fps must be"),
     (RGB, {"fps": 1, "duration": 2}, "duration is 2 s, and the last frame is at 3 s"),
     (RGB[0], {"fps": 1}, r"of shape \(T, H, W, 3\) or \(T, 3, H, W\), not \(12, 16, 3\)"),

@@ -26,6 +26,7 @@ from vidllm.video import VideoClip
 
 from .engines import load_engine, save_engine
 from .options import Frames
+from .publishing import push_engine
 
 _LOG = logging.getLogger("vidllm")
 
@@ -215,13 +216,39 @@ class LoadedModel:
         return self.engine.knows(clip)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write a model of transformers with its tokenizer, template and pixel settings.
+        """Write the model with all that it takes to ask it; `from_pretrained` loads the folder.
 
-        `from_pretrained` loads the folder again; of a model with PEFT's adapter it is the adapter
-        alone, as PEFT saves it.
+        Of a model of transformers that is its tokenizer, template and pixel settings too; with
+        PEFT's adapter it is the adapter alone, as PEFT saves it, and with adapters of `vidllm train
+        hub` these alone, as they were loaded.
 
         Raises:
-            InputError: a model of this project, or a path that is no folder.
+            InputError: a system without an LLM, or a path that is no folder.
             WorkError: the model or the disk refuses.
         """
         save_engine(self.engine, folder)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        message: str = "Push a model of vidllm",
+    ) -> str:
+        """Push to the hub what `save_pretrained` writes.
+
+        Args:
+            repo: OWNER/NAME; made where there is none. private: whether a new one is.
+            token: of the hub; None for the one that is logged in. revision: a branch.
+            message: of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            InputError: as `save_pretrained`, or a name that cannot be.
+            WorkError: the hub is out of reach, or refuses.
+        """
+        return push_engine(self.engine, repo, private, token, revision, message)

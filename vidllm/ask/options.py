@@ -15,6 +15,7 @@ from vidllm.compressors import Compressor, build
 from vidllm.errors import InputError
 from vidllm.errors.bounds import check
 from vidllm.models.answer import Receipt
+from vidllm.models.dialogue import History
 from vidllm.models.loading import choose_compressor
 from vidllm.models.native.config import NativeConfig
 from vidllm.progress import Listener
@@ -46,6 +47,11 @@ class AskOptions(TypedDict, total=False):
     compressor: Method
     keep: float | None
     choices: Choices
+    system: str | None
+    history: History | None
+    temperature: float | None
+    top_p: float | None
+    seed: int | None
     listener: Listener | None
     anyway: bool
     times: bool

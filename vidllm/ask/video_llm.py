@@ -21,6 +21,7 @@ from vidllm.longvideo.index import VideoIndex
 from vidllm.models.answer import Answer
 from vidllm.models.cost.memory import tensor_peak
 from vidllm.models.cost.spending import weighed
+from vidllm.models.dialogue import Dialogue, History
 from vidllm.models.engine import check_early, longest_answer, one_at_a_time
 from vidllm.models.native.footage import UnknownFootage, warning
 from vidllm.models.question import letters_of, questions_of
@@ -47,6 +48,7 @@ from .options import (
 )
 from .sampling import clip_of
 from .sharing import twin
+from .streaming import AnswerStream
 
 _LOG = logging.getLogger("vidllm")
 
@@ -90,6 +92,11 @@ class VideoLLM(LoadedModel):
         compressor: Method = None,
         keep: float | None = None,
         choices: Choices = None,
+        system: str | None = None,
+        history: History | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
         listener: Listener | None = None,
         anyway: bool = False,
         times: bool = False,
@@ -111,6 +118,11 @@ class VideoLLM(LoadedModel):
                 (of a model without, `vidcom2`).
             choices: letters of the options, one entry a question, such as ("A", "B", "C") or
                 None; their log-probabilities are in `Answer.letters`.
+            system: a system prompt, and history: what was said before, as (question, answer) pairs
+                or as messages {"role": …, "content": …}; for models of the hub. The video stands
+                in the first turn. The project's own models were trained on single questions.
+            temperature: above 0 tokens are drawn, of the likeliest ones that have the share top_p
+                together, from the seed (None for the model's own); else the likeliest is taken.
             listener: who hears of the stages and of the growing answer, and may stop the work.
             anyway: answer also about footage that the model does not know (`footage`); the first
                 note of the answer then says so. Models of the hub make no claim about footage.
@@ -127,6 +139,9 @@ class VideoLLM(LoadedModel):
         longest = longest_answer(max_new_tokens)
         # A wrong question fails before the video costs anything.
         engine.check_questions(questions, max_new_tokens)
+        seed = self.seed if seed is None else seed
+        dialogue = Dialogue.of(system, history, temperature, top_p, seed)
+        engine.check_dialogue(dialogue)
         self._check_times(times)
         letters = letters_of(questions, choices)
         watch, most = Stopwatch(listener=listener), self._most(tokens)
@@ -144,14 +159,15 @@ class VideoLLM(LoadedModel):
             watch.add("decode", clip.read_seconds)
             shared = engine.sharing_notes(clip, method, len(questions))
             with watch.stage("encode"):  # some methods merge inside the vision tower
-                total = engine.check_room(clip, questions, max_new_tokens, times)
+                total = engine.check_room(clip, questions, max_new_tokens, times, dialogue)
                 if most is not None:
                     check_fits(method, len(clip), total, most)
                 encoded = engine.encode(clip, work, weighed)
                 unknown = self._check_footage(clip, anyway)
             if most is not None:
                 check_fits(method, len(clip), encoded.total, most)
-            said = engine.generate(clip, encoded, questions, work, watch, longest, times)
+            told = times, dialogue
+            said = engine.generate(clip, encoded, questions, work, watch, longest, *told)
         most_mb = None if peak is None else peak.megabytes
         answers = []
         for text, one, some in zip(questions, said, letters, strict=True):
@@ -173,6 +189,22 @@ class VideoLLM(LoadedModel):
         for answer in answers:
             _LOG.info("answered: %s", answer.receipt)
         return answers[0] if isinstance(question, str) else answers
+
+    @known_keywords(AskOptions, compressors="compressor")
+    def stream(self, video: Video, question: str, **options: Any) -> AnswerStream:
+        """An answer piece by piece: ``for piece in vl.stream(video, question): print(piece)``.
+
+        Args:
+            video, question, options: as for `ask`.
+
+        Returns:
+            The pieces; their `answer` is the whole one, with spans and receipt. What is wrong is
+            raised with the first piece.
+        """
+        listener = options.pop("listener", None)
+        return AnswerStream(
+            lambda heard: self.ask(video, question, listener=heard, **options), listener
+        )
 
     @known_keywords(AskOptions, compressors="compressor")
     def ground(self, video: Video, query: str, **options: Any) -> list[Span]:
@@ -248,10 +280,12 @@ class VideoLLM(LoadedModel):
         times = bool(options.get("times", False))
         self._check_times(times)
         self.engine.check_questions([question], 1)
+        dialogue = Dialogue.of(options.get("system"), options.get("history"), None, None, 0)
+        self.engine.check_dialogue(dialogue)
         names = ("frames", "fps", "seconds", "tokens", "start", "end", "compressor", "keep")
         sampling: dict[str, Any] = {k: v for k, v in options.items() if k in names}
         clip = self.sample(video, **sampling)
-        return self.engine.prompt_text(clip, question, times)
+        return self.engine.prompt_text(clip, question, times, dialogue)
 
     @known_keywords(compressors="compressor")
     def sample(

@@ -19,6 +19,7 @@ import numpy as np
 
 from vidllm.errors import InputError
 from vidllm.errors.bounds import check, memory_answered
+from vidllm.errors.keywords import known_keywords
 from vidllm.errors.paths import input_file
 from vidllm.progress import Listener
 
@@ -107,6 +108,7 @@ class VideoClip:
         object.__setattr__(self, "notes", tuple(self.notes))
 
     @classmethod
+    @known_keywords()
     def from_frames(
         cls,
         frames: Any,
@@ -164,6 +166,7 @@ class VideoClip:
         )
 
 
+@known_keywords()
 def load_video(
     path: str | os.PathLike[str],
     *,
