@@ -47,7 +47,7 @@ class Hub(BaseHTTPRequestHandler):
         if "denied" in self.path or b"denied" in body[:200]:
             self._say({"error": "no"}, 403)
         elif self.path == "/api/repos/create":
-            self._say({"url": "http://hub/me/tiny", "name": "me/tiny", "id": "1"})
+            self._say({"url": self._place(), "name": "me/tiny", "id": "1"})
         elif "/preupload/" in self.path:
             told = [
                 {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
@@ -60,11 +60,14 @@ class Hub(BaseHTTPRequestHandler):
                 if item["key"] == "file":
                     value = item["value"]
                     self.files[value["path"]] = base64.b64decode(value["content"])
-            url = "http://hub/me/tiny/commit/1"
+            url = f"{self._place()}/commit/1"
             self._say({"commitUrl": url, "commitOid": "1", "success": True})
 
     def do_GET(self) -> None:
         self._say({"id": "me/tiny", "sha": "1"})
+
+    def _place(self) -> str:
+        return f"http://{self.headers['Host']}/me/tiny"
 
     def _chunks(self) -> bytes:
         body = b""
@@ -117,7 +120,7 @@ def test_a_model_is_pushed_to_a_hub(hub: ThreadingHTTPServer, tmp_path: Path) ->
     )
     assert done.returncode == 0, done.stderr
     pushed, denied = done.stdout.splitlines()
-    assert pushed == "http://hub/me/tiny/commit/1"
+    assert pushed == f"http://127.0.0.1:{port}/me/tiny/commit/1"
     assert denied.startswith("'denied/tiny' cannot be pushed: the hub refuses this account: log in")
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(Hub.files)
     assert b'VideoLLM.from_pretrained("me/tiny")' in Hub.files["README.md"]

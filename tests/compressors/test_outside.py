@@ -201,7 +201,7 @@ PLANS: dict[str, tuple[Any, str]] = {
     ),
     "numpy": (
         lambda self, tokens, budget, query=None: Keep(np.arange(budget)),  # type: ignore[arg-type]
-        "Keep.index must be a tensor of flat integers, not a ndarray",
+        "Keep.index must be a tensor of flat integers, not ndarray",
     ),
     "NaN": (
         lambda self, tokens, budget, query=None: Mix(

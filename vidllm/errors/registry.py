@@ -94,20 +94,20 @@ class Registry(Generic[T]):
 
     def _adopt(self, name: str, value: Any) -> str:
         """What is wrong with a class that another package registers; without it, it is taken."""
-        bases = {one: one.base for one in self._others if one.base is not None}
-        kinds = " or ".join(base.__name__ for base in bases.values())
+        bases = tuple(one.base for one in self._others if one.base is not None)
+        kinds = " or ".join(base.__name__ for base in bases)
         if not isinstance(value, type):
             return f"is a {type(value).__name__}, and must be a subclass of {kinds}"
-        taker = next((one for one, base in bases.items() if issubclass(value, base)), None)
-        if taker is None:
-            return f"is class {value.__name__}, and must be a subclass of {kinds}"
-        if inspect.isabstract(value):
-            lacking = " and ".join(sorted(value.__abstractmethods__))
-            return f"is class {value.__name__}, which lacks {lacking}()"
-        own = value.__dict__.get("name") or name
+        cls: Any = value
+        if not issubclass(cls, bases):
+            return f"is class {cls.__name__}, and must be a subclass of {kinds}"
+        if inspect.isabstract(cls):
+            lacking = " and ".join(sorted(cls.__abstractmethods__))
+            return f"is class {cls.__name__}, which lacks {lacking}()"
+        own = cls.__dict__.get("name") or name
         if own != name:
-            return f"is class {value.__name__}, which calls itself {own!r}: give it one name"
-        taker.register(name)(value)
+            return f"is class {cls.__name__}, which calls itself {own!r}: give it one name"
+        cls.name = name
         return ""
 
     def options(self, name: str) -> list[str]:

@@ -98,7 +98,7 @@ def turns_of(history: History) -> tuple[str, tuple[tuple[str, str], ...]]:
     Raises:
         InputError: something else.
     """
-    items = list(history) if isinstance(history, (list, tuple)) else [history]
+    items: list[Any] = list(history) if isinstance(history, (list, tuple)) else [history]
     if not all(isinstance(item, Mapping) for item in items):
         return "", tuple(_pair(item) for item in items)
     roles = [str(item.get("role")) for item in items]
