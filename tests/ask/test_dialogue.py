@@ -152,6 +152,8 @@ def test_a_stream_ends_with_its_loop_and_hands_errors_on(own: VideoLLM, clip: Vi
         next(own.stream(clip, " "))
     with pytest.raises(InputError, match="did you mean max_new_tokens"):
         own.stream(clip, QUESTION, max_new_token=3)
+    with pytest.raises(InputError, match="a stream answers one question"):
+        own.stream(clip, [QUESTION])  # type: ignore[arg-type]
     signal = StopSignal()
     signal.stop()
     with pytest.raises(Stopped):

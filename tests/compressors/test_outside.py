@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from vidllm.compressors import Scorer, build, describe, find, names
+from vidllm.encoders.temporal import get_temporal
+from vidllm.encoders.vision import get_vision
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.outside import _installed
 from vidllm.recipes import get_recipe
@@ -146,6 +148,9 @@ def test_they_are_methods_like_all_others(installed: Path) -> None:
     assert {e["name"]: e["package"] for e in describe()}["far"] == "far-methods 1.0"
     assert find("aim").__module__ == "vidllm.compressors.aim"  # a taken name stays ours
     assert get_recipe("far-system").compressors == "far"
+    assert get_temporal("still", 8).name == "still"
+    with pytest.raises(InputError, match=r"far-methods 1\.0 is no vision encoder"):
+        get_vision("still")
     with pytest.raises(InputError, match=r"greedy_methods\.near:near is a function"):
         build("near", keep=0.5)
 

@@ -201,6 +201,8 @@ class VideoLLM(LoadedModel):
             The pieces; their `answer` is the whole one, with spans and receipt. What is wrong is
             raised with the first piece.
         """
+        if not isinstance(question, str):
+            raise InputError("a stream answers one question, given as text: ask takes several")
         listener = options.pop("listener", None)
         return AnswerStream(
             lambda heard: self.ask(video, question, listener=heard, **options), listener
