@@ -21,8 +21,9 @@ from vidllm.longvideo.answering import Reader
 from vidllm.longvideo.build import native_engine
 from vidllm.longvideo.choosing import Vote, elected, grouped, middle, tiou
 from vidllm.longvideo.scan import expected_iou
-from vidllm.longvideo.windows import Cuts, Level, clock, nearest
+from vidllm.longvideo.windows import Cuts, Level, nearest
 from vidllm.models.question import prompt_ids
+from vidllm.timecode.clock import clock
 
 QUERY = "the red star spins"
 
