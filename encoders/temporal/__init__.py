@@ -10,7 +10,15 @@ from .lmu import LMUEncoder
 from .lssl import LSSLEncoder
 from .mamba import MambaEncoder
 from .mambamixer import MambaMixerEncoder
-from .registry import describe, get_alike, get_temporal, register_temporal, temporal_names
+from .registry import (
+    describe,
+    find_temporal,
+    get_alike,
+    get_temporal,
+    register_temporal,
+    temporal_names,
+    temporal_packages,
+)
 from .s_mamba import SMambaEncoder
 from .selective import selective_scan
 from .ssd import SSDEncoder
@@ -35,6 +43,7 @@ __all__ = [
     "TemporalConvEncoder",
     "TemporalEncoder",
     "describe",
+    "find_temporal",
     "get_alike",
     "get_temporal",
     "prefix_attention",
@@ -42,4 +51,5 @@ __all__ = [
     "selective_scan",
     "ssd_chunked",
     "temporal_names",
+    "temporal_packages",
 ]

@@ -6,19 +6,23 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+from torch import Tensor
 
 from vidllm.compressors import Compressor, build
 from vidllm.errors import InputError
 from vidllm.errors.bounds import check
 from vidllm.models.answer import Receipt
+from vidllm.models.dialogue import History
 from vidllm.models.loading import choose_compressor
 from vidllm.models.native.config import NativeConfig
 from vidllm.progress import Listener
 from vidllm.video import Limits, VideoClip
 
-#: A file, or a clip that was read before.
-Video = str | os.PathLike[str] | VideoClip
+#: A file, a clip that was read before, or frames in memory (see `VideoClip.from_frames`).
+Video = str | os.PathLike[str] | VideoClip | np.ndarray | Tensor | Sequence[Any]
 Frames = int | Literal["auto"] | None
 #: A method, or its spec with a share of its own: "aim:keep=0.25". None for the model's own.
 Method = Compressor | str | None
@@ -35,6 +39,7 @@ class AskOptions(TypedDict, total=False):
 
     frames: Frames
     fps: float | None
+    seconds: Sequence[float] | np.ndarray | None
     tokens: int | None
     start: float | None
     end: float | None
@@ -42,6 +47,11 @@ class AskOptions(TypedDict, total=False):
     compressor: Method
     keep: float | None
     choices: Choices
+    system: str | None
+    history: History | None
+    temperature: float | None
+    top_p: float | None
+    seed: int | None
     listener: Listener | None
     anyway: bool
     times: bool
@@ -115,21 +125,6 @@ def fit_notes(method: Compressor, receipt: Receipt, tokens: int | None) -> tuple
     share = f"{kept / max(1, full):.3g}"
     frames = "1 frame" if receipt.frames == 1 else f"{receipt.frames} frames"
     return (f"{frames}, keep {share}: {kept} of at most {tokens} video tokens{late}",)
-
-
-def auto_tokens(frames: str, fps: float | None, tokens: int | None) -> int:
-    """The number of tokens that a word in place of a number of frames, "auto", goes by.
-
-    Raises:
-        InputError: another word, no number of tokens, or `fps` beside it.
-    """
-    if frames != "auto":
-        raise InputError(f"frames is a number or 'auto', not {frames!r}")
-    if tokens is None:
-        raise InputError("frames='auto' picks frames for a number of tokens: give tokens")
-    if fps is not None:
-        raise InputError("give only one of frames and fps")
-    return tokens
 
 
 def fitting_frames(
