@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_origin, get_type_h
 import typer
 
 from vidllm.errors import InputError, WorkError
-from vidllm.errors.bounds import check, short
+from vidllm.errors.bounds import check
 from vidllm.errors.paths import is_folder
 from vidllm.errors.plain import plain
 from vidllm.errors.printable import printable, printable_json
@@ -124,7 +124,7 @@ class CommonOptions:
     keep: Annotated[
         float | None,
         option(
-            _TOKENS, "--keep", help="Share of the video tokens kept, above 0, at most 1 (1: all)."
+            _TOKENS, "--keep", metavar="SHARE", help="Share of the video tokens kept: 0.1, or 10%."
         ),
     ] = None
     frames: Annotated[
@@ -387,14 +387,3 @@ def one_of(option: str, value: str | None, words: tuple[str, ...]) -> None:
     """Raise ``InputError`` unless the value is absent or one of the words."""
     if value is not None and value not in words:
         raise InputError(f"{option} must be one of {', '.join(words)}, got {value!r}")
-
-
-def shares_of(option: str, text: str) -> list[float]:
-    """The shares of a list such as 1,0.5. Raises ``InputError`` for anything else."""
-    try:
-        shares = [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise InputError(f"{option} is a list of shares such as 1,0.5, not {short(text)}") from None
-    for share in shares:
-        check("keep", share, option)
-    return shares
