@@ -158,6 +158,10 @@ def load_asker(
 
         from .retrievers import RetrievalAsker, own_merging
 
+        for option in ("revision", "adapter", "device_map"):
+            if getattr(options, option) is not None:
+                told = option.replace("_", "-")
+                raise InputError(f"--{told} is for models that answer, not for {order.task.name}")
         name = options.model or "tempme"
         retriever = load_retriever(
             name, device=options.device, dtype=options.dtype, attn=options.attn
@@ -182,7 +186,7 @@ def load_asker(
             llm,
             order.task,
             settings,
-            name=model_name(options.model),
+            name=model_name(options.model_name() if options.adapter else options.model),
             max_new_tokens=order.max_new_tokens,
             stopped=stopped,
             refused=refused,

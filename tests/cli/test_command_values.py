@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import typer
 
-from vidllm.cli.main import _ClickException as CLICK
-from vidllm.cli.main import app, main
+from vidllm.cli.application import app
+from vidllm.cli.failures import ClickException as CLICK
+from vidllm.cli.main import main
 from vidllm.cli.plugins import Commands
 from vidllm.errors import InputError
 from vidllm.errors.bounds import (

@@ -107,9 +107,12 @@ def systems(
     for file, name in ((csv, "--csv"), (page, "--page"), (plot, "--plot")):
         if file is not None:
             output_file(file.expanduser(), name)
-    for name in ("recipe", "compressor", "keep", "tokens", "start", "end"):
+    named = ("recipe", "compressor", "keep", "tokens", "start", "end")
+    for name in (*named, "revision", "adapter", "device_map"):
         if getattr(options, name) is not None:
-            raise InputError(f"--{name} does not go with bench systems: leave it out")
+            raise InputError(
+                f"--{name.replace('_', '-')} does not go with bench systems: leave it out"
+            )
     one_of("--size", size, ("small", "tiny"))
     keeps = tuple(share for share in read_shares(keep) if share < 1)
     if not keeps:
