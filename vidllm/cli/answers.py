@@ -63,7 +63,8 @@ def spoken(answer: Answer, duration: float, of: str = "ask") -> str:
     if of == "caption" and ("\n" not in text or "{" in text):
         rows = captioned(answer, duration)
         if len(rows) == len(spans) > 0:  # else some words, or some times, would be left out
-            return "\n".join(f"{_told(span, long)}  {words}" for span, words in rows)
+            lines = [f"{_told(span, long)}  {' '.join(words.split())}" for span, words in rows]
+            return "\n".join(lines)
     cut = pieces(text, duration)
     named = [piece.seconds for piece in cut if piece.seconds is not None]
     if long:
