@@ -9,6 +9,7 @@ entry-point group ``vidllm.commands``; each is loaded only when it is used, so t
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import warnings
@@ -132,6 +133,8 @@ def _quiet() -> None:
     if os.environ.get("VIDLLM_DEBUG", "") in ("", "0"):
         warnings.simplefilter("ignore")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # retries end in an error of one line
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for stream in (sys.stdout, sys.stderr):
