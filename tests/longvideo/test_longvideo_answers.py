@@ -108,7 +108,7 @@ def test_a_question_that_is_broken_off_leaves_no_trace(
 
 
 def test_the_compressor_of_the_model_does_not_matter(llm: VideoLLM, index: VideoIndex) -> None:
-    other = VideoLLM(llm.model, llm.tokenizer, compressors="uniform", keep=0.5)
+    other = VideoLLM(llm.model, llm.tokenizer, compressor="uniform", keep=0.5)
     found = VideoIndex.load(index.path, other)
     assert plain(found.ground_answer(QUERY)) == plain(index.ground_answer(QUERY))
 
@@ -256,7 +256,7 @@ def test_tokens_merge_inside_the_tower_and_the_index_keeps_its_size(
     video: Path, tmp_path: Path
 ) -> None:
     model = hub_model("clip")
-    llm = VideoLLM(model, loud().tokenizer, compressors="temporal-pool", keep=0.25)
+    llm = VideoLLM(model, loud().tokenizer, compressor="temporal-pool", keep=0.25)
     tower = cast(HubTower, model.vision)
     with lengths(tower) as whole_rows:
         plain = indexed(llm, video, tmp_path / "plain.vidx")

@@ -10,10 +10,9 @@ from .options import emit, say, tell
 
 if TYPE_CHECKING:
     from vidllm.models.answer import Answer
-    from vidllm.timecode import Span
 
-#: Seconds from which on a video's times are told as clocks, and what two equal times may differ.
-_LONG, _SAME = 600.0, 0.11
+#: Seconds by which two times may differ that are the same, rounded.
+_SAME = 0.11
 
 
 def tell_answer(
@@ -54,32 +53,23 @@ def spoken(answer: Answer, duration: float, of: str = "ask") -> str:
     """
     with imports_kept():
         from vidllm.ask.moments import captioned, pieces
-        from vidllm.longvideo.windows import clock
+        from vidllm.timecode.clock import LONG, by_clock, span_text
 
     spans, text = answer.spans, answer.text
-    long = duration >= _LONG
+    long = duration >= LONG
     if of == "ground" and spans:
-        return "\n".join(_told(span, long) for span in spans)
+        return "\n".join(span_text(span, long) for span in spans)
     if of == "caption" and ("\n" not in text or "{" in text):
         rows = captioned(answer, duration)
         if len(rows) == len(spans) > 0:  # else some words, or some times, would be left out
-            lines = [f"{_told(span, long)}  {' '.join(words.split())}" for span, words in rows]
+            lines = [f"{span_text(span, long)}  {' '.join(words.split())}" for span, words in rows]
             return "\n".join(lines)
-    cut = pieces(text, duration)
-    named = [piece.seconds for piece in cut if piece.seconds is not None]
+    named = [piece.seconds for piece in pieces(text, duration) if piece.seconds is not None]
     if long:
-        text = "".join(p.text if p.seconds is None else clock(p.seconds) for p in cut)
+        text = by_clock(text)
     if all(_among(end, named) for span in spans for end in (span.start, span.end)):
         return text
-    return "\n".join([text, ", ".join(_told(span, long) for span in spans)])
-
-
-def _told(span: Span, long: bool) -> str:
-    from vidllm.longvideo.windows import clock
-
-    if long:
-        return f"{clock(span.start)} – {clock(span.end)}"
-    return f"{span.start:.1f} s – {span.end:.1f} s"
+    return "\n".join([text, ", ".join(span_text(span, long) for span in spans)])
 
 
 def _among(second: float, named: Sequence[float]) -> bool:

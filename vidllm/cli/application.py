@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 
 from vidllm.errors import InputError, WorkError
+from vidllm.progress.verbosity import set_verbosity
 
 from .ask_command import ask, caption, ground
 from .chat_command import chat
@@ -136,6 +137,7 @@ def _quiet() -> None:
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # retries end in an error of one line
         logging.getLogger("urllib3").setLevel(logging.ERROR)
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    set_verbosity("warning")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a sign shows "?"

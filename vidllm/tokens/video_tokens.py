@@ -111,6 +111,8 @@ class Mix:
     def __post_init__(self) -> None:
         target = _long(self.target, "Mix.target")
         index = _long(self.representative, "Mix.representative")
+        if not isinstance(self.features, Tensor):
+            raise WorkError(f"Mix.features must be a tensor, not a {type(self.features).__name__}")
         if self.features.dim() != 2 or self.features.shape[0] != index.numel() or not len(index):
             raise WorkError(
                 f"Mix needs one row of features a slot, not {tuple(self.features.shape)} for "
@@ -146,6 +148,8 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _long(value: Tensor, name: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise WorkError(f"{name} must be a tensor of flat integers, not a {type(value).__name__}")
     if value.dim() != 1 or value.dtype not in (torch.int64, torch.int32):
         raise WorkError(f"{name} must be flat integers, not {value.dtype} of {value.dim()}D")
     return value.detach().to("cpu", torch.int64)
