@@ -18,6 +18,7 @@ from hub_tiny import TAKES_VIDEOS, save_hub
 from tiny import save_tiny
 from videos import write_video
 
+from vidllm import VideoLLM
 from vidllm.cli.main import main
 
 CHAT = [str(Path(sys.executable).parent / "vidllm"), "chat"]
@@ -90,13 +91,33 @@ def test_a_terminal_is_prompted_until_ctrl_d(video: Path, hub: list[str]) -> Non
     ) as running:
         os.close(theirs)
         assert running.stderr is not None and running.stdout is not None
-        assert b"a question a line; exit or quit or Ctrl-D to end" in running.stderr.readline()
+        assert (
+            b"a question a line; each stands alone; exit or quit or Ctrl-D to end"
+            in running.stderr.readline()
+        )
         assert running.stderr.read(2) == b"> "
         os.write(ours, b"  \n<|im_end|>\nwhat spins?\n\x04")
         out, err = running.communicate()
     os.close(ours)
     assert running.returncode == 0  # a question that was refused is no failure of a chat
     assert out.count(b"\n") == 1 and err.count(b"> ") == 3 and b"control token" in err
+
+
+def test_a_hub_model_is_told_earlier_turns_where_that_is_asked_for(
+    video: Path, hub: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*options: str) -> list[dict[str, Any]]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("what spins?\nwhen?\nquit\n"))
+        assert main(["chat", str(video), *hub, "--json", *options]) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    alone, told = said(), said("--turns", "1")
+    llm = VideoLLM.from_pretrained(hub[1], device="cpu")
+    assert told[0]["raw"] == alone[0]["raw"]
+    history = [("what spins?", told[0]["text"])]
+    for turns, found in (([], alone), (history, told)):
+        want = llm.ask(video, "when?", history=turns, max_new_tokens=3)
+        assert found[1]["raw"] == want.raw
 
 
 def test_the_video_is_encoded_once(

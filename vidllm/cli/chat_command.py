@@ -6,10 +6,13 @@ import contextlib
 import io
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
-from vidllm.errors import WorkError
+import typer
+
+from vidllm.errors import InputError, WorkError
 from vidllm.longvideo.marks import is_index
 from vidllm.models.question import QUESTION_BYTES
 from vidllm.progress.interruption import Interrupted
@@ -33,23 +36,32 @@ def chat(
     options: CommonOptions,
     max_new_tokens: NewTokens = None,
     times: Times = None,
+    turns: Annotated[
+        int,
+        typer.Option(
+            "--turns", min=0, help="Earlier questions that a hub model is told, with its answers."
+        ),
+    ] = 0,
 ) -> None:
     """Ask many questions about a video: one a line, from a terminal or a pipe.
 
-    The model stays loaded, and the video is read and encoded once. Every question stands alone: the
-    model is not told the earlier ones. exit, quit or Ctrl-D end the chat.
+    The model stays loaded, and the video is read and encoded once. Every question stands alone,
+    unless --turns tells a model from the hub the ones before it; the shipped model knows single
+    questions only. exit, quit or Ctrl-D end the chat.
     """
-    path, duration, asking = _opened(video, options, max_new_tokens, times)
+    path, duration, asking = _opened(video, options, max_new_tokens, times, turns)
     if sys.stdin.isatty():
-        say(f"{path}: a question a line; {' or '.join(ENDS)} or Ctrl-D to end")
+        alone = "" if turns else "each stands alone; "
+        say(f"{path}: a question a line; {alone}{' or '.join(ENDS)} or Ctrl-D to end")
     answered = failed = 0
     notes: set[str] = set()
+    history: deque[tuple[str, str]] = deque(maxlen=turns)
     try:
         for question in _lines(options.json):
             told = {"video": path, "question": question}
             try:
                 check_asked("the question", question)
-                said = asking(question)
+                said = asking(question, history)
             except Exception as error:  # the next question may be a better one
                 failed += 1
                 if options.json:
@@ -57,6 +69,8 @@ def chat(
                 fail(error)
             else:
                 answered += 1
+                if said.text.strip():
+                    history.append((question, said.text))
                 tell_answer(said, duration, told if options.json else None, known_notes=notes)
     except KeyboardInterrupt:
         if sys.stdin.isatty():
@@ -68,26 +82,38 @@ def chat(
 
 
 def _opened(
-    video: str, options: CommonOptions, max_new_tokens: int | None, times: bool | None
-) -> tuple[str, float, Callable[[str], Answer]]:
-    """The video's path and seconds, and what answers a question about it.
+    video: str,
+    options: CommonOptions,
+    max_new_tokens: int | None,
+    times: bool | None,
+    turns: int,
+) -> tuple[str, float, Callable[[str, Sequence[tuple[str, str]]], Answer]]:
+    """The video's path and seconds, and what answers a question about it, told a history.
 
     Raises:
         InputError: as `ask`. UnknownFootage: the model does not know such footage.
     """
     if is_index(video):
         check_plain(max_new_tokens, False, times)
+        if turns:
+            raise InputError("--turns does not go here: an index is asked as it was made")
         held = open_index(video, options)
-        return video, held.duration, held.ask
+        return video, held.duration, lambda question, _: held.ask(question)
     clip, llm = prepared(video, options)
     more: dict[str, Any] = told_times(llm, times)
+    if turns:
+        from vidllm.models.dialogue import Dialogue
+
+        llm.engine.check_dialogue(Dialogue(turns=(("when?", "now"),)))
     if not options.anyway and not llm.knows(clip):
         from vidllm.models.native.footage import UnknownFootage
 
         raise UnknownFootage
 
-    def asking(question: str) -> Answer:
-        return llm.ask(clip, question, max_new_tokens=max_new_tokens, anyway=options.anyway, **more)
+    more |= {"max_new_tokens": max_new_tokens, "anyway": options.anyway}
+
+    def asking(question: str, history: Sequence[tuple[str, str]]) -> Answer:
+        return llm.ask(clip, question, history=list(history), **more)
 
     return clip.path, clip.duration, asking
 
