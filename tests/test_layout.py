@@ -15,7 +15,7 @@ import pytest
 import typer
 from packaging.requirements import Requirement
 
-from vidllm.cli.main import app
+from vidllm.cli.application import app
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from vidllm.cli.options import AsJson, Debug, clean_output, emit, say, shares_of
+from vidllm.cli.options import AsJson, Debug, clean_output, emit, say
 from vidllm.cli.tables import console
 from vidllm.errors import InputError
+from vidllm.errors.bounds import read_shares
 from vidllm.errors.paths import output_file
 from vidllm.errors.writing import csv_text
 
@@ -50,7 +51,7 @@ def serve(
 
     with clean_output(json):
         others = [part.strip() for part in rivals.split(",") if part.strip()]
-        shares = shares_of("--keeps", keeps)
+        shares = read_shares(keeps, "--keeps")
         rows = bench_serving(find_model(model), method, others, shares, load, save, say)
         if json:
             emit({"rows": rows, "csv": str(out)})

@@ -136,6 +136,7 @@ def resolved(
         "prompts": prompts_mark(items),
         **about,
         "recipe": options.recipe,
+        **{name: value for name, value in _of_hub(options).items() if value is not None},
         "settings": [setting.as_dict() for setting in asker.settings()],
         **({"kinds": list(order.kinds)} if order.kinds else {}),
         "frames": options.frames,
@@ -149,6 +150,12 @@ def resolved(
         "python": platform.python_version(),
         "commit": commit(),
     }
+
+
+def _of_hub(options: CommonOptions) -> dict[str, str | None]:
+    """Of which version and with which adapters a hub model answers."""
+    adapter = None if options.adapter is None else str(Path(options.adapter).resolve())
+    return {"revision": options.revision, "adapter": adapter}
 
 
 def fingerprints(task: Task, data: Path, split: str) -> dict[str, str]:

@@ -16,6 +16,8 @@ from vidllm.errors.paths import is_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+#: Ways to spread a model over devices that accelerate knows by name.
+SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
 #: An implementation of attention, or one for each part of a model.
 Attention = str | Mapping[str, str] | None
 
@@ -106,6 +108,9 @@ class LoadPlan:
         place = given.pop("device", None)
         if place is not None and "device_map" in given:
             raise InputError("device and device_map both say where the model goes: give one")
+        spread = given.get("device_map")
+        if isinstance(spread, str) and spread not in SPREADS:
+            choose_device(spread)  # refuses what is none
         for name in ("max_memory", "offload_folder"):
             if name in given and "device_map" not in given:
                 raise InputError(f"{name} goes with device_map: give device_map='auto'")
