@@ -58,8 +58,11 @@ TINY_CLIPS, TINY_STEPS, STEPS = 16, 20, 1500
 #: Clips of a batch, and scenes that are gone round in, where nobody says.
 BATCH, CLIPS = 8, 4000
 #: Options of this course alone, see `CourseSettings.more`: a file or folder of the frozen tower's
-#: cells, the split of one's own data, and "temporal" as what begins with fresh weights.
-OWN = ("cells", "split", "fresh")
+#: cells, the split of one's own data, "temporal" as what begins with fresh weights, and "captions"
+#: as what is never asked.
+OWN = ("cells", "split", "fresh", "without")
+#: Those of them that make another training.
+_OWN_FIXED = ("split", "fresh", "without")
 #: Settings of a training that do not make another one of it.
 _FREE = ("out", "minutes", "save_every", "log_every", "resume", "workers", "threads", "device",
          "quiet", "more")  # fmt: skip
@@ -79,6 +82,8 @@ def train(recipe: Recipe, settings: CourseSettings) -> Path:
         raise InputError(f"no option {odd[0]!r} here: {did_you_mean(odd[0], OWN)}")
     if settings.more.get("fresh", "") not in ("", "temporal"):
         raise InputError(f"fresh can be temporal alone, not {settings.more['fresh']!r}")
+    if settings.more.get("without", "") not in ("", "captions"):
+        raise InputError(f"without can be captions alone, not {settings.more['without']!r}")
     made = as_trained(recipe, settings)
     settings = replace(settings, batch=settings.batch or BATCH, clips=settings.clips or CLIPS)
     if settings.data != "stage":
@@ -338,6 +343,7 @@ class Tuning(TrainingRun):
             clips=clips,
             seed=s.seed,
             versions=plan_of(self.model.config.vision).versions,
+            captions=s.more.get("without") != "captions",
         )
         made = StageBatches(data, tokenizer, self.start.code, self.steps)
         if self.start.code.name != "relative":
@@ -415,8 +421,8 @@ class Pace:
 def _fixed(settings: CourseSettings, recipe: Recipe, steps: int) -> dict[str, Any]:
     """The settings that `--resume` must not change."""
     told = {k: v for k, v in asdict(settings).items() if k not in _FREE}
-    fresh = settings.more.get("fresh") or None
-    return {"recipe": recipe.name, **told, "steps": steps, "fresh": fresh}
+    own = {name: settings.more.get(name) or None for name in _OWN_FIXED}
+    return {"recipe": recipe.name, **told, "steps": steps, **own}
 
 
 def command(
@@ -433,7 +439,8 @@ def command(
         words += [f"--{(called or {}).get(name, name).replace('_', '-')}", str(told)]
     more = settings.more
     words += ["--split", str(more["split"])] if more.get("split") else []
-    words += ["--option", f"fresh={more['fresh']}"] if more.get("fresh") else []
+    for name in ("fresh", "without"):
+        words += ["--option", f"{name}={more[name]}"] if more.get(name) else []
     return shlex.join(words)
 
 
