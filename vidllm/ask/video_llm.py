@@ -139,16 +139,16 @@ class VideoLLM:
             frames, fps, tokens: how many frames of a video are sampled and how many video tokens
                 the LLM sees at most, if a call does not say (see `ask`).
             reader: "pyav" or "decord".
-            seed: of everything random.
-            temporal: of a hub model, an encoder between projector and decoder: a name ("ssd"),
-                {"name": …, options}, the folder of a saved one, or itself. New, it changes nothing.
+            seed: of everything random. temporal: of a hub model, an encoder between projector and
+                decoder: a name, {"name": …, options}, a saved one's folder, or itself.
             adapter: a folder of `vidllm train hub` for this model; as `name` it brings its model.
             loading: `device` ("cpu", "cuda", …; None for a GPU where there is one); `dtype`
                 ("float32", "bfloat16", "float16", torch's own, or "auto": float32 on a CPU,
                 bfloat16 on a GPU); `attn_implementation` (or `attn`). For models of transformers
                 also, with its meaning: `device_map`, `max_memory`, `offload_folder`,
                 `quantization_config`, `revision`, `token`, `local_files_only`; and `processor`, or
-                where its files are: a model object needs it.
+                where its files are: a model object needs it. `engine="vllm"` lets vLLM run the
+                model, with `engine_options` for its `LLM` (docs/serving.md).
 
         Raises:
             InputError: a name, option or combination that is wrong.

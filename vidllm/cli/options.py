@@ -255,8 +255,10 @@ class CommonOptions:
             limits=self.limits(),
         )
 
-    def load(self) -> VideoLLM:
-        """The model with its compressors, ready to be asked."""
+    def load(
+        self, engine: str | None = None, engine_options: Mapping[str, Any] | None = None
+    ) -> VideoLLM:
+        """The model with its compressors, ready to be asked; `engine` runs a hub model."""
         with imports_kept():
             from vidllm.ask.video_llm import VideoLLM
 
@@ -268,6 +270,8 @@ class CommonOptions:
             device=self.device,
             dtype=self.dtype,
             attn=self.attn,
+            engine=engine,
+            engine_options=engine_options,
             frames=self.frames,
             fps=self.fps,
             tokens=self.tokens,
