@@ -19,7 +19,7 @@ from vidllm import VideoLLM
 from vidllm.errors import InputError
 from vidllm.models.families.processing import Processing
 from vidllm.models.serving.vllm_engine import VllmEngine
-from vidllm.progress import StopSignal, Stopped
+from vidllm.progress import Stopped, StopSignal
 from vidllm.video import VideoClip
 
 QUESTIONS = ["what is there to see?", "when does it end?", "which one? A or B"]

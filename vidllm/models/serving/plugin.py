@@ -20,6 +20,8 @@ from .choice import COMPRESSOR, KEEP, OPTIONS, Choice, from_environment
 
 #: Of the entry point.
 NAME = "vidllm"
+#: Set by `vidllm bench serve` alone: vLLM's own pruning shall run on a CPU too, without ours.
+RIVALS_RUN = "VIDLLM_BENCH_RIVALS"
 #: vLLM loads only the plug-ins that this variable lists, where it is set.
 _PLUGINS = "VLLM_PLUGINS"
 
@@ -43,6 +45,8 @@ def register() -> None:
     """
     if from_environment() is not None:
         install()
+    elif os.environ.get(RIVALS_RUN):
+        _notice_pruning()
 
 
 def choose(choice: Choice) -> None:
@@ -76,11 +80,18 @@ def install() -> None:
     """Put our classes in place of vLLM's, once a process."""
     from vllm import ModelRegistry
     from vllm.engine.arg_utils import EngineArgs
-    from vllm.platforms import current_platform
 
     for name, place in SERVED.items():
         ModelRegistry.register_model(name, f"{__package__}.{place}")
     EngineArgs.create_model_config = _switched_on(EngineArgs.create_model_config)
+    _notice_pruning()
+
+
+@cache
+def _notice_pruning() -> None:
+    """Let vLLM's runner for CPUs look whether its model prunes, which vLLM 0.32 forgets."""
+    from vllm.platforms import current_platform
+
     if current_platform.is_cpu():
         from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
@@ -136,7 +147,7 @@ def _switched_on(make: Any) -> Any:
 
 
 def _noticed(load: Any) -> Any:
-    """The CPU runner's `load_model`, which does not look whether the model prunes (vLLM 0.32)."""
+    """The CPU runner's `load_model`, which then looks at the model."""
 
     @wraps(load)
     def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
