@@ -19,6 +19,7 @@ collect_ignore_glob = [] if find_spec("vllm") else ["*"]
 # Before anything imports vLLM: the engine in this process, its methods chosen by the requests.
 os.environ.update(
     VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    TORCH_COMPILE_DISABLE="1",  # what is compiled on a CPU takes longer than all tests
     VLLM_CPU_KVCACHE_SPACE="1",
     VLLM_LOGGING_LEVEL="ERROR",
     VLLM_NO_USAGE_STATS="1",

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import BaseQuantizedLayer
+from transformers import DynamicCache, PreTrainedModel, cache_utils
 
 from vidllm.compressors import Compressor
 from vidllm.compressors.shared.positions import between, contiguous, turn
@@ -26,6 +25,9 @@ from vidllm.tokens import Keep, VideoTokens
 
 from .batches import gather, pack
 from .pruning import heads
+
+#: The base of layers of fewer bits; in transformers before 5.23 `QuantizedLayer` is.
+_QUANTIZED = getattr(cache_utils, "BaseQuantizedLayer", cache_utils.QuantizedLayer)
 
 
 def _none() -> Tensor:
@@ -107,7 +109,7 @@ def is_fixed(cache: Any) -> bool:
 
 def is_quantized(cache: Any) -> bool:
     """Whether a cache holds numbers of fewer bits."""
-    return any(isinstance(layer, BaseQuantizedLayer) for layer in getattr(cache, "layers", ()))
+    return any(isinstance(layer, _QUANTIZED) for layer in getattr(cache, "layers", ()))
 
 
 class Rotary:
