@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +38,7 @@ def serve(
         raise InputError("bench serve needs vllm: pip install 'vidllm[vllm]' (docs/serving.md)")
     from vidllm.models.shipped import find_model
 
-    from .serving_speed import Load, bench_serving, serving_table
+    from .serving_speed import Load, bench_serving, circumstances, serving_table
 
     names = [part.strip() for part in concurrency.split(",") if part.strip()]
     if not names or not all(part.isdecimal() and 0 < len(part) < 5 for part in names):
@@ -47,7 +48,8 @@ def serve(
 
     def save(rows: list[dict[str, Any]]) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(csv_text(rows), encoding="utf-8", newline="\n")
+        head = f"# {dumps(circumstances(load))}\n"
+        out.write_text(head + csv_text(rows), encoding="utf-8", newline="\n")
 
     with clean_output(json):
         others = [part.strip() for part in rivals.split(",") if part.strip()]

@@ -154,6 +154,9 @@ def load_asker(
     options = options.with_model()
     plain = replace(options, compressor=None, keep=None, recipe=None, tokens=None)
     asker: Asker
+    if order.engine == "vllm" and (order.task.family == "retrieval" or order.memory):
+        what = "--memory" if order.memory else order.task.name
+        raise InputError(f"--engine vllm does not go with {what}: leave one of them out")
     if order.task.family == "retrieval":
         from vidllm.models.retrieval.retriever import load_retriever
 
@@ -172,7 +175,7 @@ def load_asker(
     else:
         if options.recipe is not None:
             check_carries(get_recipe(options.recipe), str(options.model_name()), options.model)
-        llm = plain.load()
+        llm = plain.load(order.engine, order.engine_options)
         llm.measures_memory, usual = order.memory, llm.usual_frames
         if (rate := llm.engine.usual_fps) is not None and options.frames is None:
             options = replace(options, fps=options.fps or rate)

@@ -47,6 +47,7 @@ class Order:
         anyway: score the shipped model also on a benchmark of real footage.
         kinds: ask only questions of these kinds; empty for all.
         skip_refused: leave out what the model cannot serve and note why, instead of ending.
+        engine: who runs the model; None for transformers. engine_options: of vLLM's `LLM`.
     """
 
     task: Task
@@ -64,6 +65,8 @@ class Order:
     anyway: bool = False
     kinds: tuple[str, ...] = ()
     skip_refused: bool = False
+    engine: str | None = None
+    engine_options: dict[str, Any] | None = None
 
     def items(self, data: Path, split: str) -> list[Item]:
         """What is asked, in order, before the limit. Raises InputError as `clips.items_of`."""
@@ -135,6 +138,7 @@ def resolved(
         "files": fingerprints(task, data, split),
         "prompts": prompts_mark(items),
         **about,
+        **({"engine_options": order.engine_options} if order.engine_options else {}),
         "recipe": options.recipe,
         **{name: value for name, value in _of_hub(options).items() if value is not None},
         "settings": [setting.as_dict() for setting in asker.settings()],

@@ -293,8 +293,10 @@ class CommonOptions:
             limits=self.limits(),
         )
 
-    def load(self) -> VideoLLM:
-        """The model with its compressors, ready to be asked."""
+    def load(
+        self, engine: str | None = None, engine_options: Mapping[str, Any] | None = None
+    ) -> VideoLLM:
+        """The model with its compressors, ready to be asked; `engine` runs a hub model."""
         with imports_kept():
             from vidllm.ask.video_llm import VideoLLM
 
@@ -309,6 +311,8 @@ class CommonOptions:
             revision=self.revision,
             device_map=self.device_map,
             adapter=self.adapter,
+            engine=engine,
+            engine_options=engine_options,
             frames=self.frames,
             fps=self.fps,
             tokens=self.tokens,

@@ -17,8 +17,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
-from transformers.cache_utils import BaseQuantizedLayer
+from transformers import GenerationMixin, cache_utils
 
 from vidllm.compressors import LATE, Compressor
 from vidllm.errors import InputError
@@ -30,6 +29,8 @@ from .vision_tower import instead
 #: Values of `cache_implementation`, by what they are to a prompt that was shortened.
 _GROWING = (None, "dynamic", "offloaded")
 _QUANTIZED = ("quantized",)
+#: The base of cache layers of fewer bits; in transformers before 5.23 `QuantizedLayer` is.
+_FEWER_BITS = getattr(cache_utils, "BaseQuantizedLayer", cache_utils.QuantizedLayer)
 _FIXED = ("static", "offloaded_static")
 #: Options of `generate` that guess tokens, and such as need more than the model's own answers.
 _GUESSES = ("prompt_lookup_num_tokens", "assistant_model")
@@ -43,7 +44,7 @@ def is_fixed(cache: Any) -> bool:
 
 def is_quantized(cache: Any) -> bool:
     """Whether a cache holds numbers of fewer bits."""
-    return any(isinstance(layer, BaseQuantizedLayer) for layer in getattr(cache, "layers", ()))
+    return any(isinstance(layer, _FEWER_BITS) for layer in getattr(cache, "layers", ()))
 
 
 def plain_mask(mask: Any, length: int) -> Any:
