@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 KEPT_BYTES = 512e6  # of windows' caches that stay for the next question
 _ALSO = 0.5  # further spans are told from this share of the best one's score
 _BEST = 4  # windows that a question without a time looks at again
-#: Share of the windows that name a time from which a question asks for one: windows that do not show
-#: what is asked for break off ("from no ."), and to other questions none names a time.
+#: Share of the windows that name a time from which a question asks for one: windows that do not
+#: show what is asked for break off ("from no ."), and to other questions none names a time.
 _TIMED = 0.1
 
 
