@@ -17,8 +17,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
-from transformers.cache_utils import BaseQuantizedLayer
+from transformers import GenerationMixin, cache_utils
 
 from vidllm.compressors import LATE, Compressor
 from vidllm.errors import InputError
@@ -31,6 +30,8 @@ from .vision_tower import instead
 _GROWING = (None, "dynamic", "offloaded")
 _QUANTIZED = ("quantized",)
 _FIXED = ("static", "offloaded_static")
+#: The base of layers of fewer bits; in transformers before 5.23 `QuantizedLayer` is.
+_FEWER_BITS = getattr(cache_utils, "BaseQuantizedLayer", cache_utils.QuantizedLayer)
 #: Options of `generate` that guess tokens, and such as need more than the model's own answers.
 _GUESSES = ("prompt_lookup_num_tokens", "assistant_model")
 _INSIDE = ("assistant_early_exit", "use_mtp", "speculation_type")
@@ -43,7 +44,7 @@ def is_fixed(cache: Any) -> bool:
 
 def is_quantized(cache: Any) -> bool:
     """Whether a cache holds numbers of fewer bits."""
-    return any(isinstance(layer, BaseQuantizedLayer) for layer in getattr(cache, "layers", ()))
+    return any(isinstance(layer, _FEWER_BITS) for layer in getattr(cache, "layers", ()))
 
 
 def plain_mask(mask: Any, length: int) -> Any:
