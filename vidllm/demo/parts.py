@@ -46,11 +46,15 @@ def layout(host: Host) -> SimpleNamespace:
     with gr.Accordion("Take the answer with you: Python and JSON", open=False), gr.Row():
         with gr.Column(min_width=320):
             p.python = gr.Code(
-                language="python", label="Python", interactive=False, elem_id="python"
+                language="python",
+                label="Python",
+                interactive=False,
+                wrap_lines=True,
+                elem_id="python",
             )
         with gr.Column(min_width=320):
-            p.json = gr.Code(language="json", label="JSON", interactive=False, elem_id="json",
-                             max_lines=16)  # fmt: skip
+            p.json = gr.Code(language="json", label="JSON", interactive=False, wrap_lines=True,
+                             max_lines=16, elem_id="json")  # fmt: skip
     p.sprite = gr.HTML(elem_id="sprite")
     return p
 
