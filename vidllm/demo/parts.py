@@ -65,9 +65,7 @@ def _player(p: SimpleNamespace) -> None:
         label="Video", height=340, interactive=False, buttons=[], elem_id="video",
     )  # fmt: skip
     p.timeline = gr.HTML(elem_id="timeline")
-    p.upload = gr.UploadButton(
-        "Upload a video, or drop one anywhere", file_types=["video"], elem_id="upload"
-    )
+    p.upload = gr.UploadButton("Upload or drop a video", file_types=["video"], elem_id="upload")
     samples = [str(path) for path in sample_videos()]
     if samples:
         names = [path.rsplit("/", 1)[-1] for path in samples]

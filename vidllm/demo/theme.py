@@ -147,8 +147,11 @@ details.vl-model ul { list-style: disc; margin: 4px 0 4px 20px; }
 .gradio-container :is(.vl-term, .vl-time, .vl-example, .vl-scroll, summary, pre):focus-visible,
 .gradio-container button:focus-visible { outline: 2px solid var(--vl-link); outline-offset: 2px; }
 #status, #account, #strip, #verdict, #found, #peaks { overflow: visible !important; }
+.gradio-container .label-wrap > span:first-child { text-align: left; }
 @media (max-width: 640px) {
-  .vl-strip { grid-template-columns: repeat(auto-fill, minmax(60px, 1fr)); gap: 4px; }
+  .vl-strip { grid-template-columns: repeat(auto-fill, minmax(60px, 1fr)); gap: 4px;
+    max-height: 420px; }
+  #video { height: 260px !important; }
   .vl-tiles { grid-template-columns: 1fr 1fr; }
 }
 """
