@@ -1,7 +1,8 @@
 """`Engine`: what `VideoLLM` asks a model for, the same of our own models and of the hub's.
 
-`native.engine.NativeEngine` and `families.engine.HubEngine` are the two there are. A call goes
-through `at_work`, `encode` and `generate`; `decode` then says what the tokens of an answer mean.
+Such are `native.engine.NativeEngine`, `families.engine.HubEngine`, `heads.engine.HeadEngine` and
+`serving.vllm_engine.VllmEngine`. A call goes through `at_work`, `encode` and `generate`; `decode`
+then says what the tokens of an answer mean.
 
 Methods act through hooks on the layers, and hooks see the passes of every thread. So whoever asks
 a model holds its lock until the answer is there (`one_at_a_time`).
