@@ -18,6 +18,8 @@ from vidllm.errors import InputError, WorkError
 from vidllm.tokens import Keep, Selection, VideoTokens, budget_of
 from vidllm.tokens.video_tokens import finite
 
+from .returned import plan_of, scores_of
+
 #: Where a method may act, in the order in which a video passes them.
 STAGES: tuple[str, ...] = ("vision", "tokens", "prefill", "cache")
 #: Stages inside the decoder: the model runs these methods, not the caller.
@@ -179,13 +181,16 @@ class Compressor(ABC):
         if len(tokens) > goal:
             self.check(tokens, query)
         while len(tokens) > goal:
-            selection = self.plan(tokens, goal, query)
+            selection = plan_of(self, tokens, goal, query)
             if not goal <= len(selection) < len(tokens):
                 raise WorkError(
                     f"{self.name} planned {len(selection)} of {len(tokens)} tokens for a budget "
                     f"of {goal}: a round must shrink the clip and stay above the budget"
                 )
-            tokens = tokens.apply(selection)
+            try:
+                tokens = tokens.apply(selection)
+            except WorkError as error:
+                raise WorkError(f"{self.name}: {error}") from error
             rounds.append(selection)
         return tokens, rounds
 
@@ -234,8 +239,6 @@ class Scorer(Compressor):
 
     def plan(self, tokens: VideoTokens, budget: int, query: Tensor | None = None) -> Selection:
         """Keep the `budget` best tokens; of equal scores the earlier token stays."""
-        scores = self.score(tokens, query)
-        if scores.shape != (len(tokens),) or bool(torch.isnan(scores).any()):
-            raise WorkError(f"{self.name}: score() must give {len(tokens)} numbers, none NaN")
+        scores = scores_of(self, tokens, query)
         best = torch.argsort(scores, descending=True, stable=True)[:budget]
         return Keep(best.sort().values)

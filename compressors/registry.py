@@ -12,18 +12,21 @@ from .base import Compressor
 
 #: What `describe` says of the parameters of a method that has some.
 UNTRAINED = "no: it has parameters, and no trained ones are shipped"
-_REGISTRY: Registry[Compressor] = Registry("compressor")
-register, names = _REGISTRY.register, _REGISTRY.names
+_REGISTRY: Registry[Compressor] = Registry(
+    "compressor", base=Compressor, group="vidllm.compressors"
+)
+register, names, packages = _REGISTRY.register, _REGISTRY.names, _REGISTRY.packages
 
 
 def find(name: str) -> type[Compressor]:
     """The class registered under `name` (underscores count as hyphens).
 
     Raises:
-        InputError: no such method; the message names close matches.
+        InputError: no such method; the message names close matches. Or one of another package
+            that cannot be used.
     """
     key = name.strip().lower().replace("_", "-")
-    if key not in names():
+    if not _REGISTRY.has(key):
         raise InputError(f"no compressor {name!r}: {_suggest(key, names())}")
     return _REGISTRY.find(key)
 
@@ -48,9 +51,9 @@ def describe(pattern: str = "*") -> list[dict[str, Any]]:
     """One entry a method: what it is, what it needs, and its options with help and default.
 
     `trained` is empty for methods without parameters and says of the others that they need
-    training; `same_as` names a method that leaves the same tokens.
+    training; `same_as` names a method that leaves the same tokens; `package` is where it is from.
     """
-    entries = []
+    entries, outside = [], packages()
     for name in names(pattern):
         cls = find(name)
         options = {
@@ -59,6 +62,7 @@ def describe(pattern: str = "*") -> list[dict[str, Any]]:
         entries.append(
             {
                 "name": name,
+                "package": outside.get(name, "vidllm"),
                 "stage": cls.stage,
                 "query_aware": cls.query_aware,
                 "needs": list(cls.needs),

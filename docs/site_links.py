@@ -16,6 +16,8 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = PurePosixPath("docs")
 PAGES = ("ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md")
+#: Behind the language of a code block may stand why no test runs it.
+_REMARK = re.compile(r"^(```\w+) .*$", re.M)
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 
 
@@ -42,7 +44,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             within = PurePosixPath("index.md")
         return os.path.relpath(within, PurePosixPath(page.file.src_uri).parent)
 
-    return _LINK.sub(link, markdown)
+    return _REMARK.sub(r"\1", _LINK.sub(link, markdown))
 
 
 def _in_repository(page: str, target: str) -> PurePosixPath:

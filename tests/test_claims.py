@@ -148,7 +148,7 @@ def test_a_recipe_is_refused_without_its_temporal_encoder(
         with pytest.raises(InputError, match=f"recipe '{name}' reduces behind a temporal encoder"):
             VideoLLM.from_pretrained(without, recipe=name)
     assert VideoLLM.from_pretrained(without, recipe="aim-merge").compressor.name == "aim"
-    own = VideoLLM.from_pretrained(without, recipe="storm", compressors="aim", keep=0.5)
+    own = VideoLLM.from_pretrained(without, recipe="storm", compressor="aim", keep=0.5)
     assert own.compressor.name == "aim"  # nothing of the recipe is left
     data = write_charades(tmp_path / "data", videos=1)
     words = ["eval", "charades", "--data", str(data), "--model", str(without)]

@@ -24,6 +24,7 @@ RUN_BY = {
     "README.md": "ask/test_hub_page.py",
     "docs/index.md": "ask/test_hub_page.py",
     "docs/your-model.md": "ask/test_hub_page.py",
+    "docs/python.md": "ask/test_python_page.py",
     "docs/finetune.md": "ask/test_finetune_page.py",
     "docs/long-video.md": "longvideo/test_library.py",
     "docs/new-compressor.md": "test_layout.py",

@@ -63,7 +63,7 @@ def test_few_files_lie_between_ask_and_the_merge(kind: str, tmp_path: Path) -> N
         llm = VideoLLM.from_pretrained()
     else:
         folder = save_hub(tmp_path, "qwen2_5_vl")
-        llm = VideoLLM.from_pretrained(folder, compressors="aim", keep=0.5, frames=4)
+        llm = VideoLLM.from_pretrained(folder, compressor="aim", keep=0.5, frames=4)
     video = sample_videos()[0]
     whole = files_entered(lambda: llm.ask(video, "what happens?"))
     clip = llm.sample(video)

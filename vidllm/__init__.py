@@ -33,6 +33,7 @@ _EXPORTS = {
     "compress": "vidllm.ask.compression",
     "load_retriever": "vidllm.models.retrieval.retriever",
     "load_video": "vidllm.video",
+    "set_verbosity": "vidllm.progress.verbosity",
 }
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "compress",
     "load_retriever",
     "load_video",
+    "set_verbosity",
 ]
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from vidllm.models.answer import Answer, Receipt
     from vidllm.models.retrieval.retriever import load_retriever
     from vidllm.progress import Listener, Stopped, StopSignal
+    from vidllm.progress.verbosity import set_verbosity
     from vidllm.timecode import Span
     from vidllm.tokens import TokenMap, VideoTokens
     from vidllm.video import Limits, VideoClip, load_video

@@ -17,6 +17,7 @@ from vidllm.errors import InputError, WorkError
 from vidllm.tokens import Keep, Merge, Mix, Selection, VideoTokens
 
 from ..base import Compressor, Scorer
+from ..returned import scores_of
 
 
 def part_of(tokens: VideoTokens, part: Tensor) -> VideoTokens:
@@ -180,9 +181,7 @@ class Wrapper(Compressor, _Around):
         parts = [part.sort().values for part in parts]
         # A method with a plan of its own does more than to keep the best.
         if not self.alone and isinstance(inner, Scorer) and type(inner).plan is Scorer.plan:
-            scores = inner.score(tokens, query).detach().float().cpu()
-            if scores.shape != (len(tokens),) or bool(torch.isnan(scores).any()):
-                raise WorkError(f"{inner.name}: score() must give {len(tokens)} numbers, none NaN")
+            scores = scores_of(inner, tokens, query).detach().float().cpu()
             order = [torch.argsort(scores[part], descending=True, stable=True) for part in parts]
             kept = [part[o[:goal]] for part, o, goal in zip(parts, order, goals, strict=True)]
             return Keep(torch.cat(kept).sort().values)

@@ -4,7 +4,7 @@ They stand beside a language model: a cheap scorer of options, a grounder, a fra
 """
 
 from .alignment import Recall, inside, mean_recall, recall_at_1
-from .base import Head, find_head, get_head, head_names, load_head, register_head
+from .base import Head, find_head, get_head, head_names, head_packages, load_head, register_head
 from .nasva import NaSVA
 from .tem_adapter import TemAdapter
 
@@ -16,6 +16,7 @@ __all__ = [
     "find_head",
     "get_head",
     "head_names",
+    "head_packages",
     "inside",
     "load_head",
     "mean_recall",

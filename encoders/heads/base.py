@@ -54,8 +54,9 @@ class Head(nn.Module, ABC):
                 module.training = mode
 
 
-_REGISTRY: Registry[Head] = Registry("head")
+_REGISTRY: Registry[Head] = Registry("head", base=Head, group="vidllm.encoders")
 register_head, head_names, find_head = _REGISTRY.register, _REGISTRY.names, _REGISTRY.find
+head_packages = _REGISTRY.packages
 
 
 def get_head(name: str, **options: Any) -> Head:

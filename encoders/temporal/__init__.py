@@ -5,10 +5,12 @@ from .attention import AttentionEncoder
 from .base import (
     TemporalEncoder,
     describe,
+    find_temporal,
     get_alike,
     get_temporal,
     register_temporal,
     temporal_names,
+    temporal_packages,
 )
 from .chunked import ssd_chunked
 from .h3 import H3Encoder
@@ -41,6 +43,7 @@ __all__ = [
     "TemporalConvEncoder",
     "TemporalEncoder",
     "describe",
+    "find_temporal",
     "get_alike",
     "get_temporal",
     "prefix_attention",
@@ -48,4 +51,5 @@ __all__ = [
     "selective_scan",
     "ssd_chunked",
     "temporal_names",
+    "temporal_packages",
 ]

@@ -89,8 +89,11 @@ class TemporalEncoder(nn.Module, ABC):
             )
 
 
-_REGISTRY: Registry[TemporalEncoder] = Registry("temporal encoder", given=("dim",))
+_REGISTRY: Registry[TemporalEncoder] = Registry(
+    "temporal encoder", given=("dim",), base=TemporalEncoder, group="vidllm.encoders"
+)
 register_temporal, temporal_names = _REGISTRY.register, _REGISTRY.names
+find_temporal, temporal_packages = _REGISTRY.find, _REGISTRY.packages
 options_of = _REGISTRY.options
 
 

@@ -18,6 +18,7 @@ from .base import (
     get_vision,
     register_vision,
     vision_names,
+    vision_packages,
 )
 from .dist import DistEncoder
 from .frame_tower import HUB_TYPES, ConvTower, HubTower, build_tower, load_vision, to_pixels
@@ -40,6 +41,7 @@ __all__ = [
     "register_vision",
     "to_pixels",
     "vision_names",
+    "vision_packages",
 ]
 
 

@@ -190,8 +190,11 @@ class VisionEncoder(nn.Module, ABC):
             )
 
 
-_REGISTRY: Registry[VisionEncoder] = Registry("vision encoder")
+_REGISTRY: Registry[VisionEncoder] = Registry(
+    "vision encoder", base=VisionEncoder, group="vidllm.encoders"
+)
 register_vision, vision_names, find_vision = _REGISTRY.register, _REGISTRY.names, _REGISTRY.find
+vision_packages = _REGISTRY.packages
 
 
 def get_vision(name: str, **options: Any) -> VisionEncoder:

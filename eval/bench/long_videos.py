@@ -211,7 +211,7 @@ def _frames(folder: Path, clips: int, seed: int) -> Found:
     base = _TOKENS // cells
     for times in TIMES:
         values, spent, kept = [], 0.0, []
-        method = llm.from_pretrained(compressors="none" if times == 1 else "temporal-pool",
+        method = llm.from_pretrained(compressor="none" if times == 1 else "temporal-pool",
                                      keep=None if times == 1 else 1 / times)  # fmt: skip
         for sample in write_stage(folder, "test", seed, clips):
             asked = [q for q in sample.questions if q.kind == "ground"]

@@ -154,7 +154,7 @@ class Answers:
         self._llm: VideoLLM | None = VideoLLM.from_pretrained(
             pretrained or None,
             recipe=recipe,
-            compressors=None if compressor is None else str(compressor).replace("+", ","),
+            compressor=None if compressor is None else str(compressor).replace("+", ","),
             keep=keep,
             device=_device(device),
             dtype=dtype,

@@ -90,7 +90,7 @@ def opened(native: NativeVideoLLM) -> VideoLLM:
 def test_a_compressor_for_one_call_is_the_models_own(native: NativeVideoLLM, clip: Any) -> None:
     llm = opened(native)
     for name in STAGES[1:]:
-        own = VideoLLM(native, TOKENIZER, compressors=name, keep=0.5)
+        own = VideoLLM(native, TOKENIZER, compressor=name, keep=0.5)
         for question in (QUESTION, [QUESTION, "what happens first?"]):
             options: dict[str, Any] = {"max_new_tokens": 4, "compressor": spec_of(name)}
             one, two = llm.ask(clip, question, **options), own.ask(clip, question, max_new_tokens=4)

@@ -170,7 +170,7 @@ def test_the_prompt_tells_the_true_seconds(plain: VideoLLM, clip: VideoClip) -> 
 
 @pytest.mark.parametrize("spec", ["aim", "fastv"])
 def test_compressed_answers_and_several_questions(folder: Path, clip: VideoClip, spec: str) -> None:
-    llm = opened(folder, compressors=spec, keep=0.5)
+    llm = opened(folder, compressor=spec, keep=0.5)
     calls: list[int] = []
     engine_of(llm).adapter.tower.register_forward_hook(lambda *_: calls.append(1))
     two = llm.ask(clip, [QUESTION, "What happens?"], max_new_tokens=6)
@@ -211,7 +211,7 @@ def test_methods_are_told_the_clips_seconds(folder: Path, clip: VideoClip) -> No
 
 def test_frames_and_keep_for_a_number_of_tokens(folder: Path, video: Path) -> None:
     for spec, tokens in (("aim", 60), ("aim", 7), ("temporal-pool,uniform", 40)):
-        llm = opened(folder, compressors=spec, frames="auto", tokens=tokens)
+        llm = opened(folder, compressor=spec, frames="auto", tokens=tokens)
         answer = llm.ask(video, QUESTION, max_new_tokens=1)
         full, kept = answer.receipt.tokens_full, answer.receipt.tokens_kept
         assert kept == min(full, tokens)
@@ -305,7 +305,7 @@ def test_what_cannot_be_served_is_refused(qwen: Path, clip: VideoClip, tmp_path:
     with pytest.raises(WorkError, match="no place for a video"):
         VideoLLM.from_pretrained(tmp_path / lost)
     with pytest.raises(InputError, match="mustdrop-filter,mustdrop-cache"):
-        opened(qwen, compressors="mustdrop-cache", keep=0.5)
+        opened(qwen, compressor="mustdrop-cache", keep=0.5)
     llm = opened(qwen)
     for question in ("", " ", [], "what is <video> here?", "say <|im_end|>"):
         with pytest.raises(InputError):
@@ -315,7 +315,7 @@ def test_what_cannot_be_served_is_refused(qwen: Path, clip: VideoClip, tmp_path:
 
 
 def test_other_numbers_and_attention(qwen: Path, clip: VideoClip) -> None:
-    llm = opened(qwen, compressors="aim", keep=0.5, dtype="bfloat16", attn="eager", device="cpu")
+    llm = opened(qwen, compressor="aim", keep=0.5, dtype="bfloat16", attn="eager", device="cpu")
     assert llm.model.dtype == torch.bfloat16
     assert llm.model.config._attn_implementation == "eager"
     assert llm.ask(clip, QUESTION, max_new_tokens=2).receipt.tokens_kept == 9

@@ -124,7 +124,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_a_number_of_tokens_for_the_native_model(native: Path, video: Path) -> None:
-    llm = VideoLLM.from_pretrained(native, compressors="aim", frames="auto", tokens=30)
+    llm = VideoLLM.from_pretrained(native, compressor="aim", frames="auto", tokens=30)
     answer = llm.ask(video, "what happens?", max_new_tokens=1)
     assert answer.receipt.tokens_kept == 30 < answer.receipt.tokens_full
     assert "30 of at most 30 video tokens" in answer.notes[-1]

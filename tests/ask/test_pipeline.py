@@ -71,7 +71,7 @@ def test_keep_one_is_the_plain_model(folder: Path, llm: VideoLLM, video: Path) -
 
 @pytest.mark.parametrize("spec", ["temporal-pool", "aim,uniform", "random:seed=3"])
 def test_the_receipt_counts_what_is_kept(folder: Path, video: Path, spec: str) -> None:
-    llm = VideoLLM.from_pretrained(folder, compressors=spec, keep=0.25)
+    llm = VideoLLM.from_pretrained(folder, compressor=spec, keep=0.25)
     receipt = llm.ask(video, "what happens first?", max_new_tokens=2).receipt
     assert receipt.tokens_kept == receipt.tokens_full // 4 == 12
     assert receipt.kv_kept_mb == pytest.approx(receipt.kv_full_mb / 4)
@@ -104,7 +104,7 @@ def test_ground_fails_without_a_time_instead_of_guessing(llm: VideoLLM, video: P
 
 def test_instances_and_chains_are_compressors_too(folder: Path, video: Path) -> None:
     chain = build("temporal-pool:k=2,uniform:budget=5")
-    llm = VideoLLM.from_pretrained(folder, compressors=chain)
+    llm = VideoLLM.from_pretrained(folder, compressor=chain)
     assert llm.ask(video, "what happens?", max_new_tokens=1).receipt.tokens_kept == 5
 
 

@@ -29,7 +29,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_compressor_answers_in_a_whole_model(spec: str, video: Path) -> None:
-    llm = VideoLLM(MODEL, TOKENIZER, compressors=spec, keep=0.25)
+    llm = VideoLLM(MODEL, TOKENIZER, compressor=spec, keep=0.25)
     both = llm.ask(video, QUESTIONS, max_new_tokens=4)
     for question, answer in zip(QUESTIONS, both, strict=True):
         receipt = answer.receipt
@@ -43,7 +43,7 @@ def test_a_compressor_answers_in_a_whole_model(spec: str, video: Path) -> None:
 @pytest.mark.parametrize("spec", [s for s in SPECS if "inner" not in s])
 def test_keeping_everything_is_the_plain_model(spec: str, video: Path) -> None:
     plain = VideoLLM(MODEL, TOKENIZER, keep=1.0).ask(video, QUESTIONS[0], max_new_tokens=6)
-    llm = VideoLLM(MODEL, TOKENIZER, compressors=spec, keep=1.0)
+    llm = VideoLLM(MODEL, TOKENIZER, compressor=spec, keep=1.0)
     assert llm.ask(video, QUESTIONS[0], max_new_tokens=6).raw == plain.raw
 
 
@@ -51,12 +51,12 @@ def test_keeping_everything_is_the_plain_model(spec: str, video: Path) -> None:
 def test_a_tower_without_attention_is_refused_by_name(name: str) -> None:
     model, tokenizer = tiny_model()
     with pytest.raises(InputError, match=f"{name} needs cls-attention"):
-        VideoLLM(model, tokenizer, compressors=name, keep=0.5)
+        VideoLLM(model, tokenizer, compressor=name, keep=0.5)
 
 
 def test_a_cache_method_alone_says_what_it_follows() -> None:
     with pytest.raises(InputError, match="mustdrop-filter,mustdrop-cache"):
-        VideoLLM(MODEL, TOKENIZER, compressors="mustdrop-cache", keep=0.5)
+        VideoLLM(MODEL, TOKENIZER, compressor="mustdrop-cache", keep=0.5)
 
 
 @pytest.mark.parametrize("name", [n for n in names() if n != "none"])

@@ -198,12 +198,12 @@ def asked(folder: Path, family: str) -> dict[str, Any]:
     random = np.random.default_rng(0)
     frames = random.integers(0, 256, (len(SECONDS), 48, 64, 3), dtype=np.uint8)
     clip = VideoClip(frames, np.array(SECONDS), 2.0, 3.6, np.arange(len(SECONDS)), Path("made.mp4"))
-    llm = VideoLLM.from_pretrained(folder, compressors="uniform", keep=0.5)
+    llm = VideoLLM.from_pretrained(folder, compressor="uniform", keep=0.5)
     engine: Any = llm.engine
-    own = VideoLLM.from_pretrained(llm.model, processor=processor, compressors="uniform", keep=0.5)
+    own = VideoLLM.from_pretrained(llm.model, processor=processor, compressor="uniform", keep=0.5)
     if family in ("qwen2_vl", "gemma4"):
         own.save_pretrained(folder / "again")
-        own = VideoLLM.from_pretrained(folder / "again", compressors="uniform", keep=0.5)
+        own = VideoLLM.from_pretrained(folder / "again", compressor="uniform", keep=0.5)
     two = llm.ask(clip, [QUESTION, "What happens?"], max_new_tokens=NEW)
     turn = [{"type": "video"}, {"type": "text", "text": QUESTION}]
     text = processor.apply_chat_template(

@@ -17,10 +17,15 @@ PAGES = [
 ]
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    """The code blocks of a page in one language, or in none ("")."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
-    return [code for kind, code in fenced if kind == language]
+def blocks(page: Path, language: str, *, run: bool = False) -> list[str]:
+    """The code blocks of a page in one language, or in none ("").
+
+    Args:
+        run: without those that begin with why no test runs them (```python no-run: reason).
+    """
+    text = page.read_text(encoding="utf-8")
+    fenced = re.findall(r"^```(\w*)( no-run: .+)?\n(.*?)^```$", text, re.M | re.S)
+    return [code for kind, why, code in fenced if kind == language and not (run and why)]
 
 
 def run_page(name: str, space: Mapping[str, Any], swaps: Mapping[str, str]) -> dict[str, Any]:
@@ -31,7 +36,7 @@ def run_page(name: str, space: Mapping[str, Any], swaps: Mapping[str, str]) -> d
         swaps: what is written in place of what the page says, such as a tiny model's folder; each
             must occur.
     """
-    code = "\n".join(blocks(ROOT / name, "python"))
+    code = "\n".join(blocks(ROOT / name, "python", run=True))
     for old, new in swaps.items():
         assert old in code, f"{name} no longer says {old}"
         code = code.replace(old, new)

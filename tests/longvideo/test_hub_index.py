@@ -80,7 +80,7 @@ def test_an_index_answers_as_the_clip_that_it_is(
     folders: Callable[[str], Path], family: str, tmp_path: Path
 ) -> None:
     """A video of no more frames than a clip: all of them, an odd number, in one look."""
-    llm = VideoLLM.from_pretrained(folders(family), compressors="none")
+    llm = VideoLLM.from_pretrained(folders(family), compressor="none")
     video = write_video(tmp_path / "v.mp4", 11, fps=1, **SMALL)
     index = made(llm, video, tmp_path / "v.vidx")
     clip, engine = llm.sample(video, fps=1.0), reader(index).engine
@@ -103,14 +103,14 @@ def test_compressors_work_when_asked(
     folders: Callable[[str], Path], spec: str, tmp_path: Path
 ) -> None:
     """Also those that read the question or act inside the decoder, as on the clip itself."""
-    llm = VideoLLM.from_pretrained(folders("llava_onevision"), compressors=spec, keep=0.25)
+    llm = VideoLLM.from_pretrained(folders("llava_onevision"), compressor=spec, keep=0.25)
     video = write_video(tmp_path / "v.mp4", 12, fps=1, **SMALL)
     index = made(llm, video, tmp_path / "v.vidx")
     whole = llm.ask(llm.sample(video, fps=1.0), "What happens?")
     answer = index.ask("What happens?")
     same(answer, whole)
     assert answer.receipt.tokens_kept == whole.receipt.tokens_kept == 12
-    other = VideoLLM.from_pretrained(folders("llava_onevision"), compressors="none")
+    other = VideoLLM.from_pretrained(folders("llava_onevision"), compressor="none")
     same(VideoIndex.load(index.path, other).ask("What happens?"), whole)  # as it was made
 
 
@@ -119,7 +119,7 @@ def test_fewer_tokens_a_frame_are_more_frames_a_look(
 ) -> None:
     frames = {}
     for keep in (1.0, 0.5, 0.1):
-        llm = VideoLLM.from_pretrained(folders("internvl"), compressors="uniform", keep=keep)
+        llm = VideoLLM.from_pretrained(folders("internvl"), compressor="uniform", keep=keep)
         index = made(llm, long, tmp_path / f"{keep}.vidx", near=255.0)
         frames[keep] = index.facts["clip"]["frames"]
     assert frames == {1.0: 32, 0.5: 64, 0.1: 128}  # at most four times the usual ones
@@ -131,7 +131,7 @@ def test_fewer_tokens_a_frame_are_more_frames_a_look(
 def test_it_looks_closer_and_tells_true_seconds(
     folders: Callable[[str], Path], family: str, long: Path, tmp_path: Path
 ) -> None:
-    llm = VideoLLM.from_pretrained(folders(family), compressors="none")
+    llm = VideoLLM.from_pretrained(folders(family), compressor="none")
     index = made(llm, long, tmp_path / "x.vidx")
     asked, first = reader(index), reader(index).first()
     assert not first.whole and len(first.clip) == 32
@@ -318,7 +318,7 @@ def test_what_cannot_be_indexed_is_refused_by_name_and_reason(
 ) -> None:
     video = write_video(tmp_path / "v.mp4", 8, fps=1, **SMALL)
     for spec in ("visionzip", "tome"):
-        llm = VideoLLM.from_pretrained(folders("internvl"), compressors=spec, keep=0.5)
+        llm = VideoLLM.from_pretrained(folders("internvl"), compressor=spec, keep=0.5)
         with pytest.raises(InputError, match=f"{spec}.* works with the vision tower"):
             made(llm, video, tmp_path / "x.vidx")
     mixing = VideoLLM.from_pretrained(folders("llava_onevision"))

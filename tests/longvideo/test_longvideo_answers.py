@@ -21,8 +21,9 @@ from vidllm.longvideo.answering import Reader
 from vidllm.longvideo.build import native_engine
 from vidllm.longvideo.choosing import Vote, elected, grouped, middle, tiou
 from vidllm.longvideo.scan import expected_iou
-from vidllm.longvideo.windows import Cuts, Level, clock, nearest
+from vidllm.longvideo.windows import Cuts, Level, nearest
 from vidllm.models.question import prompt_ids
+from vidllm.timecode.clock import clock
 
 QUERY = "the red star spins"
 
@@ -108,7 +109,7 @@ def test_a_question_that_is_broken_off_leaves_no_trace(
 
 
 def test_the_compressor_of_the_model_does_not_matter(llm: VideoLLM, index: VideoIndex) -> None:
-    other = VideoLLM(llm.model, llm.tokenizer, compressors="uniform", keep=0.5)
+    other = VideoLLM(llm.model, llm.tokenizer, compressor="uniform", keep=0.5)
     found = VideoIndex.load(index.path, other)
     assert plain(found.ground_answer(QUERY)) == plain(index.ground_answer(QUERY))
 
@@ -256,7 +257,7 @@ def test_tokens_merge_inside_the_tower_and_the_index_keeps_its_size(
     video: Path, tmp_path: Path
 ) -> None:
     model = hub_model("clip")
-    llm = VideoLLM(model, loud().tokenizer, compressors="temporal-pool", keep=0.25)
+    llm = VideoLLM(model, loud().tokenizer, compressor="temporal-pool", keep=0.25)
     tower = cast(HubTower, model.vision)
     with lengths(tower) as whole_rows:
         plain = indexed(llm, video, tmp_path / "plain.vidx")

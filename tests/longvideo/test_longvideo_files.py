@@ -104,7 +104,7 @@ def test_seconds_and_pictures_are_those_of_the_file(tmp_path: Path) -> None:
     """A variable frame rate: slides that stay for long, with a quick part between."""
     times = [0.0, 30.0, *(60 + 0.2 * k for k in range(10)), 70.0, 100.0, 139.0]
     video = write_video(tmp_path / "slides.mp4", times=times, **SMALL)
-    llm = loud(compressors="none")  # sixteen frames a window: 7.5 s each
+    llm = loud(compressor="none")  # sixteen frames a window: 7.5 s each
     index = indexed(llm, video, tmp_path / "slides.vidx", fps=1.0, near=0.0)
     seconds, row = index.frames()
     assert set(np.round(seconds, 3)) <= set(np.round(times, 3))
@@ -242,5 +242,5 @@ def test_a_compressor_of_ones_own_must_be_given_again(llm: VideoLLM) -> None:
 def test_methods_that_cannot_make_an_index_are_refused(spec: str, tmp_path: Path) -> None:
     video = write_video(tmp_path / "v.mp4", 4, **SMALL)
     with pytest.raises(InputError, match=spec):
-        loud(compressors=spec, keep=0.5).index(video)
+        loud(compressor=spec, keep=0.5).index(video)
     assert list(tmp_path.iterdir()) == [video]

@@ -17,7 +17,7 @@ from vidllm.compressors import Chain, Compressor, build, get
 from vidllm.compressors.shared.in_tower import InTower, falling, tower_part
 from vidllm.encoders.vision import HubTower
 from vidllm.longvideo.build import native_engine
-from vidllm.models.native.engine import NativeClip
+from vidllm.models.native.clip_memory import NativeClip
 from vidllm.models.native.model import NativeVideoLLM
 from vidllm.progress import Stopwatch
 from vidllm.stage.training.tokenizer import build_tokenizer
@@ -57,14 +57,14 @@ def test_from_a_file_to_an_answer_with_fewer_tokens_in_the_tower(
     tower = cast(HubTower, made.vision)
     full = 96 // downsample**2
     with lengths(tower) as seen:
-        llm = VideoLLM(made, TOKENIZER, compressors=name, keep=0.25)
+        llm = VideoLLM(made, TOKENIZER, compressor=name, keep=0.25)
         answer = llm.ask(video, QUESTION, max_new_tokens=4)
     assert seen[0] == 6 * 17 > seen[1]  # the second of two layers
     assert (answer.receipt.tokens_full, answer.receipt.tokens_kept) == (full, full // 4)
     assert answer.receipt.kv_kept_mb == pytest.approx(answer.receipt.kv_full_mb / 4)
     assert hooks(made) == 0
     with lengths(tower) as seen:
-        outside = VideoLLM(made, TOKENIZER, compressors=f"{name}:tower=false", keep=0.25)
+        outside = VideoLLM(made, TOKENIZER, compressor=f"{name}:tower=false", keep=0.25)
         said = outside.ask(video, QUESTION, max_new_tokens=4)
     assert seen == [6 * 17] * 2 and said.receipt.tokens_kept == full // 4
     clip = outside.sample(video)
@@ -78,10 +78,10 @@ def test_from_a_file_to_an_answer_with_fewer_tokens_in_the_tower(
 
 @pytest.mark.parametrize("spec", ["tome,visionzip", "tempme,storm", "mustdrop,mustdrop-filter"])
 def test_what_comes_behind_meets_the_budget_of_the_chain(spec: str, video: Path) -> None:
-    llm = VideoLLM(model(), TOKENIZER, compressors=spec, keep=0.25)
+    llm = VideoLLM(model(), TOKENIZER, compressor=spec, keep=0.25)
     both = llm.ask(video, [QUESTION, "what happens first?"], max_new_tokens=3)
     assert [a.receipt.tokens_kept for a in both] == [24, 24]
-    threshold = VideoLLM(model(), TOKENIZER, compressors="mustdrop:threshold=-1")
+    threshold = VideoLLM(model(), TOKENIZER, compressor="mustdrop:threshold=-1")
     assert threshold.ask(video, QUESTION, max_new_tokens=3).receipt.tokens_kept == 24
 
 
@@ -91,7 +91,7 @@ def test_keeping_everything_is_the_plain_model(name: str, keep: float | None, vi
     made = model(downsample=2)
     plain = VideoLLM(made, TOKENIZER, keep=1.0).ask(video, QUESTION, max_new_tokens=6)
     method = get(name, budget=24) if keep is None else name
-    llm = VideoLLM(made, TOKENIZER, compressors=method, keep=keep)
+    llm = VideoLLM(made, TOKENIZER, compressor=method, keep=keep)
     assert llm.ask(video, QUESTION, max_new_tokens=6).raw == plain.raw
     tokens = made.encode(frames(), SECONDS, 2.0)
     whole = made.encode(frames(), SECONDS, 2.0, inside=(cast(InTower, get(name)), 24))
@@ -157,7 +157,7 @@ def test_a_tower_without_layers_leaves_the_method_to_its_output(video: Path) -> 
     made, tokenizer = tiny_model()
     method = get("tome", keep=0.25)
     assert made.tower_part(method, 6) == (None, method)
-    answer = VideoLLM(made, tokenizer, compressors=method).ask(video, QUESTION, max_new_tokens=2)
+    answer = VideoLLM(made, tokenizer, compressor=method).ask(video, QUESTION, max_new_tokens=2)
     assert answer.receipt.tokens_kept == answer.receipt.tokens_full // 4
 
 

@@ -157,7 +157,7 @@ def test_a_system_answers_its_questions_and_refuses_the_rest_in_a_line(
     with pytest.raises(InputError, match="describes nothing"):
         llm.caption(clip)
     with pytest.raises(InputError, match="no LLM that could read fewer tokens"):
-        VideoLLM.from_pretrained(folders[name], compressors="aim", keep=0.5)
+        VideoLLM.from_pretrained(folders[name], compressor="aim", keep=0.5)
 
 
 def test_a_head_is_refused_without_the_model_it_stands_on(

@@ -153,8 +153,8 @@ class Call:
         return cls(**made)
 
     def _loading(self) -> dict[str, Any]:
-        names = ("compressors", "keep", "device", "dtype", "attn", "seed")
-        values = {name: getattr(self, name) for name in names}
+        names = ("keep", "device", "dtype", "attn", "seed")
+        values = {"compressor": self.compressors, **{name: getattr(self, name) for name in names}}
         return {k: v for k, v in values.items() if v is not None and not (k == "seed" and v == 0)}
 
     def _anyway(self) -> dict[str, Any]:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vidllm.errors.keywords import known_keywords
 from vidllm.models.answer import Answer, Receipt
 from vidllm.progress import Listener, Stopwatch
 from vidllm.timecode import Span
 from vidllm.video import VideoClip
 
-from .options import Method
+from .options import AskOptions, Method
 from .sharing import twin
-from .video_llm import VideoLLM
 
 #: Mean IoU of the spans from which on two answers agree.
 AGREE_IOU = 0.5
@@ -56,47 +56,42 @@ class Comparison:
         }
 
 
+@known_keywords(AskOptions, compressors="compressor")
 def compare(
-    llm: VideoLLM,
+    llm: Any,
     clip: VideoClip,
     question: str,
     *,
     compressor: Method = None,
-    max_new_tokens: int | None = None,
+    keep: float | None = None,
     listeners: tuple[Listener | None, Listener | None] = (None, None),
-    anyway: bool = False,
+    **options: Any,
 ) -> Comparison:
     """Ask without compression and with it, and measure both.
 
     Args:
-        compressor: None for the model's own. listeners: of the full and of the compressed call.
-        Others as for `VideoLLM.ask`.
+        llm: the `VideoLLM`. compressor, keep: None for the model's own.
+        listeners: of the full and of the compressed call. options: others of `VideoLLM.ask`.
 
     Raises:
         InputError, Stopped: as `ask`.
     """
-    methods: tuple[Method, Method] = ("none", compressor)
+    ways: tuple[dict[str, Any], ...] = (
+        {"compressor": "none"},
+        {"compressor": compressor, "keep": keep},
+    )
     full, less = (
-        measured(
-            llm,
-            clip,
-            question,
-            compressor=method,
-            max_new_tokens=max_new_tokens,
-            listener=heard,
-            anyway=anyway,
-        )
-        for method, heard in zip(methods, listeners, strict=True)
+        measured(llm, clip, question, listener=heard, **way, **options)
+        for way, heard in zip(ways, listeners, strict=True)
     )
     return Comparison(full, less)
 
 
 def measured(
-    llm: VideoLLM,
+    llm: Any,
     clip: VideoClip,
     question: str,
     *,
-    compressor: Method = None,
     max_new_tokens: int | None = None,
     listener: Listener | None = None,
     **options: Any,
@@ -108,6 +103,7 @@ def measured(
     warms the model up. Decoding adds to the peak only what the answer's own tokens take.
 
     Args:
+        llm: the `VideoLLM`.
         listener: hears of the first pass as a stage "memory", and of all that the second one
             does; it may stop both. Others as for `ask`.
 
@@ -116,14 +112,13 @@ def measured(
     """
     own = twin(llm)
     own.measures_memory = True
-    given: dict[str, Any] = {"compressor": compressor, **options}
     with Stopwatch(listener=listener).stage("memory"):
         silent = None if listener is None else _Silent(listener)
-        first = own.ask(replace(clip), question, max_new_tokens=1, listener=silent, **given)
+        first = own.ask(replace(clip), question, max_new_tokens=1, listener=silent, **options)
     own = twin(llm)
     own.measures_memory = False
     answer = own.ask(
-        replace(clip), question, max_new_tokens=max_new_tokens, listener=listener, **given
+        replace(clip), question, max_new_tokens=max_new_tokens, listener=listener, **options
     )
     return replace(answer, receipt=replace(answer.receipt, peak_mb=first.receipt.peak_mb))
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vidllm.compressors import Chain, Compressor, build
 from vidllm.errors import InputError
+from vidllm.errors.keywords import known_keywords
 from vidllm.errors.paths import is_folder
 from vidllm.models.cost.flops import Decoder, kv_bytes_per_token
 from vidllm.models.engine import compressed_once
@@ -196,10 +197,11 @@ class Compression:
         return self._session.report
 
 
+@known_keywords(compressors="compressor")
 @contextmanager
 def compress(
     model: nn.Module,
-    compressors: str | Compressor | Sequence[str | Compressor],
+    compressor: str | Compressor | Sequence[str | Compressor],
     *,
     keep: float | None = None,
     budget: int | None = None,
@@ -222,7 +224,7 @@ def compress(
         model: a model of `models.families.FAMILIES`, from `from_pretrained`, in any dtype and
             on any device, with any attention that the library has a mask function for: sdpa,
             eager, flash_attention_2 and its like, flex_attention where the family takes it.
-        compressors: a spec such as "aim", "dycoke,uniform" or "per-scene(evs)", an instance, a
+        compressor: a spec such as "aim", "dycoke,uniform" or "per-scene(evs)", an instance, a
             chain, or a sequence of names and instances.
         keep: share of the tokens of every video that is kept, in (0, 1]; it goes with names.
         budget: exact number of tokens of every video instead.
@@ -246,7 +248,7 @@ def compress(
             work; later inputs that cannot be served (a cache that is not empty, inputs_embeds);
             when the block is left, a forward pass in it that went past it.
     """
-    method = _method(compressors, keep, budget)
+    method = _method(compressor, keep, budget)
     adapter = adapter_for(model, processor)
     if isinstance(temporal, str | os.PathLike) and is_folder(temporal):
         method = method.trained_in(Path(temporal))
@@ -258,20 +260,20 @@ def compress(
 
 
 def _method(
-    compressors: str | Compressor | Sequence[str | Compressor],
+    compressor: str | Compressor | Sequence[str | Compressor],
     keep: float | None,
     budget: int | None,
 ) -> Compressor:
-    if isinstance(compressors, Compressor):
+    if isinstance(compressor, Compressor):
         if keep is not None or budget is not None:
             raise InputError("keep goes with a compressor's name; an instance has its own")
-        return compressors
+        return compressor
     share = 1.0 if keep is None else keep
-    if isinstance(compressors, str):
-        made = build(compressors, keep=share, budget=budget)
+    if isinstance(compressor, str):
+        made = build(compressor, keep=share, budget=budget)
     else:
         items: list[Compressor] = []
-        for item in compressors:
+        for item in compressor:
             one = build(item) if isinstance(item, str) else item
             items += one.methods
         made = Chain(items, keep=share, budget=budget)

@@ -18,6 +18,7 @@ from vidllm.models.families.engine import HubEngine
 from vidllm.models.heads.engine import HeadEngine
 from vidllm.models.heads.head_config import MODEL_TYPE as HEAD_TYPE
 from vidllm.models.hooks.learned import Temporal, find_temporal, read_temporal
+from vidllm.models.hub import is_hub_name, unreachable
 from vidllm.models.load_options import LoadOptions, LoadPlan
 from vidllm.models.loading import choose_compressor, model_kind
 from vidllm.models.native.config import NativeConfig
@@ -59,7 +60,7 @@ def load_engine(
             f"not {short(repr(name))}"
         )
     named = None if recipe is None else get_recipe(recipe)
-    tuned = _find_tuned(name, adapter)
+    tuned = _find_tuned(name, adapter, loading)
     if tuned is not None:
         name = tuned.model if adapter is None or name is None else name
         if named is None and compressors is None and keep != 1:
@@ -79,6 +80,7 @@ def load_engine(
     else:
         folder = model_of(named, name)
         engine = _load(folder, name, loading, options | {"seed": seed}, adapted)
+    engine.name = _called(name if isinstance(name, nn.Module) else folder)
     if adapted:
         _adapt(engine, tuned, found, temporal, recipe or "")
     if named is not None and (adapted or (own and isinstance(name, nn.Module))):
@@ -87,12 +89,36 @@ def load_engine(
     return engine
 
 
+def _called(model: str | nn.Module) -> str:
+    """A model's name for receipts: of a folder its last part, as paths are nobody's business."""
+    if isinstance(model, nn.Module):
+        told = getattr(getattr(model, "config", None), "_name_or_path", "")
+        return _called(str(told)) if told else type(model).__name__
+    return Path(model).name if is_folder(model) else model
+
+
+def _local(adapter: str | os.PathLike[str], loading: LoadOptions) -> str | os.PathLike[str]:
+    """The folder of adapters: itself, or where the hub's client keeps those of OWNER/NAME."""
+    if not isinstance(adapter, str) or is_folder(adapter) or not is_hub_name(adapter):
+        return adapter
+    from huggingface_hub import snapshot_download
+
+    how = {name: loading.get(name) for name in ("token", "local_files_only")}
+    given: dict[str, Any] = {name: value for name, value in how.items() if value}
+    try:
+        return snapshot_download(adapter, allow_patterns=["*.json", "*.safetensors"], **given)
+    except Exception as error:  # whatever the client trips over
+        raise unreachable(adapter, error, bool(given.get("local_files_only"))) from error
+
+
 def _find_tuned(
-    name: str | os.PathLike[str] | nn.Module | None, adapter: str | os.PathLike[str] | None
+    name: str | os.PathLike[str] | nn.Module | None,
+    adapter: str | os.PathLike[str] | None,
+    loading: LoadOptions,
 ) -> Tuned | None:
     if adapter is None:
         return None if isinstance(name, nn.Module) else find_tuned(name)
-    tuned = find_tuned(adapter)
+    tuned = find_tuned(_local(adapter, loading))
     if tuned is None:
         raise InputError(f"no adapters in {adapter}: give a folder of vidllm train hub")
     return tuned

@@ -6,19 +6,23 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+from torch import Tensor
 
 from vidllm.compressors import Compressor, build
 from vidllm.errors import InputError
 from vidllm.errors.bounds import check
 from vidllm.models.answer import Receipt
+from vidllm.models.dialogue import History
 from vidllm.models.loading import choose_compressor
 from vidllm.models.native.config import NativeConfig
 from vidllm.progress import Listener
 from vidllm.video import Limits, VideoClip
 
-#: A file, or a clip that was read before.
-Video = str | os.PathLike[str] | VideoClip
+#: A file, a clip that was read before, or frames in memory (see `VideoClip.from_frames`).
+Video = str | os.PathLike[str] | VideoClip | np.ndarray | Tensor | Sequence[Any]
 Frames = int | Literal["auto"] | None
 #: A method, or its spec with a share of its own: "aim:keep=0.25". None for the model's own.
 Method = Compressor | str | None
@@ -35,6 +39,7 @@ class AskOptions(TypedDict, total=False):
 
     frames: Frames
     fps: float | None
+    seconds: Sequence[float] | np.ndarray | None
     tokens: int | None
     start: float | None
     end: float | None
@@ -42,6 +47,11 @@ class AskOptions(TypedDict, total=False):
     compressor: Method
     keep: float | None
     choices: Choices
+    system: str | None
+    history: History | None
+    temperature: float | None
+    top_p: float | None
+    seed: int | None
     listener: Listener | None
     anyway: bool
     times: bool

@@ -8,6 +8,7 @@ from typing import Any
 from vidllm.errors import InputError
 from vidllm.progress import Listener
 from vidllm.video import Limits, VideoClip, load_video
+from vidllm.video.memory_frames import is_frames
 
 from .options import Video, fitting_frames
 
@@ -23,9 +24,17 @@ def clip_of(
     """See `VideoLLM.sample`.
 
     Args:
-        llm: the `VideoLLM`. given: frames, fps, start and end of the call. options: its tokens,
-            compressor and keep.
+        llm: the `VideoLLM`. given: frames, fps, seconds, start and end of the call.
+        options: its tokens, compressor and keep.
     """
+    seconds = given.get("seconds")
+    if is_frames(video):
+        for name in ("frames", "start", "end"):
+            if given[name] is not None:
+                raise InputError(f"{name} is of a file: of frames in memory all are looked at")
+        return VideoClip.from_frames(video, seconds=seconds, fps=given["fps"])
+    if seconds is not None:
+        raise InputError("seconds is of frames in memory: a file or a clip has its own")
     if isinstance(video, VideoClip):
         if any(value is not None for value in given.values()):
             raise InputError("frames, fps, start and end belong to load_video when a clip is given")

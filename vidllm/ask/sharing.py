@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
-from .video_llm import VideoLLM
+from .loaded_model import LoadedModel
+
+T = TypeVar("T", bound=LoadedModel)
 
 
-def twin(llm: VideoLLM) -> VideoLLM:
+def twin(llm: T) -> T:
     """The same model with a memory of its own.
 
     What `VideoLLM` remembers is what its last clip was encoded to; twins do not push each

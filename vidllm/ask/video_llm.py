@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, overload
 
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+import numpy as np
 from typing_extensions import Unpack
 
 from vidllm.compressors import Compressor
 from vidllm.errors import InputError
 from vidllm.errors.bounds import check as check_number
 from vidllm.errors.bounds import memory_answered
+from vidllm.errors.keywords import known_keywords
 from vidllm.longvideo import index_video
 from vidllm.longvideo.index import VideoIndex
 from vidllm.models.answer import Answer
 from vidllm.models.cost.memory import tensor_peak
-from vidllm.models.cost.spending import Spending, weighed
-from vidllm.models.engine import Engine, check_early, longest_answer, one_at_a_time
-from vidllm.models.hooks.learned import Temporal
-from vidllm.models.hooks.temporal import TemporalAdapter
-from vidllm.models.load_options import LoadOptions
-from vidllm.models.native.engine import NativeEngine
-from vidllm.models.native.footage import KnownFootage, UnknownFootage, warning
-from vidllm.models.native.model import NativeVideoLLM
+from vidllm.models.cost.spending import weighed
+from vidllm.models.dialogue import Dialogue, History
+from vidllm.models.engine import check_early, longest_answer, one_at_a_time
+from vidllm.models.native.footage import UnknownFootage, warning
 from vidllm.models.question import letters_of, questions_of
 from vidllm.progress import Listener, Stopwatch
-from vidllm.timecode import Span, TimeCode
+from vidllm.timecode import Span
 from vidllm.tokens import TokenMap
 from vidllm.video import Limits, VideoClip
 
-from .engines import load_engine, save_engine
+from .comparing import Comparison, compare
 from .letters import letter_scores
+from .loaded_model import LoadedModel
 from .moments import spans_of, timed_answer
 from .options import (
     AskOptions,
@@ -48,9 +47,13 @@ from .options import (
     within,
 )
 from .sampling import clip_of
+from .sharing import twin
+from .streaming import AnswerStream
+
+_LOG = logging.getLogger("vidllm")
 
 
-class VideoLLM:
+class VideoLLM(LoadedModel):
     """A model that answers questions about videos; make one with `from_pretrained`.
 
     What the last `VideoClip` was encoded to is kept while the clip lives: later questions about
@@ -65,185 +68,13 @@ class VideoLLM:
 
     measures_memory = False
 
-    def __init__(
-        self,
-        model: NativeVideoLLM,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        compressors: str | Compressor | None = None,
-        keep: float | None = None,
-        frames: Frames = None,
-        fps: float | None = None,
-        tokens: int | None = None,
-        reader: str = "pyav",
-        seed: int = 0,
-        footage: KnownFootage | None = None,
-    ) -> None:
-        engine = NativeEngine(
-            model, tokenizer, compressors=compressors, keep=keep, tokens=tokens, footage=footage
-        )
-        self._begin(engine, frames, fps, tokens, reader, seed)
-
-    @classmethod
-    def of(cls, engine: Engine, **sampling: Any) -> VideoLLM:
-        """Around an engine; `sampling` (frames, fps, …) as for `from_pretrained`."""
-        made = cls.__new__(cls)
-        made._begin(engine, **sampling)
-        return made
-
-    def _begin(
-        self,
-        engine: Engine,
-        frames: Frames = None,
-        fps: float | None = None,
-        tokens: int | None = None,
-        reader: str = "pyav",
-        seed: int = 0,
-    ) -> None:
-        self.engine = engine
-        self.frames, self.fps, self.tokens = frames, fps, tokens
-        self.reader, self.seed = reader, seed
-        self.spending = Spending(engine.config, engine.decoder_config)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | os.PathLike[str] | nn.Module | None = None,
-        *,
-        recipe: str | None = None,
-        compressors: str | Compressor | None = None,
-        keep: float | None = None,
-        frames: Frames = None,
-        fps: float | None = None,
-        tokens: int | None = None,
-        reader: str = "pyav",
-        seed: int = 0,
-        temporal: Temporal | None = None,
-        adapter: str | os.PathLike[str] | None = None,
-        **loading: Unpack[LoadOptions],
-    ) -> VideoLLM:
-        """Load a model, or take one that is loaded.
-
-        Args:
-            name: a shipped model, a folder or a name on the hub; None for the shipped default.
-                Its family is one of `models.families.FAMILIES`, or the project's own. Or a model
-                object of such a family: as it is, quantized, dispatched or with PEFT's LoRA. It is
-                put into evaluation mode and otherwise left as it is.
-            recipe: a named system; `compressors` and `keep` override its own. One that reduces
-                behind a temporal encoder is refused for a model without.
-            compressors: a spec such as "temporal-pool" or "aim,uniform", or an instance; None
-                for what the model was trained with.
-            keep: share of the video tokens kept, in (0, 1]; `keep=1` alone is no compression.
-                Without compressors it is "vidcom2" that keeps it where the model was trained with
-                none; the receipt names the method.
-            frames, fps, tokens: how many frames of a video are sampled and how many video tokens
-                the LLM sees at most, if a call does not say (see `ask`).
-            reader: "pyav" or "decord".
-            seed: of everything random.
-            temporal: of a hub model, an encoder between projector and decoder: a name ("ssd"),
-                {"name": …, options}, the folder of a saved one, or itself. New, it changes nothing.
-            adapter: a folder of `vidllm train hub` for this model; as `name` it brings its model.
-            loading: `device` ("cpu", "cuda", …; None for a GPU where there is one); `dtype`
-                ("float32", "bfloat16", "float16", torch's own, or "auto": float32 on a CPU,
-                bfloat16 on a GPU); `attn_implementation` (or `attn`). For models of transformers
-                also, with its meaning: `device_map`, `max_memory`, `offload_folder`,
-                `quantization_config`, `revision`, `token`, `local_files_only`; and `processor`, or
-                where its files are: a model object needs it.
-
-        Raises:
-            InputError: a name, option or combination that is wrong.
-            WorkError: weights that cannot be loaded.
-        """
-        for option, value in (("fps", fps), ("tokens", tokens), ("seed", seed), ("frames", frames)):
-            if value is not None and not isinstance(value, str):
-                check_number(option, value)
-        engine = load_engine(
-            name,
-            recipe=recipe,
-            compressors=compressors,
-            keep=keep,
-            tokens=tokens,
-            seed=seed,
-            temporal=temporal,
-            adapter=adapter,
-            loading=loading,
-        )
-        return cls.of(engine, frames=frames, fps=fps, tokens=tokens, reader=reader, seed=seed)
-
-    @property
-    def model(self) -> Any:
-        """The model itself: a `NativeVideoLLM`, or one of transformers."""
-        return self.engine.model
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its tokenizer."""
-        return self.engine.tokenizer
-
-    @property
-    def config(self) -> Any:
-        """Its config."""
-        return self.engine.config
-
-    @property
-    def code(self) -> TimeCode:
-        """How it tells time."""
-        return self.engine.code
-
-    @property
-    def temporal(self) -> TemporalAdapter | None:
-        """The temporal encoder put into a hub model: train it, `save_pretrained` it."""
-        return getattr(self.engine, "temporal", None)
-
-    @property
-    def compressor(self) -> Compressor:
-        """What it is asked with, unless a call says otherwise."""
-        return self.engine.compressor
-
-    @compressor.setter
-    def compressor(self, method: Compressor) -> None:
-        self.engine.compressor = self.engine.with_trained(method)
-
-    @property
-    def footage(self) -> KnownFootage | None:
-        """What footage the model knows; None for a model that makes no claim."""
-        return self.engine.footage
-
-    @property
-    def worked_on(self) -> nn.Module:
-        """The module whose layers are worked on, by one thread at a time."""
-        return self.engine.worked_on
-
-    @property
-    def usual_frames(self) -> int:
-        """Frames of a clip if nobody says how many."""
-        return self.engine.usual_frames
-
-    def count(self, height: int, width: int, frames: int) -> int:
-        """Video tokens without compression of so many frames of so many pixels, at most."""
-        return self.engine.count(height, width, frames)
-
-    def words(self, task: str, query: str = "") -> str:
-        """What the model is asked for a task: "ground", "highlights" or "caption"."""
-        return self.engine.words(task, query)
-
-    def timed(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Options of a question for a time, from those of a call."""
-        return self.engine.timed(options)
-
-    def knows(self, clip: VideoClip) -> bool:
-        """Whether a clip is of the world that the model was trained on, as far as it can tell.
-
-        True for a model that carries no statistics of its footage (see docs/footage.md).
-        """
-        return self.engine.knows(clip)
-
     @overload
     def ask(self, video: Video, question: str, **options: Unpack[AskOptions]) -> Answer: ...
     @overload
     def ask(
         self, video: Video, question: list[str] | tuple[str, ...], **options: Unpack[AskOptions]
     ) -> list[Answer]: ...
+    @known_keywords(compressors="compressor")
     @one_at_a_time
     @memory_answered("the question")
     def ask(
@@ -253,6 +84,7 @@ class VideoLLM:
         *,
         frames: Frames = None,
         fps: float | None = None,
+        seconds: Sequence[float] | np.ndarray | None = None,
         tokens: int | None = None,
         start: float | None = None,
         end: float | None = None,
@@ -260,6 +92,11 @@ class VideoLLM:
         compressor: Method = None,
         keep: float | None = None,
         choices: Choices = None,
+        system: str | None = None,
+        history: History | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
         listener: Listener | None = None,
         anyway: bool = False,
         times: bool = False,
@@ -267,9 +104,11 @@ class VideoLLM:
         """Answer one question, or several about the same video, which is then read once.
 
         Args:
-            video: a file, or a clip from `load_video`.
+            video: a file, a clip from `load_video`, or frames in memory: an array of numpy, a
+                tensor of torch, a list of these or of PIL's pictures (`VideoClip.from_frames`).
             question: what to ask; a list for several.
             frames, fps: how to sample a file; start, end: seconds between which to look.
+            seconds: when frames in memory are shown, one a frame; or their rate as fps.
             tokens: video tokens that the LLM sees at most; with frames="auto" as many frames are
                 sampled as go well with the compressors.
             max_new_tokens: the longest answer; default 128.
@@ -279,6 +118,11 @@ class VideoLLM:
                 (of a model without, `vidcom2`).
             choices: letters of the options, one entry a question, such as ("A", "B", "C") or
                 None; their log-probabilities are in `Answer.letters`.
+            system: a system prompt, and history: what was said before, as (question, answer) pairs
+                or as messages {"role": …, "content": …}; for models of the hub. The video stands
+                in the first turn. The project's own models were trained on single questions.
+            temperature: above 0 tokens are drawn, of the likeliest ones that have the share top_p
+                together, from the seed (None for the model's own); else the likeliest is taken.
             listener: who hears of the stages and of the growing answer, and may stop the work.
             anyway: answer also about footage that the model does not know (`footage`); the first
                 note of the answer then says so. Models of the hub make no claim about footage.
@@ -295,6 +139,9 @@ class VideoLLM:
         longest = longest_answer(max_new_tokens)
         # A wrong question fails before the video costs anything.
         engine.check_questions(questions, max_new_tokens)
+        seed = self.seed if seed is None else seed
+        dialogue = Dialogue.of(system, history, temperature, top_p, seed)
+        engine.check_dialogue(dialogue)
         self._check_times(times)
         letters = letters_of(questions, choices)
         watch, most = Stopwatch(listener=listener), self._most(tokens)
@@ -307,23 +154,25 @@ class VideoLLM:
             if not isinstance(video, VideoClip):
                 watch.begin("decode")
             how: dict[str, Any] = {"frames": frames, "fps": fps, "start": start, "end": end}
-            how |= {"tokens": most, "compressor": compressor, "keep": keep}
+            how |= {"seconds": seconds, "tokens": most, "compressor": compressor, "keep": keep}
             clip = self.sample(video, **how, listener=listener)
             watch.add("decode", clip.read_seconds)
             shared = engine.sharing_notes(clip, method, len(questions))
             with watch.stage("encode"):  # some methods merge inside the vision tower
-                total = engine.check_room(clip, questions, max_new_tokens, times)
+                total = engine.check_room(clip, questions, max_new_tokens, times, dialogue)
                 if most is not None:
                     check_fits(method, len(clip), total, most)
                 encoded = engine.encode(clip, work, weighed)
                 unknown = self._check_footage(clip, anyway)
             if most is not None:
                 check_fits(method, len(clip), encoded.total, most)
-            said = engine.generate(clip, encoded, questions, work, watch, longest, times)
+            told = times, dialogue
+            said = engine.generate(clip, encoded, questions, work, watch, longest, *told)
         most_mb = None if peak is None else peak.megabytes
         answers = []
         for text, one, some in zip(questions, said, letters, strict=True):
-            receipt = self.spending.receipt(len(clip), encoded, one, most_mb, method.name)
+            ran = method.name, engine.name or type(engine.model).__name__
+            receipt = self.spending.receipt(len(clip), encoded, one, most_mb, *ran)
             made = engine.decode(one, text, clip, times)
             fit = (*method.notes(), *fit_notes(method, receipt, most))
             answers.append(
@@ -337,8 +186,29 @@ class VideoLLM:
                     kept=None if one.tokens is None else TokenMap.of(one.tokens, encoded.slots),
                 )
             )
+        for answer in answers:
+            _LOG.info("answered: %s", answer.receipt)
         return answers[0] if isinstance(question, str) else answers
 
+    @known_keywords(AskOptions, compressors="compressor")
+    def stream(self, video: Video, question: str, **options: Any) -> AnswerStream:
+        """An answer piece by piece: ``for piece in vl.stream(video, question): print(piece)``.
+
+        Args:
+            video, question, options: as for `ask`.
+
+        Returns:
+            The pieces; their `answer` is the whole one, with spans and receipt. What is wrong is
+            raised with the first piece.
+        """
+        if not isinstance(question, str):
+            raise InputError("a stream answers one question, given as text: ask takes several")
+        listener = options.pop("listener", None)
+        return AnswerStream(
+            lambda heard: self.ask(video, question, listener=heard, **options), listener
+        )
+
+    @known_keywords(AskOptions, compressors="compressor")
     def ground(self, video: Video, query: str, **options: Any) -> list[Span]:
         """When what `query` describes happens: spans in seconds, none if the model cannot say.
 
@@ -346,20 +216,24 @@ class VideoLLM:
         """
         return spans_of(self.ground_answer(video, query, **options))
 
+    @known_keywords(AskOptions, compressors="compressor")
     def ground_answer(self, video: Video, query: str, **options: Any) -> Answer:
         """As `ground`, with text and receipt."""
         return timed_answer(self.ask(video, self.words("ground", query), **self.timed(options)))
 
+    @known_keywords(AskOptions, compressors="compressor")
     def highlights(self, video: Video, query: str, **options: Any) -> list[Span]:
         """Every moment that fits `query`, as `ground`."""
         return spans_of(
             timed_answer(self.ask(video, self.words("highlights", query), **self.timed(options)))
         )
 
+    @known_keywords(AskOptions, compressors="compressor")
     def caption(self, video: Video, **options: Any) -> Answer:
         """What happens in the video and when."""
         return timed_answer(self.ask(video, self.words("caption"), **self.timed(options)))
 
+    @known_keywords(AskOptions, compressors="compressor")
     @one_at_a_time
     def preview(
         self,
@@ -398,6 +272,7 @@ class VideoLLM:
             kept = engine.preview(clip, encoded, question, work, times)
         return TokenMap.of(kept, encoded.slots)
 
+    @known_keywords(AskOptions, compressors="compressor")
     @one_at_a_time
     def prompt_text(self, video: Video, question: str, **options: Unpack[AskOptions]) -> str:
         """The prompt that `ask` would make, with its times; video tokens as "<video 196>".
@@ -407,17 +282,21 @@ class VideoLLM:
         times = bool(options.get("times", False))
         self._check_times(times)
         self.engine.check_questions([question], 1)
-        names = ("frames", "fps", "tokens", "start", "end", "compressor", "keep")
+        dialogue = Dialogue.of(options.get("system"), options.get("history"), None, None, 0)
+        self.engine.check_dialogue(dialogue)
+        names = ("frames", "fps", "seconds", "tokens", "start", "end", "compressor", "keep")
         sampling: dict[str, Any] = {k: v for k, v in options.items() if k in names}
         clip = self.sample(video, **sampling)
-        return self.engine.prompt_text(clip, question, times)
+        return self.engine.prompt_text(clip, question, times, dialogue)
 
+    @known_keywords(compressors="compressor")
     def sample(
         self,
         video: Video,
         *,
         frames: Frames = None,
         fps: float | None = None,
+        seconds: Sequence[float] | np.ndarray | None = None,
         tokens: int | None = None,
         start: float | None = None,
         end: float | None = None,
@@ -432,16 +311,42 @@ class VideoLLM:
             InputError: a video or option that is wrong.
         """
         given: dict[str, Any] = {"frames": frames, "fps": fps, "start": start, "end": end}
+        given["seconds"] = seconds
         options = {"tokens": tokens, "compressor": compressor, "keep": keep}
         return clip_of(self, video, given, options, limits, listener)
 
+    @known_keywords(AskOptions, compressors="compressor")
+    def compare(self, video: Video, question: str, **options: Any) -> Comparison:
+        """The same question without compression and with it, both measured.
+
+        Args:
+            video, question, options: as for `ask`, but for choices; a file is sampled once.
+
+        Raises:
+            InputError, UnknownFootage, Stopped: as `ask`.
+        """
+        listener = options.pop("listener", None)
+        names = ("frames", "fps", "seconds", "start", "end")
+        part = {name: options.pop(name, None) for name in names}
+        told = {name: options.get(name) for name in ("tokens", "compressor", "keep")}
+        clip = self.sample(video, listener=listener, **part, **told)
+        return compare(self, clip, question, listeners=(listener, listener), **options)
+
+    @known_keywords(index_video, compressors="compressor")
     def index(
-        self, video: str | os.PathLike[str], path: str | os.PathLike[str] | None = None, **plan: Any
+        self,
+        video: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
+        *,
+        compressor: Method = None,
+        keep: float | None = None,
+        **plan: Any,
     ) -> VideoIndex:
         """Read a long video once, to ask it often; options of `longvideo.index_video`.
 
         Args:
             video: a file. path: where the index is kept; None for the video's name with ".vidx".
+            compressor, keep: of the questions, as for `ask`; None for the model's own.
             plan: fps, tokens_per_minute, near, precision, progress, anyway, …
 
         Raises:
@@ -449,7 +354,12 @@ class VideoLLM:
             InputError: a video, model or option that is wrong.
             WorkError: the disk is full, the video is gone midway, …; what was done is kept.
         """
-        return index_video(self, video, path, **plan)
+        if compressor is None and keep is None:
+            return index_video(self, video, path, **plan)
+        own = twin(self)
+        own.engine.compressor = self.method_of(compressor, None, keep)
+        own.engine.check_serves(own.engine.compressor)
+        return index_video(own, video, path, **plan)
 
     def _most(self, tokens: int | None) -> int | None:
         """The tokens of a call, or else those of the model; checked."""
@@ -468,18 +378,6 @@ class VideoLLM:
         """The compressors of a call, with an exact budget where one is given."""
         method = self.method_of(compressor, most, keep)
         return method if most is None else within(method, most)
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write a model of transformers with its tokenizer, template and pixel settings.
-
-        `from_pretrained` loads the folder again; of a model with PEFT's adapter it is the adapter
-        alone, as PEFT saves it.
-
-        Raises:
-            InputError: a model of this project, or a path that is no folder.
-            WorkError: the model or the disk refuses.
-        """
-        save_engine(self.engine, folder)
 
     def _check_times(self, times: bool) -> None:
         if times and not self.engine.writes_times:

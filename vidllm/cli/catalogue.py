@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class Room:
 
 
 def compressor_summaries() -> list[dict[str, Any]]:
-    """As `vidllm.compressors.describe`, of the project's own methods."""
+    """As `vidllm.compressors.describe`; nothing is imported where no other package has methods."""
     room = Room("vidllm.compressors")
     entries = []
     for name, its in room.registered("register").items():
@@ -68,6 +69,7 @@ def compressor_summaries() -> list[dict[str, Any]]:
         entries.append(
             {
                 "name": name,
+                "package": "vidllm",
                 "stage": its["stage"],
                 "query_aware": its["query_aware"],
                 "needs": list(its["needs"]),
@@ -78,11 +80,16 @@ def compressor_summaries() -> list[dict[str, Any]]:
                 "options": options,
             }
         )
-    return entries
+    if not entry_points(group="vidllm.compressors"):
+        return entries
+    from vidllm.compressors import describe
+
+    entries += [entry for entry in describe() if entry["package"] != "vidllm"]
+    return sorted(entries, key=lambda entry: str(entry["name"]))
 
 
 def encoder_summaries() -> list[dict[str, Any]]:
-    """Every encoder and head by name, kind, summary and paper."""
+    """Every encoder and head by name, kind, summary and paper, with those of other packages."""
     rooms = {
         "vision": ("vidllm.encoders.vision", "register_vision"),
         "temporal": ("vidllm.encoders.temporal", "register_temporal"),
@@ -99,7 +106,24 @@ def encoder_summaries() -> list[dict[str, Any]]:
             {"name": name, "kind": kind, "summary": its["summary"], "paper": its["paper"]}
             for name, its in room.registered(decorator).items()
         ]
+    if entry_points(group="vidllm.encoders"):
+        found += _outside_encoders()
     return found
+
+
+def _outside_encoders() -> Iterator[dict[str, Any]]:
+    from vidllm.encoders import heads, temporal, vision
+
+    rooms: dict[str, Any] = {
+        "vision": (vision.vision_packages, vision.find_vision),
+        "temporal": (temporal.temporal_packages, temporal.find_temporal),
+        "head": (heads.head_packages, heads.find_head),
+    }
+    for kind, (packages, find) in rooms.items():
+        for name, package in packages().items():
+            cls = find(name)
+            entry = {"name": name, "kind": kind, "summary": cls.summary, "paper": cls.paper}
+            yield {**entry, "package": package}
 
 
 def _values(body: list[ast.stmt]) -> Iterator[tuple[str, Any]]:

@@ -323,6 +323,6 @@ def _notes(notes: Sequence[str]) -> None:
 
 
 def _clock(seconds: float) -> str:
-    from vidllm.longvideo.windows import clock
+    from vidllm.timecode.clock import clock
 
     return clock(seconds)

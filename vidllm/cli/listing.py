@@ -14,7 +14,7 @@ from vidllm.models.cost.presets import PRESETS
 from vidllm.models.families.served import EXAMPLES, FAMILIES
 from vidllm.models.folder import read_config
 from vidllm.models.shipped import shipped_models, weights_dir
-from vidllm.recipes import Recipe, list_recipes
+from vidllm.recipes import Recipe, list_recipes, package_of_recipe
 
 from .catalogue import compressor_summaries, encoder_summaries
 from .pages import encoder_entries
@@ -58,6 +58,8 @@ def _line(entry: dict[str, Any]) -> str:
     tags += ["reads the question"] if entry.get("query_aware") else []
     untrained = entry.get("trained") and not entry.get("training")
     tags += ["needs training, no weights shipped"] if untrained else []
+    package = entry.get("package", "vidllm")
+    tags += [f"from {package}"] if package != "vidllm" else []
     paper = f" [{entry['paper']}]" if entry.get("paper") else ""
     same = f"; the same as {entry['same_as'].replace('`', '')}" if entry.get("same_as") else ""
     return f"{'(' + ', '.join(tags) + ') ' if tags else ''}{entry.get('summary', '')}{same}{paper}"
@@ -85,7 +87,12 @@ def _recipes() -> list[dict[str, Any]]:
     from vidllm.recipes.models import ships
 
     return [
-        {**asdict(recipe), "training": _training(recipe, ships(recipe)), "ships": ships(recipe)}
+        {
+            **asdict(recipe),
+            "training": _training(recipe, ships(recipe)),
+            "ships": ships(recipe),
+            "package": package_of_recipe(recipe.name),
+        }
         for recipe in list_recipes()
     ]
 

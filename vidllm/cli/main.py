@@ -26,6 +26,7 @@ from vidllm.errors.paths import reason, shown
 from vidllm.errors.printable import printable
 from vidllm.longvideo.marks import is_index
 from vidllm.models.question import check_text
+from vidllm.progress.verbosity import set_verbosity
 
 from .index_command import open_index
 from .options import (
@@ -352,6 +353,7 @@ def _quiet() -> None:
         warnings.simplefilter("ignore")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    set_verbosity("warning")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a sign shows "?"

@@ -263,7 +263,7 @@ class CommonOptions:
         return VideoLLM.from_pretrained(
             self.model_name(),
             recipe=self.recipe,
-            compressors=self.compressor,
+            compressor=self.compressor,
             keep=self.keep,
             device=self.device,
             dtype=self.dtype,

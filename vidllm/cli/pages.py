@@ -28,7 +28,7 @@ def page(kind: str) -> str:
 def _compressors() -> list[str]:
     from vidllm.compressors import STAGES, describe
 
-    found = describe()
+    found = [entry for entry in describe() if entry["package"] == "vidllm"]
     where = {
         "vision": "inside or right after the vision tower",
         "tokens": "between the projector and the decoder",

@@ -161,13 +161,14 @@ OF_RECIPE = ("vision", "temporal", "frames", "compressor", "keep", "batch", "cli
 
 def _recipe(name: str, ctx: typer.Context, own: list[str], json: bool) -> None:
     """Train a recipe by its course."""
-    from vidllm.recipes import RECIPES
+    from vidllm.recipes import get_recipe, list_recipes
     from vidllm.recipes.courses import CourseSettings, find_course
 
-    if name not in RECIPES:
-        hint = did_you_mean(name, ["stage", "footage", "hub", *RECIPES], n=3)
+    known = [recipe.name for recipe in list_recipes()]
+    if name not in known:
+        hint = did_you_mean(name, ["stage", "footage", "hub", *known], n=3)
         raise InputError(f"no training recipe '{name}': {hint}")
-    recipe, given = RECIPES[name], ctx.params
+    recipe, given = get_recipe(name), ctx.params
     course = find_course(recipe)
     _refuse(ctx, STAGE_ONLY, "is for the training of stage, not of a recipe")
     output_folder(given["out"], "--out")

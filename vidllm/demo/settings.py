@@ -100,7 +100,7 @@ class Settings:
 
         return VideoLLM.from_pretrained(
             self.model,
-            compressors=self.compressor,
+            compressor=self.compressor,
             keep=self.keep,
             device=self.device,
             dtype=self.dtype,

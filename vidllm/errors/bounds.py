@@ -74,6 +74,8 @@ BOUNDS: Mapping[str, Bound] = {
     "tokens": Bound(1, _INT),
     "max_new_tokens": Bound(1, _INT),
     "seed": Bound(0, 2**63 - 1),
+    "temperature": _real(0, 100),
+    "top_p": _real(0, 1, above=True),
     # An index and a library
     "tokens_per_minute": Bound(1, _INT),
     "near": _real(0, 255.999),

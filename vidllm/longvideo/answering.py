@@ -17,12 +17,13 @@ from vidllm.models.engine import USUAL_ANSWER, one_at_a_time
 from vidllm.models.question import PROMPTS, prompt_ids, unknown_words
 from vidllm.progress import Stopwatch
 from vidllm.timecode import Span
+from vidllm.timecode.clock import clock
 
 from .choosing import LOOKS, Vote, elected, grouped
 from .finishing import compressed
 from .marks import method_of
 from .scan import ROWS, Batch, WindowAnswer, ask_batch
-from .windows import LEVELS, Cuts, clock, on_screen
+from .windows import LEVELS, Cuts, on_screen
 
 if TYPE_CHECKING:
     from vidllm.models.native.engine import NativeEngine
@@ -327,5 +328,6 @@ class Reader:
             read * size,
             dict(watch.seconds),
             method=self.method.name,
+            model=self.engine.name,
         )
         return Answer(text, tuple(spans), receipt, raw, failed, (*self.index.notes, *notes))

@@ -20,6 +20,7 @@ from vidllm.models.engine import Engine, alone
 from vidllm.models.families.engine import HubEngine
 from vidllm.models.native.engine import NativeEngine
 from vidllm.models.native.footage import FRAMES, UnknownFootage, warning
+from vidllm.timecode.clock import clock
 
 from .encoders import FrameEncoder, encoder_of, frame_tokens, preparing, whole_groups
 from .finishing import PRECISIONS, NoFramesError, finish
@@ -29,7 +30,6 @@ from .parts import Parts, folder_of, pack_thumbs
 from .reading import Block, Frames, GoneError
 from .store import FORMAT
 from .tower import encode_block
-from .windows import clock
 
 if TYPE_CHECKING:
     from vidllm.video import Limits

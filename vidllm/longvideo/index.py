@@ -16,13 +16,14 @@ import numpy as np
 
 from vidllm.errors import InputError
 from vidllm.errors.disk import unwritten
+from vidllm.errors.keywords import known_keywords
 from vidllm.errors.paths import is_file, output_file
 from vidllm.models.answer import Answer
 from vidllm.timecode import Span
+from vidllm.timecode.clock import clock
 
 from .marks import model_mark, source_mark
 from .store import IndexFile
-from .windows import clock
 
 _TOLD = 5  # stretches without frames that are told
 
@@ -186,6 +187,7 @@ class VideoIndex:
             self._reader = reader_of(self, self.engine)
         return self._reader
 
+    @known_keywords()
     def ask(self, question: str) -> Answer:
         """Answer a question about the whole video.
 
@@ -197,6 +199,7 @@ class VideoIndex:
         """
         return self.reader.ask(question)
 
+    @known_keywords()
     def ground(self, query: str) -> list[Span]:
         """When what `query` describes happens: spans in seconds, the best first; none if unknown.
 
@@ -204,10 +207,12 @@ class VideoIndex:
         """
         return list(self.ground_answer(query).spans)
 
+    @known_keywords()
     def ground_answer(self, query: str) -> Answer:
         """As `ground`, with text, what was looked at (`notes`), and a receipt."""
         return self.reader.ground(self.engine.words("ground", query))
 
+    @known_keywords()
     def caption(self, start: float | None = None, end: float | None = None) -> Answer:
         """What happens between two seconds (None: of the whole video), with times.
 

@@ -29,12 +29,13 @@ from vidllm.models.families.frame_features import NO_FEATURES, FrameFeatures, Fr
 from vidllm.models.hooks.session import Session
 from vidllm.progress import Stopwatch
 from vidllm.timecode import Span
+from vidllm.timecode.clock import clock
 from vidllm.video import VideoClip
 
 from .answering import KEPT_BYTES, IndexContents, stretch_of
 from .encoders import frames_in
 from .marks import method_of
-from .windows import LEVELS, clock, on_screen
+from .windows import LEVELS, on_screen
 
 LOOKS = 5  # that a question takes at most, behind the first one and the parts
 _PARTS = 4  # of a video whose first look names no time
@@ -326,4 +327,7 @@ class _Account:
         full = len(reader.seconds) * reader.shape.rows * reader.shape.columns
         size = kv_bytes_per_token(reader.engine.decoder_config, reader.first().video.element_size)
         sizes = full * size / 1e6, self.kept * size / 1e6
-        return Receipt(reader.frames, full, self.kept, *sizes, self.seconds)
+        method, model = reader.method.name, reader.engine.name
+        return Receipt(
+            reader.frames, full, self.kept, *sizes, self.seconds, method=method, model=model
+        )

@@ -163,10 +163,3 @@ class Cuts:
         """The piece that holds the middle of a span of the joined time line."""
         piece = int(np.searchsorted(self.edges, (start + end) / 2, side="right")) - 1
         return min(max(piece, 0), len(self.pieces) - 1)
-
-
-def clock(seconds: float) -> str:
-    """ "1:02:05" or "2:05" for a time."""
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole // 60 % 60
-    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

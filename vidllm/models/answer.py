@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from html import escape
 from typing import Any
 
+from vidllm.errors.plain import plain
+from vidllm.errors.printable import printable_json
 from vidllm.timecode import Span
+from vidllm.timecode.clock import by_clock, is_long, span_text
 from vidllm.tokens import TokenMap
 
 
@@ -26,6 +31,7 @@ class Receipt:
         peak_mb: the most memory that the whole call held above what there was before, in MB;
             None where it was not measured (see `VideoLLM.measures_memory`).
         method: the name of the compressors that ran, "none" for none.
+        model: the name of the model; "" where it has none.
         flops: floating point operations by stage ("vision", "temporal", "prefill", "decode"),
             predicted from the shapes of the model and the very tokens that every layer read, as
             if this question were asked alone of a video that was not encoded before; None where
@@ -42,6 +48,7 @@ class Receipt:
     flops: dict[str, float] | None = None
     shared_by: Mapping[str, int] = field(default_factory=dict, compare=False)
     method: str = "none"
+    model: str = ""
 
     @property
     def total(self) -> float:
@@ -87,10 +94,13 @@ class Receipt:
             parts.append(
                 f"{self.together} questions share {', '.join(shared)}: {own:.2g} s are this one's"
             )
+        parts += [f"model {self.model}"] if self.model else []
         return " · ".join(parts)
 
+    to_dict = as_dict
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Answer:
     """What the model said.
 
@@ -138,6 +148,39 @@ class Answer:
             "notes": list(self.notes),
             **told,
         }
+
+    to_dict = as_dict
+
+    def to_json(self) -> str:
+        """`to_dict` as one JSON object; what is no finite number is null."""
+        return printable_json(json.dumps(plain(self.as_dict()), ensure_ascii=False))
+
+    def __str__(self) -> str:
+        """The text and its spans, by the clock where they reach beyond ten minutes."""
+        return "\n".join([self._text(), *self._times()])
+
+    def __repr__(self) -> str:
+        times = f", spans=[{'; '.join(self._times())}]" if self.spans else ""
+        failed = ", failed=True" if self.failed else ""
+        return f"Answer({self._text()!r}{times}{failed}, receipt='{self.receipt}')"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the text, its spans with their scores, notes and the receipt."""
+        rows = "".join(
+            f"<li>{escape(told)} <small>({span.score:.2f})</small></li>"
+            for told, span in zip(self._times(), self.spans, strict=True)
+        )
+        notes = "".join(f"<br>note: {escape(note)}" for note in self.notes)
+        text = escape(self._text()).replace("\n", "<br>")
+        listed = f"<ul>{rows}</ul>" if rows else ""
+        return f"<div><p>{text}</p>{listed}<small>{escape(str(self.receipt))}{notes}</small></div>"
+
+    def _text(self) -> str:
+        return by_clock(self.text) if is_long(self.spans) else self.text
+
+    def _times(self) -> list[str]:
+        long = is_long(self.spans)
+        return [span_text(span, long) for span in self.spans]
 
 
 def shift_seconds(text: str, origin: float) -> str:

@@ -31,6 +31,7 @@ from vidllm.timecode import Span, TimeCode
 from vidllm.tokens import VideoTokens
 from vidllm.video import VideoClip
 
+from .dialogue import ALONE, Dialogue
 from .native.footage import KnownFootage
 from .parts import ModelParts
 
@@ -241,7 +242,8 @@ class Engine(ABC):
     """A model with its tokenizer and compressors, from a clip to the tokens of an answer.
 
     Attributes:
-        family: its name for people. config: of the model. decoder_config: of its LLM.
+        family: its name for people. name: what it was loaded by.
+        config: of the model. decoder_config: of its LLM.
         code: how it tells time. compressor: what it is asked with, unless a call says otherwise.
         footage: what it knows; None for a model that makes no claim.
         writes_times: it can be told the seconds of all frames in words before the question.
@@ -250,6 +252,7 @@ class Engine(ABC):
     model: Any
     tokenizer: PreTrainedTokenizerBase
     family: str
+    name: str = ""
     config: Any
     code: TimeCode
     compressor: Compressor
@@ -260,9 +263,9 @@ class Engine(ABC):
         """Write the model with all that it takes to ask it into a folder.
 
         Raises:
-            InputError: a model of this project, whose training has written its folder.
+            InputError: a system without an LLM, whose training has written its folder.
         """
-        raise InputError("a model of this project is saved by its training: copy its folder")
+        raise InputError("a system without an LLM is saved by its training: copy its folder")
 
     def with_trained(self, method: Compressor) -> Compressor:
         """A method with the weights that the model has for it, if it is a learned one."""
@@ -333,6 +336,14 @@ class Engine(ABC):
             InputError: one that is empty, holds control tokens, or has no room.
         """
 
+    @abstractmethod
+    def check_dialogue(self, dialogue: Dialogue) -> None:
+        """Refuse a system prompt, turns or draws that this model does not know.
+
+        Raises:
+            InputError: it does not, or they hold control tokens.
+        """
+
     def sharing_notes(self, clip: VideoClip, method: Compressor, questions: int) -> tuple[str, ...]:
         """What there is to know of how questions about a clip share work."""
         return ()
@@ -349,7 +360,12 @@ class Engine(ABC):
 
     @abstractmethod
     def check_room(
-        self, clip: VideoClip, questions: Sequence[str], answer: int | None, times: bool
+        self,
+        clip: VideoClip,
+        questions: Sequence[str],
+        answer: int | None,
+        times: bool,
+        dialogue: Dialogue = ALONE,
     ) -> int:
         """See that prompts about this clip have room.
 
@@ -380,12 +396,14 @@ class Engine(ABC):
         watch: Stopwatch,
         answer: int,
         times: bool = False,
+        dialogue: Dialogue = ALONE,
     ) -> list[Generation]:
         """The answers to questions about an encoded clip, as tokens.
 
         Args:
             watch: with the seconds of the stages so far. answer: tokens of the longest.
             times: write the seconds of all frames before the question.
+            dialogue: what the question stands in, and how tokens are drawn.
 
         Raises:
             Stopped: the watch's listener wanted the work to end.
@@ -404,7 +422,9 @@ class Engine(ABC):
         """What the method at work leaves of an encoded clip before the LLM would begin."""
 
     @abstractmethod
-    def prompt_text(self, clip: VideoClip, question: str, times: bool = False) -> str:
+    def prompt_text(
+        self, clip: VideoClip, question: str, times: bool = False, dialogue: Dialogue = ALONE
+    ) -> str:
         """The prompt for people; video tokens as "<video 196>"."""
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 
-from vidllm.errors import InputError
+from vidllm.errors import InputError, WorkError
+
+# As the hub itself allows it.
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 #: Errors of the hub's client, by their classes' names -> what there is to do.
 _REASONS = {
@@ -22,6 +26,28 @@ _ELSE = (
     "no model '{}': it is no folder, and the hub lacks it or is out of reach, or wants a token for "
     "it (token= or HF_TOKEN)"
 )
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a text may be OWNER/NAME on the hub."""
+    return _NAME.fullmatch(name) is not None
+
+
+def push_failure(name: str, error: BaseException) -> WorkError:
+    """What to say of a push that the hub's client did not do."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if status in (401, 403):
+        why = "the hub refuses this account: log in (hf auth login), or give token= with the right "
+        why += "to write there"
+    elif status is not None:
+        why = f"the hub answers {status}"
+    elif any("Connect" in kind or "Timeout" in kind for kind in _classes(error)):
+        why = "the hub is out of reach"
+    else:
+        line = next(iter(str(error).strip().splitlines()), "")
+        why = f"{type(error).__name__}: {line}"
+    return WorkError(f"'{name}' cannot be pushed: {why}")
 
 
 def unreachable(name: str, error: BaseException, only_local: bool = False) -> InputError:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 from importlib.resources import files
 from pathlib import Path
@@ -23,10 +22,8 @@ from vidllm.errors.registry import did_you_mean
 from vidllm.errors.writing import sha256
 
 from .folder import read_config
+from .hub import is_hub_name
 from .tuned import find_tuned
-
-# A hub name as the hub itself allows it; one that is no folder here is left to the hub.
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def weights_dir() -> Path:
@@ -109,8 +106,8 @@ def find_model(name: str) -> str:
     if found is not None:
         raise InputError(f"{shown(name)} is a file: give the folder that holds the model")
     looks_local = name.startswith((".", "~", "/")) or (is_folder(folder.parent) and "/" in name)
-    if _HUB_NAME.fullmatch(name) and not looks_local:
-        return name
+    if is_hub_name(name) and not looks_local:
+        return name  # left to the hub
     if "/" in name:
         raise InputError(f"{shown(name)}: no such model folder")
     known = shipped_models()

@@ -111,11 +111,9 @@ class Mix:
     def __post_init__(self) -> None:
         target = _long(self.target, "Mix.target")
         index = _long(self.representative, "Mix.representative")
-        if self.features.dim() != 2 or self.features.shape[0] != index.numel() or not len(index):
-            raise WorkError(
-                f"Mix needs one row of features a slot, not {tuple(self.features.shape)} for "
-                f"{index.numel()} slots"
-            )
+        shape = tuple(self.features.shape)
+        if len(shape) != 2 or shape[0] != len(index) or not len(index):
+            raise WorkError(f"Mix needs one row of features a slot, not {shape} for {len(index)}")
         if int(index.min()) < 0 or int(index.max()) >= target.numel():
             raise WorkError("Mix.representative names a token that is not there")
         if int(target.max()) >= index.numel() or int(target.min()) < -1:
@@ -146,8 +144,9 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _long(value: Tensor, name: str) -> Tensor:
-    if value.dim() != 1 or value.dtype not in (torch.int64, torch.int32):
-        raise WorkError(f"{name} must be flat integers, not {value.dtype} of {value.dim()}D")
+    kind = f"{value.dtype} of {value.dim()}D" if isinstance(value, Tensor) else type(value).__name__
+    if kind not in ("torch.int64 of 1D", "torch.int32 of 1D"):
+        raise WorkError(f"{name} must be a tensor of flat integers, not {kind}")
     return value.detach().to("cpu", torch.int64)
 
 

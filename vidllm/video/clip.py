@@ -13,18 +13,25 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vidllm.errors import InputError
 from vidllm.errors.bounds import check, memory_answered
+from vidllm.errors.keywords import known_keywords
 from vidllm.errors.paths import input_file
 from vidllm.progress import Listener
 
+from .contact_sheet import contact_sheet, show_in_notebook
+from .memory_frames import frames_of, length_of, seconds_of
 from .reader import Reader
 from .readers import open_reader
 from .stamps import usual_step
 from .timeline import Timeline, missing_notes
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 DEFAULT_FRAMES = 64
 _FEW = 8  # frames that are looked at together where some have the same time
@@ -100,6 +107,34 @@ class VideoClip:
         object.__setattr__(self, "indices", indices)
         object.__setattr__(self, "notes", tuple(self.notes))
 
+    @classmethod
+    @known_keywords()
+    def from_frames(
+        cls,
+        frames: Any,
+        *,
+        seconds: Sequence[float] | np.ndarray | None = None,
+        fps: float | None = None,
+        duration: float | None = None,
+    ) -> VideoClip:
+        """A clip of frames in memory, all of them.
+
+        Args:
+            frames: (T, H, W, 3) or (T, 3, H, W) RGB, of numpy or torch, uint8 or floating point in
+                [0, 1]; or a list of such pictures, or of PIL's.
+            seconds: (T,) when each frame is shown. fps: frames a second instead.
+            duration: of the video in seconds; if absent, the last frame is shown for as long as
+                most are (a lone one for a second).
+
+        Raises:
+            InputError: frames, seconds or a duration that cannot be.
+        """
+        pictures = frames_of(frames)
+        times = seconds_of(len(pictures), seconds, fps)
+        length = length_of(times, fps, duration)
+        rate = len(pictures) / length if length > 0 else 1.0
+        return cls(pictures, times, rate, length, np.arange(len(pictures)), "frames in memory")
+
     def __len__(self) -> int:
         return len(self.frames)
 
@@ -113,6 +148,14 @@ class VideoClip:
         """Pixels from left to right."""
         return int(self.frames.shape[2])
 
+    def contact_sheet(self, most: int = 12, columns: int = 4) -> Image:
+        """A picture of PIL: at most `most` of the frames, each with its seconds."""
+        return contact_sheet(self.frames, self.seconds, most, columns)
+
+    def show(self, most: int = 12, columns: int = 4) -> None:
+        """Display `contact_sheet` in a notebook. Raises InputError elsewhere."""
+        show_in_notebook(self.contact_sheet(most, columns))
+
     def __repr__(self) -> str:
         notes = f", {len(self.notes)} notes" if self.notes else ""
         span = f"{self.seconds[0]:.3f} to {self.seconds[-1]:.3f} s" if len(self) else "empty"
@@ -123,6 +166,7 @@ class VideoClip:
         )
 
 
+@known_keywords()
 def load_video(
     path: str | os.PathLike[str],
     *,

@@ -70,7 +70,7 @@ def measure_alignment(
         ],
         "long": [_long(frozen, clip_scene("long", SEED, k, version)) for k in range(settings.long)],
     }
-    llm = VideoLLM(frozen.model, lesson.tokenizer, compressors="none")
+    llm = VideoLLM(frozen.model, lesson.tokenizer, compressor="none")
     if settings.long:
         _choosing(ledger, "even", None, llm, settings, version, None)
     for arm in arms:

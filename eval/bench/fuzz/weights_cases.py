@@ -100,7 +100,7 @@ class WeightsTarget:
     def _answer(self, folder: Path) -> Any:
         from vidllm.ask.video_llm import VideoLLM
 
-        llm = VideoLLM.from_pretrained(folder, compressors="uniform", keep=0.5, device="cpu")
+        llm = VideoLLM.from_pretrained(folder, compressor="uniform", keep=0.5, device="cpu")
         answer = llm.ask(self._clip, _ASKED, max_new_tokens=4, anyway=True)
         return answer.raw, answer.text
 

@@ -39,12 +39,13 @@ class Spending:
         said: Generation,
         peak_mb: float | None,
         method: str,
+        model: str = "",
     ) -> Receipt:
         """The account of one answer.
 
         Args:
             frames: of the clip. peak_mb: the most memory of the whole call, where it was measured.
-            method: the name of the compressors that ran.
+            method: the name of the compressors that ran. model: that of the model.
         """
         total = said.counts.total
         size = kv_bytes_per_token(self.decoder, encoded.element_size)
@@ -69,6 +70,7 @@ class Spending:
             flops,
             said.shared_by,
             method,
+            model,
         )
 
     def flops(

@@ -75,19 +75,20 @@ class HubClip:
     def slots(self) -> list[float]:
         return self.placed.slots
 
-    def share(self, session: Session) -> AbstractContextManager[Prefix | None]:
+    def share(self, session: Session, system: str = "") -> AbstractContextManager[Prefix | None]:
         """Read the video's tokens into the decoder once for all questions, where that can be.
 
         It can where the method leaves the same of the video for every question. The keys and
-        values stay as long as the clip, for the method that was used last.
+        values stay as long as the clip, for the method and the system prompt of the last time.
         """
         method = session.method
         if self.output is None or method.query_aware or method.inside_decoder():
             return nullcontext()
         if carries_state(session.layers) or not session.views.plain:
             return nullcontext()
-        if self.prefix is None or self.prefix[0] != repr(method):
-            self.prefix = repr(method), Prefix()
+        before = f"{method!r} {system}"
+        if self.prefix is None or self.prefix[0] != before:
+            self.prefix = before, Prefix()
         return session.sharing(self.prefix[1])
 
     def serves(self, signals: Sequence[str], weights: int, inside: str) -> bool:

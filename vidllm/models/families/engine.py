@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from vidllm.timecode.scoring import scored_spans
 from vidllm.tokens import VideoTokens
 from vidllm.video import VideoClip
 
+from ..dialogue import ALONE, Dialogue
 from ..engine import (
     Decoded,
     Engine,
@@ -53,7 +55,7 @@ from .pixels import tokens_per_frame
 from .processing import Processing
 from .scripts import SCRIPTS, TASKS, Placed, Script, chat, marks_of, shorten, write
 from .served import FAMILIES
-from .steps import Enough, GenerateSteps, counts_of, report_of
+from .steps import Enough, GenerateSteps, counts_of, report_of, seeded
 
 
 class HubEngine(Engine):
@@ -97,7 +99,8 @@ class HubEngine(Engine):
         self.marks = marks_of(self.script, self.adapter.config, self.tokenizer)
         pixels, processor = beside.pixels, beside.processor
         self.memory = HubClipMemory(model, self.adapter, self.marks, pixels, processor)
-        self.chat = chat(self.script, self.tokenizer, beside.template, self.marks)
+        self._chats: dict[tuple[bool, int], str] = {}
+        self.chat = self._chat(ALONE)  # a template without a place for a question is refused here
         self.code = TextTime()
 
     @classmethod
@@ -128,10 +131,16 @@ class HubEngine(Engine):
         return cls(adapter.model, Processing.of(processor, kind, {}), whole=model, **options)
 
     def save(self, folder: Path) -> None:
-        if self.temporal is not None or self.tuned is not None:
+        if self.tuned is not None:  # the adapters alone, as they were loaded
+            for file in self.tuned.folder.iterdir():
+                same = file.resolve() == (folder / file.name).resolve()
+                if file.suffix in (".json", ".safetensors", ".md") and not same:
+                    shutil.copyfile(file, folder / file.name)
+            return
+        if self.temporal is not None:
             raise InputError(
-                "what was trained beside this model is saved by itself (vl.temporal."
-                "save_pretrained, vidllm train hub): load the model without, and save that"
+                "a temporal encoder beside this model is saved by itself (vl.temporal."
+                "save_pretrained): load the model without, and save that"
             )
         self.whole.save_pretrained(folder)
         self.beside.save(folder)
@@ -198,6 +207,20 @@ class HubEngine(Engine):
         for text in questions:
             self._check(text, answer or 1)  # the usual length may be cut short
 
+    def check_dialogue(self, dialogue: Dialogue) -> None:
+        for text in dialogue.texts:
+            self._check(text)
+        self._chat(dialogue)
+
+    def _chat(self, dialogue: Dialogue) -> str:
+        """The chat around a question; rendered once for every shape of a conversation."""
+        shape = bool(dialogue.system), len(dialogue.turns)
+        if shape not in self._chats:
+            template = self.beside.template
+            made = chat(self.script, self.tokenizer, template, self.marks, *shape)
+            self._chats[shape] = made
+        return self._chats[shape]
+
     def sharing_notes(self, clip: VideoClip, method: Compressor, questions: int) -> tuple[str, ...]:
         late = [item for item in method.methods if item.stage in LATE]
         moved = moved_cuts(late, list(cast(Any, self.adapter.decoder).layers))
@@ -222,13 +245,18 @@ class HubEngine(Engine):
             yield session
 
     def check_room(
-        self, clip: VideoClip, questions: Sequence[str], answer: int | None, times: bool
+        self,
+        clip: VideoClip,
+        questions: Sequence[str],
+        answer: int | None,
+        times: bool,
+        dialogue: Dialogue = ALONE,
     ) -> int:
         """See that prompts have room. Positions of time, row and column go side by side."""
         placed = self.memory.open(clip).placed
         video = sum(placed.counts)
         for question in questions:
-            ids = self.prompt_ids(placed, question, times)
+            ids = self.prompt_ids(placed, question, times, dialogue)
             check_room(
                 self._positions,
                 text=ids.shape[1] - video,
@@ -251,13 +279,14 @@ class HubEngine(Engine):
         watch: Stopwatch,
         answer: int,
         times: bool = False,
+        dialogue: Dialogue = ALONE,
     ) -> list[Generation]:
         before = dict.fromkeys(watch.seconds, len(questions))
         made = []
         for question in questions:
-            ids, spent = self.prompt_ids(video.placed, question, times), watch.copy()
-            with video.share(work):
-                said = self._generate(video, ids, work, spent, answer)
+            ids = self.prompt_ids(video.placed, question, times, dialogue)
+            with video.share(work, dialogue.system), seeded(dialogue, self.model):
+                said = self._generate(video, ids, work, watch.copy(), answer, dialogue)
             made.append(replace(said, shared_by=before))
         if by_question(work.method):
             return made
@@ -265,9 +294,15 @@ class HubEngine(Engine):
         return pooled(made, ("compress", "prefill"))
 
     def _generate(
-        self, video: HubClip, ids: Tensor, session: Session, watch: Stopwatch, answer: int
+        self,
+        video: HubClip,
+        ids: Tensor,
+        session: Session,
+        watch: Stopwatch,
+        answer: int,
+        dialogue: Dialogue,
     ) -> Generation:
-        """A greedy answer to a prompt (1, L).
+        """An answer to a prompt (1, L), greedy or drawn.
 
         The seconds of compressing, of the prefill (the model's first call without it) and of the
         rest go to `watch` as "compress", "prefill" and "generate".
@@ -281,11 +316,11 @@ class HubEngine(Engine):
             out = model.generate(
                 **self.memory.arguments(video, session, ids),
                 max_new_tokens=answer,
-                do_sample=False,
+                do_sample=bool(dialogue.temperature),
                 num_beams=1,
                 num_return_sequences=1,
-                temperature=None,
-                top_p=None,
+                temperature=dialogue.temperature or None,
+                top_p=dialogue.top_p if dialogue.temperature else None,
                 top_k=None,
                 eos_token_id=stop,
                 pad_token_id=pad,
@@ -378,9 +413,10 @@ class HubEngine(Engine):
             handle.remove()
         return found[0]
 
-    def prompt_text(self, clip: VideoClip, question: str, times: bool = False) -> str:
-        placed = self.memory.open(clip).placed
-        text = write(self.script, self.chat, placed, question, times=times)
+    def prompt_text(
+        self, clip: VideoClip, question: str, times: bool = False, dialogue: Dialogue = ALONE
+    ) -> str:
+        text = self._written(self.memory.open(clip).placed, question, times, dialogue)
         return shorten(text, self.marks["pad"])
 
     @property
@@ -398,9 +434,15 @@ class HubEngine(Engine):
         alone: Any = self.tokenizer(question, add_special_tokens=False)
         check_room(self._positions, text=len(alone["input_ids"]), answer=answer)
 
-    def prompt_ids(self, placed: Placed, question: str, times: bool) -> Tensor:
+    def _written(self, placed: Placed, question: str, times: bool, dialogue: Dialogue) -> str:
+        frame = self._chat(dialogue)
+        return write(self.script, frame, placed, question, times=times, dialogue=dialogue)
+
+    def prompt_ids(
+        self, placed: Placed, question: str, times: bool, dialogue: Dialogue = ALONE
+    ) -> Tensor:
         """The prompt about a clip, (1, L)."""
-        text = write(self.script, self.chat, placed, question, times=times)
+        text = self._written(placed, question, times, dialogue)
         bos = self.tokenizer.bos_token
         plain = bool(bos) and text.startswith(str(bos))
         made: Any = self.tokenizer(text, add_special_tokens=not plain)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vidllm.errors import InputError, WorkError
 
+from ..dialogue import ALONE, Dialogue
 from .family import Adapter, grids_of
 
 _CHATML = "<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
@@ -305,7 +306,7 @@ def in_words(number: int) -> str:
     return f"{in_words(count)} {name}" + (joint + in_words(rest) if rest else "")
 
 
-_QUESTION = "{question}"
+_QUESTION, _SYSTEM_PLACE = "{question}", "{system}"
 
 
 def marks_of(script: Script, config: Any, tokenizer: Any) -> dict[str, str]:
@@ -365,49 +366,93 @@ def place(
     return Placed(told, duration, shape, counts, marks)
 
 
-def chat(script: Script, tokenizer: Any, template: str | None, marks: Mapping[str, str]) -> str:
-    """The chat around one question, with the mark of the video and "{question}" in it.
+def chat(
+    script: Script,
+    tokenizer: Any,
+    template: str | None,
+    marks: Mapping[str, str],
+    system: bool = False,
+    turns: int = 0,
+) -> str:
+    """The chat around a question, with the mark of the video and "{question}" in it.
 
     Args:
         template: the checkpoint's own, or None.
+        system: with "{system}". turns: with so many "{asked 0}" and "{said 0}" before, the video
+            in the first one.
 
     Raises:
         WorkError: a template that has no place for a video.
+        InputError: one that has none for a system prompt or turns.
     """
-    inside = script.content.format(**marks, question=_QUESTION)
+    asked = [*(f"{{asked {n}}}" for n in range(turns)), _QUESTION]
+    said = [f"{{said {n}}}" for n in range(turns)]
+    inside = script.content.format(**marks, question=asked[0])
+    lacking = (
+        "the model's chat template has no place for a system prompt or earlier turns: ask "
+        "without system and history"
+    )
     if template is None or script.fixed:
+        if system or turns:
+            raise InputError(lacking)
         return script.template.replace("{content}", inside)
-    parts: Any = [{"type": "video"}, {"type": "text", "text": _QUESTION}]
-    for content in (parts, inside):  # templates of text models take the content as a text
-        turn = [{"role": "user", "content": content}]
+    for parts in (True, False):  # templates of text models take the content as a text
+        first: Any = [{"type": "video"}, {"type": "text", "text": asked[0]}] if parts else inside
+        later = [[{"type": "text", "text": t}] if parts else t for t in (*asked[1:], *said)]
+        users, others = [first, *later[:turns]], later[turns:]
+        messages = [{"role": "user", "content": users[0]}]
+        for user, other in zip(users[1:], others, strict=True):
+            messages += [{"role": "assistant", "content": other}, {"role": "user", "content": user}]
+        if system:
+            told: Any = [{"type": "text", "text": _SYSTEM_PLACE}] if parts else _SYSTEM_PLACE
+            messages.insert(0, {"role": "system", "content": told})
         try:
             text = str(
                 tokenizer.apply_chat_template(
-                    turn, chat_template=template, tokenize=False, add_generation_prompt=True
+                    messages, chat_template=template, tokenize=False, add_generation_prompt=True
                 )
             )
         except Exception:  # jinja's errors, or whatever the template raises itself
             continue
-        if text.count(marks["video"]) == 1 and text.count(_QUESTION) == 1:
-            first = str(tokenizer.bos_token or tokenizer.eos_token) if script.opens else ""
-            return text if text.startswith(first) else first + text
+        wanted = [marks["video"], *asked, *said, *([_SYSTEM_PLACE] if system else [])]
+        if all(text.count(place) == 1 for place in wanted):
+            start = str(tokenizer.bos_token or tokenizer.eos_token) if script.opens else ""
+            return text if text.startswith(start) else start + text
+    if system or turns:
+        raise InputError(lacking)
     raise WorkError("the model's chat template has no place for a video and a question")
 
 
-def write(script: Script, frame: str, clip: Placed, question: str, *, times: bool = False) -> str:
+def write(
+    script: Script,
+    frame: str,
+    clip: Placed,
+    question: str,
+    *,
+    times: bool = False,
+    dialogue: Dialogue = ALONE,
+) -> str:
     """The whole prompt, every video token written out.
 
     Args:
-        frame: what `chat` gave. times: put the seconds of the frames before the question, in words.
+        frame: what `chat` gave for such a dialogue.
+        times: put the seconds of the frames before what is asked beside the video, in words.
     """
     mark = script.mark.format(**clip.marks)
     mark = mark if mark in frame else clip.marks["video"]
+    asked = [*(turn[0] for turn in dialogue.turns), question]
     if times:
         told = ",".join(f"{time:.2f}s" for time in clip.seconds)
         count = len(clip.seconds)
-        question = TIMES.format(duration=clip.duration, count=count, times=told) + question
-    before, after = frame.split(mark)
-    return before + script.expand(clip) + after.replace(_QUESTION, question)
+        asked[0] = TIMES.format(duration=clip.duration, count=count, times=told) + asked[0]
+    texts = {_QUESTION: asked[-1], _SYSTEM_PLACE: dialogue.system}
+    for number, (text, turn) in enumerate(zip(asked, dialogue.turns, strict=False)):
+        texts |= {f"{{asked {number}}}": text, f"{{said {number}}}": turn[1]}
+    places = re.compile("|".join(map(re.escape, texts)))
+    before, after = (  # at once: what is said may hold the name of a place
+        places.sub(lambda place: texts[place[0]], part) for part in frame.split(mark)
+    )
+    return before + script.expand(clip) + after
 
 
 def shorten(text: str, pad: str) -> str:

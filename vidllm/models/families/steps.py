@@ -15,11 +15,12 @@ from vidllm.errors import InputError
 from vidllm.progress import Stopwatch, check
 from vidllm.tokens import Keep, VideoTokens
 
+from ..dialogue import Dialogue
 from ..engine import Counts
 from ..hooks.pruning import bare
 from ..hooks.session import Session
 from ..hooks.state import Report
-from .clips import wait
+from .clips import device_of, wait
 
 
 class GenerateSteps(StoppingCriteria):
@@ -94,6 +95,18 @@ class GenerateSteps(StoppingCriteria):
             return self.tokens
         chosen = report.choice.chosen[0]
         return self.tokens if chosen is None else self.tokens.apply(Keep(chosen))
+
+
+@contextmanager
+def seeded(dialogue: Dialogue, model: Any) -> Iterator[None]:
+    """Where tokens are drawn: from the seed, and with torch's own state as before afterwards."""
+    if not dialogue.temperature:
+        yield
+        return
+    device = device_of(model)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(dialogue.seed)
+        yield
 
 
 class Enough(Exception):

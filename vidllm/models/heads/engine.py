@@ -23,6 +23,7 @@ from vidllm.progress import Listener, Stopwatch, check
 from vidllm.timecode import get_timecode
 from vidllm.tokens import VideoTokens
 
+from ..dialogue import ALONE, Dialogue
 from ..engine import (
     Counts,
     Decoded,
@@ -185,6 +186,12 @@ class HeadEngine(Engine):
                 raise InputError("the question is empty: ask something")
             self.model.check(question)
 
+    def check_dialogue(self, dialogue: Dialogue) -> None:
+        if dialogue.texts or dialogue.temperature:
+            raise InputError(
+                f"{self.model.config.recipe} has no LLM: leave out system, history and temperature"
+            )
+
     @contextmanager
     def at_work(self, method: Compressor, listener: Listener | None = None) -> Iterator[Compressor]:
         self.check_serves(method)
@@ -192,7 +199,12 @@ class HeadEngine(Engine):
         yield method
 
     def check_room(
-        self, clip: VideoClip, questions: Sequence[str], answer: int | None, times: bool = False
+        self,
+        clip: VideoClip,
+        questions: Sequence[str],
+        answer: int | None,
+        times: bool = False,
+        dialogue: Dialogue = ALONE,
     ) -> int:
         return len(clip)
 
@@ -212,6 +224,7 @@ class HeadEngine(Engine):
         watch: Stopwatch,
         answer: int,
         times: bool = False,
+        dialogue: Dialogue = ALONE,
     ) -> list[Generation]:
         check(watch.listener)
         with watch.stage("head"):
@@ -241,7 +254,9 @@ class HeadEngine(Engine):
             torch.zeros(len(clip), 1, 1, 1), clip.seconds.tolist(), clip.duration
         )
 
-    def prompt_text(self, clip: VideoClip, question: str, times: bool = False) -> str:
+    def prompt_text(
+        self, clip: VideoClip, question: str, times: bool = False, dialogue: Dialogue = ALONE
+    ) -> str:
         return f"<features {len(clip)}>{question}"
 
 

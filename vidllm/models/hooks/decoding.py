@@ -276,8 +276,9 @@ def generate_from(
     eos: int,
     choice: CacheChoice | None = None,
     trace: Trace | None = None,
+    draw: Callable[[Tensor], Tensor] | None = None,
 ) -> list[list[int]]:
-    """Answer several prompts about one prefill, greedily; it is used up.
+    """Answer several prompts about one prefill; it is used up.
 
     Args:
         llm: the causal language model.
@@ -287,6 +288,7 @@ def generate_from(
         eos: id that ends an answer (not returned).
         choice: a method that chooses at every step what is read of the video.
         trace: where log-probabilities are noted, and who hears of every step.
+        draw: from logits (rows, V) to ids (rows, 1); None for the likeliest.
 
     Returns:
         New ids of every prompt.
@@ -328,7 +330,7 @@ def generate_from(
             )
             past.choice = choice  # the prompts have read the whole video
             logits = out.logits[:, -1].float()
-            ids = logits.argmax(dim=-1, keepdim=True)
+            ids = logits.argmax(dim=-1, keepdim=True) if draw is None else draw(logits)
             if trace is not None:
                 shares = torch.log_softmax(logits, dim=-1)
                 if not scores:

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import copy
 import math
-import weakref
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from vidllm.compressors import Compressor
-from vidllm.encoders.vision import VisionEncoder, to_pixels
-from vidllm.errors import WorkError
+from vidllm.encoders.vision import VisionEncoder
+from vidllm.errors import InputError, WorkError
 from vidllm.errors.paths import is_folder
 from vidllm.progress import Listener, Stopwatch, attentive, check
 from vidllm.timecode import Span, get_timecode, unfinished
@@ -32,6 +31,8 @@ from vidllm.tokens import VideoTokens
 from vidllm.video import VideoClip
 
 from ..answer import shift_seconds
+from ..deltas import WEIGHTS
+from ..dialogue import ALONE, Dialogue
 from ..engine import (
     Decoded,
     Engine,
@@ -43,133 +44,17 @@ from ..engine import (
     longest_answer,
     one_at_a_time,
     uncounted,
-    weights_state,
 )
 from ..load_options import choose_device, choose_dtype
 from ..loading import choose_compressor, footage_home, load_native
 from ..parts import ModelParts, native_parts
 from ..question import PROMPTS, check_room, longest, positions_of, prompt_ids, unknown_words, wrap
 from ..shipped import default_model
+from .clip_memory import ClipMemory, NativeClip
 from .config import NativeConfig
 from .footage import KnownFootage, clip_pixels, load_known
 from .generation import Prompt, answer_prompt
 from .model import NativeVideoLLM, slots_of, window
-
-_PART = 32  # frames that are resized at once
-
-
-@dataclass(frozen=True)
-class NativeClip:
-    """An `EncodedClip` of the project's own models.
-
-    Attributes:
-        tokens: before compression. rest: what is left for the method at work to do with them.
-    """
-
-    tokens: VideoTokens
-    rest: Compressor
-    slots: np.ndarray
-    tower_flops: float | None = None
-
-    @property
-    def total(self) -> int:
-        return self.tokens.total
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        return self.tokens.grid
-
-    @property
-    def element_size(self) -> int:
-        return self.tokens.features.element_size()
-
-
-@dataclass
-class _Remembered:
-    """What a clip became; `inside` is what merged in the tower, with its budget, or None, and
-    `flops` what the tower did then."""
-
-    clip: weakref.ref[VideoClip]
-    weights: int
-    inside: tuple[Compressor, int | None] | None
-    signals: bool
-    tokens: VideoTokens
-    flops: float | None
-
-
-@dataclass
-class ClipMemory:
-    """From clips to their tokens; the last clip is remembered for as long as it lives.
-
-    Of a clip two things are kept: what it became as it is, and with what the last method made of
-    it that merges inside the vision tower. What another method or other weights made is never
-    taken, nor tokens without the signals that a method reads.
-    """
-
-    model: NativeVideoLLM
-    kept: list[_Remembered] = field(default_factory=list)
-
-    def encode(
-        self,
-        clip: VideoClip,
-        methods: Sequence[Compressor],
-        inside: Compressor | None = None,
-        count_tower: TowerCounter = uncounted,
-    ) -> tuple[VideoTokens, Compressor | None]:
-        """Video tokens of a clip, with the signals that `methods` read as far as the tower has
-        them.
-
-        Args:
-            inside: a method whose first part may merge inside the vision tower.
-            count_tower: counts the tower's FLOPs where it does.
-
-        Returns:
-            The tokens, and what is left of `inside` to do with them: where nothing merged in the
-            tower, all of it.
-        """
-        model, merge = self.model, None
-        if inside is not None:
-            merge, inside = model.tower_part(inside, len(clip))
-            methods = (inside, *methods)
-        reads = tuple({name for method in methods for name in (*method.needs, *method.uses)})
-        signals = bool(set(reads) & set(model.vision.provides))
-        weights = weights_state(model.vision, model.projector, model.temporal)
-        for known in self.kept:
-            if (
-                known.clip() is clip
-                and known.weights == weights
-                and known.inside == merge
-                and (known.signals or not signals)
-            ):
-                tokens = known.tokens
-                if known.signals and not signals:  # as a fresh call would give them
-                    tokens = replace(tokens, signals={})
-                return tokens, inside
-        start, duration = window(model.config, clip)
-        size = model.vision.image_size
-        # In parts: as float32, frames are many times their bytes.
-        frames = torch.from_numpy(clip.frames.copy()).split(_PART)
-        pixels = torch.cat([to_pixels(part.to(model.device), size) for part in frames])
-        # The method may be changed after this call: what is compared later is how it was.
-        how = copy.deepcopy(merge)
-        times = clip.seconds - start
-        if merge is None:
-            flops, tokens = None, model.encode(pixels, times, duration, reads)
-        else:
-            with count_tower(model.vision, model.projector) as counted:
-                tokens = model.encode(pixels, times, duration, reads, merge)
-            flops = counted.flops
-        made = _Remembered(weakref.ref(clip, self._gone), weights, how, signals, tokens, flops)
-        same = [s for s in self.kept if s.clip() is clip and (s.inside is None) != (merge is None)]
-        self.kept = [*same, made]
-        return tokens, inside
-
-    def flops(self, tokens: VideoTokens) -> float | None:
-        """FLOPs of the vision tower that made these tokens, where it merged some on the way."""
-        return next((s.flops for s in self.kept if s.tokens.source is tokens.source), None)
-
-    def _gone(self, _clip: object) -> None:
-        self.kept = [known for known in self.kept if known.clip() is not None]
 
 
 def _query(model: NativeVideoLLM, method: Compressor, tail: Sequence[int]) -> torch.Tensor | None:
@@ -244,6 +129,25 @@ class NativeEngine(Engine):
         home = Path(folder) if is_folder(folder) else None
         return cls(model, tokenizer, footage=footage, folder=home, **options)
 
+    def save(self, folder: Path) -> None:
+        """The whole weights, also where the model's own folder holds changes to another one; with
+        the statistics of its footage and the weights of its learned methods."""
+        config = self.config
+        before = config.base, config.base_sha256
+        config.base = config.base_sha256 = ""
+        try:
+            self.model.save_pretrained(folder)
+        finally:
+            config.base, config.base_sha256 = before
+        self.tokenizer.save_pretrained(folder)
+        if self.folder is None:
+            return
+        known = Path(footage_home(str(self.folder))).glob("footage.*")
+        learned = (f for f in self.folder.glob("*.safetensors") if f.name != WEIGHTS)
+        for file in {one.name: one for one in (*learned, *known)}.values():
+            if file.resolve() != (folder / file.name).resolve():
+                shutil.copyfile(file, folder / file.name)
+
     def with_trained(self, method: Compressor) -> Compressor:
         """See `Engine.with_trained`."""
         return method if self.folder is None else method.trained_in(self.folder)
@@ -293,6 +197,13 @@ class NativeEngine(Engine):
         prompts = [prompt_ids(self.tokenizer, text) for text in questions]
         self.check_prompts(prompts, 0, longest_answer(answer))
 
+    def check_dialogue(self, dialogue: Dialogue) -> None:
+        if dialogue.texts:
+            raise InputError(
+                "this model was trained on single questions without a system prompt, and would "
+                "answer anything to others: ask one question, or use a model from the hub"
+            )
+
     def check_prompts(
         self, prompts: Sequence[tuple[Sequence[int], Sequence[int]]], video: int, answer: int
     ) -> None:
@@ -323,7 +234,12 @@ class NativeEngine(Engine):
             yield method
 
     def check_room(
-        self, clip: VideoClip, questions: Sequence[str], answer: int | None, times: bool = False
+        self,
+        clip: VideoClip,
+        questions: Sequence[str],
+        answer: int | None,
+        times: bool = False,
+        dialogue: Dialogue = ALONE,
     ) -> int:
         if isinstance(self.model.vision, VisionEncoder):  # those may make fewer tokens
             return 0
@@ -362,6 +278,7 @@ class NativeEngine(Engine):
         watch: Stopwatch,
         answer: int,
         times: bool = False,
+        dialogue: Dialogue = ALONE,
     ) -> list[Generation]:
         prompts = [prompt_ids(self.tokenizer, q) for q in questions]
         if len({tuple(head) for head, _ in prompts}) != 1:
@@ -379,7 +296,7 @@ class NativeEngine(Engine):
         for group in groups:
             prompt = replace(whole, tails=[tails[i] for i in group])
             # Reading the video counts for every group.
-            made += self._generate(clip, prompt, method, watch.copy(), answer, before)
+            made += self._generate(clip, prompt, method, watch.copy(), answer, before, dialogue)
         return made
 
     @torch.inference_mode()
@@ -391,6 +308,7 @@ class NativeEngine(Engine):
         watch: Stopwatch,
         most: int,
         before: Mapping[str, int],
+        dialogue: Dialogue,
     ) -> list[Generation]:
         """Answers to questions that are asked together.
 
@@ -409,6 +327,7 @@ class NativeEngine(Engine):
             max_new_tokens=most,
             eos=int(cast(int, self.tokenizer.eos_token_id)),
             heard=self._hear(watch, clip, prompt.duration),
+            draw=dialogue.draws(self.model.device),
         )
         beside = len(prompt.head) + sum(map(len, prompt.stamps or ()))
         shared = {**dict.fromkeys(watch.seconds, len(replies)), **before}
@@ -477,7 +396,9 @@ class NativeEngine(Engine):
         tail = prompt_ids(self.tokenizer, question)[1] if method.query_aware else []
         return method.before_decoder(video.tokens, _query(self.model, method, tail))[0]
 
-    def prompt_text(self, clip: VideoClip, question: str, times: bool = False) -> str:
+    def prompt_text(
+        self, clip: VideoClip, question: str, times: bool = False, dialogue: Dialogue = ALONE
+    ) -> str:
         head, tail = (str(self.tokenizer.decode(i)) for i in prompt_ids(self.tokenizer, question))
         tokens, _ = self.tokens(clip)
         stamps = self._stamps(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from vidllm.compressors import Compressor
 from vidllm.progress import Stopwatch
@@ -62,6 +63,7 @@ def answer_prompt(
     max_new_tokens: int,
     eos: int,
     heard: Callable[[list[list[int]]], None] | None = None,
+    draw: Callable[[Tensor], Tensor] | None = None,
 ) -> Replies:
     """Answer the questions of a prompt; a method that reads the question gets one at a time.
 
@@ -69,6 +71,7 @@ def answer_prompt(
         kept: what the method left of the prompt's tokens before the decoder. late: what of it acts
             inside, with exact budgets (see `Compressor.before_decoder`).
         heard: called behind every decode step with all new ids so far, a row a question.
+        draw: as for `generate_from`.
     """
     tails = list(prompt.tails)
     inside = late[0] if late and late[0][1] < len(kept) else None
@@ -105,6 +108,7 @@ def answer_prompt(
             eos=eos,
             choice=choice,
             trace=trace,
+            draw=draw,
         )
     read = cached
     if choice is not None:
