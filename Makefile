@@ -17,7 +17,8 @@ SERVED := $(abspath build/vllm)
 HUB_TESTS = tests/models/test_hf_*.py tests/models/test_models_page.py
 
 .DEFAULT_GOAL := help
-.PHONY: help ask test pytest lint format models site version test-transformers test-vllm clean distclean
+.PHONY: help ask test pytest lint format models site version test-transformers vllm-environment test-vllm \
+	clean distclean
 
 help:
 	@echo "make ask     install and ask the sample video (SAMPLE=..., QUESTION=...)"
@@ -82,14 +83,16 @@ test-transformers: version $(VENV)/.test
 
 # vLLM brings its own torch and transformers. The parts of them that are built for CUDA alone go, and
 # torchvision is told of the operators that it asks for.
+vllm-environment: $(SERVED)/.made
+
 test-vllm: $(SERVED)/.made
 	@OMP_NUM_THREADS=1 $(SERVED)/bin/python -m pytest -q -p no:cacheprovider tests/serving
 
 $(SERVED)/.made: pyproject.toml Makefile tests/serving/declared_operators.py
 	@echo "installing $(VLLM) into $(SERVED) (several gigabytes, some minutes the first time)" >&2
 	@test -x $(SERVED)/bin/python || $(PYTHON) -m venv $(SERVED)
-	@test -z "$(TORCH)" || $(SERVED)/bin/python -m pip install -qq "$(TORCH)"
-	@$(SERVED)/bin/python -m pip install -qq $(TORCH) "$(VLLM)" pytest -e .
+	@test -z "$(TORCH)" || $(SERVED)/bin/python -m pip install -qq --no-compile "$(TORCH)"
+	@$(SERVED)/bin/python -m pip install -qq --no-compile $(TORCH) "$(VLLM)" pytest -e .
 	@test -z "$(TORCH)" || $(SERVED)/bin/python -m pip uninstall -qq -y torchaudio torchcodec
 	@test -z "$(TORCH)" || cp tests/serving/declared_operators.py \
 		$$($(SERVED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sitecustomize.py

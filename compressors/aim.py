@@ -14,8 +14,14 @@ from vidllm.tokens import matching as bipartite
 
 from .base import Compressor
 from .registry import register
-from .shared.frame_rounds import halve_frames, halvings, merge_parts
-from .shared.segments import equal_runs, merge_groups, present_frames
+from .shared.segments import (
+    equal_runs,
+    halve_frames,
+    halvings,
+    merge_groups,
+    merge_parts,
+    present_frames,
+)
 
 
 def match(metric: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ until the budget is met exactly, and carrying the plan out are done here and in 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from vidllm.errors import InputError, WorkError
 from vidllm.tokens import Keep, Selection, VideoTokens, budget_of
+from vidllm.tokens.tower_plan import TowerShape, TowerStep
 from vidllm.tokens.video_tokens import finite
 
 from .returned import plan_of, scores_of
@@ -106,6 +108,16 @@ class Compressor(ABC):
     def methods(self) -> tuple[Compressor, ...]:
         """The methods at work, in order: itself, or those of a chain."""
         return (self,)
+
+    @property
+    def in_tower(self) -> InTower | None:
+        """The method that merges inside a vision tower: of a chain only the first does."""
+        first = self.methods[0]
+        return first if isinstance(first, InTower) and first.tower else None
+
+    def mapped(self, change: Callable[[Compressor], Compressor]) -> Compressor:
+        """The same with every method changed: itself, or those that a chain or wrapper holds."""
+        return change(self)
 
     @property
     def late(self) -> tuple[Compressor, ...]:
@@ -242,3 +254,33 @@ class Scorer(Compressor):
         scores = scores_of(self, tokens, query)
         best = torch.argsort(scores, descending=True, stable=True)[:budget]
         return Keep(best.sort().values)
+
+
+@dataclass
+class InTower(Compressor):
+    """Base of the methods that can merge between the layers of a vision transformer.
+
+    On a tower without layers to merge in (the small `conv` one) they act on its output, as they do
+    when they are called on `VideoTokens`.
+
+    Attributes:
+        tower: merge inside the tower where it has layers; false: on its output.
+    """
+
+    tower: bool = field(
+        default=True,
+        kw_only=True,
+        metadata={"help": "merge inside the vision tower, not on its output"},
+    )
+
+    stage = "vision"
+    proportional: ClassVar[bool] = True
+    """Whether a tower's attention counts a merged token as the tokens behind it."""
+
+    def tower_budget(self, clip: VideoTokens) -> int | None:
+        """How many tokens of a clip its options leave (see `tower_plan.TowerMethod`)."""
+        return self.goal(clip)
+
+    @abstractmethod
+    def tower_steps(self, shape: TowerShape, budget: int | None) -> Sequence[TowerStep]:
+        """Where it merges, and how (see `tower_plan.TowerMethod`)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,9 +40,13 @@ class Chain(Compressor, _Items):
             that is not free to meet the chain's budget.
     """
 
-    def trained_in(self, folder: Path) -> Chain:
+    def trained_in(self, folder: Path) -> Compressor:
         """Every method with its weights."""
-        items = tuple(item.trained_in(folder) for item in self.items)
+        return self.mapped(lambda method: method.trained_in(folder))
+
+    def mapped(self, change: Callable[[Compressor], Compressor]) -> Compressor:
+        """With each of the methods changed."""
+        items = tuple(item.mapped(change) for item in self.items)
         same = all(new is old for new, old in zip(items, self.items, strict=True))
         return self if same else replace(self, items=items)
 

@@ -132,17 +132,13 @@ def parents(
     return [torch.where(s > limit, i, -1) for s, i in zip(best, into, strict=True)]
 
 
-def tree_means(frames: list[Tensor], up: list[Tensor], *, direct: bool = False) -> list[Tensor]:
+def trees(frames: list[Tensor], up: list[Tensor], *, direct: bool) -> Iterator[Tensor]:
     """Tokens of a segment after merging every token into its parent `up`; valid at the roots.
 
-    A root is the mean of its tree. `direct`, the authors' arithmetic: the sum of the tree over
-    one more than the number of DIRECT children, so that chains grow (L equal frames: L / 2).
+    From the last frame to the first. A root is the mean of its tree. `direct`, the authors'
+    arithmetic: the sum of the tree over one more than the number of DIRECT children, so that
+    chains grow (L equal frames: L / 2).
     """
-    return list(_trees(frames, up, direct=direct))[::-1]
-
-
-def _trees(frames: list[Tensor], up: list[Tensor], *, direct: bool) -> Iterator[Tensor]:
-    """`tree_means` from the last frame to the first."""
     total, count = frames[-1].float(), _ones(frames[-1])
     for t in range(len(frames) - 1, 0, -1):
         yield total / count[:, None]
@@ -204,7 +200,7 @@ def merge_segment(
             the end, without them. limit: cosine above which tokens merge along time.
         exact: land on `rest`. Otherwise the authors' rule, ceil() of every frame's share; in a
             segment of one frame the picked tokens take part again, and ties are not parted.
-        direct: see `tree_means`.
+        direct: see `trees`.
 
     Returns:
         The parents of every frame's tokens (see `parents`), and every frame's clusters.
@@ -220,7 +216,7 @@ def merge_segment(
     sizes = [rows.numel() for rows in left]
     counts = _counts(sizes, rest, exact)
     clusters = []
-    values = _trees(frames, up, direct=direct)
+    values = trees(frames, up, direct=direct)
     for rows, value, count in zip(left[::-1], values, counts[::-1], strict=True):
         own = value[rows]
         centres = label = torch.arange(rows.numel(), device=rows.device)

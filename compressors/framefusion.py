@@ -13,8 +13,8 @@ from vidllm.tokens import Keep, Merge, Selection, VideoTokens, apply_rows
 
 from .base import Compressor
 from .registry import register
-from .shared.frame_rounds import Merged, compose
 from .shared.kernels import row_cosine
+from .shared.segments import Merged, compose
 
 
 def _chained(x: Tensor | Merged, place: Tensor, order: Tensor | None = None) -> Tensor:

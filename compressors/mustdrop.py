@@ -14,8 +14,9 @@ from vidllm.errors import InputError
 from vidllm.tokens import Merge, Selection, VideoTokens
 from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
+from .base import InTower
 from .registry import register
-from .shared.in_tower import InTower, rounds
+from .shared.in_tower import rounds
 from .shared.kernels import step_of
 from .shared.segments import equal_runs, merge_groups, present_frames, starts
 

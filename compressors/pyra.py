@@ -22,8 +22,9 @@ from vidllm.errors import InputError
 from vidllm.tokens import Merge, Mix, Selection, VideoTokens
 from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
+from .base import InTower
 from .registry import register
-from .shared.in_tower import InTower, falling, rounds
+from .shared.in_tower import falling, rounds
 from .shared.segments import present_frames, share
 from .tome import Tome, compose, matching_metric, neighbours, one_round, rows_of
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields, replace
 from itertools import accumulate
 from typing import Any, get_args, get_type_hints
 
@@ -13,6 +13,7 @@ from vidllm.errors.bounds import SPEC_DEPTH, SPEC_ITEMS, SPEC_SIGNS, number, sho
 from .base import Compressor
 from .chain import Chain
 from .registry import find, get
+from .shared.parts import Wrapper
 from .wrappers import WRAPPERS
 
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -51,6 +52,41 @@ def build(spec: str, keep: float = 1.0, budget: int | None = None) -> Compressor
             raise InputError(f"budget is given twice, in {spec!r} and as budget={budget}")
         options["budget"] = budget
     return get(name, **options)
+
+
+def spec_of(method: Compressor) -> tuple[str, float]:
+    """What `build` makes an equal method of: a spec, and the share that is given beside it.
+
+    Raises:
+        InputError: an option that no spec can say, such as a module or a chain's budget.
+    """
+    share = method.keep
+    found = _spec(replace(method, keep=1.0) if share != 1.0 else method)
+    if repr(build(found, keep=share)) != repr(method):
+        raise InputError(f"{method.name} has options that cannot be written as a spec")
+    return found, share
+
+
+def _spec(method: Compressor) -> str:
+    if isinstance(method, Chain):
+        return ",".join(_spec(item) for item in method.items)
+    options = [
+        f"{item.name}={_written(getattr(method, item.name))}"
+        for item in fields(method)
+        if item.init and item.name != "inner" and getattr(method, item.name) != _usual(item)
+    ]
+    written = ":".join([type(method).name, *options])
+    return f"{written}({_spec(method.inner)})" if isinstance(method, Wrapper) else written
+
+
+def _usual(option: Field[Any]) -> Any:
+    return option.default if option.default_factory is MISSING else option.default_factory()
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "+".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def _item(part: str) -> Compressor:

@@ -1,8 +1,4 @@
-"""TempMe (arXiv 2409.01156): merge inside frames, then join neighbouring clips and merge across.
-
-The authors' merge and schedule stand in `vidllm.tokens.matching`; `Tempme` is the method on
-`VideoTokens`.
-"""
+"""TempMe (arXiv 2409.01156): merge inside frames, then join neighbouring clips and merge across."""
 
 from __future__ import annotations
 
@@ -17,10 +13,10 @@ from vidllm.errors import InputError
 from vidllm.tokens import Merge, Selection, VideoTokens
 from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
+from .base import InTower
 from .registry import register
-from .shared.frame_rounds import Merged
-from .shared.in_tower import InTower, even, rounds
-from .shared.segments import equal_runs, share
+from .shared.in_tower import even, rounds
+from .shared.segments import Merged, equal_runs, share
 from .tome import Metric, bare, compose, matching_metric, one_round, rows_of
 
 

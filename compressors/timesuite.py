@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -68,17 +67,6 @@ class _Block(nn.Module):
         return _active(self.pointwise(self.depthwise(padded)), self.norm)
 
 
-_INNER = (("0", "depthwise"), ("1", "pointwise"), ("2.layer_norm", "norm"))
-_OUTER = (("DwConv1", "down1"), ("DwConv2", "down2"), ("UpConv1", "up1"), ("UpConv0", "up0"))
-_REFERENCE = {
-    "linear_input": "enter",
-    "linear_output": "leave",
-    "fc.0": "middle",
-    "fc.1.layer_norm": "middle_norm",
-    **{f"{a}.{i}": f"{b}.{j}" for a, b in _OUTER for i, j in _INNER},
-}
-
-
 class Tape(nn.Module):
     """Temporal adaptive position encoding: a small U-Net over time, to add to shuffled tokens.
 
@@ -128,24 +116,6 @@ class Tape(nn.Module):
         up = self.up1(second.repeat_interleave(_STEP, dim=2) + first)
         up = self.up0(up.repeat_interleave(_STEP, dim=2) + pooled)
         return self.leave(up.transpose(1, 2)[:, :count])
-
-    def load_reference_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take the parameters under the authors' names ("DwConv1.0.weight" and so on).
-
-        A prefix that ends in a slash is ignored.
-
-        Raises:
-            InputError: names that are missing or unknown, or shapes of other options.
-        """
-        own = {}
-        for name, value in state.items():
-            part, _, leaf = name.rpartition("/")[2].rpartition(".")
-            own[f"{_REFERENCE.get(part, part)}.{leaf}"] = value
-        try:
-            self.load_state_dict(own)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"these are no parameters for this Tape: {reason}") from error
 
 
 def resample(x: Tensor, start: Tensor, end: Tensor, group: int = 4) -> Tensor:

@@ -18,11 +18,11 @@ from vidllm.tokens.matching import match
 from vidllm.tokens.tower_plan import TowerShape, TowerStep
 from vidllm.tokens.video_tokens import take
 
+from .base import InTower
 from .registry import register
-from .shared.frame_rounds import Merged, halve_frames
-from .shared.in_tower import InTower, falling, rounds
+from .shared.in_tower import falling, rounds
 from .shared.kernels import batches
-from .shared.segments import equal_runs, merge_groups, present_frames, share
+from .shared.segments import Merged, equal_runs, halve_frames, merge_groups, present_frames, share
 
 
 def rows_of(label: Tensor) -> list[Tensor]:

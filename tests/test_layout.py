@@ -16,7 +16,7 @@ import typer
 from packaging.requirements import Requirement
 from pages import PAGES, blocks
 
-from vidllm.cli.main import app
+from vidllm.cli.application import app
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -141,6 +141,11 @@ def test_a_file_is_short_and_says_what_it_is_for(name: str, file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 500, f"{file} is too long"
     assert ast.get_docstring(ast.parse(text)), f"{file} has no docstring"
+
+
+def test_nobody_asks_whether_a_method_is_a_chain() -> None:
+    for _, file in sources():
+        assert not re.search(r"isinstance\([^)]*\bChain\b", file.read_text(encoding="utf-8")), file
 
 
 def test_importing_vidllm_loads_neither_torch_nor_transformers() -> None:

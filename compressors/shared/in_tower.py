@@ -1,50 +1,16 @@
-"""Methods that merge inside the vision tower, and where a chain hands over to it.
-
-On a tower without layers to merge in (the small `conv` one) they act on its output, as they do
-when they are called on `VideoTokens`.
-"""
+"""Merging inside the vision tower: where a chain hands over to it, and how many stay by layer."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Callable
 
 from vidllm.errors import InputError
 from vidllm.tokens import Selection, VideoTokens
-from vidllm.tokens.tower_plan import TowerShape, TowerStep
+from vidllm.tokens.tower_plan import TowerShape
 
-from ..base import Compressor
+from ..base import Compressor, InTower
 from ..chain import Chain
 from ..none import NoCompression
-
-
-@dataclass
-class InTower(Compressor):
-    """Base of the methods that can merge between the layers of a vision transformer.
-
-    Attributes:
-        tower: merge inside the tower where it has layers; false: on its output.
-    """
-
-    tower: bool = field(
-        default=True,
-        kw_only=True,
-        metadata={"help": "merge inside the vision tower, not on its output"},
-    )
-
-    stage = "vision"
-    proportional: ClassVar[bool] = True
-    """Whether a tower's attention counts a merged token as the tokens behind it."""
-
-    def tower_budget(self, clip: VideoTokens) -> int | None:
-        """How many tokens of a clip its options leave (see `tower_plan.TowerMethod`)."""
-        return self.goal(clip)
-
-    @abstractmethod
-    def tower_steps(self, shape: TowerShape, budget: int | None) -> Sequence[TowerStep]:
-        """Where it merges, and how (see `tower_plan.TowerMethod`)."""
 
 
 def tower_part(
@@ -61,8 +27,8 @@ def tower_part(
         The method inside with its budget (None: by its own options, from the features), or None
         where nothing is to merge there; and the rest, which meets the budget of the whole.
     """
-    first = method.methods[0]
-    if not isinstance(first, InTower) or not first.tower:
+    first = method.in_tower
+    if first is None:
         return None, method
     if method is first:
         budget = first.tower_budget(clip)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -146,7 +146,11 @@ class Wrapper(Compressor, _Around):
 
     def trained_in(self, folder: Path) -> Compressor:
         """With the weights of the method inside."""
-        inner = self.inner.trained_in(folder)
+        return self.mapped(lambda method: method.trained_in(folder))
+
+    def mapped(self, change: Callable[[Compressor], Compressor]) -> Compressor:
+        """With the method inside changed."""
+        inner = self.inner.mapped(change)
         return self if inner is self.inner else replace(self, inner=inner)
 
     def notes(self) -> tuple[str, ...]:

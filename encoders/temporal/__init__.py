@@ -2,8 +2,15 @@
 
 from .aaren import AarenEncoder, prefix_attention
 from .attention import AttentionEncoder
-from .base import (
-    TemporalEncoder,
+from .base import TemporalEncoder
+from .chunked import ssd_chunked
+from .h3 import H3Encoder
+from .identity import IdentityEncoder
+from .lmu import LMUEncoder
+from .lssl import LSSLEncoder
+from .mamba import MambaEncoder
+from .mambamixer import MambaMixerEncoder
+from .registry import (
     describe,
     find_temporal,
     get_alike,
@@ -12,13 +19,6 @@ from .base import (
     temporal_names,
     temporal_packages,
 )
-from .chunked import ssd_chunked
-from .h3 import H3Encoder
-from .identity import IdentityEncoder
-from .lmu import LMUEncoder
-from .lssl import LSSLEncoder
-from .mamba import MambaEncoder
-from .mambamixer import MambaMixerEncoder
 from .s_mamba import SMambaEncoder
 from .selective import selective_scan
 from .ssd import SSDEncoder

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from vidllm.errors import InputError
 
 from .attention import heads_of, with_feed_forward
-from .base import BothWays, Mixer, Scan, StackEncoder, StackOptions, State, Time, register_temporal
+from .base import BothWays, Mixer, Scan, StackEncoder, StackOptions, State, Time
+from .registry import register_temporal
 
 #: Maximum (...), denominator (...) and numerator (..., d) of one or many stretches of tokens.
 Summary = tuple[Tensor, Tensor, Tensor]

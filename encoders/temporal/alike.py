@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .base import get_temporal, options_of
+from .registry import get_temporal, options_of
 
 #: Layers of one encoder at most.
 DEEPEST = 12

@@ -20,16 +20,8 @@ from torch.nn import functional as F
 from vidllm.errors import InputError
 
 from .band import band_attention, full_attention, rotate
-from .base import (
-    Mixer,
-    Scan,
-    StackEncoder,
-    StackOptions,
-    StackState,
-    State,
-    Time,
-    register_temporal,
-)
+from .base import Mixer, Scan, StackEncoder, StackOptions, StackState, State, Time
+from .registry import register_temporal
 
 Position = Literal["rotary", "none"]
 

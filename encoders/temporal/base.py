@@ -1,4 +1,4 @@
-"""What every temporal encoder promises, the registry that finds one by name, and residual stacks.
+"""What every temporal encoder promises, and residual stacks of layers that mix a sequence.
 
 Encoders that read a clip as sequences give one `Mixer` a layer; reading order, residual layers,
 true seconds, padding and streaming stand here (`StackEncoder`).
@@ -10,14 +10,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidllm.errors import InputError
-from vidllm.errors.registry import Registry
 
 
 class TemporalEncoder(nn.Module, ABC):
@@ -89,85 +88,14 @@ class TemporalEncoder(nn.Module, ABC):
             )
 
 
-_REGISTRY: Registry[TemporalEncoder] = Registry(
-    "temporal encoder", given=("dim",), base=TemporalEncoder, group="vidllm.encoders"
-)
-register_temporal, temporal_names = _REGISTRY.register, _REGISTRY.names
-find_temporal, temporal_packages = _REGISTRY.find, _REGISTRY.packages
-options_of = _REGISTRY.options
-
-
-def tensors_in(state: Any) -> list[Tensor]:
-    """The tensors of a streaming state, whatever holds them."""
-    if isinstance(state, Tensor):
-        return [state]
-    if isinstance(state, dict):
-        return [t for value in state.values() for t in tensors_in(value)]
-    if isinstance(state, list | tuple):
-        return [t for value in state for t in tensors_in(value)]
-    return tensors_in(vars(state)) if hasattr(state, "__dict__") else []
-
-
-def state_bytes(encoder: TemporalEncoder, dim: int, slots: int = 1, frames: int = 8) -> int | None:
-    """Bytes that the encoder carries between chunks of a video of `slots` tokens a frame.
-
-    None where it cannot stream. Measured on `frames` frames of zeros; a state that is still
-    growing then (a window that is not full) counts as it is.
-    """
-    if not encoder.streams:
-        return None
-    example = next(iter(encoder.parameters()), torch.zeros(()))
-    x = torch.zeros(1, frames, slots, dim, dtype=example.dtype, device=example.device)
-    with torch.no_grad():
-        _, state = encoder.stream(x, torch.arange(frames, device=x.device)[None].float())
-    return sum(t.numel() * t.element_size() for t in tensors_in(state))
-
-
-def get_temporal(name: str, dim: int, **options: Any) -> TemporalEncoder:
-    """Build the encoder called `name` for tokens of width `dim`.
-
-    Raises:
-        InputError: no encoder or no option of that name; the message names close matches.
-    """
-    return _REGISTRY.build(name, dim, options=options)
-
-
-def get_alike(name: str, dim: int, **options: Any) -> TemporalEncoder:
-    """As `get_temporal`, without the options that this encoder does not have: for comparisons."""
-    known = options_of(name)
-    return get_temporal(name, dim, **{k: v for k, v in options.items() if k in known})
-
-
-def describe(dim: int = 256) -> list[dict[str, Any]]:
-    """What is registered, for lists and pages.
-
-    Each has name, summary, paper, options; `parameters` of the default build at width `dim`;
-    `causal` and `streams` of the build that reads forwards alone (where there is one), and
-    `state_bytes`, what that carries between chunks for one slot in float32 (None: no stream).
-    """
-    found = []
-    for name in temporal_names():
-        ahead = get_alike(name, dim, bidirectional=False, scan="slot").eval()
-        found.append(
-            {
-                "name": name,
-                "summary": ahead.summary,
-                "paper": ahead.paper,
-                "options": options_of(name),
-                "parameters": sum(p.numel() for p in get_temporal(name, dim).parameters()),
-                "causal": ahead.causal,
-                "streams": ahead.streams,
-                "state_bytes": state_bytes(ahead, dim),
-            }
-        )
-    return found
-
-
 Scan = Literal["raster", "slot"]
 Time = Literal["none", "step", "embedding"]
 #: What a mixer hands on to the next chunk: tensors in tuples, lists or dicts, or None.
 State = Any
 _SHORTEST, _LONGEST = 0.25, 3600.0  # seconds: periods of the time embedding
+_BLOCK = 1024  # tokens that a mixer has in work at once, so that they stay in a processor's cache
+
+Projected = TypeVar("Projected")
 
 
 class Mixer(nn.Module, ABC):
@@ -435,6 +363,51 @@ class StackEncoder(TemporalEncoder):
         if self.bidirectional:
             ways.append(F.pad(ratio, (0, 1), value=1.0))
         return torch.stack(ways, dim=-1)
+
+
+def block_by_block(
+    x: Tensor,
+    ways: int,
+    project: Callable[[slice], Projected],
+    read: Callable[[int, Projected, State], tuple[Tensor, State]],
+    join: Callable[[Tensor, Projected], Tensor],
+    state: State = None,
+    *,
+    whole: bool = False,
+) -> tuple[Tensor, State]:
+    """Mix (B, L, D) by a scan in one direction, or in both and their sum, in blocks.
+
+    The way back comes first and leaves what it made for the way ahead. With gradients all is one
+    block: the gradient of a block's place in the whole would cost more than blocks gain.
+
+    Args:
+        x: its length and device count. ways: 1 or 2.
+        project: what both directions share, of some tokens.
+        read: one direction (0 ahead, 1 back) over a block, (B, n, E) in the order of the sequence,
+            from the state that its last block left; None at its start.
+        join: the output (B, n, D) from the sum of the directions.
+        state: before the first token, with one direction. whole: one block in any case.
+
+    Returns:
+        (B, L, D), and with one direction the state after the last token, else None.
+    """
+    length = x.shape[1]
+    size = length if whole or torch.is_grad_enabled() else _BLOCK
+    spans = [slice(at, at + size) for at in range(0, length, max(1, size))]
+    held: list[tuple[Projected, Tensor | None]] = []
+    if ways == 2:
+        before: State = None
+        for span in reversed(spans):
+            shared = project(span)
+            back, before = read(1, shared, before)
+            held.append((shared, back))
+        state = None
+    out = []
+    for span in spans:
+        shared, other = held.pop() if held else (project(span), None)
+        y, state = read(0, shared, state)
+        out.append(join(y if other is None else y + other, shared))
+    return out[0] if len(out) == 1 else torch.cat(out, dim=1), state if ways == 1 else None
 
 
 def causal_conv(

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from vidllm.errors import InputError
 
-from .base import Mixer, Scan, StackEncoder, StackOptions, State, Time, register_temporal
+from .base import Mixer, Scan, StackEncoder, StackOptions, State, Time
 from .diagonal import DiagonalSystem, convolve_steps
 from .longconv import check_block, check_steps, convolve, fir, silenced
+from .registry import register_temporal
 
 
 class H3Mixer(Mixer):

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import TemporalEncoder, register_temporal
+from .base import TemporalEncoder
+from .registry import register_temporal
 
 
 @register_temporal("identity")

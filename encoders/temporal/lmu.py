@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from vidllm.errors import InputError
 
-from .base import Mixer, Scan, StackEncoder, StackOptions, State, Time, register_temporal
+from .base import Mixer, Scan, StackEncoder, StackOptions, State, Time
 from .longconv import DenseBlock, DenseSystem, check_block, convolve, silenced
+from .registry import register_temporal
 
 
 def legendre_memory(order: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from vidllm.errors import InputError
 
-from .base import Mixer, Scan, StackEncoder, StackOptions, State, Time, register_temporal
+from .base import Mixer, Scan, StackEncoder, StackOptions, State, Time
 from .longconv import DenseSystem, check_block, check_steps, convolve, silenced
+from .registry import register_temporal
 
 
 def hippo_legs(size: int) -> tuple[Tensor, Tensor]:

@@ -19,17 +19,8 @@ from torch.nn import functional as F
 
 from vidllm.errors import InputError
 
-from .base import (
-    Mixer,
-    Scan,
-    StackEncoder,
-    StackOptions,
-    State,
-    Time,
-    causal_conv,
-    register_temporal,
-)
-from .directions import block_by_block
+from .base import Mixer, Scan, StackEncoder, StackOptions, State, Time, block_by_block, causal_conv
+from .registry import register_temporal
 from .selective import selective_scan
 
 Directions = Literal["shared", "separate"]

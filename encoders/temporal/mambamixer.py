@@ -28,9 +28,10 @@ from torch.nn import functional as F
 
 from vidllm.errors import InputError
 
-from .base import Scan, StackEncoder, StackOptions, State, Time, register_temporal
+from .base import Scan, StackEncoder, StackOptions, State, Time
 from .mamba import Mamba1Mixer
 from .mambamixer_across import mix_across, tiles
+from .registry import register_temporal
 
 
 class ChannelMixer(nn.Module):

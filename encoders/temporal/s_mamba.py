@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from vidllm.errors import InputError
 
 from .attention import FeedForward
-from .base import BothWays, Mixer, Scan, StackEncoder, StackOptions, State, Time, register_temporal
+from .base import BothWays, Mixer, Scan, StackEncoder, StackOptions, State, Time
 from .mamba import Mamba1Mixer
+from .registry import register_temporal
 
 
 class Dropped(Mixer):

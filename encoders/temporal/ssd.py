@@ -19,18 +19,9 @@ from torch.nn import functional as F
 
 from vidllm.errors import InputError
 
-from .base import (
-    Mixer,
-    Scan,
-    StackEncoder,
-    StackOptions,
-    State,
-    Time,
-    causal_conv,
-    register_temporal,
-)
+from .base import Mixer, Scan, StackEncoder, StackOptions, State, Time, block_by_block, causal_conv
 from .chunked import ssd_chunked
-from .directions import block_by_block
+from .registry import register_temporal
 
 
 class SSDMixer(Mixer):

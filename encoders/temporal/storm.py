@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from vidllm.errors import InputError
 
-from .base import TemporalEncoder, Time, get_temporal, register_temporal
+from .base import TemporalEncoder, Time
+from .registry import get_temporal, register_temporal
 
 #: Choices that the paper does not disclose: value and reason. None of them is STORM's number.
 OURS: dict[str, tuple[Any, str]] = {

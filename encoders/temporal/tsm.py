@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from vidllm.errors import InputError
 
-from .base import Mixer, StackEncoder, StackOptions, State, Time, register_temporal
+from .base import Mixer, StackEncoder, StackOptions, State, Time
+from .registry import register_temporal
 
 
 def shift_channels(x: Tensor, count: int, *, back: bool = True) -> Tensor:

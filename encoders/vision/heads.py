@@ -62,7 +62,7 @@ class QueryHead(nn.Module):
     In every layer a learned query looks at the tokens of each slot (CLS and registers included),
     and the clip's query at what came of it, with a learned place in time. What the clip's query
     has gathered and the mean of the image model's CLS, projected, are compared by cosine with one
-    row a class: learned here, or the text embeddings of the labels (`set_classes`).
+    learned row a class.
 
     Args:
         width: of the features; cls_width: of the image model's CLS.
@@ -109,19 +109,6 @@ class QueryHead(nn.Module):
         nn.init.zeros_(self.image.weight)
         nn.init.zeros_(self.image.bias)
         nn.init.constant_(self.scale, math.log(1 / 0.07))
-
-    @torch.no_grad()
-    def set_classes(self, rows: Tensor) -> None:
-        """Take the text embeddings (classes, output) of the labels as rows, and keep them fixed.
-
-        Raises:
-            InputError: rows of another shape.
-        """
-        if rows.shape != self.classes.shape:
-            raise InputError(
-                f"the classes are {tuple(self.classes.shape)}, not {tuple(rows.shape)}"
-            )
-        self.classes.copy_(rows).requires_grad_(False)
 
     def places(self, clip: ClipFeatures) -> Tensor:
         """(B, S, width): the learned places stretched over the real slots of every clip."""

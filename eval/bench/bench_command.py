@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from vidllm.cli.options import AsJson, Debug, clean_output, emit, one_of, say, shares_of
+from vidllm.cli.options import AsJson, Debug, clean_output, emit, one_of, say
 from vidllm.cli.tables import console
 from vidllm.errors import InputError, WorkError
-from vidllm.errors.bounds import check
+from vidllm.errors.bounds import check, read_shares
 from vidllm.errors.paths import input_folder
 
 from .bench_rows import (
@@ -238,7 +238,7 @@ def models(
             names_of(names),
             names_of(methods),
             frames=counts_of("--frames", frames),
-            keeps=shares_of("--keeps", keeps),
+            keeps=read_shares(keeps, "--keeps"),
             scale=(1.0 if where == "cuda" else 0.1) if scale is None else scale,
             runs=runs,
             new_tokens=new_tokens,

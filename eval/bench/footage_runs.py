@@ -74,20 +74,21 @@ class Treatment:
 
 
 _HARD = {"crf": "35", "preset": "veryfast"}
+_QUANTIZER_8 = {"qmin": "8", "qmax": "8"}  # `qscale` is of FFmpeg's program, not of the encoder
 _VP9 = {"crf": "40", "b": "0", "cpu-used": "8", "deadline": "realtime"}
 #: What is done to clips of the made world.
 TREATMENTS: dict[str, Treatment] = {
     "as it is": Treatment(),
     "in a row": Treatment(row=True),
     "crf 35": Treatment(options=_HARD),
-    "mpeg4": Treatment("mpeg4", {"qscale": "8"}),
+    "mpeg4": Treatment("mpeg4", _QUANTIZER_8),
     "vp9": Treatment("libvpx-vp9", _VP9),
     "64 x 64": Treatment(size=(64, 64)),
     "640 x 640": Treatment(size=(640, 640)),
     "320 x 180": Treatment(size=(320, 180)),
     "90 x 160, crf 35": Treatment(size=(90, 160), options=_HARD),
     "letterbox": Treatment(bars=(28, 0)),
-    "pillarbox, mpeg4": Treatment("mpeg4", {"qscale": "8"}, bars=(0, 50)),
+    "pillarbox, mpeg4": Treatment("mpeg4", _QUANTIZER_8, bars=(0, 50)),
     "60 fps": Treatment(rate=60),
     "1 frame": Treatment(frames=1),
     "2 to 8 frames": Treatment(frames=5, row=True),

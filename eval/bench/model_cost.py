@@ -32,7 +32,6 @@ from vidllm.errors import InputError, VidllmError
 from vidllm.models.cost.flops import Decoder
 from vidllm.models.cost.memory import tensor_peak
 from vidllm.models.families.family import adapter_for
-from vidllm.models.hooks.vision_tower import merges_inside
 
 from .model_shapes import Subject, build_subject
 
@@ -166,7 +165,7 @@ def bench_models(
 
 def _served(subject: Subject, spec: str) -> str:
     """A method that merges inside the tower works behind it where the tower cannot merge."""
-    inside = merges_inside(build(spec)) is not None
+    inside = build(spec).in_tower is not None
     return f"{spec}:tower=false" if inside and adapter_for(subject.model).whole_grid() else spec
 
 

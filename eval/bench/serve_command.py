@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vidllm.cli.options import AsJson, Debug, clean_output, emit, say, shares_of
+from vidllm.cli.options import AsJson, Debug, clean_output, emit, say
 from vidllm.cli.tables import console
 from vidllm.errors import InputError
+from vidllm.errors.bounds import read_shares
 from vidllm.errors.paths import output_file
 from vidllm.errors.writing import csv_text
 
@@ -36,7 +38,7 @@ def serve(
         raise InputError("bench serve needs vllm: pip install 'vidllm[vllm]' (docs/serving.md)")
     from vidllm.models.shipped import find_model
 
-    from .serving_speed import Load, bench_serving, serving_table
+    from .serving_speed import Load, bench_serving, circumstances, serving_table
 
     names = [part.strip() for part in concurrency.split(",") if part.strip()]
     if not names or not all(part.isdecimal() and 0 < len(part) < 5 for part in names):
@@ -46,11 +48,12 @@ def serve(
 
     def save(rows: list[dict[str, Any]]) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(csv_text(rows), encoding="utf-8", newline="\n")
+        head = f"# {dumps(circumstances(load))}\n"
+        out.write_text(head + csv_text(rows), encoding="utf-8", newline="\n")
 
     with clean_output(json):
         others = [part.strip() for part in rivals.split(",") if part.strip()]
-        shares = shares_of("--keeps", keeps)
+        shares = read_shares(keeps, "--keeps")
         rows = bench_serving(find_model(model), method, others, shares, load, save, say)
         if json:
             emit({"rows": rows, "csv": str(out)})

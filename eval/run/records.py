@@ -2,7 +2,7 @@
 
 | file | what |
 |---|---|
-| `run.json` | the whole resolved configuration; a run with another one is refused |
+| `run.json` | the whole resolved configuration; only limit and settings may grow |
 | `rows-<rank>.jsonl` | the journal of each process (`journal`) |
 | `answers.jsonl` | all rows in order, without what was measured: the same bytes for the same run |
 | `costs.jsonl` | what every answer cost, in the same order |
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from .journal import (
     Journal,
     Key,
     Row,
+    in_order,
+    journals,
     key_of,
     line_of,
     read_journals,
@@ -40,12 +43,15 @@ from .journal import (
     reason,
     without_costs,
 )
+from .run_settings import FULL
 
 CONFIG, ANSWERS, COSTS, RESULTS, TABLE = (
     "run.json", "answers.jsonl", "costs.jsonl", "results.json", "results.csv",
 )  # fmt: skip
 #: What may differ between two parts of one run: where things are, and what says so only.
 FREE = ("data", "videos", "commit", "device_name", "python", "items", "clips")
+#: What the labels of the settings say too.
+OF_SETTINGS = ("recipe", "tokens", "refused")
 
 
 class RunFolder:
@@ -79,10 +85,12 @@ class RunFolder:
     def begin(self, config: Mapping[str, Any], mark: Callable[[int | None], str]) -> None:
         """Take the folder up, or write down what its run is.
 
+        A run may go on with a larger limit, if that asks the same before it asks more, and with
+        more settings. Settings that it has and that are not asked again must be finished.
+
         Args:
             config: the resolved configuration of this run.
-            mark: the hash of what is asked under a limit. A run may go on with a larger one if
-                that asks the same before it asks more.
+            mark: the hash of what is asked under a limit.
 
         Raises:
             InputError: it holds a run of another configuration; the message names the key.
@@ -90,12 +98,15 @@ class RunFolder:
         new = plain(dict(config))
         if (self.path / CONFIG).is_file():
             old = self.config()
-            same, limit = new, old.get("limit")
-            if grows := _more(limit, new["limit"]):
-                same = {**new, "limit": limit, "prompts": mark(limit)}
+            same, limit = {**new, "settings": old["settings"]}, old.get("limit")
+            same |= {name: old.get(name) for name in OF_SETTINGS}
+            if longer := _more(limit, new["limit"]):
+                same |= {"limit": limit, "prompts": mark(limit)}
             difference(old, same, str(self.path))
-            for name in (ANSWERS, COSTS, RESULTS, TABLE) if grows else ():
-                (self.path / name).unlink(missing_ok=True)  # they are those of a smaller run
+            self._check_left(old, new, longer)
+            new |= _merged(old, new)
+            if longer or new["settings"] != old["settings"]:
+                self._reopen()
             commits = [c for c in str(old.get("commit") or "").split("+") if c]
             if new.get("commit") and new["commit"] not in commits:
                 commits.append(new["commit"])
@@ -103,6 +114,32 @@ class RunFolder:
             if new == old:
                 return
         write_whole(self.path / CONFIG, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
+
+    def _check_left(self, old: Mapping[str, Any], new: Mapping[str, Any], longer: bool) -> None:
+        """See that settings of the folder that are not asked again need not be.
+
+        Args:
+            longer: the limit grows.
+        """
+        left = set(labels_of(old)) - set(labels_of(new))
+        if not left:
+            return
+        found = Counter(label for label, _ in self.rows())
+        for label in labels_of(old):
+            if label in left and (longer or found[label] < new["items"]):
+                why = "has no answers behind the older --limit" if longer else "is not finished"
+                raise InputError(
+                    f"--out {self.path} holds the setting {label} too, which {why}: name it as "
+                    "well (--compressor, --keep), or give another folder"
+                )
+
+    def _reopen(self) -> None:
+        """Take the final files of a smaller run away; its rows stay."""
+        if not journals(self.path) and (rows := self.rows()):
+            lines = "".join(line_of(row) for row in in_order(rows, labels_of(self.config())))
+            write_whole(self.path / "rows-0.jsonl", lines)
+        for name in (ANSWERS, COSTS, RESULTS, TABLE):
+            (self.path / name).unlink(missing_ok=True)
 
     def config(self) -> dict[str, Any]:
         """The configuration of the run.
@@ -197,12 +234,22 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> No
                 for k in {**one, **two}
                 if one.get(k) != two.get(k)
             )
-        if key == "settings":
-            one, two = (", ".join(s["label"] for s in side or ()) for side in (one, two))
         raise InputError(
             f"--out {where} holds another run ({key}: {_short(one)}, not {_short(two)}): give "
             "another folder, or the options of that run"
         )
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of two configurations, the uncompressed one first, and what goes with them."""
+    known = set(labels_of(old))
+    both = [*old["settings"], *(s for s in new["settings"] if s["label"] not in known)]
+    told: dict[str, Any] = {"settings": sorted(both, key=lambda s: bool(s["label"] != FULL))}
+    for name in OF_SETTINGS:
+        if name in old or name in new:
+            one, two = old.get(name), new.get(name)
+            told[name] = {**one, **two} if isinstance(one, dict) and two else two or one
+    return told
 
 
 def labels_of(config: Mapping[str, Any]) -> list[str]:

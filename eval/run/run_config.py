@@ -47,6 +47,7 @@ class Order:
         anyway: score the shipped model also on a benchmark of real footage.
         kinds: ask only questions of these kinds; empty for all.
         skip_refused: leave out what the model cannot serve and note why, instead of ending.
+        engine: who runs the model; None for transformers. engine_options: of vLLM's `LLM`.
     """
 
     task: Task
@@ -64,6 +65,8 @@ class Order:
     anyway: bool = False
     kinds: tuple[str, ...] = ()
     skip_refused: bool = False
+    engine: str | None = None
+    engine_options: dict[str, Any] | None = None
 
     def items(self, data: Path, split: str) -> list[Item]:
         """What is asked, in order, before the limit. Raises InputError as `clips.items_of`."""
@@ -135,7 +138,9 @@ def resolved(
         "files": fingerprints(task, data, split),
         "prompts": prompts_mark(items),
         **about,
+        **({"engine_options": order.engine_options} if order.engine_options else {}),
         "recipe": options.recipe,
+        **{name: value for name, value in _of_hub(options).items() if value is not None},
         "settings": [setting.as_dict() for setting in asker.settings()],
         **({"kinds": list(order.kinds)} if order.kinds else {}),
         "frames": options.frames,
@@ -149,6 +154,12 @@ def resolved(
         "python": platform.python_version(),
         "commit": commit(),
     }
+
+
+def _of_hub(options: CommonOptions) -> dict[str, str | None]:
+    """Of which version and with which adapters a hub model answers."""
+    adapter = None if options.adapter is None else str(Path(options.adapter).resolve())
+    return {"revision": options.revision, "adapter": adapter}
 
 
 def fingerprints(task: Task, data: Path, split: str) -> dict[str, str]:

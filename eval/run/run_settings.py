@@ -6,12 +6,12 @@ so "aim+uniform@0.25" is the chain of both at a quarter of the tokens, and "none
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vidllm.errors import InputError
+from vidllm.errors.bounds import read_shares
 
 if TYPE_CHECKING:
     from vidllm.compressors import Compressor
@@ -122,7 +122,7 @@ def wanted(
         InputError: something of it is wrong; nothing is loaded to find out.
     """
     specs = [] if compressor is None else parts_of(compressor)
-    keeps = [] if keep is None else [_share(part) for part in keep.split(",")]
+    keeps = [] if keep is None else read_shares(keep)
     if tokens is not None and keeps:
         raise InputError("--tokens sets the share that is kept: leave out --keep")
     for name, values in (("--compressor", specs), ("--keep", keeps)):
@@ -210,18 +210,6 @@ def parts_of(text: str, option: str = "--compressor") -> list[str]:
     if not all(parts):
         raise InputError(f"{option} {text!r} has an empty name: write NAME[,NAME]")
     return parts
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 < share <= 1:  # also refuses NaN
-        raise InputError(
-            f"--keep must be shares above 0 and at most 1, such as 1,0.5,0.25, not {text.strip()!r}"
-        )
-    return share
 
 
 def find_setting(labels: Sequence[str], label: str, where: str) -> str:

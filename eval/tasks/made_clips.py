@@ -1,7 +1,7 @@
-"""What the benchmarks of the made world share whose clips are not those of `stage`: their folder.
+"""What the benchmarks of the made world share: how their clips are made, and where they stand.
 
-A folder is named after what its clips depend on, so that clips of another world are never taken for
-these. It grows: more clips are added to those that are there.
+A folder of clips that are not those of `stage` is named after what they depend on, so that clips of
+another world are never taken for these. It grows: more clips are added to those that are there.
 """
 
 from __future__ import annotations
@@ -9,24 +9,77 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from vidllm.errors import InputError, WorkError
+
+from .base import Task, check_split
 
 #: Called with (videos written, videos to write).
 Told = Callable[[int, int], None]
 
 
-class MadeClips:
-    """Facts of a task that makes its own clips."""
+class ClipRequest(NamedTuple):
+    """Which clips there shall be: how many, from a seed, written by so many processes."""
+
+    split: str
+    seed: int
+    count: int
+    jobs: int
+    progress: Told | None
+
+
+class MadeClips(Task):
+    """A task that makes its own clips."""
 
     home: ClassVar[str] = ""
     citation: ClassVar[str] = "vidllm, docs/stage.md"
     licence: ClassVar[str] = "made from seeds: no rights of others"
     #: Clips if nobody says how many.
     usual_limit: ClassVar[int] = 100
+
+    def prepare(
+        self,
+        data: Path | None,
+        split: str,
+        *,
+        seed: int,
+        limit: int | None = None,
+        jobs: int = 1,
+        progress: Told | None = None,
+    ) -> Path:
+        """Make the clips that are not there yet, and say in which folder they and their files are.
+
+        Args:
+            data: folder of all made clips; None for `~/.cache/vidllm/stage`.
+            split, seed: which clips. limit: how many. jobs: processes that write videos.
+            progress: called with (videos written, videos to write).
+
+        Raises:
+            InputError: wrong arguments, or a folder that holds something else.
+            WorkError: files that cannot be written.
+        """
+        count = self.usual_limit if limit is None else limit
+        return self.make(data, ClipRequest(check_split(self, split), seed, count, jobs, progress))
+
+    @abstractmethod
+    def make(self, data: Path | None, clips: ClipRequest) -> Path:
+        """As `prepare`."""
+
+
+def stage_clips(data: Path | None, clips: ClipRequest, version: int) -> Path:
+    """The folder of the clips of `stage` with all their files, made where they are not there."""
+    from vidllm.stage.files import default_folder, write_stage
+
+    folder = default_folder() if data is None else data.expanduser()
+    samples = write_stage(
+        folder, clips.split, clips.seed, clips.count,
+        version=version, jobs=clips.jobs, progress=clips.progress,
+    )  # fmt: skip
+    return samples[0].path.parent
 
 
 def made_folder(data: Path | None, name: str, seed: int, *known: Any) -> Path:

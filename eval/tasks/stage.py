@@ -6,7 +6,7 @@ Items come from the generated files (docs/stage.md); nothing is downloaded.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +20,8 @@ from vidllm.timecode import AbsoluteTime, RelativeTime, TextTime, TimeCode, answ
 
 from ..scores.common import Interval, Scores
 from ..scores.metrics import LENGTHS, TIMED, Reply, normal, scores_of, sentences, summarise
-from .base import TASKS, TRUE_SPAN, Item, Response, Task, check_split
+from .base import TASKS, TRUE_SPAN, Item, Response, check_split
+from .made_clips import ClipRequest, MadeClips, stage_clips
 from .options import option, whole_number
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _KNOWN = " and ".join(map(str, WORLDS))
 
 @TASKS.register("stage")
 @dataclass(frozen=True)
-class Stage(Task):
+class Stage(MadeClips):
     """Grounding, short answers, highlights, dense captions and when-and-why on made videos.
 
     Args:
@@ -50,45 +51,14 @@ class Stage(Task):
     headline: ClassVar[str] = "mIoU"
     splits: ClassVar[tuple[str, ...]] = ("test", *(split for split in SPLITS if split != "test"))
     files: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(SPLITS, ())
-    citation: ClassVar[str] = "vidllm, docs/stage.md"
-    licence: ClassVar[str] = "made from seeds: no rights of others"
     max_new_tokens: ClassVar[int] = 128
-    #: Clips if nobody says how many.
     usual_limit: ClassVar[int] = 200
 
     def __post_init__(self) -> None:
         check_version(self.version)
 
-    def prepare(
-        self,
-        data: Path | None,
-        split: str,
-        *,
-        seed: int,
-        limit: int | None = None,
-        jobs: int = 1,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Path:
-        """Make the clips that are not there yet, and say in which folder they and their files are.
-
-        Args:
-            data: folder of all stage benchmarks; None for `~/.cache/vidllm/stage`.
-            split, seed: which benchmark. limit: clips. jobs: processes that write videos.
-            progress: called with (videos written, videos to write).
-
-        Raises:
-            InputError: wrong arguments, or a folder that holds something else.
-            WorkError: files that cannot be written.
-        """
-        from vidllm.stage.files import default_folder, write_stage
-
-        check_split(self, split)
-        folder = default_folder() if data is None else data.expanduser()
-        count = self.usual_limit if limit is None else limit
-        samples = write_stage(
-            folder, split, seed, count, version=self.version, jobs=jobs, progress=progress
-        )
-        return samples[0].path.parent
+    def make(self, data: Path | None, clips: ClipRequest) -> Path:
+        return stage_clips(data, clips, self.version)
 
     def items(self, data: Path, split: str) -> list[Item]:
         """Everything that is asked, clip by clip, of the files that `prepare` wrote."""

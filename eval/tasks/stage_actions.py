@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from .base import TASKS, Item, check_split
+from .base import TASKS, Item
 from .choice import MultipleChoice, question_text
-from .made_clips import MadeClips, Told, made_folder, read_rows, write_clips
+from .made_clips import ClipRequest, MadeClips, made_folder, read_rows, write_clips
 
 FILE, FRAMES, SIZE = "actions.json", 16, 128
 QUESTION = "What happens in the video?"
@@ -30,43 +30,24 @@ class StageActions(MadeClips, MultipleChoice):
     splits = ("test", "val")
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {"test": (), "val": ()}
 
-    def prepare(
-        self,
-        data: Path | None,
-        split: str,
-        *,
-        seed: int,
-        limit: int | None = None,
-        jobs: int = 1,
-        progress: Told | None = None,
-    ) -> Path:
-        """Make the clips that are not there yet.
-
-        Args:
-            data: folder of all made clips; None for `~/.cache/vidllm/stage`.
-            seed, limit: which clips and how many. progress: called with (written, to write).
-
-        Raises:
-            InputError: wrong arguments. WorkError: files that cannot be written.
-        """
+    def make(self, data: Path | None, clips: ClipRequest) -> Path:
         from vidllm.stage.files import write_pictures
         from vidllm.stage.order_pairs import StagePairs
         from vidllm.stage.render import to_uint8
 
-        check_split(self, split)
-        home = made_folder(data, f"{split}-actions", seed, FRAMES, SIZE)
-        clips = StagePairs(split, FRAMES, SIZE, first=seed * _SEED)
-        count = self.usual_limit if limit is None else limit
-        numbers = {f"action_{seed * _SEED + k:09d}": k for k in range(count)}
-        rows = {vid: clips.labels[clips.label(k)] for vid, k in numbers.items()}
+        first = clips.seed * _SEED
+        home = made_folder(data, f"{clips.split}-actions", clips.seed, FRAMES, SIZE)
+        pairs = StagePairs(clips.split, FRAMES, SIZE, first=first)
+        numbers = {f"action_{first + k:09d}": k for k in range(clips.count)}
+        rows = {vid: pairs.labels[pairs.label(k)] for vid, k in numbers.items()}
 
         def write(vid: str, path: Path) -> None:
-            frames, seconds, _ = clips.clip(numbers[vid])
+            frames, seconds, _ = pairs.clip(numbers[vid])
             fps = float((len(seconds) - 1) / (seconds[-1] - seconds[0]))
             pictures = ((picture, 1) for picture in to_uint8(frames).numpy())
             write_pictures(path, pictures, fps, FRAMES)
 
-        write_clips(home, FILE, rows, write, progress)
+        write_clips(home, FILE, rows, write, clips.progress)
         return home
 
     def items(self, data: Path, split: str) -> list[Item]:

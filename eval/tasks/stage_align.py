@@ -14,9 +14,9 @@ from typing import ClassVar
 
 from vidllm.stage.scenes import USUAL, check_version
 
-from .base import TASKS, Item, check_split
+from .base import TASKS, Item
 from .htm_align import HTMAlign
-from .made_clips import MadeClips, Told, made_folder, write_clips
+from .made_clips import ClipRequest, MadeClips, made_folder, write_clips
 from .options import option, whole_number
 
 FILE = "htm_align.json"
@@ -47,38 +47,23 @@ class StageAlign(MadeClips, HTMAlign):
     def __post_init__(self) -> None:
         check_version(self.version)
 
-    def prepare(
-        self,
-        data: Path | None,
-        split: str,
-        *,
-        seed: int,
-        limit: int | None = None,
-        jobs: int = 1,
-        progress: Told | None = None,
-    ) -> Path:
-        """Make the clips that are not there yet; of the split "long" a scene alone is a clip.
-
-        Args:
-            data: folder of all made clips; None for `~/.cache/vidllm/stage`.
-            seed, limit: which clips and how many. progress: called with (written, to write).
-
-        Raises:
-            InputError: wrong arguments. WorkError: files that cannot be written.
-        """
+    def make(self, data: Path | None, clips: ClipRequest) -> Path:
+        """See `MadeClips`; of the split "long" a scene alone is a clip."""
         from vidllm.stage.narration import narrated_clip
 
-        check_split(self, split)
-        long = split == "long"
+        long = clips.split == "long"
         chapters = 1 if long else self.chapters
-        home = made_folder(data, f"{split}-told", seed, chapters, self.version)
-        count = self.usual_limit if limit is None else limit
+        home = made_folder(data, f"{clips.split}-told", clips.seed, chapters, self.version)
         drawn = partial(
-            narrated_clip, "long" if long else "test", seed, chapters=chapters, version=self.version
+            narrated_clip,
+            "long" if long else "test",
+            clips.seed,
+            chapters=chapters,
+            version=self.version,
         )
-        clips = {clip.vid: clip for clip in map(drawn, range(count))}
+        narrated = {clip.vid: clip for clip in map(drawn, range(clips.count))}
         rows = {}
-        for vid, clip in clips.items():
+        for vid, clip in narrated.items():
             told = clip.narration()
             rows[vid] = [
                 [1, round(start, 3), round(end, 3), sentence]
@@ -88,13 +73,13 @@ class StageAlign(MadeClips, HTMAlign):
         def write(vid: str, path: Path) -> None:
             from vidllm.stage.files import GOP_SECONDS, scene_frames, write_pictures
 
-            fps = clips[vid].scenes[0].fps if long else FPS
-            scenes = (replace(scene, fps=fps) for scene in clips[vid].scenes)
+            fps = narrated[vid].scenes[0].fps if long else FPS
+            scenes = (replace(scene, fps=fps) for scene in narrated[vid].scenes)
             frames = (f for scene in scenes for chunk in scene_frames(scene) for f in chunk)
             pictures = ((picture, 1) for picture in frames)
             write_pictures(path, pictures, fps, max(1, round(GOP_SECONDS * fps)))
 
-        write_clips(home, FILE, rows, write, progress)
+        write_clips(home, FILE, rows, write, clips.progress)
         return home
 
     def items(self, data: Path, split: str) -> list[Item]:

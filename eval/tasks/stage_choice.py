@@ -11,9 +11,9 @@ from vidllm.errors import InputError
 from vidllm.stage.annotations import questions_file, read_questions, tidy
 from vidllm.stage.scenes import SPLITS, USUAL, check_version, make_scene
 
-from .base import TASKS, Item, check_split
+from .base import TASKS, Item
 from .choice import MultipleChoice, question_text
-from .made_clips import MadeClips, Told
+from .made_clips import ClipRequest, MadeClips, stage_clips
 from .options import option, whole_number
 
 
@@ -41,26 +41,9 @@ class StageChoice(MadeClips, MultipleChoice):
         if self.asked < 1:
             raise InputError(f"--asked must be at least 1, not {self.asked}")
 
-    def prepare(
-        self,
-        data: Path | None,
-        split: str,
-        *,
-        seed: int,
-        limit: int | None = None,
-        jobs: int = 1,
-        progress: Told | None = None,
-    ) -> Path:
-        """Make the clips that are not there yet: those of `stage`, see there."""
-        from vidllm.stage.files import default_folder, write_stage
-
-        folder = default_folder() if data is None else data.expanduser()
-        count = self.usual_limit if limit is None else limit
-        samples = write_stage(
-            folder, check_split(self, split), seed, count,
-            version=self.version, jobs=jobs, progress=progress,
-        )  # fmt: skip
-        return samples[0].path.parent
+    def make(self, data: Path | None, clips: ClipRequest) -> Path:
+        """See `MadeClips`: those of `stage`."""
+        return stage_clips(data, clips, self.version)
 
     def items(self, data: Path, split: str) -> list[Item]:
         """The same questions every time, in the order of the clips."""

@@ -6,7 +6,7 @@ downloaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -19,6 +19,7 @@ from vidllm.stage.variants import KINDS
 from ..scores.common import Scores, average
 from .base import TASKS, Item, Response, check_split
 from .files import field, read_records
+from .made_clips import ClipRequest, MadeClips
 from .options import option, whole_number
 from .retrieval import Compared, RetrievalTask, compare
 
@@ -28,7 +29,7 @@ _SPLITS = ("test", "val", "test-unseen", "train")
 
 @TASKS.register("stage-retrieval")
 @dataclass(frozen=True)
-class StageRetrieval(RetrievalTask):
+class StageRetrieval(MadeClips, RetrievalTask):
     """Made clips stand in the gallery with variants that differ in one actor, colour, action or in
     the order of two events. "apart/KIND" is how often a clip and such a variant of it are told
     apart, by either's caption: a coin has a half.
@@ -48,38 +49,15 @@ class StageRetrieval(RetrievalTask):
     splits: ClassVar[tuple[str, ...]] = _SPLITS
     files: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(_SPLITS, ())
     citation: ClassVar[str] = "vidllm, docs/retrieval.md"
-    licence: ClassVar[str] = "made from seeds: no rights of others"
-    #: Clips if nobody says how many.
     usual_limit: ClassVar[int] = 200
 
     def __post_init__(self) -> None:
         check_version(self.version)
 
-    def prepare(
-        self,
-        data: Path | None,
-        split: str,
-        *,
-        seed: int,
-        limit: int | None = None,
-        jobs: int = 1,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Path:
-        """Make the clips that are not there yet, and say in which folder they and their file are.
-
-        Args:
-            data: folder of all stage benchmarks; None for `~/.cache/vidllm/stage`.
-            split, seed: which gallery. limit: clips. jobs: processes that write videos.
-            progress: called with (videos written, videos to write).
-
-        Raises:
-            InputError: wrong arguments, or a folder that holds something else.
-            WorkError: files that cannot be written.
-        """
+    def make(self, data: Path | None, clips: ClipRequest) -> Path:
         from vidllm.stage.gallery import write_gallery
 
-        check_split(self, split)
-        count = self.usual_limit if limit is None else limit
+        split, seed, count, jobs, progress = clips
         return write_gallery(
             data, split, seed, count, version=self.version, jobs=jobs, progress=progress
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import isqrt
 
 import torch
@@ -58,3 +59,12 @@ def slow_fast(
         pooled = F.avg_pool2d(picture, pool, ceil_mode=True)
         parts.append(pooled.permute(0, 2, 3, 1).reshape(batch, -1, width))
     return torch.cat(parts, dim=1)
+
+
+def explanation(answer: str) -> str:
+    """An answer without its first two time tokens: its reasoning text; all of it if fewer."""
+    marks = list(re.finditer(r"<\d+\.?\d*>|<t\d+>", answer))
+    if len(marks) < 2:
+        return answer
+    one, two = marks[:2]
+    return (answer[: one.start()] + answer[one.end() : two.start()] + answer[two.end() :]).strip()

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from vidllm.compressors.pyra import Modulation
-from vidllm.tokens.matching import check_shapes, owners, weighted
 
-from .tome import Merged, pair
+from .tome import Merged, check_shapes, owners, pair, weighted
 
 
 def merge(

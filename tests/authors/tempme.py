@@ -10,16 +10,137 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidllm.errors import InputError
-from vidllm.tokens.matching import Step, merge, schedule
+from vidllm.tokens.matching import match
+
+from .tome import check_shapes, owners, weighted
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _OUT = -1e4  # added to the logits of keys that must not be seen; float16 holds it
+
+
+def merge(
+    x: Tensor,
+    metric: Tensor,
+    size: Tensor | None = None,
+    protected: int = 0,
+    r: int = 0,
+    *,
+    padded: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """TempMe's merge: even rows join odd ones, size-weighted, behind protected rows.
+
+    Of the rows that are not protected, those at even places of the whole sequence are sources,
+    the others destinations: positions 0, 2, .. behind an even number of protected rows, else
+    1, 3, ... Only they are compared.
+
+    Args:
+        x: (B, N, C) tokens. metric: (B, N, D) features to compare.
+        size: (B, N, 1) source tokens behind each row; None for ones.
+        protected: rows at the front (CLS tokens) that never merge.
+        r: rows to remove, at most (N - protected) // 2 happen.
+        padded: rows of size 0 stand for nothing: what they hold decides nothing (see `match`).
+
+    Returns:
+        (B, N - r, C) and (B, N - r, 1): the protected rows, the sources that stay in their
+        order, the destinations in theirs.
+
+    Raises:
+        InputError: shapes that do not fit, or more rows protected than there are.
+    """
+    check_shapes(x, metric, size)
+    count = x.shape[1]
+    if not 0 <= protected <= count:
+        raise InputError(f"{protected} of {count} rows cannot be protected")
+    sizes = torch.ones_like(x[..., :1]) if size is None else size
+    r = min(r, (count - protected) // 2)
+    if r <= 0:
+        return x, sizes
+    every = torch.arange(count, device=x.device)
+    source = every[protected + protected % 2 :: 2]
+    destination = every[protected + 1 - protected % 2 :: 2]
+    padding = sizes[..., 0] == 0 if padded else None
+    pairs = match(metric, r, source, destination, padding)
+    rows = x.shape[0]
+    front, back = every[:protected].expand(rows, -1), destination.expand(rows, -1)
+    stays = torch.cat([front, pairs.kept.sort(dim=1).values, back], dim=1)
+    return weighted(x, sizes, owners(stays, pairs), stays.shape[1])
+
+
+class Step(NamedTuple):
+    """One layer of TempMe's schedule, with the counts after it.
+
+    Attributes:
+        layer: number of the layer, from 0. frames: clips that the rows of a video stand for.
+        cls_num: CLS tokens a row. tokens: tokens a row, CLS included.
+        r0: tokens merged across clips where the layer joins clips, else inside a row.
+        r1: tokens merged inside a row where the layer joins clips, else -1.
+    """
+
+    layer: int
+    frames: int
+    cls_num: int
+    tokens: int
+    r0: int
+    r1: int
+
+
+def schedule(
+    tokens: int,
+    frames: int = 12,
+    layers: int = 12,
+    merge_layers: Sequence[int] = (8, 9, 10),
+    merge_frames: Sequence[int] = (2, 2, 3),
+    proportions: tuple[float, float] = (0.3, 0.1),
+    tome_r: int = 2,
+) -> list[Step]:
+    """How many tokens TempMe merges at every layer (its defaults are the paper's for CLIP).
+
+    Before the first of `merge_layers` a layer removes `tome_r` tokens of every frame. A layer of
+    `merge_layers` joins M neighbouring clips, merges across them, r0 = min((tok - c) M // 2,
+    floor(tok M p0)), and inside the joined row after attention, r1 = min(((tok - c) M - r0) // 2,
+    floor((tok M - r0) p1)); later layers merge min((tok - c) // 2, floor(tok p1)). Here tok and
+    c are the tokens and CLS tokens of a row before the layer.
+
+    Args:
+        tokens: tokens of a frame, CLS included. frames: frames of a video; the authors need the
+            product of `merge_frames`, a multiple ends with several rows here.
+
+    Raises:
+        InputError: frames that do not divide into clips, or lists that do not fit.
+    """
+    if len(merge_layers) != len(merge_frames) or sorted(set(merge_layers)) != list(merge_layers):
+        raise InputError("merge_layers must ascend, with one number of frames in merge_frames each")
+    if tokens < 1 or frames < 1 or any(m < 1 for m in merge_frames):
+        raise InputError("tokens, frames and merge_frames must be at least 1")
+    joins = dict(zip(merge_layers, merge_frames, strict=True))
+    first = min(merge_layers, default=layers)
+    across, inside = proportions
+    steps, cls_num = [], 1
+    for layer in range(layers):
+        m = joins.get(layer, 1)
+        if frames % m:
+            raise InputError(
+                f"{frames} clips cannot be joined by {m} at layer {layer}: sample a multiple of "
+                "the product of merge_frames"
+            )
+        frames, cls_num, tokens = frames // m, cls_num * m, tokens * m
+        patches = tokens - cls_num
+        if m > 1:
+            r0 = min(patches // 2, int(tokens * across))
+            r1 = min((patches - r0) // 2, int((tokens - r0) * inside))
+        else:
+            wanted = tome_r if layer < first else int(tokens * inside)
+            r0, r1 = min(patches // 2, wanted), -1
+        tokens -= r0 + max(r1, 0)
+        steps.append(Step(layer, frames, cls_num, tokens, r0, r1))
+    return steps
 
 
 class Attention(nn.Module):
@@ -127,7 +248,7 @@ class TempMeVideo(nn.Module):
 
     Early layers remove `tome_r` tokens of every frame; the layers of `merge_layers` join
     `merge_frames` neighbouring clips and merge across them, until one row with T CLS tokens
-    stands for the clip (`vidllm.tokens.matching.schedule`). LoRA and places start as nothing.
+    stands for the clip (`schedule`). LoRA and places start as nothing.
 
     Args:
         image_size, patch_size, width, layers, output: of the CLIP model; heads are 64 wide.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidllm.errors import InputError
-from vidllm.tokens.matching import Pairs, check_shapes, match, owners, weighted
+from vidllm.tokens.matching import Pairs, match
 
 
 class Merged(NamedTuple):
@@ -29,6 +29,49 @@ class Merged(NamedTuple):
     def source(self) -> Tensor:
         """(B, K, N) float, 1 where an input token went into an output token."""
         return F.one_hot(self.owner, self.x.shape[1]).transpose(1, 2).to(self.x.dtype)
+
+
+def owners(stays: Tensor, pairs: Pairs) -> Tensor:
+    """The output row (B, N) of every input row, where the rows `stays` (B, K) make the output."""
+    count = stays.shape[1] + pairs.merged.shape[1]
+    owner = stays.new_zeros(stays.shape[0], count)
+    owner.scatter_(1, stays, torch.arange(stays.shape[1], device=stays.device).expand_as(stays))
+    return owner.scatter(1, pairs.merged, owner.gather(1, pairs.into))
+
+
+def weighted(x: Tensor, size: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Size-weighted means of the rows that share an owner, and their summed sizes.
+
+    Args:
+        x: (B, N, C). size: (B, N, 1), a row of size 0 adds nothing. owner: (B, N) output row.
+        count: output rows K.
+
+    Returns:
+        (B, K, C) in the dtype of `x`, summed in float32 at least, and (B, K, 1).
+    """
+    exact = torch.promote_types(x.dtype, torch.float32)
+    weight = size.to(exact)
+    index = owner[..., None]
+    whole = weight.new_zeros(x.shape[0], count, 1).scatter_add(1, index, weight)
+    total = weight.new_zeros(x.shape[0], count, x.shape[2])
+    total = total.scatter_add(1, index.expand_as(x), x.to(exact) * weight)
+    mean = total / whole.clamp(min=torch.finfo(exact).tiny)
+    return mean.to(x.dtype), whole.to(size.dtype)
+
+
+def check_shapes(x: Tensor, metric: Tensor, size: Tensor | None) -> None:
+    """Refuse tensors that do not belong together.
+
+    Raises:
+        InputError: not x (B, N, C), metric (B, N, D) and size (B, N, 1).
+    """
+    if x.dim() != 3 or metric.dim() != 3 or x.shape[:2] != metric.shape[:2]:
+        raise InputError(
+            f"x and metric must be (B, N, C) and (B, N, D), not {tuple(x.shape)} and "
+            f"{tuple(metric.shape)}"
+        )
+    if size is not None and size.shape != (*x.shape[:2], 1):
+        raise InputError(f"size must be {(*x.shape[:2], 1)}, not {tuple(size.shape)}")
 
 
 def pair(

@@ -8,8 +8,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import typer
@@ -109,6 +112,37 @@ def test_wrong_usage_is_refused_in_one_line(
     cli: Run, refused: Refused, arguments: list[str], says: str
 ) -> None:
     assert says in refused(cli(*arguments))
+
+
+def test_a_hub_that_has_to_be_asked_again_is_one_line(
+    cli: Run, refused: Refused, good: Path, tmp_path: Path
+) -> None:
+    class Hub(BaseHTTPRequestHandler):
+        """Out of order at first; then it has no such model."""
+
+        codes: ClassVar[list[int]] = []
+
+        def do_HEAD(self) -> None:
+            self.codes.append(404 if self.codes else 503)
+            self.send_response(self.codes[-1])
+            self.end_headers()
+
+        do_GET = do_HEAD
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            away = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
+            away |= {"HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+            line = refused(cli("ask", good, "when?", "--model", "some/model", env=away))
+        finally:
+            server.shutdown()
+            thread.join()
+    assert "no model 'some/model'" in line and Hub.codes[:2] == [503, 404]
 
 
 def test_debug_shows_the_traceback_of_a_failure(cli: Run, bad: dict[str, Path]) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import typer
 
-from vidllm.cli.main import _ClickException as CLICK
-from vidllm.cli.main import app, main
+from vidllm.cli.application import app
+from vidllm.cli.failures import ClickException as CLICK
+from vidllm.cli.main import main
 from vidllm.cli.plugins import Commands
 from vidllm.errors import InputError
 from vidllm.errors.bounds import (
@@ -23,6 +24,7 @@ from vidllm.errors.bounds import (
     check,
     guard_command,
     number,
+    read_shares,
     within,
 )
 from vidllm.errors.paths import input_file, input_folder, output_file, output_folder
@@ -99,6 +101,31 @@ def test_no_value_gets_past_the_bounds(words: tuple[str, ...], tmp_path: Path) -
             error: Any = caught.value
             line = str(error) if isinstance(error, InputError) else error.format_message()
             assert long[0] in line, (words, value[:20], line)
+
+
+SHARED = [w for w, c in FEW.items() if any(p.name == "keep" for p in c.params)]
+
+
+@pytest.mark.parametrize("words", SHARED, ids=" ".join)
+def test_a_share_is_a_percentage_too(words: tuple[str, ...], tmp_path: Path) -> None:
+    command, missing = guard_command(FEW[words]), str(tmp_path / "missing" / "x.mp4")
+    given = filled(command, "keep", missing)
+    for text in ("10%", "0.1"):
+        context = command.make_context(" ".join(words), [*given, "--keep", text])
+        assert float(context.params["keep"]) == 0.1
+    for text in ("0%", "101%", "ten%", "%"):
+        with pytest.raises(InputError, match="or a percentage such as 10%"):
+            command.make_context(" ".join(words), [*given, "--keep", text])
+
+
+def test_shares_of_lists_and_of_specs_are_percentages_too() -> None:
+    from vidllm.compressors import build
+
+    assert read_shares("1, 50%,12.5 %") == [1.0, 0.5, 0.125]
+    assert build("random:keep=12.5%,aim") == build("random:keep=0.125,aim")
+    for wrong in ("0.5,", "0.5,150%", "a,b"):
+        with pytest.raises(InputError, match="such as 10%"):
+            read_shares(wrong)
 
 
 def test_texts_and_paths_of_every_kind_are_refused_or_taken(

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from vidllm.compressors import PyramidDrop, build, get
 from vidllm.compressors.aim_prune import importance_rows
-from vidllm.compressors.shared.in_tower import InTower
+from vidllm.compressors.base import InTower
 from vidllm.compressors.vtg_llm import SlotSampler, VtgLlm
 from vidllm.models.hooks.pruning import Pruner, VideoRun
 from vidllm.tokens import VideoTokens

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from authors import pyra as pyra_authors
-from authors import tome
+from authors import tempme, tome
 from authors.tempme import (
     TempMe,
     TempMeText,
@@ -25,7 +25,7 @@ from vidllm.compressors import get
 from vidllm.compressors import pyra as pyra_module
 from vidllm.errors import InputError
 from vidllm.eval.scores.retrieval import retrieval_scores
-from vidllm.tokens import Keep, VideoTokens, matching
+from vidllm.tokens import Keep, VideoTokens
 from vidllm.tokens.matching import match
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -113,34 +113,34 @@ def test_tempme_merge_is_the_authors(case: str) -> None:
     data = golden(case)
     x, metric, size = data["x"], data["metric"], data.get("size_in")
     protected, r = int(data["cls_num"]), int(data["r"])
-    out, sizes = matching.merge(x, metric, size, protected, r)
+    out, sizes = tempme.merge(x, metric, size, protected, r)
     assert close(out, data["out"]) and close(sizes, data["size_out"])
-    assert close(matching.merge(x, metric, None, protected, r)[0], data["out_mean"])
+    assert close(tempme.merge(x, metric, None, protected, r)[0], data["out_mean"])
     eye = torch.eye(x.shape[1]).expand(x.shape[0], -1, -1)
-    member, _ = matching.merge(eye, metric, None, protected, r)
+    member, _ = tempme.merge(eye, metric, None, protected, r)
     assert torch.equal((member > 0).float(), data["source"])
 
 
 def test_tempme_merge_at_its_limits() -> None:
     x = torch.randn(1, 8, 3, generator=torch.Generator().manual_seed(3))
     for protected, most in ((0, 4), (1, 3), (7, 0), (8, 0)):
-        out, size = matching.merge(x, x, None, protected, 99)
+        out, size = tempme.merge(x, x, None, protected, 99)
         assert out.shape[1] == 8 - most and size.sum() == 8
         assert close(out[:, :protected], x[:, :protected])
     with pytest.raises(InputError, match="protected"):
-        matching.merge(x, x, None, 9, 1)
+        tempme.merge(x, x, None, 9, 1)
     with pytest.raises(InputError, match="size must be"):
-        matching.merge(x, x, torch.ones(1, 8), 0, 1)
+        tempme.merge(x, x, torch.ones(1, 8), 0, 1)
 
 
 def test_tempme_schedule_is_the_authors() -> None:
     data = golden("tempme_schedule")
     for name, tokens, r in (("b32_r2", 50, 2), ("b16_r2", 197, 2), ("b16_r10", 197, 10)):
-        steps = matching.schedule(tokens, tome_r=r)
+        steps = tempme.schedule(tokens, tome_r=r)
         assert [list(step) for step in steps] == data[f"vit_{name}"].tolist()
-    assert matching.schedule(50, frames=24)[-1].frames == 2
+    assert tempme.schedule(50, frames=24)[-1].frames == 2
     with pytest.raises(InputError, match="multiple"):
-        matching.schedule(50, frames=8)
+        tempme.schedule(50, frames=8)
 
 
 def tower(state: dict[str, Tensor], **options: Any) -> TempMeVideo:
@@ -270,12 +270,9 @@ def test_any_budget_is_met_by_means_of_the_sources(name: str, grid: tuple[int, i
 def test_faithful_keeps_the_authors_order(name: str) -> None:
     tokens = clip((1, 3, 4))
     x = tokens.features[None]
-    if name == "tome":
-        expected = tome.merge(x, x, 3).x[0]
-    else:
-        expected = matching.merge(x, x, None, 0, 3)[0][0]
+    made = tome.merge(x, x, 3).x if name == "tome" else tempme.merge(x, x, None, 0, 3)[0]
     faithful, default = (get(name, budget=9, faithful=f)(tokens) for f in (True, False))
-    assert close(faithful.features, expected)
+    assert close(faithful.features, made[0])
     order = faithful.position.argsort()
     assert not torch.equal(order, torch.arange(9))
     assert torch.equal(default.features, faithful.features[order])

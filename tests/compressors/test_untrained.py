@@ -11,7 +11,7 @@ import torch
 from hf_tiny import hf_model
 from run_tiny import write_charades
 from safetensors.torch import save_file
-from tiny import save_tiny, write_video
+from tiny import save_tiny, tiny_model, write_video
 
 import vidllm
 from vidllm import VideoLLM
@@ -20,6 +20,7 @@ from vidllm.compressors import Pyra, build, describe, get
 from vidllm.compressors.mrt5 import DeleteGate
 from vidllm.compressors.pyra import Modulation
 from vidllm.errors import InputError
+from vidllm.recipes.courses.reducing import Reductions
 from vidllm.tokens import VideoTokens
 
 LEARNED = ("flextok", "mrt5", "timesuite", "vtg-llm")
@@ -72,6 +73,14 @@ def test_training_and_weights_silence_it(name: str, tmp_path: Path) -> None:
     assert method.notes() == ()
     save_file({k: v.contiguous() for k, v in module.state_dict().items()}, tmp_path / "w")
     assert get(name, keep=0.25, weights=str(tmp_path / "w")).notes() == ()
+
+
+def test_training_gives_one_module_to_a_method_in_every_dress() -> None:
+    model, _ = tiny_model()
+    specs = ["mrt5:keep=0.5", "per-scene:scenes=2:keep=0.5(mrt5)", "temporal-pool:keep=0.5,mrt5"]
+    alone, scenes, chain = Reductions(model, specs, None).methods.values()
+    assert alone.module is scenes.inner.module is chain.items[1].module is not None  # type: ignore[attr-defined]
+    assert scenes.name == "per-scene(mrt5)" and chain.name == "temporal-pool,mrt5"
 
 
 def test_weights_in_the_folder_of_a_model_are_taken(tmp_path: Path) -> None:

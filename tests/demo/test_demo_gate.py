@@ -39,7 +39,10 @@ class Client(httpx.Client):
     def __init__(self, url: str) -> None:
         super().__init__(base_url=url, timeout=120)
         config = self.get("/config").json()
-        self.events = {d["api_name"]: d["id"] for d in config["dependencies"]}
+        # The page's own events; those for programs have the plain names.
+        found = {d["api_name"]: d["id"] for d in config["dependencies"]}
+        self.events = {str(name).removeprefix("page_"): found[name] for name in found
+                       if str(name).startswith("page_")}  # fmt: skip
 
     def upload(self, name: str, content: bytes, **headers: str) -> httpx.Response:
         return self.post(
@@ -115,10 +118,15 @@ def test_every_answer_says_what_a_browser_may_do_with_it(client: Client) -> None
 def test_nothing_goes_round_the_queue_or_to_a_private_handler(client: Client) -> None:
     ask = client.events["ask"]
     body = {"data": MENUS, "session_hash": "anne"}
-    for path in ("run/ask", "api/ask", "call/ask", "call/v2/ask", "run/predict", "component_server",
-                 "process_recording", "vibe-edit", "stream/x"):  # fmt: skip
+    for path in ("run/page_ask", "api/page_ask", "call/page_ask", "call/v2/page_ask", "run/predict",
+                 "component_server", "process_recording", "vibe-edit", "stream/x"):  # fmt: skip
         answer = client.post(f"/gradio_api/{path}", json=body)
         assert answer.status_code in (400, 404) and answer.json()["detail"], path
+    # What programs may call waits in the queue as the page's events do.
+    program = {"data": [None, QUESTION, None, None, None, 8, False], "session_hash": "anne"}
+    for path in ("run/ask", "api/ask"):
+        answer = client.post(f"/gradio_api/{path}", json=program)
+        assert answer.status_code == 404 and "queue" in answer.json()["detail"], path
     direct = client.post("/gradio_api/run/predict", json={**body, "fn_index": ask})
     assert direct.status_code == 404 and "queue" in direct.json()["detail"]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from vidllm.encoders.temporal import (
     SSDEncoder,
     TemporalEncoder,
+    base,
     chunked,
-    directions,
     get_temporal,
     ssd,
     ssd_chunked,
@@ -278,7 +278,7 @@ def test_both_ways_in_blocks_are_the_whole_at_once(
     valid[0, :6], valid[1, 17:] = False, False
     told = None if scale is None else torch.rand(2, 23, scale)
     whole = mixer(x, valid, told)[0]
-    monkeypatch.setattr(directions, "_BLOCK", 5)
+    monkeypatch.setattr(base, "_BLOCK", 5)
     with torch.no_grad():
         assert (mixer(x, valid, told)[0] - whole).abs().max() < 1e-12
 

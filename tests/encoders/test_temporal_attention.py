@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from vidllm.encoders.temporal import TemporalEncoder, band, get_temporal, prefix_attention
 from vidllm.encoders.temporal.band import band_attention, full_attention, rotate
-from vidllm.encoders.temporal.base import state_bytes, tensors_in
+from vidllm.encoders.temporal.registry import state_bytes, tensors_in
 from vidllm.errors import InputError
 
 DIM, SLOTS = 16, 3

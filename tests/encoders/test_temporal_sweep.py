@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from vidllm.encoders.temporal import TemporalEncoder, get_temporal, temporal_names
-from vidllm.encoders.temporal.base import state_bytes, tensors_in
+from vidllm.encoders.temporal.registry import state_bytes, tensors_in
 from vidllm.errors import InputError
 
 DIM, FRAMES, SLOTS = 16, 12, 4

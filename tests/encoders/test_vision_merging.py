@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from authors import mustdrop, tome
+from authors import mustdrop, tempme, tome
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tower_watch import INSIDE, hooks, lengths
@@ -16,7 +16,7 @@ from vidllm.compressors import pyra as pyra_module
 from vidllm.encoders.vision import HubTower, build_vision
 from vidllm.encoders.vision.merging import merging, tower_layers
 from vidllm.errors import InputError
-from vidllm.tokens import Keep, Merge, VideoTokens, matching
+from vidllm.tokens import Keep, Merge, VideoTokens
 from vidllm.tokens.tower_plan import TowerShape, TowerStep
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
@@ -172,12 +172,12 @@ def test_tempme_is_the_authors_block_with_joined_rows() -> None:
             )
             special *= 2
             r = hidden.shape[1] - special - goal // len(hidden)
-            hidden, size = matching.merge(hidden, hidden, size, special, r)
+            hidden, size = tempme.merge(hidden, hidden, size, special, r)
         hidden, keys = attend(layer, hidden, size)
         goal = todo.pop(0).decide.keywords["goal"]  # type: ignore[attr-defined]
         assert goal % len(hidden) == 0
         r = hidden.shape[1] - special - goal // len(hidden)
-        hidden, size = matching.merge(hidden, keys, size, special, r)
+        hidden, size = tempme.merge(hidden, keys, size, special, r)
         hidden = feed(layer, hidden)
         goals.append((len(hidden), hidden.shape[1]))
     assert not todo and goals[-1] == (1, 24)  # 4 CLS tokens and 20 others in one row

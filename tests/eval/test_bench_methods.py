@@ -392,7 +392,7 @@ def test_a_damaged_table_is_one_line(
         (["--task", "charades", "--version", "2"], "--version: charades has one version"),
         (["--split", "tset"], "--split must be one of test"),
         (["--keep", "1,0.5"], "--keep 1 is the uncompressed run"),
-        (["--keep", "2"], "--keep must be shares"),
+        (["--keep", "2"], "--keep must be above 0"),
         (["--methods", "aimm"], "did you mean aim"),
         (["--recipe", "storm"], "--recipe does not go with bench methods"),
         (["--page-only"], "--page-only makes a page: give --page FILE"),

@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from vidllm.eval.bench.systems.claims import (
 from vidllm.eval.bench.systems.entries import Exam
 from vidllm.eval.bench.systems.page import systems_page, systems_plot
 from vidllm.eval.bench.systems.running import Measurement
-from vidllm.eval.bench.systems.table import Asked, read_systems, systems_rows
+from vidllm.eval.bench.systems.table import Asked, systems_rows
 from vidllm.recipes import get_recipe
 from vidllm.recipes.courses.variant import as_trained
 
@@ -53,6 +54,17 @@ def words(place: Path, *more: object) -> list[object]:
         "--workers", 0, "--seed", SEED, "--limit", 1, "--keep", "0.5", "--data", place / "data",
         "--device", "cpu", "--max-new-tokens", 3, "--jobs", 1, "--out", place / "out", *more,
     ]  # fmt: skip
+
+
+def read_rows(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Setting and rows of a table."""
+    head, _, body = file.read_text(encoding="utf-8").partition("\n")
+    words = ("system", "recipe", "about", "compressor", "temporal")
+    rows = [
+        {k: v if k in words else (float(v) if v else None) for k, v in line.items()}
+        for line in csv.DictReader(body.splitlines())
+    ]
+    return json.loads(head[2:]), rows
 
 
 def measurement(place: Path, batch: int = 1) -> Measurement:
@@ -80,7 +92,7 @@ def test_every_arm_can_be_trained_and_asked() -> None:
 
 
 def test_arms_are_trained_asked_and_stand_in_one_table(home: Path) -> None:
-    setting, rows = read_systems(home / "out" / "systems.csv")
+    setting, rows = read_rows(home / "out" / "systems.csv")
     assert {(row["system"], row["keep"]) for row in rows} == {
         (name, keep) for name in (START, "storm", "storm-without") for keep in (1.0, 0.5)
     }
@@ -149,7 +161,7 @@ def test_claims_are_read_from_paired_answers_and_from_files(home: Path, tmp_path
 
 
 def test_the_page_and_the_plot_are_made_of_the_table_alone(home: Path) -> None:
-    setting, rows = read_systems(home / "out" / "systems.csv")
+    setting, rows = read_rows(home / "out" / "systems.csv")
     again = systems_page(setting, rows, [], csv="out/systems.csv", plot="systems.png")
     page = (home / "systems.md").read_text(encoding="utf-8")
     assert again.split("## The claims")[0] == page.split("## The claims")[0]

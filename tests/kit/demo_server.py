@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -135,17 +136,27 @@ def upload(page: Any, file: Path) -> None:
     """Drop a file and wait until its frames are there."""
     from playwright.sync_api import expect
 
-    page.locator("#video input[type=file]").set_input_files(str(file))
-    expect(page.locator("#strip figure").first).to_be_visible()
-    expect(page.locator("#strip p").first).to_contain_text("tokens")
+    page.evaluate("document.querySelectorAll('#strip p').forEach(p => p.dataset.old = 1)")
+    page.locator("input[type=file]").set_input_files(str(file))
+    expect(page.locator("#strip p:not([data-old])").first).to_contain_text("keeps")
 
 
 def write(page: Any, name: str, text: str) -> None:
     page.locator(f"#{name} textarea, #{name} input").first.fill(text)
 
 
+def unfold(page: Any) -> None:
+    """Open the settings, which are folded away."""
+    from playwright.sync_api import expect
+
+    if not page.locator("#compressor").is_visible():
+        page.get_by_text("Settings: compressor").click()
+        expect(page.locator("#compressor input")).to_be_visible()
+
+
 def number(page: Any, name: str, value: float) -> None:
     """Set a slider by its number."""
+    unfold(page)
     box = page.locator(f"#{name} input[type=number]")
     box.fill(str(value))
     box.press("Enter")
@@ -156,12 +167,13 @@ def choose(page: Any, name: str, value: str) -> None:
     """Type a name and leave the menu at once, as the quickest of people do."""
     from playwright.sync_api import expect
 
+    unfold(page)
     box = page.locator(f"#{name} input")
     box.click()
     box.fill(value)
     box.press("Enter")
     box.blur()
-    expect(box).to_have_value(value)
+    expect(box).to_have_value(re.compile(rf"(^|· ){re.escape(value)}(:|$)"))
 
 
 def place(page: Any) -> float:

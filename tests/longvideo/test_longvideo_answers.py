@@ -17,10 +17,10 @@ from videos import write_video
 from vidllm import Answer, InputError, Limits, VideoIndex, VideoLLM
 from vidllm.encoders.vision import HubTower
 from vidllm.longvideo import answering, scan
-from vidllm.longvideo.answering import Reader
+from vidllm.longvideo.answering import Reader, asks_for_time
 from vidllm.longvideo.build import native_engine
 from vidllm.longvideo.choosing import Vote, elected, grouped, middle, tiou
-from vidllm.longvideo.scan import expected_iou
+from vidllm.longvideo.scan import WindowAnswer, expected_iou
 from vidllm.longvideo.windows import Cuts, Level, nearest
 from vidllm.models.question import prompt_ids
 from vidllm.timecode.clock import clock
@@ -204,6 +204,13 @@ def test_windows_cover_the_video_and_end_with_it() -> None:
     assert nearest(even, np.array([0.6]), 0.2).tolist() == [0]
     assert nearest(even[:1], np.array([0.0, 5.0])).tolist() == [0, 0]
     assert [clock(x) for x in (0, 59.6, 3725)] == ["0:00", "1:00", "1:02:05"]
+
+
+def test_a_few_windows_that_name_a_time_make_it_a_question_for_one() -> None:
+    broken, timed = WindowAnswer([1, 2], 0.4, None, 0.0), WindowAnswer([1, 5, 7], 0.4, (5, 7), 0.3)
+    assert asks_for_time([timed] * 15 + [broken] * 34)  # most windows do not show the event
+    assert not asks_for_time([broken] * 49) and not asks_for_time([])
+    assert not asks_for_time([replace(timed, score=0.0)] * 49)  # the model believes none
 
 
 def test_votes_that_agree_win() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -111,6 +112,20 @@ def test_ask_ground_and_caption_take_an_index(shell: Shell, index: Path, video: 
     told = shell.json("caption", index, "--start", 30, "--end", 90)
     assert all(30 <= a <= b <= 90 for a, b in told["spans"])
     assert held.path.read_bytes() == index.read_bytes()
+
+
+def test_a_chat_about_an_index_and_captions_a_line_each(
+    shell: Shell, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"when does {QUERY}?\nwhat spins?\n"))
+    code, out, _ = shell.asks("chat", index, "--json")
+    told = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [one["question"] for one in told] == [f"when does {QUERY}?", "what spins?"]
+    assert told[0]["spans"] and told[0]["receipt"]["frames"] == 150
+    assert "--max-new-tokens" in shell.refused("chat", index, "--max-new-tokens", 5)
+    spans = shell.json("caption", index)["spans"]
+    code, out, _ = shell.asks("caption", index)
+    assert code == 0 and out.count("\n") == max(1, len(spans))
 
 
 def test_what_makes_no_sense_for_an_index_is_refused(

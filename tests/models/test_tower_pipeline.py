@@ -14,7 +14,8 @@ from tower_watch import INSIDE, hooks, lengths
 
 from vidllm import InputError, VideoLLM
 from vidllm.compressors import Chain, Compressor, build, get
-from vidllm.compressors.shared.in_tower import InTower, falling, tower_part
+from vidllm.compressors.base import InTower
+from vidllm.compressors.shared.in_tower import falling, tower_part
 from vidllm.encoders.vision import HubTower
 from vidllm.longvideo.build import native_engine
 from vidllm.models.native.clip_memory import NativeClip

@@ -154,6 +154,10 @@ def test_trainings_share_a_folder_of_cells_and_an_encoder_may_begin_afresh(tmp_p
         run("storm", tmp_path / "fresh", resume=True, more={**more, "fresh": ""}, **told)
     with pytest.raises(InputError, match="fresh can be temporal alone"):
         run("storm", tmp_path / "other", more={"fresh": "tower"})
+    with pytest.raises(InputError, match="is trained with without"):
+        run("storm", tmp_path / "fresh", resume=True, more={**more, "without": "captions"}, **told)
+    with pytest.raises(InputError, match="without can be captions alone"):
+        run("storm", tmp_path / "other", more={"without": "answers"})
 
 
 @pytest.mark.parametrize("name", temporal_names())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from vidllm.tokens import VideoTokens
 from vidllm.video import VideoClip
 
 GRID = (6, 4, 5)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _kept(name: str, features: torch.Tensor, budget: int) -> set[int]:
@@ -131,17 +133,26 @@ def server(tmp_path_factory: Any) -> Iterator[Server]:
         made.process.wait()
 
 
-def test_a_client_asks_the_server_with_frames_and_their_seconds(server: Server) -> None:
-    from openai import BadRequestError, OpenAI
+def _client(server: Server) -> tuple[Any, str]:
+    from openai import OpenAI
 
+    client = OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none")
+    return client, client.models.list().data[0].id
+
+
+def _clip() -> VideoClip:
     frames = np.full((4, 112, 112, 3), 128, dtype=np.uint8)
     frames[2:] = 40
     seconds = np.array([0.0, 0.5, 3.0, 3.5])
-    clip = VideoClip(
+    return VideoClip(
         frames=frames, seconds=seconds, fps=2.0, duration=4.0, indices=np.arange(4), path="made"
     )
-    client = OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none")
-    model = client.models.list().data[0].id
+
+
+def test_a_client_asks_the_server_with_frames_and_their_seconds(server: Server) -> None:
+    from openai import BadRequestError
+
+    clip, (client, model) = _clip(), _client(server)
 
     def read(**chosen: Any) -> int:
         reply = client.chat.completions.create(
@@ -166,3 +177,39 @@ def test_a_client_asks_the_server_with_frames_and_their_seconds(server: Server) 
     )
     shown = reference.inputs(Request(text, asked.videos))["input_ids"]
     assert words == shown.shape[1] - whole
+
+
+def test_a_client_that_goes_away_leaves_the_server_to_the_others(server: Server) -> None:
+    client, model = _client(server)
+    request = chat_request(_clip(), "when?")
+    request["extra_body"] |= {"ignore_eos": True}
+    stream = client.chat.completions.create(model=model, max_tokens=800, stream=True, **request)
+    next(iter(stream))
+    stream.close()
+    while _running(server):  # until the server has seen it
+        time.sleep(0.1)
+    reply = client.chat.completions.create(
+        model=model, max_tokens=4, **chat_request(_clip(), "when?")
+    )
+    assert reply.choices[0].message.content is not None
+
+
+def _running(server: Server) -> bool:
+    """Whether a request is under way."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=30) as told:
+        lines = told.read().decode().splitlines()
+    [line] = [line for line in lines if line.startswith("vllm:num_requests_running")]
+    return float(line.rpartition(" ")[2]) > 0
+
+
+def test_the_client_of_the_page_sends_a_file(server: Server) -> None:
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    [code] = [c for c in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "openai" in c]
+    video = ROOT / "weights" / "samples" / "red-star.mp4"
+    here = {":8000": f":{server.port}", "match.mp4": str(video), "frames=64": "frames=8"}
+    for said, meant in here.items():
+        assert said in code
+        code = code.replace(said, meant)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert re.search(r"^\d+ tokens read$", done.stdout, re.MULTILINE)

@@ -7,21 +7,17 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_engine import IMAGE, NEW, VIDEO, Answer, Reference, Request, Served, save
+from tiny_engine import CHUNK, IMAGE, NEW, VIDEO, Answer, Pair, Request, alike, chosen
 
 from vidllm.compressors import names
 from vidllm.errors import InputError
 from vidllm.models.serving.choice import served
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl")
-#: Fewer tokens than the longer video keeps: its prefill is cut inside it.
-CHUNK = 32
 LONG = Request("when? " + VIDEO + " tell me", [(16, 112, 112, 2.0)], seed=1)
 SHORT = Request(VIDEO + "ab", [(4, 56, 84, 1.0)], seed=2)
 MIXED = Request(
@@ -31,38 +27,6 @@ MIXED = Request(
     seed=3,
 )
 TEXT = Request("only words")
-
-
-class Pair:
-    """An engine and its reference."""
-
-    def __init__(self, family: str, folder: Path) -> None:
-        self.folder = save(family, folder)
-        self.reference = Reference(folder, family)
-        self.engine = Served(folder, max_num_seqs=8, max_num_batched_tokens=CHUNK)
-
-    def ask(self, *asked: tuple[Request, str, float | None]) -> list[Answer]:
-        """Requests together, each with its method."""
-        return self.engine.answers(
-            [request.prompt(_options(spec, keep)) for request, spec, keep in asked]
-        )
-
-    def check(self, *asked: tuple[Request, str, float | None]) -> list[Answer]:
-        """The same, held against the reference."""
-        answers = self.ask(*asked)
-        for answer, (request, spec, keep) in zip(answers, asked, strict=True):
-            alike(answer, self.reference.answer(request, spec, keep))
-        return answers
-
-
-def _options(spec: str, keep: float | None) -> dict[str, Any]:
-    return {"compressor": spec} | ({} if keep is None else {"keep": keep})
-
-
-def alike(answer: Answer, wanted: Answer) -> None:
-    assert answer.read == wanted.read
-    assert answer.ids == wanted.ids
-    assert answer.logprobs == pytest.approx(wanted.logprobs, abs=2e-4)
 
 
 def methods() -> list[str]:
@@ -77,13 +41,6 @@ def methods() -> list[str]:
             found.append(spec)
             break
     return [*found, "dycoke,uniform", "per-scene(aim)", "frame-budget:by=uniform(evs)"]
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Pair]:
-    made = Pair(request.param, tmp_path_factory.mktemp(request.param))
-    yield made
-    made.engine.llm.llm_engine.engine_core.shutdown()
 
 
 def test_every_served_method_answers_as_the_reference(pair: Pair) -> None:
@@ -171,7 +128,7 @@ def test_two_hundred_requests_of_random_sizes_and_some_that_go_away(pair: Pair) 
             VIDEO + "?" * rng.randint(1, 40),
             [(2 * rng.randint(1, 5), 28 * rng.randint(1, 4), 28 * rng.randint(1, 4), 2.0)],
             seed=100 + n,
-        ).prompt(_options(rng.choice(specs), rng.choice([0.1, 0.25, 0.5, 1.0])))
+        ).prompt(chosen(rng.choice(specs), rng.choice([0.1, 0.25, 0.5, 1.0])))
         for n in range(200)
     ]
     for n, prompt in enumerate(prompts):

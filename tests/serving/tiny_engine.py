@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -22,6 +23,8 @@ _SPECIAL = [
 ]  # fmt: skip
 _LETTERS = list(string.printable[:95])
 PATCH = 14
+#: Fewer tokens than a longer video keeps: its prefill is cut inside it.
+CHUNK = 32
 #: Tokens of an answer.
 NEW = 8
 VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
@@ -327,3 +330,37 @@ class Served:
             logs = [float(row[i].logprob) for row, i in zip(said.logprobs, ids, strict=True)]
             found.append(Answer(ids, logs, len(out.prompt_token_ids), out.num_cached_tokens or 0))
         return found
+
+
+class Pair:
+    """An engine and its reference."""
+
+    def __init__(self, family: str, folder: Path) -> None:
+        self.folder = save(family, folder)
+        self.reference = Reference(folder, family)
+        self.engine = Served(folder, max_num_seqs=8, max_num_batched_tokens=CHUNK)
+
+    def ask(self, *asked: tuple[Request, str, float | None]) -> list[Answer]:
+        """Requests together, each with its method."""
+        return self.engine.answers(
+            [request.prompt(chosen(spec, keep)) for request, spec, keep in asked]
+        )
+
+    def check(self, *asked: tuple[Request, str, float | None]) -> list[Answer]:
+        """The same, held against the reference."""
+        answers = self.ask(*asked)
+        for answer, (request, spec, keep) in zip(answers, asked, strict=True):
+            alike(answer, self.reference.answer(request, spec, keep))
+        return answers
+
+
+def chosen(spec: str, keep: float | None) -> dict[str, Any]:
+    """Options of a request."""
+    return {"compressor": spec} | ({} if keep is None else {"keep": keep})
+
+
+def alike(answer: Answer, wanted: Answer) -> None:
+    """The same tokens, as likely."""
+    assert answer.read == wanted.read
+    assert answer.ids == wanted.ids
+    assert answer.logprobs == pytest.approx(wanted.logprobs, abs=2e-4)

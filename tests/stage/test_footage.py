@@ -85,6 +85,15 @@ def test_clips_of_the_made_world_are_known_whatever_was_done_to_them(
     assert llm.knows(load_video(_known(tmp_path, split, 4, 2, TREATMENTS[name]), frames=64))
 
 
+def test_the_quantizer_of_a_treatment_reaches_the_encoder(tmp_path: Path) -> None:
+    def size(**options: str) -> int:
+        how = replace(TREATMENTS["mpeg4"], options=options)
+        return _known(tmp_path, "test", 4, 2, how).stat().st_size
+
+    own = TREATMENTS["mpeg4"].options
+    assert size(qmin="16", qmax="16") < size(**own) < size(qmin="4", qmax="4")
+
+
 @pytest.mark.parametrize(
     "frames",
     [noise(0), slides(0), slides(1), cells(0), plain((0, 0, 0)), plain((60, 70, 50), 9.0),

@@ -7,7 +7,7 @@ import pytest
 
 from vidllm.errors import InputError
 from vidllm.models.heads.asked import choice_asked, moment_asked
-from vidllm.models.heads.statements import statement
+from vidllm.models.heads.option_chooser import statement
 from vidllm.recipes.courses.alignment import narrated_seconds
 from vidllm.stage.choices import choice_questions
 from vidllm.stage.narration import joined, narrated_clip, narration_of

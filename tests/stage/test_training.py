@@ -49,6 +49,13 @@ def test_a_batch_depends_on_its_number_alone() -> None:
     assert sorted(seen) == list(range(20))  # one round shows every clip once
 
 
+def test_captions_can_be_left_out() -> None:
+    some, none = batches(), batches(captions=False)
+    asked = [int(some[i]["slot"].max()) - int(none[i]["slot"].max()) for i in range(10)]
+    assert set(asked) == {0, 1}
+    assert torch.equal(some[asked.index(0)]["ids"], none[asked.index(0)]["ids"])
+
+
 def test_labels_are_the_answers() -> None:
     data = batches()
     batch = data[0]

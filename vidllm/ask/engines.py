@@ -24,6 +24,7 @@ from vidllm.models.loading import choose_compressor, model_kind
 from vidllm.models.native.config import NativeConfig
 from vidllm.models.native.engine import NativeEngine
 from vidllm.models.native.model import NativeVideoLLM
+from vidllm.models.serving.vllm_engine import VllmEngine
 from vidllm.models.tuned import Tuned, find_tuned
 from vidllm.recipes import get_recipe
 from vidllm.recipes.models import check_carries, model_of
@@ -38,6 +39,7 @@ _OF_HUB = (
     "token",
     "local_files_only",
     "processor",
+    "engine",
 )
 
 
@@ -136,7 +138,11 @@ def _load(
     plan.check_folder(folder)
     family = model_kind(folder, **plan.hub)
     if family not in (HEAD_TYPE, NativeConfig.model_type):
-        return HubEngine.load(folder, plan, **options)
+        if plan.engine == "transformers":
+            return HubEngine.load(folder, plan, **options)
+        if adapted:
+            raise InputError("vLLM takes no adapters of ours: leave out engine, or the adapter")
+        return VllmEngine.load(folder, plan, **options)
     if adapted:
         raise InputError(_not_adapted(Path(folder).name))
     if extra := plan.given(*_OF_HUB):

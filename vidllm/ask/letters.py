@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from vidllm.models.question import Letters
-
-
-def letter_ids(tokenizer: PreTrainedTokenizerBase, letter: str) -> set[int]:
-    """The tokens that are this letter alone or behind a blank; those of unknown words are not."""
-    found = set()
-    for text in (letter, " " + letter):
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        # Not every tokenizer says which its token for unknown words is: it does not say the letter.
-        said = str(tokenizer.decode(ids)).strip().casefold()
-        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id and said == letter.strip().casefold():
-            found.add(int(ids[0]))
-    return found
+from vidllm.models.question import Letters, letter_ids
 
 
 def letter_scores(
@@ -31,11 +21,13 @@ def letter_scores(
         shares: (V,) log-probabilities over all tokens.
 
     Returns:
-        None without letters, or where the tokenizer has no single token for one of them.
+        None without letters, or where the tokenizer has no single token for one of them, or the
+        engine did not look at it.
     """
     if letters is None or not shares.numel():
         return None
     ids = {letter: letter_ids(tokenizer, letter) for letter in letters}
     if not all(ids.values()):
         return None
-    return {letter: max(float(shares[i]) for i in some) for letter, some in ids.items()}
+    found = {letter: float(shares[sorted(some)].max()) for letter, some in ids.items()}
+    return None if any(math.isnan(value) for value in found.values()) else found

@@ -124,7 +124,8 @@ class LoadedModel:
                 bfloat16 on a GPU); `attn_implementation` (or `attn`). For models of transformers
                 also, with its meaning: `device_map`, `max_memory`, `offload_folder`,
                 `quantization_config`, `revision`, `token`, `local_files_only`; and `processor`, or
-                where its files are: a model object needs it.
+                where its files are: a model object needs it. `engine="vllm"` lets vLLM run the
+                model, with `engine_options` for its `LLM` (docs/serving.md).
 
         Raises:
             InputError: a name, option or combination that is wrong.

@@ -23,7 +23,7 @@ from vidllm.models.cost.memory import tensor_peak
 from vidllm.models.cost.spending import weighed
 from vidllm.models.dialogue import Dialogue, History
 from vidllm.models.engine import check_early, longest_answer, one_at_a_time
-from vidllm.models.native.footage import UnknownFootage, warning
+from vidllm.models.native.footage import unknown_notes
 from vidllm.models.question import letters_of, questions_of
 from vidllm.progress import Listener, Stopwatch
 from vidllm.timecode import Span
@@ -163,7 +163,7 @@ class VideoLLM(LoadedModel):
                 if most is not None:
                     check_fits(method, len(clip), total, most)
                 encoded = engine.encode(clip, work, weighed)
-                unknown = self._check_footage(clip, anyway)
+                unknown = () if self.knows(clip) else unknown_notes(anyway)
             if most is not None:
                 check_fits(method, len(clip), encoded.total, most)
             told = times, dialogue
@@ -384,15 +384,3 @@ class VideoLLM(LoadedModel):
             raise InputError(
                 "times is for models from the hub: this one has a time code of its own"
             )
-
-    def _check_footage(self, clip: VideoClip, anyway: bool) -> tuple[str, ...]:
-        """The note on footage that the model does not know, or nothing.
-
-        Raises:
-            UnknownFootage: it does not know it, and `anyway` is false.
-        """
-        if self.knows(clip):
-            return ()
-        if not anyway:
-            raise UnknownFootage
-        return (warning(),)

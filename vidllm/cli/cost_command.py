@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vidllm.errors import InputError
+from vidllm.errors.bounds import read_shares
 
-from .options import DTYPES, AsJson, Debug, clean_output, emit, hide_bars, one_of, shares_of, tell
+from .options import DTYPES, AsJson, Debug, clean_output, emit, hide_bars, one_of, tell
 from .tables import console, table
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def cost(
             _show_paper(paper, json)
             return
         measured = None if seconds is None else _seconds(seconds)
-        shares: list[float | None] = [None] if keep is None else [*shares_of("--keep", keep)]
+        shares: list[float | None] = [None] if keep is None else [*read_shares(keep)]
         from vidllm.models.cost.prediction import cost_of, even_plan, limit, plan_of, timed
         from vidllm.models.cost.shapes import shape_of
 

@@ -57,7 +57,19 @@ Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Of the library."
 #: Common options that mean nothing when a whole video is indexed …
 _NOT_INDEXED = ("frames", "tokens", "start", "end", "max_frames")
 #: … and those that mean something when an index is asked.
-_OF_INDEX = ("model", "device", "dtype", "attn", "anyway", "seed", "json", "debug")
+_OF_INDEX = (
+    "model",
+    "revision",
+    "adapter",
+    "device",
+    "device_map",
+    "dtype",
+    "attn",
+    "anyway",
+    "seed",
+    "json",
+    "debug",
+)
 
 
 @app.command()

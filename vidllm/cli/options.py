@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_origin, get_type_h
 import typer
 
 from vidllm.errors import InputError, WorkError
-from vidllm.errors.bounds import check, short
-from vidllm.errors.paths import is_folder
+from vidllm.errors.bounds import check
+from vidllm.errors.paths import is_folder, shown
 from vidllm.errors.plain import plain
 from vidllm.errors.printable import printable, printable_json
 
@@ -29,6 +29,7 @@ from .loading import imports_kept
 
 if TYPE_CHECKING:
     from vidllm.ask.video_llm import VideoLLM
+    from vidllm.models.tuned import Tuned
     from vidllm.video import Limits, VideoClip
 
 READERS = ("pyav", "decord")
@@ -103,8 +104,29 @@ class CommonOptions:
     recipe: Annotated[
         str | None, option(_MODEL, "--recipe", help="A named system: vidllm list recipes.")
     ] = None
+    revision: Annotated[
+        str | None,
+        option(_MODEL, "--revision", help="Branch, tag or commit of a model on the hub."),
+    ] = None
+    adapter: Annotated[
+        str | None,
+        option(
+            _MODEL,
+            "--adapter",
+            metavar="DIR",
+            help="Adapters of vidllm train hub, on --model or on the model that they name.",
+        ),
+    ] = None
     device: Annotated[
         str | None, option(_MODEL, "--device", help="cpu, cuda, cuda:1, mps; the best if absent.")
+    ] = None
+    device_map: Annotated[
+        str | None,
+        option(
+            _MODEL,
+            "--device-map",
+            help="How a hub model is spread over devices, instead of --device: auto, balanced, …",
+        ),
     ] = None
     dtype: Annotated[
         str | None, option(_MODEL, "--dtype", help=f"Number type: {', '.join(DTYPES)}.")
@@ -124,7 +146,7 @@ class CommonOptions:
     keep: Annotated[
         float | None,
         option(
-            _TOKENS, "--keep", help="Share of the video tokens kept, above 0, at most 1 (1: all)."
+            _TOKENS, "--keep", metavar="SHARE", help="Share of the video tokens kept: 0.1, or 10%."
         ),
     ] = None
     frames: Annotated[
@@ -193,15 +215,28 @@ class CommonOptions:
         """The folder or hub name of the model; None for the shipped default.
 
         Raises:
-            InputError: no such model or recipe.
+            InputError: no such model, recipe or adapters.
         """
         from vidllm.recipes import get_recipe
         from vidllm.recipes.models import model_of
 
-        if self.model is None and self.recipe is None:
+        named = self.model or (None if (tuned := self.tuned()) is None else tuned.model)
+        if named is None and self.recipe is None:
             return None
         recipe = None if self.recipe is None else get_recipe(self.recipe)
-        return model_of(recipe, self.model)
+        return model_of(recipe, named)
+
+    def tuned(self) -> Tuned | None:
+        """What the folder of adapters says; None without one. Raises `InputError` for another."""
+        from vidllm.models.tuned import find_tuned
+
+        found = find_tuned(self.adapter)
+        if found is None and self.adapter is not None:
+            raise InputError(
+                f"--adapter: no adapters in {shown(self.adapter)}: give a folder of vidllm train "
+                "hub"
+            )
+        return found
 
     def with_model(self) -> CommonOptions:
         """These options with the weights of the recipe as the model, where none is named."""
@@ -234,6 +269,8 @@ class CommonOptions:
         from vidllm.video import load_video
 
         frames, fps = 1 if peek else self.frames, None if peek else self.fps
+        if frames is None and fps is None and (tuned := self.tuned()) is not None:
+            frames = tuned.frames
         if frames is None and fps is None:
             with contextlib.suppress(WorkError):  # no model: said when it is to be loaded
                 fps = trained_fps(self.model_name())
@@ -242,7 +279,8 @@ class CommonOptions:
                 with imports_kept():
                     from vidllm.models.loading import usual_frames
 
-                frames = usual_frames(str(self.model_name()))
+                told = {} if self.revision is None else {"revision": self.revision}
+                frames = usual_frames(str(self.model_name()), **told)
         if frames == "auto":
             raise InputError("--frames auto goes with ask, ground and caption: give a number")
         return load_video(
@@ -255,8 +293,10 @@ class CommonOptions:
             limits=self.limits(),
         )
 
-    def load(self) -> VideoLLM:
-        """The model with its compressors, ready to be asked."""
+    def load(
+        self, engine: str | None = None, engine_options: Mapping[str, Any] | None = None
+    ) -> VideoLLM:
+        """The model with its compressors, ready to be asked; `engine` runs a hub model."""
         with imports_kept():
             from vidllm.ask.video_llm import VideoLLM
 
@@ -268,6 +308,11 @@ class CommonOptions:
             device=self.device,
             dtype=self.dtype,
             attn=self.attn,
+            revision=self.revision,
+            device_map=self.device_map,
+            adapter=self.adapter,
+            engine=engine,
+            engine_options=engine_options,
             frames=self.frames,
             fps=self.fps,
             tokens=self.tokens,
@@ -387,14 +432,3 @@ def one_of(option: str, value: str | None, words: tuple[str, ...]) -> None:
     """Raise ``InputError`` unless the value is absent or one of the words."""
     if value is not None and value not in words:
         raise InputError(f"{option} must be one of {', '.join(words)}, got {value!r}")
-
-
-def shares_of(option: str, text: str) -> list[float]:
-    """The shares of a list such as 1,0.5. Raises ``InputError`` for anything else."""
-    try:
-        shares = [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise InputError(f"{option} is a list of shares such as 1,0.5, not {short(text)}") from None
-    for share in shares:
-        check("keep", share, option)
-    return shares

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vidllm.errors import InputError, VidllmError, WorkError
+from vidllm.errors import InputError, WorkError
 from vidllm.errors.bounds import guard_command
 
 from .loading import imports_kept
@@ -27,12 +27,6 @@ _PLUG_INS = {
     "serve": "Serve a model with vLLM, its videos compressed (OpenAI-compatible).",
 }
 _EXTRAS = {"gradio": "demo", "decord": "decord", "cv2": "opencv", "flash_attn": "flash"}
-
-
-class EndedByKey(VidllmError):
-    """Ctrl-C, at whatever moment of a command; typer alone would end without a word."""
-
-    exit_code = 130
 
 
 class _Later(TyperCommand):
@@ -65,13 +59,6 @@ class _Later(TyperCommand):
 
 class Commands(TyperGroup):
     """The commands of this file, then those of the entry-point group."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Load and run the command. Raises `EndedByKey` at Ctrl-C."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            raise EndedByKey from error
 
     def list_commands(self, ctx: Any) -> list[str]:
         own = list(self.commands)

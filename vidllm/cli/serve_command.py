@@ -49,8 +49,8 @@ def serve(
     if find_spec("vllm") is None:
         raise InputError("serve needs vllm: pip install 'vidllm[vllm]' (docs/serving.md)")
     from vidllm.errors.bounds import check
-    from vidllm.models.serving.choice import COMPRESSOR, KEEP, served
-    from vidllm.models.serving.plugin import NAME, check_model
+    from vidllm.models.serving.choice import served
+    from vidllm.models.serving.plugin import check_model, choose
     from vidllm.models.shipped import find_model
 
     if keep is not None:
@@ -60,13 +60,7 @@ def serve(
     check_model(name)
     for note in choice.method.notes():
         say(note)
-    os.environ[COMPRESSOR] = choice.spec
-    os.environ.pop(KEEP, None)
-    if choice.keep is not None:
-        os.environ[KEEP] = repr(choice.keep)
-    wanted = os.environ.get("VLLM_PLUGINS")
-    if wanted is not None and NAME not in wanted.split(","):
-        os.environ["VLLM_PLUGINS"] = ",".join(filter(None, [wanted, NAME]))
+    choose(choice)
     command = [sys.executable, "-m", _COMMAND, "serve", name]
     command += ["--host", host, "--port", str(port), *ctx.args]
     sys.stdout.flush()

@@ -87,5 +87,6 @@ def newest(handler: Handler, do: Any, outputs: Iterable[Any], *, says: bool = Fa
         # one; and it empties the components of an event that had none.
         yield {taken[0]: gr.skip()}
 
-    run.__name__ = getattr(handler, "__name__", "run")
+    # By which Gradio names the event; the endpoints for programs have the plain names.
+    run.__name__ = f"page_{getattr(handler, '__name__', 'run')}"
     return run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -15,16 +14,17 @@ from vidllm.ask.moments import captioned, curve
 from vidllm.errors import VidllmError
 from vidllm.models.answer import Answer
 from vidllm.models.native.footage import warnings_in
-from vidllm.timecode import read_time
 
 from . import views
+from .chat import captions, examples, hint, reply, scored
 from .drawing import scores, timeline
 from .events import arrived, careful
 from .exporting import as_json
-from .jobs import Job
+from .jobs import Heard, Job
 from .looking import Look, look
-from .sessions import Row
-from .showing import HIDDEN, NO_RECIPE, Part, Showing, Update, moments, scored
+from .opening import EXAMPLES, questions
+from .sessions import Row, Session, Turn
+from .showing import HIDDEN, NO_RECIPE, STAGES, Part, Showing, Update
 from .strip import sprite
 
 _LOADING = ("decode", "encode")
@@ -53,15 +53,47 @@ class Handlers(Showing):
         # Where the page itself took an unreadable file away, the line that says why stays.
         said = gr.skip() if session.refused and not path else ""
         session.refused = False
+        sample = self.host.sample(path) if path else None
+        asked = questions(sample and sample.stem, self.host.shipped) if path else ()
+        # A question of one's own stays; an example goes with the clip that it belongs to.
+        own = not asked or bool(question.strip() and question not in EXAMPLES)
         yield {
-            p.problem: said, p.timeline: "", p.sprite: "", p.status: "", p.answer: None,
-            p.account: "", p.compare: HIDDEN, p.found: None, p.captions: None,
-            p.curve: "", p.peaks: None, p.index: "", p.long_answer: None, p.python: None,
-            p.json: None, p.strip: views.hint("The frames of your video appear here."),
+            p.problem: said, p.timeline: "", p.sprite: "", p.status: "", p.account: "",
+            p.answer: self.chat(session), p.compare: HIDDEN, p.found: "", p.captions: "",
+            p.curve: "", p.peaks: "", p.index: "", p.long_answer: "", p.python: None,
+            p.json: None, p.strip: hint("The frames of your video appear here."),
+            p.examples: examples(asked), p.question: gr.skip() if own else asked[0],
+            **self.method(spec, keep),
         }  # fmt: skip
-        if path:
-            session.path = path
+        if not path:
+            return
+        session.path = path
+        if self.host.opens_with(path, spec, keep, frames):
+            yield from self.opening(session, request)
+        else:
+            question = question if own else asked[0]
             yield from self.resample(question, spec, keep, frames, request)
+
+    def opening(self, session: Session, request: gr.Request) -> Iterator[Update]:
+        """The first sample with its answer, which was made once for all visitors."""
+        p, host = self.p, self.host
+        job = session.begin(Job(host.opening), arrived(request))
+        yield from self.follow(session, job, STAGES)
+        made = yield from self.result(session, job)
+        if made is None:
+            return
+        with session.lock:
+            session.clip, session.asked = made.clip, len(made.clip)
+            session.duration = made.clip.duration
+            host.sessions.room(session)
+        name = host.named(*host.first())
+        account = f"{views.turn_account(name, made.answer.receipt)} · made once, for all visitors"
+        session.turns = [Turn(made.call.question, made.answer.text, account)]
+        session.rows = (Row("answer", made.answer.spans),)
+        yield {
+            **self.told(session, made.call, made.answer),
+            p.answer: self.chat(session), p.sprite: sprite(made.clip),
+        }  # fmt: skip
 
     @careful
     def resample(
@@ -93,13 +125,13 @@ class Handlers(Showing):
         """What another compressor or share leaves of the video, without the LLM."""
         session = self.host.sessions.get(request.session_hash)
         if session is None or not session.path:
-            return {self.p.problem: ""}
+            return {self.p.problem: "", **self.method(spec, keep)}
         session.looking = looking = Job(lambda _: None)
         try:
             seen = look(self.host, session, looking, question, spec, keep, int(frames))
         except VidllmError as error:
             return {self.p.problem: self.problem(session, error)}
-        return self.seen(session, seen)
+        return {**self.seen(session, seen), **self.method(spec, keep)}
 
     def recipe(self, name: str) -> Update:
         """A named system sets compressor and share."""
@@ -126,9 +158,24 @@ class Handlers(Showing):
         """Answer a question."""
         p, session = self.p, self.session(request)
         asked = ("ask", question, spec, keep, frames, most)
-        answer = yield from self.run(request, asked, p.answer, {})
+
+        def shown(heard: Heard | None = None) -> Update:
+            return {p.answer: self.chat(session, question, heard.text if heard else "")}
+
+        def without() -> Update:
+            return {p.answer: self.chat(session)}
+
+        answer = yield from self.run(request, asked, shown(), shown, without)
         if answer is not None:
-            yield {p.answer: self.words(answer.text, session)}
+            account = views.turn_account(self.host.named(spec, keep), answer.receipt)
+            session.turns.append(Turn(question, answer.text, account))
+            yield without()
+
+    def clear(self, request: gr.Request) -> Update:
+        """Forget the questions about the clip."""
+        session = self.session(request)
+        session.turns = []
+        return {self.p.answer: self.chat(session)}
 
     @careful
     def find(
@@ -136,7 +183,7 @@ class Handlers(Showing):
     ) -> Iterator[Update]:
         """When what is described happens."""
         asked = ("ground", query, spec, keep, frames, most)
-        answer = yield from self.run(request, asked, None, {self.p.found: None})
+        answer = yield from self.run(request, asked, {self.p.found: ""})
         if answer is not None:
             yield {self.p.found: scored(answer)}
 
@@ -147,9 +194,9 @@ class Handlers(Showing):
         """What happens when."""
         session = self.session(request)
         asked = ("caption", "", spec, keep, frames, most)
-        answer = yield from self.run(request, asked, None, {self.p.captions: None})
+        answer = yield from self.run(request, asked, {self.p.captions: ""})
         if answer is not None:
-            yield {self.p.captions: moments(captioned(answer, session.duration))}
+            yield {self.p.captions: captions(captioned(answer, session.duration))}
 
     @careful
     def show(
@@ -158,7 +205,7 @@ class Handlers(Showing):
         """Every moment that fits, as a curve."""
         p, session = self.p, self.session(request)
         asked = ("highlights", query, spec, keep, frames, most)
-        answer = yield from self.run(request, asked, None, {p.curve: "", p.peaks: None})
+        answer = yield from self.run(request, asked, {p.curve: "", p.peaks: ""})
         if answer is not None:
             spans = () if answer.failed else answer.spans
             seconds = np.linspace(0, session.duration, 401)
@@ -174,7 +221,10 @@ class Handlers(Showing):
         call = yield from self.call(session, ("ask", question, spec, keep, frames, most))
         if call is None:
             return
-        name = f"{spec}, keep {keep:g}" if call.keep is not None else spec
+        name = self.host.named(spec, keep)
+
+        def columns(full: str, less: str) -> Update:
+            return {p.full: views.column("Every token", full), p.less: views.column(name, less)}
 
         def work(job: Job) -> Comparison:
             clip = self.host.clip(session, int(frames), job)
@@ -193,13 +243,14 @@ class Handlers(Showing):
         if job is None:
             return
         yield {
-            p.problem: "", p.account: "", p.full: None, p.verdict: "",
-            p.less: gr.update(value=None, label=name), p.compare: gr.update(visible=True),
+            p.problem: "", p.account: "", **columns("…", "…"), p.verdict: "",
+            p.compare: gr.update(visible=True), **self.unanswered(session),
         }  # fmt: skip
+        said = {"full": "…", name: "…"}
         for heard in job.follow():
-            column = p.full if heard.part == "full" else p.less
-            text = {column: self.words(heard.text, session)} if heard.text else {}
-            yield {p.status: views.progress(heard), **text}
+            if heard.text:
+                said[heard.part] = reply(heard.text, session.duration)
+            yield {p.status: views.progress(heard), **columns(said["full"], said[name])}
         made = yield from self.result(session, job)
         if made is None:
             return
@@ -208,8 +259,9 @@ class Handlers(Showing):
         shown = replace(call, video=self.host.shown_path(session), anyway=bool(unknown))
         yield {
             p.problem: views.problem("".join(unknown[:1])),
-            p.full: self.words(made.full.text, session),
-            p.less: self.words(made.less.text, session),
+            **columns(
+                reply(made.full.text, session.duration), reply(made.less.text, session.duration)
+            ),
             p.verdict: views.comparison(made, name),
             p.status: views.finished(made.less.receipt.seconds),
             p.python: shown.python(compared=True),
@@ -221,8 +273,8 @@ class Handlers(Showing):
     def read(self, rate: float, request: gr.Request) -> Iterator[Update]:
         """Make the index of a long video."""
         p, session = self.p, self.session(request)
-        job = yield from self.begin(request, Job(lambda job: self.indexed(session, rate, job)))
-        if job is None:
+        job = Job(lambda job: self.host.index(session, rate, job, anyway=True))
+        if (yield from self.begin(request, job)) is None:
             return
         yield {p.problem: "", p.index: ""}
         yield from self.follow(session, job)
@@ -235,7 +287,7 @@ class Handlers(Showing):
         p, session = self.p, self.session(request)
 
         def work(job: Job) -> Answer:
-            index = self.indexed(session, rate, job)
+            index = self.host.index(session, rate, job, anyway=True)
             job.heard.share = None
             job.stage("scan")
             with self.host.turn(job):
@@ -244,7 +296,10 @@ class Handlers(Showing):
         job = yield from self.begin(request, Job(work))
         if job is None:
             return
-        yield {p.problem: "", p.long_answer: None, p.account: "", p.compare: HIDDEN}
+        yield {
+            p.problem: "", p.long_answer: "", p.account: "", p.compare: HIDDEN,
+            **self.unanswered(session),
+        }  # fmt: skip
         yield from self.follow(session, job)
         answer = yield from self.result(session, job)
         if answer is None:
@@ -256,12 +311,12 @@ class Handlers(Showing):
             fps=rate, device=s.device, dtype=s.dtype, attn=s.attn, seed=s.seed,
         )  # fmt: skip
         yield {
-            p.long_answer: self.words(answer.text, session),
+            p.long_answer: f'<p class="vl-said">{reply(answer.text, session.duration)}</p>',
             p.index: views.indexed(session.index),
             **self.told(session, call, answer),
             # The strip and its map are of the sampled clip, which this answer has not seen.
             p.timeline: timeline(session.duration, session.rows),
-            p.strip: gr.skip(),
+            p.strip: hint("This answer read the index of the whole video: no sampled frames."),
         }
 
     # ---- the rest
@@ -279,12 +334,6 @@ class Handlers(Showing):
     def end_work(self, request: gr.Request) -> None:
         """The Stop button: each event that is ended says so itself."""
         self.stop(request)
-
-    def seek_text(self, event: gr.SelectData) -> Any:
-        """A click on a piece of an answer: to the time that it names."""
-        text, kind = event.value
-        seconds = read_time(text) if kind else None
-        return gr.skip() if seconds is None else gr.update(playback_position=seconds)
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed."""

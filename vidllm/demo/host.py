@@ -6,11 +6,13 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradio.utils import get_upload_folder
 
+from vidllm.ask.calls import Call
 from vidllm.ask.serving import Offer, offers, refusal
 from vidllm.ask.sharing import twin
 from vidllm.compressors import Compressor, build
@@ -22,11 +24,13 @@ from vidllm.models.shipped import sample_videos
 from vidllm.progress import StopSignal, attentive
 
 from .jobs import Job, Turns
+from .opening import ANSWER_LIMIT, QUESTIONS, Opening, is_shipped
 from .sessions import Session, Sessions
 from .settings import Settings
 
 if TYPE_CHECKING:
     from vidllm.ask.video_llm import VideoLLM
+    from vidllm.longvideo.index import VideoIndex
     from vidllm.video import VideoClip
 
 #: Methods that the page begins with where the model has none of its own, the first that is served.
@@ -50,6 +54,9 @@ class Host:
         )
         self.offers: list[Offer] = offers(llm)
         self.no_index = _refusal(llm)
+        self.shipped = is_shipped(settings.model)
+        self._opening: Opening | None = None
+        self._opens = threading.Lock()
 
     @property
     def served(self) -> list[Offer]:
@@ -125,6 +132,121 @@ class Host:
                 self.sessions.room(session)
             return session.clip
 
+    def sample(self, path: str) -> Path | None:
+        """The sample that a file is, or is a copy of."""
+        file = Path(path)
+        return next((s for s in sample_videos() if s.name == file.name and _same(s, file)), None)
+
+    def opens_with(self, path: str, spec: str, keep: float, frames: float) -> bool:
+        """Whether a clip under these settings is the one whose answer the page opens with.
+
+        Only the shipped model has one: another may take minutes, and its visitors bring clips.
+        """
+        file, first = self.sample(path), self.first_sample()
+        same = (spec, float(keep), int(frames)) == (*self.first(), self.frames())
+        return self.shipped and same and file is not None and file == first
+
+    def first_sample(self) -> Path | None:
+        """The sample that the page opens with."""
+        found = {sample.stem: sample for sample in sample_videos()}
+        return next((found[name] for name in QUESTIONS if name in found), None)
+
+    def opening(self, signal: StopSignal) -> Opening:
+        """The first sample and the answer to its first question; made once for all visitors.
+
+        Raises:
+            InputError: there is no sample. Stopped: the signal was given.
+        """
+        with self._opens:
+            if self._opening is None:
+                sample = self.first_sample()
+                if sample is None:
+                    raise InputError("there is no sample video: install vidllm again")
+                frames = self.frames()
+                clip = self.llm.sample(sample, frames=frames, limits=self.settings.limits)
+                question = QUESTIONS[sample.stem][0]
+                call = self.call(str(sample), "ask", question, *self.first(), frames, ANSWER_LIMIT)
+                with self.turn(signal):
+                    answer = replace(call, anyway=True).run(twin(self.llm), clip, signal)
+                self._opening = Opening(clip, call, answer)
+            return self._opening
+
+    def call(
+        self,
+        path: str,
+        task: str,
+        question: str,
+        spec: str,
+        keep: float,
+        frames: float,
+        most: float,
+    ) -> Call:
+        """What is asked, as a call that can be run, shown and kept.
+
+        Raises:
+            InputError: a compressor or share that is wrong, or that the model cannot serve.
+        """
+        s = self.settings
+        self.method(spec, keep)
+        return Call(
+            path,
+            task,
+            question,
+            s.model,
+            spec,
+            self.share(spec, keep),
+            int(frames),
+            max_new_tokens=int(most),
+            device=s.device,
+            dtype=s.dtype,
+            attn=s.attn,
+            seed=s.seed,
+        )
+
+    def named(self, spec: str, keep: float) -> str:
+        """A method and its share, as a person reads them.
+
+        Raises:
+            InputError: a name, option or share that is wrong.
+        """
+        share = self.share(spec, keep)
+        if spec == "none":
+            return "every token"
+        return spec if share is None else f"{spec}, keep {share:g}"
+
+    def index(self, session: Session, rate: float, job: Job, *, anyway: bool) -> VideoIndex:
+        """The index of a session's video; made where it is not there.
+
+        Args:
+            rate: frames a second. anyway: as `VideoLLM.index`.
+
+        Raises:
+            InputError: no video, one that cannot be read, or footage that the model does not know.
+        """
+        with session.lock:
+            if session.index is not None and session.index.facts["fps"] == rate:
+                return session.index
+            if not session.path:
+                self.clip(session, 1)  # says what is missing
+            place = session.place(self.settings.folder) / f"at-{rate:g}-fps.vidx"
+
+            def progress(done: float, whole: float) -> None:
+                job.progress(done, whole)
+                self.turns.between(job)
+
+            # Without hooks that ask at every layer: others use the model in between.
+            with self.turns.turn(job):
+                session.index = session.llm.index(
+                    session.path,
+                    place,
+                    fps=rate,
+                    limits=self.settings.limits,
+                    progress=progress,
+                    anyway=anyway,
+                )
+            session.duration = session.duration or session.index.duration
+            return session.index
+
     def method(self, spec: str, keep: float) -> Compressor:
         """The compressors of the menus.
 
@@ -146,18 +268,17 @@ class Host:
 
     def shown_path(self, session: Session) -> str:
         """How a program names the video: a sample by its place, an upload by its name."""
-        for sample in sample_videos():
-            if sample.name == session.name and _same(sample, Path(session.path)):
-                near = os.path.relpath(sample)
-                return str(sample) if near.startswith("..") else near
-        return session.name
+        sample = self.sample(session.path)
+        if sample is None:
+            return session.name
+        near = os.path.relpath(sample)
+        return str(sample) if near.startswith("..") else near
 
     def _uploaded(self, path: str) -> bool:
         """Whether a file lies where visitors' files do, and is no copy of a sample."""
         file = Path(path).resolve()
-        if not file.is_relative_to(Path(get_upload_folder()).resolve()):
-            return False
-        return not any(s.name == file.name and _same(s, file) for s in sample_videos())
+        inside = file.is_relative_to(Path(get_upload_folder()).resolve())
+        return inside and self.sample(path) is None
 
 
 def _same(one: Path, two: Path) -> bool:

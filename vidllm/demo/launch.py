@@ -11,8 +11,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from vidllm.errors import WorkError
+from vidllm.errors import VidllmError, WorkError
 from vidllm.models.shipped import sample_videos
+from vidllm.progress import StopSignal
 
 from .settings import Settings
 from .uploads import FULL, Uploads
@@ -78,7 +79,7 @@ def launch(
             allowed_paths=sorted({str(video.parent) for video in sample_videos()}),
             theme=theme(),
             css=CSS,
-            footer_links=["gradio", "settings"],
+            footer_links=["api", "gradio", "settings"],
             quiet=True,
             show_error=False,
             enable_monitoring=False,
@@ -94,6 +95,8 @@ def launch(
     if page.share_url:
         gate.named.add(page.share_url.split("//")[-1].strip("/").lower())
     uploads.settle()
+    if served.shipped and served.first_sample() is not None:
+        threading.Thread(target=_open, args=(served,), daemon=True).start()
     ended = threading.Event()
     threading.Thread(target=_sweep, args=(served, uploads, ended), daemon=True).start()
     ready(f"serving on {url} (Ctrl-C stops)")
@@ -104,6 +107,12 @@ def launch(
         ended.set()
         uploads.clear()
     return page
+
+
+def _open(host: Host) -> None:
+    """Make the answer that the page opens with, before anybody comes."""
+    with suppress(VidllmError):  # who comes is told
+        host.opening(StopSignal())
 
 
 def _sweep(host: Host, uploads: Uploads, ended: threading.Event) -> None:

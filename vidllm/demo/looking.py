@@ -56,8 +56,9 @@ def look(
         return Look(clip, None, "", str(error))
     took = time.perf_counter() - began
     share = 100 * len(kept) / max(1, kept.total)
+    asked = f"For “{question.strip()}” " if method.query_aware else ""
     note = (
-        f"{spec} keeps {len(kept):,} of {kept.total:,} tokens ({share:.3g} %), seen in "
+        f"{asked}{spec} keeps {len(kept):,} of {kept.total:,} tokens ({share:.3g} %), seen in "
         f"{1000 * took:.0f} ms without the LLM."
     )
     return Look(clip, kept, note)

@@ -7,10 +7,12 @@ from typing import Any
 
 import gradio as gr
 
+from .endpoints import Endpoints
 from .events import newest
 from .handlers import Handlers
 from .host import Host
 from .parts import layout
+from .script import SCRIPT, TO_PLAYER
 
 #: Seconds between two looks for left files, and their age then; a day is longer than any visit.
 _SWEEP = (3600, 86400)
@@ -22,6 +24,7 @@ def build(host: Host) -> gr.Blocks:
     with page:
         parts = layout(host)
         _wire(page, host, parts, Handlers(host, parts))
+        Endpoints(host).offer()
     return page
 
 
@@ -35,11 +38,11 @@ def _wire(page: gr.Blocks, host: Host, p: SimpleNamespace, do: Handlers) -> None
     look: dict[str, Any] = {**hidden, "concurrency_limit": 8, "concurrency_id": "look"}
     menus: dict[str, Any] = {**hidden, "concurrency_limit": 8, "concurrency_id": "menus"}
     chosen = [p.compressor, p.keep, p.frames]
-    seen = [p.problem, p.timeline, p.strip]
+    seen = [p.problem, p.timeline, p.strip, p.method]
     shown = [*seen, p.sprite, p.status]
     said = [*shown, p.account, p.compare, p.python, p.json]
     cleared = [p.video, *said, p.answer, p.found, p.captions, p.curve, p.peaks, p.index,
-               p.long_answer]  # fmt: skip
+               p.long_answer, p.question, p.examples]  # fmt: skip
 
     def on(events: Any, handler: Any, inputs: Any, outputs: Any, says: bool = False, **how: Any
            ) -> None:  # fmt: skip
@@ -71,6 +74,11 @@ def _wire(page: gr.Blocks, host: Host, p: SimpleNamespace, do: Handlers) -> None
     # cancelling could hit the next run, and an answer of Stop could come behind it.
     quick: dict[str, Any] = {**hidden, "trigger_mode": "multiple", "queue": False}
     p.stop.click(do.end_work, None, None, **quick)
-    for text in (p.answer, p.full, p.less, p.long_answer, p.found, p.captions, p.peaks):
-        text.select(do.seek_text, None, p.video, **quick)
+    on(p.clear.click, do.clear, None, [p.answer], **menus)
+    p.upload.upload(None, p.upload, p.video, js=TO_PLAYER, api_visibility="private")
+    first = host.first_sample()
+    # The player's own event goes on from there, as with every other clip.
+    page.load(lambda: first and str(first), None, p.video, **quick).then(
+        None, js=SCRIPT, api_visibility="private"
+    )
     page.unload(do.leave)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .jobs import Job, Turns
 from .screen import Screen
 
 if TYPE_CHECKING:
@@ -22,14 +23,20 @@ if TYPE_CHECKING:
     from vidllm.tokens import TokenMap
     from vidllm.video import VideoClip
 
-    from .jobs import Job
-
 
 class Row(NamedTuple):
     """Spans that the timeline shows under one name."""
 
     name: str
     spans: Sequence[Span]
+
+
+class Turn(NamedTuple):
+    """A question about the clip and its answer; account: how it was made, in a line."""
+
+    question: str
+    text: str
+    account: str = ""
 
 
 @dataclass
@@ -41,11 +48,12 @@ class Session:
         path: of the video, "" for none; refused: the last file could not be read.
         clip: its sampled frames, and asked: how many were. duration: of the video.
         kept: what a method leaves of the clip. rows: spans of the last answer.
+        turns: the questions about the clip and their answers.
         jobs: the work of the page. looking: the last look at the tokens.
         index: of the long video, in folder, which is the session's own.
         files: that were uploaded. lock: held by who reads or changes the clip.
-        screen: who may write where. used: when the session was last seen.
-        ended: when the last Stop came, by the gate's count.
+        calls: whose turn it is among calls of a program. screen: who may write where.
+        used: when the session was last seen. ended: when the last Stop came, by the gate's count.
     """
 
     llm: VideoLLM
@@ -55,6 +63,7 @@ class Session:
     duration: float = 0.0
     kept: TokenMap | None = None
     rows: Sequence[Row] = ()
+    turns: list[Turn] = field(default_factory=list)
     refused: bool = False
     jobs: list[Job] = field(default_factory=list)
     looking: Job | None = None
@@ -62,6 +71,7 @@ class Session:
     folder: Path | None = None
     files: set[str] = field(default_factory=set)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    calls: Turns = field(default_factory=Turns)
     screen: Screen = field(default_factory=Screen)
     used: float = field(default_factory=time.monotonic)
     ended: int = 0
@@ -110,6 +120,7 @@ class Session:
         with self.lock:
             self.clip = self.kept = self.index = None
             self.path, self.asked, self.duration, self.rows = "", 0, 0.0, ()
+            self.turns = []
             if self.folder is not None:
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self.folder = None
@@ -166,10 +177,17 @@ class Sessions:
             session.used = time.monotonic()
         return session
 
-    def owns(self, session: Session, path: str) -> None:
-        """A file is the session's; those that it had before and nobody else uses are deleted."""
+    def owns(self, session: Session, path: str, *, more: bool = False) -> None:
+        """A file is the session's; those that it had before and nobody else uses are deleted.
+
+        Args:
+            more: keep those until the session ends: calls that wait may still need them.
+        """
         with self._lock:
-            before, session.files = session.files, {path} if path and self.mine(path) else set()
+            before = session.files
+            session.files = {path} if path and self.mine(path) else set()
+            if more:
+                session.files |= before
             self._delete(before - session.files)
 
     def room(self, session: Session) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -12,33 +12,34 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from vidllm.ask.calls import Call
-from vidllm.ask.moments import pieces
 from vidllm.errors import VidllmError
 from vidllm.models.native.footage import warnings_in
 from vidllm.progress import Listener, Stopped
-from vidllm.timecode import Span
 
 from . import views
-from .drawing import clock, timeline
+from .chat import chat, hint
+from .drawing import timeline
 from .events import arrived
 from .exporting import as_json
 from .host import Host
-from .jobs import Job
+from .jobs import Heard, Job
 from .looking import Look
 from .sessions import Row, Session
 from .strip import strip
 
 if TYPE_CHECKING:
-    from vidllm.longvideo.index import VideoIndex
     from vidllm.models.answer import Answer
     from vidllm.tokens import TokenMap
 
 Update = dict[Any, Any]
 #: Task, question, compressors, share, frames, longest answer.
 Asked = tuple[str, str, str, float, float, float]
+#: Shows the answer of a job so far.
+Grow = Callable[[Heard], Update]
 NO_RECIPE = "–"
 HIDDEN = gr.update(visible=False)
 STAGES = ("decode", "encode", "compress", "prefill", "generate")
+_UNANSWERED = "Which tokens this run keeps is shown here with its answer."
 
 
 class Showing:
@@ -57,33 +58,25 @@ class Showing:
 
     def call(self, session: Session, asked: Asked) -> Generator[Update, None, Call | None]:
         """What a visitor asks for, as a call; None, and a line, where the menus are wrong."""
-        task, question, spec, keep, frames, most = asked
-        host, s = self.host, self.host.settings
         try:
-            host.method(spec, keep)
-            share = host.share(spec, keep)
+            return self.host.call(session.path, *asked)
         except VidllmError as error:
             yield {self.p.problem: self.problem(session, error)}
             return None
-        return Call(
-            session.path,
-            task,
-            question,
-            s.model,
-            spec,
-            share,
-            int(frames),
-            max_new_tokens=int(most),
-            device=s.device,
-            dtype=s.dtype,
-            attn=s.attn,
-            seed=s.seed,
-        )
 
     def run(
-        self, request: gr.Request, asked: Asked, words: Any, first: Update
+        self,
+        request: gr.Request,
+        asked: Asked,
+        first: Update,
+        grow: Grow | None = None,
+        without: Callable[[], Update] = dict,
     ) -> Generator[Update, None, Answer | None]:
-        """Carry out what is asked; the answer grows in `words`, if that is a component.
+        """Carry out what is asked.
+
+        Args:
+            first: shown when the run begins. grow: what shows the answer so far.
+            without: what is shown where none came.
 
         Returns:
             The answer; None where a line says why there is none.
@@ -99,20 +92,28 @@ class Showing:
                 return replace(call, anyway=True).run(session.llm, clip, job)
 
         p = self.p
-        start: Update = {p.problem: "", p.account: "", p.compare: HIDDEN, **first}
-        if words is not None:
-            start[words] = None
         job = yield from self.begin(request, Job(work))
         if job is None:
             return None
-        yield start
-        yield from self.follow(session, job, STAGES, words)
-        answer: Answer | None = yield from self.result(session, job)
+        yield {p.problem: "", p.account: "", p.compare: HIDDEN, **first, **self.unanswered(session)}
+        yield from self.follow(session, job, STAGES, grow)
+        answer: Answer | None = yield from self.result(session, job, without)
         if answer is None:
             return None
         session.rows = (Row("answer", () if answer.failed else answer.spans),)
         yield self.told(session, call, answer)
         return answer
+
+    def unanswered(self, session: Session) -> Update:
+        """The pictures over time while an answer is made: nothing of an earlier one stays."""
+        p, clip = self.p, session.clip
+        session.rows = ()
+        if clip is None:
+            return {p.timeline: timeline(session.duration), p.strip: hint(_UNANSWERED)}
+        return {
+            p.timeline: timeline(session.duration, (), clip.seconds),
+            p.strip: strip(clip, None, hint(_UNANSWERED)),
+        }
 
     def begin(self, request: gr.Request, job: Job) -> Generator[Update, None, Job | None]:
         """Start a job that wants the model; None, and a line, where too many wait for it.
@@ -129,28 +130,36 @@ class Showing:
         return job
 
     def follow(
-        self, session: Session, job: Job, stages: Sequence[str] = (), words: Any = None
+        self,
+        session: Session,
+        job: Job,
+        stages: Sequence[str] = (),
+        grow: Grow | None = None,
     ) -> Generator[Update, None, None]:
         """Show how a job goes on."""
         for heard in job.follow():
-            update: Update = {self.p.status: views.progress(heard, stages)}
-            if words is not None and heard.text:
-                update[words] = self.words(heard.text, session)
-            yield update
+            more = grow(heard) if grow is not None and heard.text else {}
+            yield {self.p.status: views.progress(heard, stages), **more}
 
-    def result(self, session: Session, job: Job) -> Generator[Update, None, Any]:
-        """What came of a job; None, and a line on the page, where nothing did."""
+    def result(
+        self, session: Session, job: Job, without: Callable[[], Update] = dict
+    ) -> Generator[Update, None, Any]:
+        """What came of a job; None, and a line on the page, where nothing did.
+
+        Args:
+            without: what else is shown then.
+        """
         p = self.p
         try:
             return job.result()
         except Stopped:
-            yield {p.status: views.stopped(job.heard.took, job.heard.now)}
+            yield {p.status: views.stopped(job.heard.took, job.heard.now), **without()}
         except VidllmError as error:
-            yield {p.problem: self.problem(session, error), p.status: ""}
+            yield {p.problem: self.problem(session, error), p.status: "", **without()}
         except Exception as error:
             traceback.print_exception(error, file=sys.stderr)
             line = f"that went wrong ({type(error).__name__}); the server's log says where"
-            yield {p.problem: views.problem(line), p.status: ""}
+            yield {p.problem: views.problem(line), p.status: "", **without()}
         return None
 
     def told(self, session: Session, call: Call, answer: Answer) -> Update:
@@ -179,26 +188,30 @@ class Showing:
             note = f"The last answer saw {len(kept):,} of {kept.total:,} tokens ({share:.3g} %)."
         return {
             p.timeline: timeline(session.duration, session.rows, clip.seconds, kept),
-            p.strip: strip(clip, kept, views.hint(note) if note else ""),
+            p.strip: strip(clip, kept, hint(note) if note else ""),
         }
 
     def seen(self, session: Session, look: Look) -> Update:
         """What a look at the video shows."""
         p, clip = self.p, look.clip
         session.kept = look.kept
-        notes = views.hint(look.note) if look.note else ""
+        notes = hint(look.note) if look.note else ""
         return {
             p.problem: views.problem(look.problem),
             p.timeline: timeline(session.duration, session.rows, clip.seconds, look.kept),
             p.strip: strip(clip, look.kept, notes),
         }
 
-    def words(self, text: str, session: Session) -> list[tuple[str, str | None]]:
-        """An answer with its times marked."""
-        cut = pieces(text, session.duration)
-        if not cut:
-            return [("(the model said nothing)", None)]
-        return [(part, None if seconds is None else "time") for part, seconds in cut]
+    def chat(self, session: Session, asked: str = "", growing: str = "") -> str:
+        """The questions about the clip, and one that is being answered."""
+        return chat(session.turns, session.duration, asked, growing)
+
+    def method(self, spec: str, keep: float) -> Update:
+        """What Ask asks with, and Compare compares."""
+        try:
+            return {self.p.method: views.method(self.host.named(spec, keep))}
+        except VidllmError:
+            return {}  # its line stands where problems do
 
     def problem(self, session: Session, error: Exception) -> str:
         """What is wrong, with the name that the visitor's file has for them."""
@@ -206,33 +219,6 @@ class Showing:
         if session.path:
             text = text.replace(session.path, session.name)
         return views.problem(text)
-
-    def indexed(self, session: Session, rate: float, job: Job) -> VideoIndex:
-        """The index of a session's video; made where it is not there."""
-        host = self.host
-        with session.lock:
-            if session.index is not None and session.index.facts["fps"] == rate:
-                return session.index
-            if not session.path:
-                host.clip(session, 1)  # says what is missing
-            place = session.place(host.settings.folder) / f"at-{rate:g}-fps.vidx"
-
-            def progress(done: float, whole: float) -> None:
-                job.progress(done, whole)
-                host.turns.between(job)
-
-            # Without hooks that ask at every layer: others use the model in between.
-            with host.turns.turn(job):
-                session.index = session.llm.index(
-                    session.path,
-                    place,
-                    fps=rate,
-                    limits=host.settings.limits,
-                    progress=progress,
-                    anyway=True,
-                )
-            session.duration = session.duration or session.index.duration
-            return session.index
 
 
 class Part(Listener):
@@ -254,18 +240,3 @@ class Part(Listener):
 
     def stopped(self) -> bool:
         return self.job.stopped()
-
-
-def moments(told: Iterable[tuple[Span, str]]) -> list[tuple[str, str | None]]:
-    """Moments and what is said of each, a line each, with their times marked."""
-    lines: list[tuple[str, str | None]] = []
-    for span, words in told:
-        lines += [(clock(span.start), "time"), (" – ", None), (clock(span.end), "time")]
-        lines.append((f"  {words}\n", None))
-    return lines or [("no moment was found", None)]
-
-
-def scored(answer: Answer) -> list[tuple[str, str | None]]:
-    """The moments of an answer with their scores."""
-    spans = () if answer.failed else answer.spans
-    return moments((s, f"score {s.score:.2f}") for s in spans)

@@ -18,6 +18,7 @@ from vidllm.tokens import TokenMap
 from vidllm.video import VideoClip
 
 from .drawing import clock
+from .terms import term
 
 _WIDE = 128  # pixels of a small picture
 _COLUMNS = 16  # of the image that holds them all
@@ -71,7 +72,10 @@ def strip(clip: VideoClip, kept: TokenMap | None, note: str = "") -> str:
         for i, image, word in zip(shown, covers, words, strict=True)
     ]
     legend = "" if kept is None else _LEGEND
-    return f'{note}{legend}<div class="vl-strip">{"".join(figures)}</div>'
+    return (
+        f'{note}{legend}<div class="vl-strip" tabindex="0" role="region" '
+        f'aria-label="frames of the video">{"".join(figures)}</div>'
+    )
 
 
 def fates(kept: TokenMap) -> np.ndarray:
@@ -97,9 +101,12 @@ def cover(fate: np.ndarray) -> str:
 
 
 _LEGEND = (
-    '<p class="vl-legend"><span><i class="vl-kept"></i>kept</span>'
-    '<span><i class="vl-merged"></i>merged into another token</span>'
-    '<span><i class="vl-dropped"></i>dropped</span></p>'
+    '<p class="vl-legend">'
+    + "".join(
+        f'<span><i class="vl-{fate}"></i>{term(fate, shown)}</span>'
+        for fate, shown in (("kept", ""), ("merged", "merged into another token"), ("dropped", ""))
+    )
+    + "</p>"
 )
 
 

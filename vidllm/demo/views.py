@@ -11,8 +11,10 @@ from vidllm.ask.comparing import Comparison, first_token
 from vidllm.ask.serving import Offer
 from vidllm.models.answer import Answer, Receipt
 
+from .chat import hint
 from .drawing import clock
 from .jobs import Heard
+from .terms import term
 
 if TYPE_CHECKING:
     from vidllm.longvideo.index import VideoIndex
@@ -62,9 +64,35 @@ def problem(text: str) -> str:
     return f'<p class="vl-problem" role="alert">{escape(text)}</p>'
 
 
-def hint(text: str) -> str:
-    """A quiet line."""
-    return f'<p class="vl-hint">{escape(text)}</p>'
+def method(name: str) -> str:
+    """What Ask and Compare ask with.
+
+    Args:
+        name: of the compressor, with its share.
+    """
+    name = escape(name)
+    if name == "every token":
+        return (
+            '<p class="vl-hint"><b>Ask</b> uses every token. <b>Compare</b> has nothing to compare '
+            "with: choose a compressor under Settings.</p>"
+        )
+    return (
+        f'<p class="vl-hint"><b>Ask</b> uses <b>{name}</b>. <b>Compare</b> '
+        f"asks twice: with every token, and with {name}.</p>"
+    )
+
+
+def column(title: str, said: str) -> str:
+    """One of two answers side by side; said: HTML."""
+    return f'<h4>{escape(title)}</h4><p class="vl-said">{said}</p>'
+
+
+def turn_account(name: str, receipt: Receipt) -> str:
+    """How an answer was made, in a line."""
+    return (
+        f"{name} · {receipt.tokens_kept:,} of {receipt.tokens_full:,} video tokens · "
+        f"{_time(receipt.total)}"
+    )
 
 
 def account(answer: Answer) -> str:
@@ -73,17 +101,18 @@ def account(answer: Answer) -> str:
     tiles = [
         (
             "video tokens",
+            "",
             f"{receipt.tokens_kept:,}",
             f"of {receipt.tokens_full:,}, {_share(receipt)}",
         ),
-        ("KV cache", _mb(receipt.kv_kept_mb), f"of {_mb(receipt.kv_full_mb)}"),
-        ("first token", _time(first_token(receipt)), f"all {_time(receipt.total)}"),
+        ("KV cache", "", _mb(receipt.kv_kept_mb), f"of {_mb(receipt.kv_full_mb)}"),
+        ("TTFT", "first token", _time(first_token(receipt)), f"all {_time(receipt.total)}"),
     ]
     if receipt.flops is not None:
-        tiles.append(("computation", _flops(receipt), "FLOPs"))
+        tiles.append(("FLOPs", "computation", _flops(receipt), "FLOPs"))
     boxes = "".join(
-        f"<div><dt>{name}</dt><dd>{value}</dd><small>{more}</small></div>"
-        for name, value, more in tiles
+        f"<div><dt>{term(name, shown)}</dt><dd>{value}</dd><dd>{more}</dd></div>"
+        for name, shown, value, more in tiles
     )
     return f'<dl class="vl-tiles">{boxes}</dl>{_notes(answer.notes)}'
 
@@ -95,7 +124,7 @@ def comparison(made: Comparison, name: str) -> str:
         ("moments", _spans(made.full), _spans(made.less), ""),
         ("video tokens", f"{full.tokens_kept:,}", f"{less.tokens_kept:,}",
          _ratio(full.tokens_kept, less.tokens_kept)),
-        ("first token (TTFT)", _time(first_token(full)), _time(first_token(less)),
+        ("TTFT", _time(first_token(full)), _time(first_token(less)),
          _ratio(first_token(full), first_token(less))),
         ("whole answer", _time(full.total), _time(less.total), _ratio(full.total, less.total)),
         ("KV cache", _mb(full.kv_kept_mb), _mb(less.kv_kept_mb),
@@ -108,16 +137,18 @@ def comparison(made: Comparison, name: str) -> str:
         ratio = _ratio(sum(full.flops.values()), sum(less.flops.values()))
         rows.append(("FLOPs", _flops(full), _flops(less), ratio))
     body = "".join(
-        f"<tr><th>{label}</th><td>{one}</td><td>{two}</td><td>{ratio}</td></tr>"
+        f'<tr><th scope="row">{term(label)}</th><td>{one}</td><td>{two}</td><td>{ratio}</td></tr>'
         for label, one, two, ratio in rows
     )
-    shared = made.overlap
-    told = "" if shared is None else f": their times overlap by {100 * shared:.0f} % (mean IoU)"
+    shared, measure = made.overlap, term("mean IoU")
+    told = "" if shared is None else f": times overlap by {100 * shared:.0f} % ({measure})"
     verdict = ("yes", "✓ the answers agree") if made.agree else ("no", "✗ the answers differ")
     return (
         f'<p class="vl-verdict vl-{verdict[0]}">{verdict[1]}{told}</p>'
-        f'<table class="vl-table"><thead><tr><th></th><th>full</th><th>{escape(name)}</th>'
-        f"<th>smaller by</th></tr></thead><tbody>{body}</tbody></table>{_notes(made.less.notes)}"
+        f'<table class="vl-table"><thead><tr><td></td><th scope="col">every token</th>'
+        f'<th scope="col">{escape(name)}</th>'
+        f'<th scope="col">smaller by</th></tr></thead><tbody>{body}</tbody></table>'
+        f"{_notes(made.less.notes)}"
     )
 
 
@@ -129,11 +160,13 @@ def _spans(answer: Answer) -> str:
 def refusals(refused: Sequence[Offer]) -> str:
     """What a model cannot serve, with the reasons."""
     rows = "".join(
-        f"<tr><th>{escape(o.name)}</th><td>{o.kind}</td><td>{escape(o.reason)}</td></tr>"
+        f'<tr><th scope="row">{escape(o.name)}</th><td>{o.kind}</td>'
+        f"<td>{escape(o.reason)}</td></tr>"
         for o in refused
     )
     return (
-        '<table class="vl-table vl-words"><thead><tr><th>name</th><th>kind</th><th>why not</th>'
+        '<table class="vl-table vl-words"><thead><tr><th scope="col">name</th>'
+        f'<th scope="col">kind</th><th scope="col">why not</th>'
         f"</tr></thead><tbody>{rows}</tbody></table>"
     )
 
@@ -172,7 +205,7 @@ def _stages(
 ) -> str:
     parts = []
     for name in dict.fromkeys([*coming, *done, *now]):
-        word = escape(_WORDS.get(name, name))
+        word = term(_WORDS.get(name, name))
         if name in now:
             spent = done.get(name, 0.0) + now[name]
             parts.append(f'<span class="vl-now">{word} {_time(spent)}</span>')

@@ -152,6 +152,33 @@ def within(bound: Bound, value: Any, told: str) -> None:
         raise InputError(f"{told} must be {kind}{bound}, got {short(value)}")
 
 
+def read_share(text: str, told: str = "--keep") -> float:
+    """A share of the tokens as people write it: "0.1", "10%" or "10 %".
+
+    Args:
+        told: how a message calls it.
+
+    Raises:
+        InputError: no number, or one outside (0, 1].
+    """
+    words = text.strip()
+    percent = words.endswith("%")
+    try:
+        value = float(words.removesuffix("%")) / (100 if percent else 1)
+    except ValueError:
+        value = math.nan
+    if not BOUNDS["keep"].allows(value):
+        raise InputError(
+            f"{told} must be {BOUNDS['keep']}, or a percentage such as 10%, got {short(words)}"
+        )
+    return value
+
+
+def read_shares(text: str, told: str = "--keep") -> list[float]:
+    """The shares of a list such as "1,0.5,25%". Raises InputError as `read_share`."""
+    return [read_share(part, told) for part in text.split(",")]
+
+
 def number(name: str, text: str, *, whole: bool, told: str) -> Any:
     """A number of a compressor's spec, inside the bound of its name or else of its kind.
 
@@ -165,6 +192,8 @@ def number(name: str, text: str, *, whole: bool, told: str) -> Any:
     bound = BOUNDS[name] if name in _OF_SPECS else WHOLE if whole else REAL
     if whole and len(text) > _SHOWN and text.strip().lstrip("+-").isdecimal():
         raise InputError(f"{told} must be {bound}, got {len(text)} digits")
+    if name == "keep" and "%" in text:
+        return read_share(text, told)
     value = int(text) if whole else float(text)
     within(bound, value, told)
     return value
@@ -247,6 +276,8 @@ class _Guarded:
         for text in given:
             if isinstance(text, str):
                 self._text(text)
+        if self.name == "keep" and isinstance(value, str) and "," not in value:
+            value = repr(read_share(value, self.told))
         made = self.process(ctx, value)
         for one in made if isinstance(made, (list, tuple)) else [made]:
             if self.name in _OF_LIMITS:  # `vidllm.tokens.budget.Limits` looks at these

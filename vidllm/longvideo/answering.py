@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 KEPT_BYTES = 512e6  # of windows' caches that stay for the next question
 _ALSO = 0.5  # further spans are told from this share of the best one's score
 _BEST = 4  # windows that a question without a time looks at again
+#: Share of the windows that name a time from which a question asks for one: windows that do not
+#: show what is asked for break off ("from no ."), and to other questions none names a time.
+_TIMED = 0.1
 
 
 class IndexContents(Protocol):
@@ -64,6 +67,12 @@ def stretch_of(index: IndexContents, start: float | None, end: float | None) -> 
             f"start first: got {begin:g} and {stop:g}"
         )
     return begin, min(stop, index.duration)
+
+
+def asks_for_time(said: Sequence[WindowAnswer]) -> bool:
+    """Whether a question is one for a time, by what every window says to it."""
+    timed = [told for told in said if told.times is not None]
+    return len(timed) >= _TIMED * len(said) and any(told.score > 0 for told in timed)
 
 
 class Reader:
@@ -118,8 +127,7 @@ class Reader:
         with watch.stage("scan"):
             said = self._scan(head, tail, timed=False)
         votes = [vote for vote, _ in said]
-        times = sum(told.times is not None for _, told in said)
-        if times * 2 > len(said) and any(vote.score > 0 for vote in votes):
+        if asks_for_time([told for _, told in said]):
             return self._grounded(question, head, tail, votes, watch)
         return self._told(question, head, tail, said, watch)
 

@@ -19,7 +19,7 @@ from vidllm.errors.disk import UnwrittenError
 from vidllm.models.engine import Engine, alone
 from vidllm.models.families.engine import HubEngine
 from vidllm.models.native.engine import NativeEngine
-from vidllm.models.native.footage import FRAMES, UnknownFootage, warning
+from vidllm.models.native.footage import FRAMES, unknown_notes
 from vidllm.timecode.clock import clock
 
 from .encoders import FrameEncoder, encoder_of, frame_tokens, preparing, whole_groups
@@ -349,9 +349,7 @@ def _unknown(engine: Engine, frames: Frames, anyway: bool) -> tuple[str, ...]:
     known = engine.footage
     if known is None or known.knows(engine.model.vision, frames.peek(FRAMES)):
         return ()
-    if not anyway:
-        raise UnknownFootage
-    return (warning(),)
+    return unknown_notes(anyway)
 
 
 def _facts(

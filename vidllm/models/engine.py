@@ -20,6 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -247,6 +248,8 @@ class Engine(ABC):
         code: how it tells time. compressor: what it is asked with, unless a call says otherwise.
         footage: what it knows; None for a model that makes no claim.
         writes_times: it can be told the seconds of all frames in words before the question.
+        runs_in: the program that runs the model, "" for this process's own torch. weights: a
+            hash of the weights, where `model` has none.
     """
 
     model: Any
@@ -258,6 +261,13 @@ class Engine(ABC):
     compressor: Compressor
     writes_times: bool
     footage: KnownFootage | None = None
+    runs_in: str = ""
+    weights: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return next(self.model.parameters()).device
 
     def save(self, folder: Path) -> None:
         """Write the model with all that it takes to ask it into a folder.

@@ -16,6 +16,10 @@ from vidllm.errors.paths import is_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+#: Ways to spread a model over devices that accelerate knows by name.
+SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
+#: Who runs a model of the hub: transformers in this process, or vLLM.
+ENGINES = ("transformers", "vllm")
 #: An implementation of attention, or one for each part of a model.
 Attention = str | Mapping[str, str] | None
 
@@ -35,6 +39,8 @@ class LoadOptions(TypedDict, total=False):
     token: str | bool | None
     local_files_only: bool
     processor: Any
+    engine: str | None
+    engine_options: Mapping[str, Any] | None
 
 
 def choose_device(name: str | torch.device | None) -> torch.device:
@@ -72,6 +78,7 @@ class LoadPlan:
         device_map, max_memory, offload_folder, quantization_config: as transformers has them.
         revision, token, local_files_only: of files on the hub.
         processor: instead of the files beside the weights, or a place that has them.
+        engine: who runs the model, one of `ENGINES`. engine_options: of vLLM's `LLM`.
     """
 
     device: torch.device
@@ -85,6 +92,8 @@ class LoadPlan:
     token: str | bool | None = field(default=None, repr=False)
     local_files_only: bool = False
     processor: Any = None
+    engine: str = "transformers"
+    engine_options: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, options: LoadOptions) -> LoadPlan:
@@ -106,9 +115,16 @@ class LoadPlan:
         place = given.pop("device", None)
         if place is not None and "device_map" in given:
             raise InputError("device and device_map both say where the model goes: give one")
+        spread = given.get("device_map")
+        if isinstance(spread, str) and spread not in SPREADS:
+            choose_device(spread)  # refuses what is none
         for name in ("max_memory", "offload_folder"):
             if name in given and "device_map" not in given:
                 raise InputError(f"{name} goes with device_map: give device_map='auto'")
+        if given.get("engine", "vllm") not in ENGINES:
+            raise InputError(f"engine is {' or '.join(ENGINES)}, not {short(str(given['engine']))}")
+        if "engine_options" in given and given.get("engine") != "vllm":
+            raise InputError("engine_options are those of vLLM: give engine='vllm'")
         quantization = given.get("quantization_config")
         if not isinstance(quantization, Mapping | None) and not hasattr(
             quantization, "quant_method"

@@ -113,9 +113,12 @@ def model_parts(folder: str, **hub: Any) -> ModelParts:
     return native_parts(found, Path(folder) if is_folder(folder) else None)
 
 
-def usual_frames(folder: str) -> int | None:
-    """Frames that a model's family is asked with; None for the project's own models."""
-    tuned, script = find_tuned(folder), SCRIPTS.get(model_kind(folder))
+def usual_frames(folder: str, **hub: Any) -> int | None:
+    """Frames that a model's family is asked with; None for the project's own models.
+
+    `hub` as for `model_kind`.
+    """
+    tuned, script = find_tuned(folder), SCRIPTS.get(model_kind(folder, **hub))
     if tuned is not None:
         return tuned.frames
     return None if script is None else script.frames

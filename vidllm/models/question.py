@@ -84,6 +84,18 @@ def letters_of(
     return found
 
 
+def letter_ids(tokenizer: PreTrainedTokenizerBase, letter: str) -> set[int]:
+    """The tokens that are this letter alone or behind a blank; those of unknown words are not."""
+    found = set()
+    for text in (letter, " " + letter):
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        # Not every tokenizer says which its token for unknown words is: it does not say the letter.
+        said = str(tokenizer.decode(ids)).strip().casefold()
+        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id and said == letter.strip().casefold():
+            found.add(int(ids[0]))
+    return found
+
+
 def check_text(question: object, positions: int | None = None) -> None:
     """See that a question is text that can be tokenised.
 

@@ -8,7 +8,6 @@ RECIPE = Recipe(
     "NaSVA, arXiv 2312.14055",
     claim="the trained head aligns better than similarity alone, and chooses frames better than an "
     "even spread",
-    sampler="query",
     head="nasva",
     course="alignment",
     trained=("head",),

@@ -44,7 +44,6 @@ class Recipe:
     Attributes:
         summary: one line for `vidllm list recipes`. paper: where the system comes from.
         claim: what the paper claims, as it can be tested on the made world.
-        sampler: how frames are chosen: "uniform", or "query" for the seconds that fit the question.
         frames: of a clip, by default.
         vision: type of the tower. temporal: encoders in order, each {"name": …, options}.
         compressors, keep: the token reduction, a spec over the stages, and the share that it
@@ -65,7 +64,6 @@ class Recipe:
     summary: str
     paper: str = ""
     claim: str = ""
-    sampler: Literal["uniform", "query"] = "uniform"
     frames: int | None = None
     vision: str | None = None
     temporal: tuple[Mapping[str, Any], ...] | None = None

@@ -146,16 +146,6 @@ class RelativeTime(TimeCode):
         marks = list(_MARK.finditer(answer))[:2]
         return bool(_joined(answer, marks))
 
-    def explanation(self, answer: str) -> str:
-        """The answer without its first two times (LITA's reasoning text); all of it if fewer."""
-        marks = list(_MARK.finditer(answer))
-        if len(marks) < 2:
-            return answer
-        one, two = marks[:2]
-        return (
-            answer[: one.start()] + answer[one.end() : two.start()] + answer[two.end() :]
-        ).strip()
-
     def readable(self, answer: str, duration: float) -> str:
         """Every time token as "12.3 s"."""
         return _MARK.sub(lambda mark: f"{self._value(mark, duration):.1f} s", answer).strip()

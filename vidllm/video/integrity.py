@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from .pieces import box_length
-from .recordings import Recording
+from .recordings import Recording, box_length
 
 _TS_PACKET = 188  # bytes, ISO/IEC 13818-1
 _FLV_TAG = 11  # bytes of a tag's header

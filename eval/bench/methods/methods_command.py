@@ -151,7 +151,7 @@ def _run(
 
     if task.family == "retrieval":
         raise InputError(f"{task.name} asks no model with video tokens: choose another --task")
-    config = native_config(options.model)
+    config = native_config(options.model_name())
     met = met_in_training(config)
     asked = asked_for(*chosen, met, own_compressor(config))
     whole = Order(task=task, wanted=asked, kinds=kinds_of(task), skip_refused=True, **order)

@@ -109,6 +109,8 @@ def _arms() -> tuple[Arm, ...]:
         Arm("timesuite", "timesuite", "", "TimeSuite"),
         Arm("timesuite-plain", "timesuite", "", "TimeSuite without adaptive positions",
             {"compressor": "timesuite:tape=false"}),
+        Arm("timesuite-uncaptioned", "timesuite", "", "TimeSuite that is never asked for captions",
+            {"more": {"without": "captions"}}),
         Arm("vtg-llm-untimed", "vtg-llm", "", "VTG-LLM whose tokens know no frame and second",
             {"compressor": "vtg-llm:timed=false"}),
         Arm("timesuite-pool", "timesuite", "spatial-pool", "TimeSuite with pooling for its shuffle",

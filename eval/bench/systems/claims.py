@@ -78,6 +78,8 @@ CLAIMS = (
     Claim("vtg-llm", "knowing frame and second helps", "vtg-llm", "vtg-llm-untimed"),
     Claim("timesuite", "adaptive positions help", "timesuite", "timesuite-plain", keep=0.25),
     Claim("timesuite", "shuffle beats pooling", "timesuite", "timesuite-pool", keep=0.25),
+    Claim("timesuite", "grounded captions help grounding", "timesuite", "timesuite-uncaptioned",
+          keep=0.25),
     Claim("pyra", "modulated merging beats ToMe without training", "pyra", "start-tome", keep=0.25),
     Claim("mrt5", "a trained gate costs less than pooling", "mrt5", "storm"),
     Claim("flextok", "one model serves every budget", "flextok", keep=0.05, by="kept"),
@@ -95,10 +97,6 @@ HEAD_CLAIMS = (
               "squeezetime", "framewise"),
     HeadClaim("squeezetime", "at comparable accuracy", "accuracy", "squeezetime", "framewise"),
 )  # fmt: skip
-#: Parts of the claims for which there is no arm, so that the page does not leave them out.
-WITHOUT_ARM = {
-    "timesuite": "grounded captions help: the questions of a training cannot be chosen yet",
-}
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,6 @@ def verdicts(asked: Sequence[Asked], folder: Path | None, score: str = "mIoU") -
     for one in asked:
         arms.setdefault(one.entry.arm.name, []).append(one)
     found = [_verdict(claim, arms, score) for claim in CLAIMS]
-    found += [Verdict(name, says, UNTOLD) for name, says in WITHOUT_ARM.items()]
     found += [_head_verdict(claim, _rows(folder, f"claim-{claim.recipe}.csv"))
               for claim in HEAD_CLAIMS]  # fmt: skip
     return [*found, _retrieval(_rows(folder, "retrieval.csv"))]

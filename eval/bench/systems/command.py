@@ -13,9 +13,9 @@ from vidllm.cli.options import (
     one_of,
     option,
     say,
-    shares_of,
 )
 from vidllm.errors import InputError
+from vidllm.errors.bounds import read_shares
 from vidllm.errors.paths import input_folder, output_file, output_folder
 
 _TRAIN, _ASK, _RUN = "The trainings", "The test", "The run"
@@ -107,11 +107,14 @@ def systems(
     for file, name in ((csv, "--csv"), (page, "--page"), (plot, "--plot")):
         if file is not None:
             output_file(file.expanduser(), name)
-    for name in ("recipe", "compressor", "keep", "tokens", "start", "end"):
+    named = ("recipe", "compressor", "keep", "tokens", "start", "end")
+    for name in (*named, "revision", "adapter", "device_map"):
         if getattr(options, name) is not None:
-            raise InputError(f"--{name} does not go with bench systems: leave it out")
+            raise InputError(
+                f"--{name.replace('_', '-')} does not go with bench systems: leave it out"
+            )
     one_of("--size", size, ("small", "tiny"))
-    keeps = tuple(share for share in shares_of("--keep", keep) if share < 1)
+    keeps = tuple(share for share in read_shares(keep) if share < 1)
     if not keeps:
         raise InputError("--keep needs a share below 1: all tokens are asked in any case")
     work = Measurement(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from vidllm.errors import InputError
-from vidllm.errors.schema import damage
 
 from ...run.journal import Key, in_order
 from ...run.results import common_part, outcome_of, summarise, task_of
@@ -15,14 +13,12 @@ from ...run.run_settings import FULL
 from ...run.runner import scored_again
 from ...scores.statistics import holm
 from ..methods.measured_scores import Measured, measured, scores_by_purpose
-from ..methods.method_table import read_commented
 from ..methods.table_making import score_row
 from .arms import START
 from .entries import Entry
 from .running import Cost, cost_of, stamp_of
 
 Row = dict[str, Any]
-_ADVICE = "make it again with vidllm bench systems"
 #: Columns of every row that say what it is, and what its training took.
 WHAT = ("system", "recipe", "about", "seed", "keep", "compressor", "temporal")
 TRAINING = ("steps", "batch", "clips", "lr", "trained", "step_cpu_s")
@@ -141,25 +137,3 @@ def setting_of(start: Asked, told: Mapping[str, Any], waiting: Sequence[Entry]) 
         step = stamp_of(entry).get("step")
         notes[entry.label] = "" if step is None else f"step {step} of its training"
     return {**found, "budget": dict(told), "waiting": notes}
-
-
-def read_systems(file: Path) -> tuple[dict[str, Any], list[Row]]:
-    """Setting and rows of a file of `commented`.
-
-    Raises:
-        InputError: no such file, or no such table.
-    """
-    setting, lines = read_commented(file, _ADVICE)
-    missing = [name for name in COLUMNS if name not in (lines.fieldnames or ())]
-    if missing:
-        raise InputError(damage(file, f"the column {missing[0]} is missing", _ADVICE))
-    words = ("system", "recipe", "about", "compressor", "temporal")
-    rows = []
-    for number, line in enumerate(lines, 3):
-        try:
-            rows.append(
-                {k: v if k in words else (float(v) if v else None) for k, v in line.items()}
-            )
-        except (TypeError, ValueError):
-            raise InputError(damage(f"{file}:{number}", "it is no row", _ADVICE)) from None
-    return setting, rows

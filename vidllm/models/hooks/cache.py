@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import BaseQuantizedLayer
 
 from vidllm.compressors import Compressor
 from vidllm.compressors.shared.positions import between, contiguous, turn
@@ -98,16 +97,6 @@ def check_entries(cache: Any, name: str) -> None:
         )
     if not layers or any(type(layer).__name__ != "DynamicLayer" for layer in layers):
         raise InputError(f"{name} needs the default dynamic cache")
-
-
-def is_fixed(cache: Any) -> bool:
-    """Whether a cache has a fixed length."""
-    return cache is not None and bool(getattr(cache, "is_compileable", False))
-
-
-def is_quantized(cache: Any) -> bool:
-    """Whether a cache holds numbers of fewer bits."""
-    return any(isinstance(layer, BaseQuantizedLayer) for layer in getattr(cache, "layers", ()))
 
 
 class Rotary:

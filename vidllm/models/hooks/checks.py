@@ -27,7 +27,6 @@ from vidllm.errors import InputError
 from ..engine import check_needs
 from ..families.family import Adapter
 from .layers import carries_state, cut_points, views_of
-from .vision_tower import merges_inside
 
 
 def check(adapter: Adapter, method: Compressor, late: list[Compressor]) -> None:
@@ -44,7 +43,7 @@ def check(adapter: Adapter, method: Compressor, late: list[Compressor]) -> None:
             f"{method.name} on {family}: attention '{how}' has no mask function, so it cannot be "
             "told what was left out: load the model with attn_implementation='sdpa'"
         )
-    inside = merges_inside(method)
+    inside = method.in_tower
     if inside is not None:
         reason = adapter.whole_grid()
         if reason:

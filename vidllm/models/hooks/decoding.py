@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from vidllm.errors import InputError
 
-from .cache import CacheChoice, Prefill, Rotary, is_fixed
+from .cache import CacheChoice, Prefill, Rotary
+from .generate import is_fixed
 from .layers import attends, first_attention, mask_of, step_mask, still_there, views_of
 
 

@@ -17,22 +17,34 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
+from transformers import GenerationMixin, cache_utils
 
 from vidllm.compressors import LATE, Compressor
 from vidllm.errors import InputError
 
 from ..families.family import Adapter
-from .cache import is_fixed, is_quantized
 from .layers import carries_state, views_of
+from .vision_tower import instead
 
 #: Values of `cache_implementation`, by what they are to a prompt that was shortened.
 _GROWING = (None, "dynamic", "offloaded")
 _QUANTIZED = ("quantized",)
+#: The base of cache layers of fewer bits; in transformers before 5.23 `QuantizedLayer` is.
+_FEWER_BITS = getattr(cache_utils, "BaseQuantizedLayer", cache_utils.QuantizedLayer)
 _FIXED = ("static", "offloaded_static")
 #: Options of `generate` that guess tokens, and such as need more than the model's own answers.
 _GUESSES = ("prompt_lookup_num_tokens", "assistant_model")
 _INSIDE = ("assistant_early_exit", "use_mtp", "speculation_type")
+
+
+def is_fixed(cache: Any) -> bool:
+    """Whether a cache has a fixed length."""
+    return cache is not None and bool(getattr(cache, "is_compileable", False))
+
+
+def is_quantized(cache: Any) -> bool:
+    """Whether a cache holds numbers of fewer bits."""
+    return any(isinstance(layer, _FEWER_BITS) for layer in getattr(cache, "layers", ()))
 
 
 def plain_mask(mask: Any, length: int) -> Any:
@@ -193,7 +205,6 @@ def around_generate(
     if plain is None:
         yield
         return
-    own = vars(model).get("generate")
     signature = inspect.signature(plain)
     rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
 
@@ -207,14 +218,8 @@ def around_generate(
         with around(arguments) as more, _prompt_first(model):
             return plain(*args, **{**kwargs, **more})
 
-    model.generate = generate
-    try:
+    with instead(model, "generate", generate):
         yield
-    finally:
-        if own is None:
-            del model.generate
-        else:
-            model.generate = own
 
 
 @contextmanager
@@ -246,8 +251,5 @@ def _prompt_first(model: Any) -> Iterator[None]:
         generator.get_candidates = get_candidates
         return generator
 
-    setattr(model, name, made)
-    try:
+    with instead(model, name, made):
         yield
-    finally:
-        delattr(model, name)

@@ -19,8 +19,7 @@ from vidllm.compressors import Compressor
 
 from .packed_row import PackedRun
 from .tower_merger import TowerPlan, plan_in_tower, refuse_twice
-from .video_calls import calls_for_videos, instead
-from .vision_tower import Inside, Sight
+from .vision_tower import Inside, Sight, calls_for_videos, instead
 
 #: What callers may have worked out for the plain row; the tower does it again for each video.
 _WORKED_OUT = (

@@ -24,8 +24,7 @@ from vidllm.tokens.tower_plan import TowerShape
 
 from .packed_tower import PackedMerger
 from .tower_merger import TowerMerger, TowerPlan, refuse_twice
-from .video_calls import calls_for_videos
-from .vision_tower import Inside, Sight
+from .vision_tower import Inside, Sight, calls_for_videos
 
 
 class PooledMerger(TowerMerger):
@@ -87,7 +86,7 @@ class PooledMerger(TowerMerger):
         if budget is not None:
             behind = replace(behind, keep=1.0, budget=budget)
             goal = max(frames, round(budget * shape.tokens * frames / len(clip)))
-        chained = rest.methods if isinstance(self.method, Chain) else ()
+        chained = self.method.methods[1:]
         after = Chain((behind, *chained), budget=rest.budget) if chained else behind
         return TowerPlan(acting, after, acting.tower_steps(shape, goal), None)
 

@@ -29,7 +29,7 @@ from .cache import check_entries
 from .layers import TOKEN_WISE, cut_masks
 from .state import Call
 from .temporal import TemporalAdapter
-from .vision_tower import Sight, merges_inside
+from .vision_tower import Sight
 
 
 def select(
@@ -100,7 +100,7 @@ _ELSEWHERE = (
 
 
 def _merging(method: Compressor, clip: VideoTokens) -> bool:
-    return merges_inside(method) is not None and tower_part(method, clip)[0] is not None
+    return method.in_tower is not None and tower_part(method, clip)[0] is not None
 
 
 def _signals(

@@ -25,10 +25,10 @@ from vidllm.errors import InputError
 
 from ..engine import Shared
 from ..families.family import Adapter, Clip
-from .cache import CacheChoice, CachedVideo, evict_rows, is_fixed
+from .cache import CacheChoice, CachedVideo, evict_rows
 from .checks import Net, check, check_call, check_compiled, check_reuse, within_compiled
 from .decoding import DecodeSteps, Past
-from .generate import around_generate, check_cache, check_generate, plain_mask
+from .generate import around_generate, check_cache, check_generate, is_fixed, plain_mask
 from .labels import cut_labels, held_labels
 from .layers import attends, full_masks, padded, places_of, views_of
 from .pooled_tower import merger_of
@@ -36,7 +36,7 @@ from .prefill import Prefix, dense_planes, placed, reduce, select
 from .pruning import bare
 from .state import Call, Report, numbered
 from .temporal import TemporalAdapter
-from .vision_tower import Sight, merges_inside, watch
+from .vision_tower import Sight, watch
 
 
 class Session:
@@ -59,7 +59,7 @@ class Session:
         self.views = views_of(self.decoder.config, len(self.layers))
         items = method.methods
         self.late = [item for item in items if item.stage in LATE]
-        inside = merges_inside(method)
+        inside = method.in_tower
         wants = {want for item in items[inside is not None :] for want in (*item.needs, *item.uses)}
         wants &= {"cls-attention", "vision-keys"}
         idle = all(x.is_free() for x in items) and method.keep == 1.0 and method.budget is None

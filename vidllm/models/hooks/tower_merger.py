@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from vidllm.compressors import Compressor
-from vidllm.compressors.shared.in_tower import InTower, tower_part
+from vidllm.compressors.base import InTower
+from vidllm.compressors.shared.in_tower import tower_part
 from vidllm.encoders.vision.merging import MergingRun, tower_layers
 from vidllm.errors import InputError
 from vidllm.tokens import VideoTokens

@@ -10,18 +10,19 @@ noted in a tower's `Sight`.
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vidllm.compressors import Compressor
-from vidllm.compressors.shared.in_tower import InTower
 from vidllm.tokens import Merge, VideoTokens
 
 _LEAST = 2**16  # logits of attention that may be held at once
@@ -225,7 +226,47 @@ def turned(x: Tensor) -> Tensor:
     return torch.cat([-x[..., half:], x[..., :half]], dim=-1)
 
 
-def merges_inside(method: Compressor) -> InTower | None:
-    """The method that merges inside a vision tower: of a chain only the first does."""
-    first = method.methods[0]
-    return first if isinstance(first, InTower) and first.tower else None
+class VideoCaller(Protocol):
+    """Who tells a tower's calls for videos from those for pictures, which no method works on.
+
+    Attributes:
+        adapter: of the model. call: the arguments of `get_video_features`, by name, while it is
+            under way and its tower was not called yet; else None.
+    """
+
+    adapter: Any
+    call: Mapping[str, Any] | None
+
+
+@contextmanager
+def calls_for_videos(caller: VideoCaller) -> Iterator[None]:
+    """Note in this block when the model makes features of videos."""
+    core = caller.adapter.core
+    encode = core.get_video_features
+    names = inspect.signature(encode)
+
+    @wraps(encode)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        bound = dict(names.bind_partial(*args, **kwargs).arguments)
+        caller.call = bound | bound.pop("kwargs", {})
+        try:
+            return encode(*args, **kwargs)
+        finally:
+            caller.call = None
+
+    with instead(core, "get_video_features", told):
+        yield
+
+
+@contextmanager
+def instead(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of one object in the place of its class's."""
+    own = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)

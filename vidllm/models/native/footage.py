@@ -66,9 +66,15 @@ class UnknownFootage(InputError):
         super().__init__(f"{UNKNOWN}: {_ADVICE}")
 
 
-def warning() -> str:
-    """The note on what a model says about such footage anyway."""
-    return f"{UNKNOWN}; {_NOTE}"
+def unknown_notes(anyway: bool) -> tuple[str, ...]:
+    """The note on what a model says about footage that it does not know.
+
+    Raises:
+        UnknownFootage: `anyway` is false.
+    """
+    if not anyway:
+        raise UnknownFootage
+    return (f"{UNKNOWN}; {_NOTE}",)
 
 
 def warnings_in(notes: Iterable[str]) -> tuple[str, ...]:

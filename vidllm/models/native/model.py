@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from vidllm.compressors import Compressor
-from vidllm.compressors.shared.in_tower import InTower, tower_part
+from vidllm.compressors.base import InTower
+from vidllm.compressors.shared.in_tower import tower_part
 from vidllm.encoders.temporal import get_temporal
 from vidllm.encoders.vision import HubTower, VisionEncoder, build_vision, load_vision
 from vidllm.errors import InputError
@@ -235,7 +236,7 @@ class NativeVideoLLM(PreTrainedModel):
         self, method: Compressor, frames: int
     ) -> tuple[tuple[InTower, int | None] | None, Compressor]:
         """What of a method merges inside the tower, with its budget, and the rest of it."""
-        if not isinstance(self.vision, HubTower):
+        if method.in_tower is None or not isinstance(self.vision, HubTower):
             return None, method
         grid = (frames, self.grid_side, self.grid_side)
         return tower_part(method, VideoTokens.blank(grid, list(range(frames)), float(frames)))

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidllm.compressors import Compressor, build
-from vidllm.compressors.shared.in_tower import InTower, tower_part
+from vidllm.compressors.base import InTower
+from vidllm.compressors.shared.in_tower import tower_part
 from vidllm.encoders.vision import HubTower, to_pixels
 from vidllm.encoders.vision.merging import MergingRun
 from vidllm.errors import InputError, WorkError
@@ -329,8 +330,7 @@ def check_inside(
     """
     if compressor is None or compressor.name == "none":
         return None, None
-    first, *more = compressor.methods
-    if not isinstance(first, InTower) or not first.tower or more:
+    if compressor.in_tower is None or len(compressor.methods) > 1:
         raise InputError(
             f"{compressor.name} acts on tokens behind the vision tower, and a dual encoder has "
             "none: use one method that merges inside, such as tempme or tome"

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from vidllm.compressors import Compressor, build
-from vidllm.compressors.shared.in_tower import InTower
 from vidllm.compressors.shared.parts import Wrapper
 from vidllm.encoders.vision.signals import SIGNALS
 from vidllm.errors import InputError
@@ -143,11 +142,10 @@ def refusal(method: Compressor) -> str:
             f"{method.late[0].name} acts inside the decoder, whose layers and KV cache are vLLM's "
             "own: choose a method that acts before it"
         )
-    first = method.methods[0]
-    if isinstance(first, InTower) and first.tower:
+    if method.in_tower is not None:
         return (
             "it merges inside the vision tower, which is vLLM's own: write "
-            f"{first.name}:tower=false, which merges behind it"
+            f"{method.in_tower.name}:tower=false, which merges behind it"
         )
     missing = [need for need in method.needs if need not in SIGNALS]
     if missing:

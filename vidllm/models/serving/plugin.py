@@ -7,16 +7,23 @@ others are refused, and the part of vLLM that places pruned tokens is switched o
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
 from vidllm.errors import InputError
 
-from .choice import COMPRESSOR, KEEP, OPTIONS, from_environment
+from .choice import COMPRESSOR, KEEP, OPTIONS, Choice, from_environment
 
-#: Of the entry point, for `VLLM_PLUGINS`.
+#: Of the entry point.
 NAME = "vidllm"
+#: Set by `vidllm bench serve` alone: vLLM's own pruning shall run on a CPU too, without ours.
+RIVALS_RUN = "VIDLLM_BENCH_RIVALS"
+#: vLLM loads only the plug-ins that this variable lists, where it is set.
+_PLUGINS = "VLLM_PLUGINS"
 
 #: vLLM's name of an architecture -> where ours is.
 SERVED = {
@@ -37,19 +44,54 @@ def register() -> None:
         InputError: a method that cannot be served, by name and reason; vLLM does not start then.
     """
     if from_environment() is not None:
-        _install()
+        install()
+    elif os.environ.get(RIVALS_RUN):
+        _notice_pruning()
+
+
+def choose(choice: Choice) -> None:
+    """Let processes of vLLM that start from now on have the plug-in, and this choice."""
+    os.environ[COMPRESSOR] = choice.spec
+    os.environ.pop(KEEP, None)
+    if choice.keep is not None:
+        os.environ[KEEP] = repr(choice.keep)
+    wanted = os.environ.get(_PLUGINS)
+    if wanted is not None and NAME not in wanted.split(","):
+        os.environ[_PLUGINS] = ",".join(filter(None, [wanted, NAME]))
+
+
+@contextmanager
+def chosen_by_requests() -> Iterator[None]:
+    """Inside, vLLM starts with the plug-in, and every request names its method."""
+    names = (COMPRESSOR, KEEP, _PLUGINS)
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    choose(Choice())
+    install()  # this process may have loaded its plug-ins already
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 @cache
-def _install() -> None:
+def install() -> None:
     """Put our classes in place of vLLM's, once a process."""
     from vllm import ModelRegistry
     from vllm.engine.arg_utils import EngineArgs
-    from vllm.platforms import current_platform
 
     for name, place in SERVED.items():
         ModelRegistry.register_model(name, f"{__package__}.{place}")
     EngineArgs.create_model_config = _switched_on(EngineArgs.create_model_config)
+    _notice_pruning()
+
+
+@cache
+def _notice_pruning() -> None:
+    """Let vLLM's runner for CPUs look whether its model prunes, which vLLM 0.32 forgets."""
+    from vllm.platforms import current_platform
+
     if current_platform.is_cpu():
         from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
@@ -105,7 +147,7 @@ def _switched_on(make: Any) -> Any:
 
 
 def _noticed(load: Any) -> Any:
-    """The CPU runner's `load_model`, which does not look whether the model prunes (vLLM 0.32)."""
+    """The CPU runner's `load_model`, which then looks at the model."""
 
     @wraps(load)
     def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from vidllm.encoders.heads.sentences import pad_words
 from vidllm.models.heads.head_config import HeadConfig
-from vidllm.models.heads.option_chooser import OptionChooser
-from vidllm.models.heads.statements import statement
+from vidllm.models.heads.option_chooser import OptionChooser, statement
 from vidllm.progress.interruption import Halt
 from vidllm.stage.choices import choice_questions, evenly
 from vidllm.stage.questions import Question

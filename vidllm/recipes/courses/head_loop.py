@@ -20,14 +20,13 @@ from accelerate.utils import set_seed
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vidllm.errors import InputError
 from vidllm.errors.disk import unwritten
 from vidllm.errors.writing import whole_file
 from vidllm.models.heads.system import HeadSystem
 from vidllm.models.heads.systems import WEIGHTS
 from vidllm.progress.interruption import Halt
 from vidllm.stage.training.average import Average
-from vidllm.stage.training.run import TrainingRun, decay_groups, new_accelerator
+from vidllm.stage.training.run import TrainingRun, decay_groups, new_accelerator, on_gpu, run_in
 from vidllm.stage.training.run_folder import STAMP, TrainingFolder
 
 from .head_settings import HeadSettings
@@ -98,7 +97,7 @@ class HeadRun(TrainingRun):
     def __init__(self, lesson: Lesson, folder: TrainingFolder, quiet: bool) -> None:
         s, self.lesson = lesson.settings, lesson
         saved = folder.checkpoint(lesson.same, s.steps) if s.resume else None
-        cuda = torch.cuda.is_available() and s.device in ("auto", "cuda")
+        cuda = on_gpu(s.device)
         # bfloat16 on a CPU gains nothing at these sizes.
         accelerator = new_accelerator("bf16" if cuda else "no", cuda)
         learner = _Learner(lesson.system).train()
@@ -242,15 +241,13 @@ def teach(lesson: Callable[[], Lesson], settings: HeadSettings, *, quiet: bool =
         Interrupted: it was stopped from outside, between two steps.
     """
     folder = TrainingFolder(Path(settings.out))
-    if settings.resume and not folder.path.is_dir():
-        raise InputError(f"nothing to resume in {folder.path}: start without --resume")
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    with folder.claimed():
+
+    def begin() -> HeadRun:
         if not settings.resume:
             folder.check_empty()
-        try:
-            set_seed(settings.seed)
-            return HeadRun(lesson(), folder, quiet).go()
-        except OSError as error:
-            raise unwritten(error.filename or folder.path, error) from error
+        set_seed(settings.seed)
+        return HeadRun(lesson(), folder, quiet)
+
+    return run_in(folder, begin, resume=settings.resume)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +22,6 @@ from vidllm.compressors import Compressor, build
 from vidllm.compressors.base import Scorer
 from vidllm.errors import InputError
 from vidllm.errors.bounds import check
-from vidllm.errors.disk import unwritten
 from vidllm.errors.paths import input_folder, is_folder
 from vidllm.errors.registry import did_you_mean
 from vidllm.models.engine import compressed_once
@@ -44,7 +42,7 @@ from vidllm.models.shipped import find_model
 from vidllm.models.tuned import find_tuned
 from vidllm.progress.interruption import leave_to_parent
 from vidllm.stage.training.average import Average
-from vidllm.stage.training.run import TrainingRun, new_accelerator
+from vidllm.stage.training.run import TrainingRun, new_accelerator, on_gpu, run_in
 from vidllm.stage.training.run_folder import LOG, TrainingFolder
 
 from ..recipe import Lora, Part, Recipe
@@ -71,14 +69,13 @@ def train(settings: CourseSettings) -> Path:
     """
     settings, method, examples = _checked(settings)
     folder = TrainingFolder(Path(settings.out))
-    if settings.resume and not folder.path.is_dir():
-        raise InputError(f"nothing to resume in {folder.path}: start without --resume")
     first = int(os.environ.get("RANK", "0")) == 0  # of several processes one holds the folder
-    with folder.claimed() if first else nullcontext():
-        try:
-            return HubTuning(settings, method, examples, folder).go()
-        except OSError as error:
-            raise unwritten(error.filename or folder.path, error) from error
+    return run_in(
+        folder,
+        lambda: HubTuning(settings, method, examples, folder),
+        resume=settings.resume,
+        alone=first,
+    )
 
 
 def _checked(settings: CourseSettings) -> tuple[CourseSettings, Compressor, list[Example]]:
@@ -170,12 +167,10 @@ class HubTuning(TrainingRun):
         told = asdict(s) | {"init": base_name(s.init), "data": base_name(s.data)}
         told["more"] = {k: v for k, v in s.more.items() if k != "checkpointing"}
         fixed = {"recipe": "hub", **{k: v for k, v in told.items() if k not in free}}
-        saved = folder.checkpoint(fixed, self.steps) if s.resume else None
-        if saved is None:
-            folder.check_empty()
+        saved = folder.begun(fixed, self.steps, resume=s.resume)
         if s.threads:
             torch.set_num_threads(s.threads)
-        cuda = torch.cuda.is_available() and s.device in ("auto", "cuda")
+        cuda = on_gpu(s.device)
         several = DistributedDataParallelKwargs(find_unused_parameters=True)
         accelerator = new_accelerator("bf16" if cuda else "no", cuda, kwargs_handlers=[several])
         plan = LoadPlan.of({"device": accelerator.device if cuda else "cpu"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vidllm.compressors import Compressor, build
-from vidllm.compressors.chain import Chain
 from vidllm.compressors.mrt5 import Mrt5, gate
 from vidllm.compressors.pyra import Modulation, Pyra
 from vidllm.compressors.shared.in_tower import falling
@@ -40,24 +40,18 @@ class Reductions(nn.ModuleDict):
     def __init__(self, model: NativeVideoLLM, specs: Sequence[str], folder: Path | None) -> None:
         super().__init__()
         self.methods: dict[str, Compressor] = {}
-        width = int(model.language_model.config.hidden_size)
         for spec in dict.fromkeys(specs):
-            method = build(spec)
-            if method.has_parameters:
-                method = self._with_modules(method, model, width, folder)
-            self.methods[spec] = method
+            with_module = partial(self._with_module, model=model, folder=folder)
+            self.methods[spec] = build(spec).mapped(with_module)
 
-    def _with_modules(
-        self, method: Compressor, model: NativeVideoLLM, width: int, folder: Path | None
+    def _with_module(
+        self, method: Compressor, model: NativeVideoLLM, folder: Path | None
     ) -> Compressor:
-        if isinstance(method, Chain):
-            items = [self._with_modules(item, model, width, folder) for item in method.items]
-            return replace(method, items=items)
         name = method.name.replace("-", "_")
         if isinstance(method, Learned):
             if name not in self:
                 trained = method if folder is None else cast(Learned, method.trained_in(folder))
-                blank = torch.zeros(1, 1, 1, width)
+                blank = torch.zeros(1, 1, 1, int(model.language_model.config.hidden_size))
                 self[name] = trained.ready(VideoTokens.from_grid(blank, [0.0], 1.0))
             return replace(method, module=self[name], weights=None)
         if isinstance(method, Pyra):

@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vidllm.compressors import build
-from vidllm.compressors.shared.in_tower import InTower
+from vidllm.compressors.base import InTower
 from vidllm.errors import InputError
-from vidllm.errors.disk import unwritten
 from vidllm.progress.interruption import leave_to_parent
 from vidllm.stage.training.average import Average
-from vidllm.stage.training.run import TrainingRun, decay_groups, new_accelerator
+from vidllm.stage.training.run import TrainingRun, accelerator_for, decay_groups, on_gpu, run_in
 from vidllm.stage.training.run_folder import TrainingFolder
 
 from ..recipe import Lora, Recipe
@@ -155,14 +153,8 @@ def train(recipe: Recipe, settings: CourseSettings) -> Path:
         Interrupted: it was stopped from outside, between two steps.
     """
     folder = TrainingFolder(Path(settings.out))
-    if settings.resume and not folder.path.is_dir():
-        raise InputError(f"nothing to resume in {folder.path}: start without --resume")
     plan = plan_of(recipe, settings)
-    with folder.claimed():
-        try:
-            return _Run(recipe, settings, plan, folder).go()
-        except OSError as error:
-            raise unwritten(error.filename or folder.path, error) from error
+    return run_in(folder, lambda: _Run(recipe, settings, plan, folder), resume=settings.resume)
 
 
 class _Run(TrainingRun):
@@ -175,14 +167,8 @@ class _Run(TrainingRun):
     ) -> None:
         self.recipe, self.settings, self.plan = recipe, settings, plan
         fixed = {k: v for k, v in asdict(plan).items() if k not in ("steps", "lr")}
-        saved = folder.checkpoint(fixed, plan.total) if settings.resume else None
-        if saved is None:
-            folder.check_empty()
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        cuda = torch.cuda.is_available() and settings.device in ("auto", "cuda")
-        accelerator = new_accelerator("bf16", cuda)
-        set_seed(settings.seed)
+        saved = folder.begun(fixed, plan.total, resume=settings.resume)
+        accelerator = accelerator_for(settings.device, settings.threads, settings.seed)
         method = (
             build(plan.compressors) if plan.keep == 1 else build(plan.compressors, keep=plan.keep)
         )
@@ -196,7 +182,7 @@ class _Run(TrainingRun):
         rows = joined_rows(bare.config, method, plan.frames)
         model = type(bare)(type(bare.config).from_dict({**bare.config.to_dict(), "rows": rows}))
         model.load_state_dict(bare.state_dict(), strict=False)
-        if not cuda:  # the fused kernel's way back is slow on a CPU
+        if not on_gpu(settings.device):  # the fused kernel's way back is slow on a CPU
             model.set_attn_implementation("eager")
         self.model = model
         self.adapted = with_adapters(model, recipe.lora or Lora(plan.rank, plan.rank), plan.rank)

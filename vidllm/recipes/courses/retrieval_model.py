@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vidllm.compressors import Compressor
-from vidllm.compressors.shared.in_tower import InTower
+from vidllm.compressors.base import InTower
 from vidllm.encoders.vision import HubTower
 from vidllm.errors import InputError
 from vidllm.models.retrieval.dual_encoder import DualConfig, DualEncoder, heads_of, merged_pass

@@ -12,21 +12,19 @@ import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from vidllm.compressors.mrt5 import Mrt5
 from vidllm.encoders.vision import VisionEncoder
 from vidllm.errors import InputError
-from vidllm.errors.disk import unwritten
 from vidllm.errors.paths import input_folder
 from vidllm.errors.registry import did_you_mean
 from vidllm.models.deltas import delta_of
@@ -36,7 +34,7 @@ from vidllm.stage.training import losses
 from vidllm.stage.training.average import Average
 from vidllm.stage.training.cells import CellCache, mark_of
 from vidllm.stage.training.data import DataSettings, StageBatches
-from vidllm.stage.training.run import TrainingRun, decay_groups, new_accelerator
+from vidllm.stage.training.run import TrainingRun, accelerator_for, decay_groups, run_in
 from vidllm.stage.training.run_folder import LOG, TrainingFolder
 from vidllm.stage.training.settings import TrainSettings, plan_of
 from vidllm.stage.training.tokenizer import USER
@@ -60,8 +58,11 @@ TINY_CLIPS, TINY_STEPS, STEPS = 16, 20, 1500
 #: Clips of a batch, and scenes that are gone round in, where nobody says.
 BATCH, CLIPS = 8, 4000
 #: Options of this course alone, see `CourseSettings.more`: a file or folder of the frozen tower's
-#: cells, the split of one's own data, and "temporal" as what begins with fresh weights.
-OWN = ("cells", "split", "fresh")
+#: cells, the split of one's own data, "temporal" as what begins with fresh weights, and "captions"
+#: as what is never asked.
+OWN = ("cells", "split", "fresh", "without")
+#: Those of them that make another training.
+_OWN_FIXED = ("split", "fresh", "without")
 #: Settings of a training that do not make another one of it.
 _FREE = ("out", "minutes", "save_every", "log_every", "resume", "workers", "threads", "device",
          "quiet", "more")  # fmt: skip
@@ -81,6 +82,8 @@ def train(recipe: Recipe, settings: CourseSettings) -> Path:
         raise InputError(f"no option {odd[0]!r} here: {did_you_mean(odd[0], OWN)}")
     if settings.more.get("fresh", "") not in ("", "temporal"):
         raise InputError(f"fresh can be temporal alone, not {settings.more['fresh']!r}")
+    if settings.more.get("without", "") not in ("", "captions"):
+        raise InputError(f"without can be captions alone, not {settings.more['without']!r}")
     made = as_trained(recipe, settings)
     settings = replace(settings, batch=settings.batch or BATCH, clips=settings.clips or CLIPS)
     if settings.data != "stage":
@@ -93,14 +96,10 @@ def train(recipe: Recipe, settings: CourseSettings) -> Path:
     elif settings.task is not None:
         raise InputError("--task goes with --data DIR: the stage world has no annotation files")
     folder = TrainingFolder(Path(settings.out))
-    if settings.resume and not folder.path.is_dir():
-        raise InputError(f"nothing to resume in {folder.path}: start without --resume")
     first = int(os.environ.get("RANK", "0")) == 0  # of several processes one holds the folder
-    with folder.claimed() if first else nullcontext():
-        try:
-            return Tuning(made, settings, folder).go()
-        except OSError as error:
-            raise unwritten(error.filename or folder.path, error) from error
+    return run_in(
+        folder, lambda: Tuning(made, settings, folder), resume=settings.resume, alone=first
+    )
 
 
 class _Trained:
@@ -124,15 +123,11 @@ class Tuning(TrainingRun):
         steps = recipe.steps if settings.steps is not None or not tiny else TINY_STEPS
         self.steps = steps or STEPS
         fixed = _fixed(settings, recipe, self.steps)
-        saved = folder.checkpoint(fixed, self.steps) if settings.resume else None
-        if saved is None:
-            folder.check_empty()
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        cuda = torch.cuda.is_available() and settings.device in ("auto", "cuda")
+        saved = folder.begun(fixed, self.steps, resume=settings.resume)
         several = DistributedDataParallelKwargs(find_unused_parameters=True)
-        accelerator = new_accelerator("bf16", cuda, kwargs_handlers=[several])
-        set_seed(settings.seed)
+        accelerator = accelerator_for(
+            settings.device, settings.threads, settings.seed, kwargs_handlers=[several]
+        )
         self.start = start = load_start(recipe, settings)
         self.model = start.model
         self.of_stage = settings.data == "stage"
@@ -348,6 +343,7 @@ class Tuning(TrainingRun):
             clips=clips,
             seed=s.seed,
             versions=plan_of(self.model.config.vision).versions,
+            captions=s.more.get("without") != "captions",
         )
         made = StageBatches(data, tokenizer, self.start.code, self.steps)
         if self.start.code.name != "relative":
@@ -425,8 +421,8 @@ class Pace:
 def _fixed(settings: CourseSettings, recipe: Recipe, steps: int) -> dict[str, Any]:
     """The settings that `--resume` must not change."""
     told = {k: v for k, v in asdict(settings).items() if k not in _FREE}
-    fresh = settings.more.get("fresh") or None
-    return {"recipe": recipe.name, **told, "steps": steps, "fresh": fresh}
+    own = {name: settings.more.get(name) or None for name in _OWN_FIXED}
+    return {"recipe": recipe.name, **told, "steps": steps, **own}
 
 
 def command(
@@ -443,7 +439,8 @@ def command(
         words += [f"--{(called or {}).get(name, name).replace('_', '-')}", str(told)]
     more = settings.more
     words += ["--split", str(more["split"])] if more.get("split") else []
-    words += ["--option", f"fresh={more['fresh']}"] if more.get("fresh") else []
+    for name in ("fresh", "without"):
+        words += ["--option", f"{name}={more[name]}"] if more.get(name) else []
     return shlex.join(words)
 
 

@@ -78,7 +78,7 @@ def calibrate(
     Args:
         clips: at least 100, each of another scene; a quarter is kept for the usual distance.
         frames: of a clip. seed: of the scenes and of what is done to them.
-        pages: of signs, a quarter of which is kept out too; a third of `clips` by default.
+        pages: of signs, a quarter of which is kept out too; two thirds of `clips` by default.
         layers: of the tower, by name; those of its stem for the project's towers.
 
     Raises:
@@ -106,7 +106,9 @@ def calibrate(
             assert picture is not None  # a scene has a background that varies
             parts.append(features(vision, names, picture))
         floor = round(CONTRAST_SHARE * min(least), 4)
-        others = _pages(vision, names, clips // 3 if pages is None else pages, frames, floor, seed)
+        others = _pages(
+            vision, names, 2 * clips // 3 if pages is None else pages, frames, floor, seed
+        )
         made = [
             _layer(
                 [part[at] for number, part in enumerate(parts) if number % _HELD],

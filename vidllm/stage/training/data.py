@@ -43,6 +43,7 @@ class DataSettings:
         word_noise: share of question words replaced by the unknown word, so that a user's own
             words do not throw the model off.
         first: seed of the first scene. versions: of the benchmark, that scenes take turns in.
+        captions: whether a quarter of the batches also ask for grounded captions.
     """
 
     split: str = "train"
@@ -54,6 +55,7 @@ class DataSettings:
     first: int = 0
     seed: int = 0
     versions: tuple[int, ...] = (USUAL,)
+    captions: bool = True
 
     def scene(self, seed: int) -> Scene:
         """The scene of a seed, of the version whose turn it is."""
@@ -133,6 +135,8 @@ class StageBatches(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([11, self.settings.seed, index])
         extra = {"caption": int(rng.random() < 0.25), "highlights": int(rng.random() < 0.4)}
+        if not self.settings.captions:
+            extra["caption"] = 0
         rows = [self._row(int(seed), rng, extra) for seed in self.seeds(index)]
         length = -(-max(len(row["ids"]) for row in rows) // 8) * 8
         for row in rows:

@@ -15,19 +15,16 @@ from typing import cast
 
 import numpy as np
 import torch
-from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vidllm.errors import InputError
-from vidllm.errors.disk import unwritten
 from vidllm.progress.interruption import leave_to_parent
 from vidllm.timecode import get_timecode
 
 from .average import Average
 from .cells import CellCache
 from .data import DataSettings, StageBatches
-from .run import TrainingRun, decay_groups, new_accelerator
+from .run import TrainingRun, accelerator_for, decay_groups, on_gpu, run_in
 from .run_folder import TrainingFolder, course
 from .settings import PLANS, TrainSettings, build_model
 from .start import start_from, start_gate
@@ -67,13 +64,7 @@ def train(settings: TrainSettings, *, quiet: bool = False) -> Path:
         Interrupted: it was stopped from outside, between two steps.
     """
     folder = TrainingFolder(Path(settings.out))
-    if settings.resume and not folder.path.is_dir():
-        raise InputError(f"nothing to resume in {folder.path}: start without --resume")
-    with folder.claimed():
-        try:
-            return _Run(settings, folder, quiet).go()
-        except OSError as error:
-            raise unwritten(error.filename or folder.path, error) from error
+    return run_in(folder, lambda: _Run(settings, folder, quiet), resume=settings.resume)
 
 
 class _Run(TrainingRun):
@@ -82,14 +73,8 @@ class _Run(TrainingRun):
     def __init__(self, settings: TrainSettings, folder: TrainingFolder, quiet: bool) -> None:
         self.settings = settings
         fixed = course(settings)
-        saved = folder.checkpoint(fixed, settings.total) if settings.resume else None
-        if saved is None:
-            folder.check_empty()
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        cuda = torch.cuda.is_available() and settings.device in ("auto", "cuda")
-        accelerator = new_accelerator("bf16", cuda)
-        set_seed(settings.seed)
+        saved = folder.begun(fixed, settings.total, resume=settings.resume)
+        accelerator = accelerator_for(settings.device, settings.threads, settings.seed)
         self.model, self.tokenizer = build_model(settings)
         self.plan = PLANS[settings.vision]
         for spec, _ in self.plan.mixture:
@@ -98,7 +83,7 @@ class _Run(TrainingRun):
             start_from(self.model, self.tokenizer, settings.init)
         # Three times as fast on a CPU.
         self.model.vision.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if not cuda:  # a quarter to a third of a step: the fused kernel's way back is slow there
+        if not on_gpu(settings.device):  # a third of a step: the fused kernel's way back is slow
             attend_by_products(self.model)
         trainee = Trainee(self.model, self.tokenizer, settings.weights)
         if settings.init:

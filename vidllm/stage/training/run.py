@@ -10,13 +10,15 @@ import json
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -27,7 +29,8 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from vidllm.errors import WorkError
+from vidllm.errors import InputError, WorkError
+from vidllm.errors.disk import unwritten
 from vidllm.progress import Stopped
 from vidllm.progress.interruption import Halt, Interrupted
 
@@ -69,6 +72,20 @@ def decay_groups(module: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
     return [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
 
 
+def on_gpu(device: str) -> bool:
+    """Whether a training that is told a device, "auto" among them, goes to a GPU."""
+    return torch.cuda.is_available() and device in ("auto", "cuda")
+
+
+def accelerator_for(device: str, threads: int, seed: int, **options: Any) -> Accelerator:
+    """A `new_accelerator` in bfloat16, with torch's threads (0: as they are) and seed set."""
+    if threads:
+        torch.set_num_threads(threads)
+    made = new_accelerator("bf16", on_gpu(device), **options)
+    set_seed(seed)
+    return made
+
+
 def new_accelerator(mixed_precision: str, cuda: bool, **options: Any) -> Accelerator:
     """An accelerator of its own precision, whatever was trained in this process before.
 
@@ -76,6 +93,28 @@ def new_accelerator(mixed_precision: str, cuda: bool, **options: Any) -> Acceler
     """
     AcceleratorState._reset_state()
     return Accelerator(mixed_precision=mixed_precision, cpu=not cuda, **options)
+
+
+def run_in(
+    folder: TrainingFolder, begin: Callable[[], TrainingRun], *, resume: bool, alone: bool = True
+) -> Path:
+    """All of a training, in a folder that no other uses meanwhile; returns the folder.
+
+    Args:
+        begin: makes the run, once the folder is claimed.
+        alone: false in processes beside the one that claims it.
+
+    Raises:
+        InputError: nothing to resume, or another training is at work there.
+        WorkError: files that cannot be written.
+    """
+    if resume and not folder.path.is_dir():
+        raise InputError(f"nothing to resume in {folder.path}: start without --resume")
+    with folder.claimed() if alone else nullcontext():
+        try:
+            return begin().go()
+        except OSError as error:
+            raise unwritten(error.filename or folder.path, error) from error
 
 
 class TrainingRun(ABC):

@@ -113,6 +113,13 @@ class TrainingFolder:
             )
         return found
 
+    def begun(self, fixed: Mapping[str, Any], total: int, *, resume: bool) -> Checkpoint | None:
+        """`checkpoint` where a training goes on, or else None behind `check_empty`."""
+        if resume:
+            return self.checkpoint(fixed, total)
+        self.check_empty()
+        return None
+
     def kept(self) -> str:
         """What the folder holds to go on from, for people."""
         try:

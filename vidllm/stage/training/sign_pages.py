@@ -69,8 +69,8 @@ def sign_page(rng: np.random.Generator, count: int) -> Tensor:
 def _ground(rng: np.random.Generator) -> np.ndarray:
     """A ground that is none of the made world's: (2 SIDE, SIDE, 3) uint8.
 
-    One colour, or a gradient of two to five; on some clouds, or lights, or a disc on black. A
-    quarter is dark ground with clouds of any fineness.
+    One colour, or a gradient of two to five; on some clouds, or lights, or a disc on black. Half
+    is dark ground with clouds of any fineness.
     """
     y, x = np.mgrid[0 : 2 * SIDE, 0:SIDE] / SIDE
     count = int(rng.integers(2, 6))
@@ -90,7 +90,7 @@ def _ground(rng: np.random.Generator) -> np.ndarray:
     more = int(rng.integers(8))
     if more == 0:
         made += rng.uniform(10, 60) * _clouds(rng)
-    if more > 5:  # nearest to the made world's waves: as dark, and as faint
+    if more > 3:  # nearest to the made world's waves: as dark, and as faint
         dark = rng.uniform(15, 95, 3) if rng.random() < 0.7 else made
         made = dark + math.exp(rng.uniform(math.log(4), math.log(40))) * _clouds(rng)
     if more == 1:
