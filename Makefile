@@ -17,13 +17,15 @@ SERVED := $(abspath build/vllm)
 HUB_TESTS = tests/models/test_hf_*.py tests/models/test_models_page.py
 
 .DEFAULT_GOAL := help
-.PHONY: help ask test pytest lint format models version test-transformers vllm-environment test-vllm clean distclean
+.PHONY: help ask test pytest lint format models site version test-transformers vllm-environment test-vllm \
+	clean distclean
 
 help:
 	@echo "make ask     install and ask the sample video (SAMPLE=..., QUESTION=...)"
 	@echo "make test    install what tests need, run them, then lint"
 	@echo "make lint    ruff and mypy        make format   ruff, in place"
 	@echo "make models  run the model matrix and write docs/models.md from what it finds"
+	@echo "make site    build the pages of docs/ as a site, in build/site"
 	@echo "make test-transformers VERSION=...   run the model matrix with another transformers"
 	@echo "make test-vllm   test our methods inside vLLM, in an environment of its own (build/vllm)"
 	@echo "make clean   remove build files and caches; make distclean also removes $(VENV)"
@@ -59,6 +61,9 @@ models: $(VENV)/.test
 		$(HUB_TESTS) -k "not the_page and not matrix_covers"
 	@$(BIN)/vidllm list models --markdown > docs/models.md
 	@$(BIN)/python -m pytest -q tests/models/test_models_page.py -k "the_page or matrix_covers"
+
+site: $(VENV)/.test
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q && echo "build/site/index.html"
 
 version:
 	@test -n "$(VERSION)" || { echo "which one? make test-transformers VERSION=5.18.0"; exit 1; }

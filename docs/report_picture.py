@@ -1,9 +1,9 @@
-"""Draw docs/report.png, README's picture of a sweep, from the folder of a finished run.
+"""Draw docs/report.png, the picture of a sweep, from the folder of a finished run.
 
     vidllm eval stage --compressor random,uniform,aim --keep 1,0.5,0.25,0.1 --out runs/sweep
     python docs/report_picture.py runs/sweep
 
-docs/report-dark.png is the same for GitHub's dark theme; report.png alone serves both.
+docs/report-dark.png is the same for a dark theme.
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from hub_tiny import TAKES_VIDEOS, letters, save_hub
+from pages import run_page
 from tiny import save_tiny
-from transformers import AutoProcessor, BatchFeature
+from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature
 from videos import write_video
 
 from vidllm import InputError, VideoLLM, load_video
@@ -95,6 +96,26 @@ def test_the_page_runs(
     for kind, (family, _, _) in FAMILIES.items():
         rows = [n for row, n in told.items() if row == family or row.startswith(f"{family} ")]
         assert rows == [SCRIPTS[kind].frames]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_first_examples_run(
+    page: str,
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = save_hub(tmp_path / "model", "qwen2_5_vl", TAKES_VIDEOS)
+    monkeypatch.chdir(video.parent)
+    processor = Processor(str(folder))
+    content = [{"type": "video", "path": "match.mp4"}, {"type": "text", "text": "When?"}]
+    inputs = processor.apply_chat_template([{"role": "user", "content": content}])
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    given = {"model": model, "processor": processor, "inputs": inputs}
+    names = run_page(page, given, {'"Qwen/Qwen2.5-VL-3B-Instruct"': repr(str(folder))})
+    assert "video tokens 24 -> 6 (25.0 %)" in capsys.readouterr().out
+    assert names["answer"].receipt.method == "vidcom2"
 
 
 @pytest.fixture(scope="module")

@@ -149,11 +149,11 @@ def test_a_model_of_the_hub_on_a_folder_of_a_benchmark(
     assert failed[0] == "temporal-pool:keep=0.25+uniform@0.5" and "fewer than the" in failed[1]
     assert {row["kind"] for row in rows.values()} == {UNCOMPRESSED, CONTROL, FREE}  # all are new
     assert told["setting"]["scores"] == {"grounding": ["mIoU", "R1@0.5"]}
-    assert not told["setting"]["made"] and "made world" not in json.dumps(told["advice"])
+    assert not told["setting"]["made"] and "synthetic" not in json.dumps(told["advice"])
     assert [one["keep"] for one in told["advice"]] == [0.5]
     assert rows["none"]["answers"] == 4 and rows["none"]["videos"] == 2
     assert main(["advise", "--table", told["csv"]]) == 0
-    assert "another model or other videos may rank" in capsys.readouterr().out
+    assert "with another model or other videos the order" in capsys.readouterr().out
 
 
 def test_a_clip_is_encoded_once_for_all_that_do_not_act_in_the_tower() -> None:
@@ -325,7 +325,7 @@ def test_advise_on_the_command_line(
     said = capsys.readouterr().out
     assert "take aim: 0.700" in said
     assert "note: measured with small on stage, split test: 20 clips" in said
-    assert "note: a made world and a small model" in said
+    assert "note: synthetic videos and a small model" in said
     assert main(["advise", "--table", str(file), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [one["take"]["compressor"] for one in told["advice"]] == ["aim"]

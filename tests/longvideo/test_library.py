@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from long_tiny import in_child, indexed, loud
+from pages import run_page
 from videos import write_video
 
 from vidllm import InputError, VideoIndex, VideoLibrary, VideoLLM, WorkError
@@ -56,6 +57,20 @@ def made(llm: VideoLLM, videos: list[Path], tmp_path_factory: pytest.TempPathFac
 def library(llm: VideoLLM, made: Path, tmp_path: Path) -> VideoLibrary:
     shutil.copytree(made, tmp_path / "library", copy_function=shutil.copy2)
     return VideoLibrary(tmp_path / "library", llm)
+
+
+def test_the_page_runs(
+    llm: VideoLLM, videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(videos[-1], tmp_path / "match.mp4")
+    monkeypatch.chdir(tmp_path)
+    swaps = {
+        "VideoLLM.from_pretrained()": "llm",
+        'VideoLibrary("footage")': 'VideoLibrary("footage", llm)',
+        "caption(600, 720)": "caption(6, 12)",
+    }
+    names = run_page("docs/long-video.md", {"llm": llm}, swaps)
+    assert [entry.name for entry in names["library"].list()] == ["match"]
 
 
 def test_what_was_added_is_listed_and_searched(

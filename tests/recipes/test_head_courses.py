@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from pages import run_page
 from run_tiny import done, order, tiny_options
 from safetensors.torch import load_file
 from tiny import save_tiny
@@ -190,6 +191,16 @@ def test_a_task_of_made_clips_scores_a_system(
     assert results["answers"] == results["expected"] > 0 and one["failed"] == 0
     assert one["scores"]["parse_failures"] == 0
     assert 0 <= one["scores"][task.headline] <= 1
+
+
+def test_the_page_runs(folders: dict[str, Path], sample: Path) -> None:
+    llm = VideoLLM.from_pretrained(folders["nasva"] / "start")
+    swaps = {"VideoLLM.from_pretrained()": "llm", '"runs/nasva"': repr(str(folders["nasva"]))}
+    swaps |= {
+        '"long.mp4"': repr(str(sample)),
+        '"the red star spins", 64': '"the red star spins", 5',
+    }
+    assert len(run_page("docs/heads.md", {"llm": llm}, swaps)["few"]) == 5
 
 
 def test_a_trained_aligner_chooses_frames_for_a_model(

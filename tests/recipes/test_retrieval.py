@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pages import run_page
+from tiny import save_tiny
 
 pytest.importorskip("peft", reason="training adapters needs peft: pip install 'vidllm[lora]'")
 
-from vidllm import VideoClip, load_retriever, load_video
+from vidllm import VideoClip, VideoLLM, load_retriever, load_video
 from vidllm.cli.main import main
 from vidllm.compressors import build
 from vidllm.encoders.vision import HubTower
@@ -195,6 +197,15 @@ def test_a_trained_encoder_is_the_start_of_other_adapters(folder: Path, tmp_path
     before, after = one.model.state_dict(), two.model.state_dict()
     assert not torch.equal(before[names[0]], after[names[0]])  # the adapters are folded in
     assert torch.equal(before[names[1]], after[names[1]])
+
+
+def test_the_page_runs(folder: Path, gallery: Path, tmp_path: Path) -> None:
+    one, two, *_ = sorted(gallery.glob("*.mp4"))
+    llm = VideoLLM.from_pretrained(save_tiny(tmp_path / "tiny"))
+    swaps = {'"DIR"': repr(str(folder)), '"one.mp4"': repr(str(one)), '"two.mp4"': repr(str(two))}
+    swaps |= {'"long.mp4"': repr(str(one)), "VideoLLM.from_pretrained()": "llm"}
+    names = run_page("docs/retrieval.md", {"llm": llm}, swaps)
+    assert names["answer"].receipt.frames == len(names["clip"]) == 16
 
 
 def test_clips_are_ranked_and_frames_chosen_by_a_text(folder: Path, gallery: Path) -> None:

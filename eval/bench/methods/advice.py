@@ -213,12 +213,13 @@ def caveats(table: MethodTable) -> list[str]:
     about += "".join(f", {k} {v}" for k, v in _told(setting).items())
     found = [f"measured with {_model(table)} on {about}: {_count(videos)} clips"]
     found.append(
-        "a made world and a small model: real footage or another model may rank methods otherwise"
+        "synthetic videos and a small model: on real footage, or with another model, the order of "
+        "the methods may differ"
         if setting.get("made")
-        else "another model or other videos may rank methods otherwise"
+        else "with another model or other videos the order of the methods may differ"
     )
     found.append(
-        "brackets: 95 % interval, drawn by video; clearly: Holm's p below 0.05, paired by video"
+        "brackets: 95 % interval, resampled by video; clearly: Holm's p below 0.05, paired by video"
     )
     return found
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from .advice import LEVEL, all_advice, caveats
+from .advice import LEVEL, Advice, all_advice, caveats
 from .method_table import CONTROL, FREE, KINDS, MET, RANDOM_WEIGHTS, SPELT, MethodTable
 
 _TITLES = {
-    FREE: "Without training, the best first:",
-    MET: "Met in training, or with a part that was:",
-    RANDOM_WEIGHTS: "With random weights, untrained:",
-    CONTROL: "To compare with:",
+    FREE: "Methods without training, best first:",
+    MET: "Methods that the model met in training, wholly or partly:",
+    RANDOM_WEIGHTS: "Methods with random weights, untrained:",
+    CONTROL: "The control:",
 }
 _STAGES = ("vision", "select", "prefill", "decode")
 
@@ -35,7 +35,8 @@ def methods_page(table: MethodTable, csv: str) -> str:
         }
         for keep in table.keeps
     ]
-    advice = [one.lines() for one in all_advice(table)]
+    found = all_advice(table)
+    advice = [one.lines() for one in found]
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -47,7 +48,8 @@ def methods_page(table: MethodTable, csv: str) -> str:
         csv=csv,
         caveats=caveats(table),
         questions=f"{full['answers']:g}",
-        machine=setting.get("device_name", setting.get("device", "not told")),
+        machine=setting.get("device_name", setting.get("device", "not recorded")),
+        short=[_short(one) for one in found],
         met=any(row["kind"] == MET for row in table.rows),
         full=_full(table),
         parts=parts,
@@ -63,6 +65,20 @@ def _command(table: MethodTable) -> str:
     told |= {name: setting.get(name) for name in ("split", "seed", "limit", "frames")}
     words += [f"--{name} {value}" for name, value in told.items() if value is not None]
     return " ".join([*words, f"--keep {','.join(f'{keep:g}' for keep in table.keeps)}"])
+
+
+def _short(advice: Advice) -> str:
+    """A row for those who want a method and no reasons."""
+
+    def cell(row: Mapping[str, Any] | None, name: str = "") -> str:
+        if row is None:
+            return "–"
+        return f"{name}{_score(row, advice.score, False)} · {_two(row['total_s'])} s"
+
+    best, quick = advice.best, advice.quickest
+    cells = [advice.purpose, f"{100 * advice.keep:g} %", SPELT.get(advice.score, advice.score)]
+    cells += [cell(best, f"`{best['compressor']}` "), cell(quick, f"`{quick['compressor']}` ")]
+    return f"| {' | '.join([*cells, cell(advice.full), cell(advice.random)])} |"
 
 
 def _rank(

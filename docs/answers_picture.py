@@ -1,4 +1,4 @@
-"""Draw docs/picture.png, the picture of README, with the shipped weights."""
+"""Draw docs/answers.png, three answers over one video, with the shipped weights."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def main() -> None:
     axis.set_xlabel(str(answers[0].receipt), fontsize=8.5)
     for side in ("top", "left", "right"):
         axis.spines[side].set_visible(False)
-    figure.savefig(Path(__file__).with_name("picture.png"), bbox_inches="tight")
+    figure.savefig(Path(__file__).with_name("answers.png"), bbox_inches="tight")
 
 
 if __name__ == "__main__":
