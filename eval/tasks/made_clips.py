@@ -11,8 +11,9 @@ import json
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from vidllm.errors import InputError, WorkError
 
@@ -22,7 +23,8 @@ from .base import Task, check_split
 Told = Callable[[int, int], None]
 
 
-class ClipRequest(NamedTuple):
+@dataclass(frozen=True)
+class ClipRequest:
     """Which clips there shall be: how many, from a seed, written by so many processes."""
 
     split: str

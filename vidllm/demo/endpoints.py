@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.events import api
 from gradio.utils import get_upload_folder
 
 from vidllm.ask.comparing import compare
@@ -43,7 +44,7 @@ class Endpoints:
         """Name the endpoints, inside a `gr.Blocks`."""
         for call in (self.ask, self.ground, self.caption, self.highlights, self.compare,
                      self.index):  # fmt: skip
-            gr.api(call, api_name=call.__name__, concurrency_limit=None, concurrency_id="model")
+            api(call, api_name=call.__name__, concurrency_limit=None, concurrency_id="model")
 
     def ask(
         self,

@@ -30,6 +30,7 @@ from vidllm.progress import Listener, Stopwatch, check
 from vidllm.tokens import VideoTokens
 from vidllm.video import VideoClip
 
+from ..dialogue import ALONE, Dialogue
 from ..engine import Counts, Generation, TowerCounter, uncounted
 from ..families.clips import HubClip
 from ..families.engine import HubEngine
@@ -105,13 +106,16 @@ class VllmEngine(HubEngine):
         yield choice
 
     def check_room(
-        self, clip: VideoClip, questions: Sequence[str], answer: int | None, times: bool
+        self,
+        clip: VideoClip,
+        questions: Sequence[str],
+        answer: int | None,
+        times: bool,
+        dialogue: Dialogue = ALONE,
     ) -> int:
         return sum(self.memory.open(clip).placed.counts)
 
-    def encode(
-        self, clip: VideoClip, work: Choice, count_tower: TowerCounter = uncounted
-    ) -> HubClip:
+    def encode(self, clip: VideoClip, work: Any, count_tower: TowerCounter = uncounted) -> HubClip:
         """The clip's grid and places; vLLM encodes it with the first question, and remembers it."""
         video = self.memory.open(clip)
         video.drop_pixels()
@@ -122,20 +126,23 @@ class VllmEngine(HubEngine):
         clip: VideoClip,
         video: HubClip,
         questions: Sequence[str],
-        work: Choice,
+        work: Any,
         watch: Stopwatch,
         answer: int,
         times: bool = False,
+        dialogue: Dialogue = ALONE,
     ) -> list[Generation]:
         """The answers to all questions as one batch; what each took is the batch's, shared."""
         kept, script = work.count(video.grid), self.script
         script = replace(script, expand=lambda placed: script.mark.format(**placed.marks))
-        prompts = [
-            _prompt(clip, write(script, self.chat, video.placed, one, times=times), work)
+        frame = self._chat(dialogue)
+        texts = [
+            write(script, frame, video.placed, one, times=times, dialogue=dialogue)
             for one in questions
         ]
+        prompts = [_prompt(clip, text, work) for text in texts]
         with watch.stage("generate"):
-            said = self._batch(prompts, answer, watch.listener)
+            said = self._batch(prompts, answer, watch.listener, dialogue)
         layers = [float(kept)] * int(self.decoder_config.num_hidden_layers)
         counts = Counts(video.total, kept, layers, layers)
         shared = dict.fromkeys(watch.seconds, len(questions))
@@ -161,7 +168,11 @@ class VllmEngine(HubEngine):
         )
 
     def _batch(
-        self, prompts: Sequence[Mapping[str, Any]], answer: int, listener: Listener | None
+        self,
+        prompts: Sequence[Mapping[str, Any]],
+        answer: int,
+        listener: Listener | None,
+        dialogue: Dialogue,
     ) -> list[Any]:
         """vLLM's outputs for prompts that are under way together.
 
@@ -172,14 +183,18 @@ class VllmEngine(HubEngine):
 
         told = self.model.generation_config
         sampling = SamplingParams(
-            temperature=0,
+            temperature=dialogue.temperature,
+            top_p=dialogue.top_p,
+            seed=dialogue.seed if dialogue.temperature else None,
             max_tokens=answer,
             stop_token_ids=self.stop_ids(),
             repetition_penalty=float(told.repetition_penalty or 1.0),
             logprob_token_ids=self._letters,
             detokenize=listener is not None,
         )
-        engine, names, done = self.llm.llm_engine, [], {}
+        engine = self.llm.llm_engine
+        names: list[str] = []
+        done: dict[str, Any] = {}
         try:
             for prompt in prompts:
                 self._asked += 1
@@ -243,7 +258,7 @@ def _prompt(clip: VideoClip, text: str, choice: Choice) -> dict[str, Any]:
         "frames_indices": numbers,
         "do_sample_frames": False,
     }
-    options = {"compressor": choice.spec}
+    options: dict[str, Any] = {"compressor": choice.spec}
     options |= {} if choice.keep is None else {"keep": choice.keep}
     return {
         "prompt": text,
