@@ -57,9 +57,14 @@ class StageRetrieval(MadeClips, RetrievalTask):
     def make(self, data: Path | None, clips: ClipRequest) -> Path:
         from vidllm.stage.gallery import write_gallery
 
-        split, seed, count, jobs, progress = clips
         return write_gallery(
-            data, split, seed, count, version=self.version, jobs=jobs, progress=progress
+            data,
+            clips.split,
+            clips.seed,
+            clips.count,
+            version=self.version,
+            jobs=clips.jobs,
+            progress=clips.progress,
         )
 
     def items(self, data: Path, split: str) -> list[Item]:
