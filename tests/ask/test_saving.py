@@ -54,6 +54,8 @@ class Hub(BaseHTTPRequestHandler):
                 for one in json.loads(body)["files"]
             ]
             self._say({"files": told})
+        elif "/commit/" not in self.path:  # it looks at the head of the card
+            self._say({"errors": [], "warnings": []})
         else:
             for line in body.decode().splitlines():
                 item = json.loads(line)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from vidllm.compressors.flashvid import diverse, merge_segment, saliency, segment_lengths
+from vidllm.compressors.flashvid import diverse, merge_segment, saliency, segment_lengths, trees
 
 
 def compress(
@@ -94,3 +94,8 @@ def expansion_of(depth: int, pruning_layer: int, llm_retention_ratio: float) -> 
     1.25 for 28 layers, layer 20 and 0.3: with it the average over the layers is the nominal share.
     """
     return depth / (pruning_layer + llm_retention_ratio * (depth - pruning_layer))
+
+
+def tree_means(frames: list[Tensor], up: list[Tensor], *, direct: bool = False) -> list[Tensor]:
+    """Tokens of a segment after merging every token into its parent; see `flashvid.trees`."""
+    return list(trees(frames, up, direct=direct))[::-1]

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import typer
 
+from vidllm import VideoLLM
 from vidllm.cli import serve_command
 from vidllm.errors import InputError
 from vidllm.eval.bench import bench_command
+from vidllm.eval.run import eval_command
 from vidllm.models.serving.client import chat_request
 from vidllm.models.serving.plugin import check_model
 from vidllm.video import VideoClip
@@ -25,6 +27,31 @@ def test_without_vllm_both_say_what_to_install(app: typer.Typer, words: list[str
     command: Any = typer.main.get_command(app)
     with pytest.raises(InputError, match=r"pip install 'vidllm\[vllm\]'"):
         command.main(args=[*words, "--model", "x"], standalone_mode=False)
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is there")
+def test_without_vllm_a_model_says_what_to_install(tmp_path: Any) -> None:
+    file = tmp_path / "config.json"
+    file.write_text('{"model_type": "qwen3_vl", "architectures": ["x"]}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"engine 'vllm' needs vllm: pip install"):
+        VideoLLM.from_pretrained(tmp_path, engine="vllm")
+    with pytest.raises(InputError, match="engine is transformers or vllm"):
+        VideoLLM.from_pretrained(tmp_path, engine="other")
+    with pytest.raises(InputError, match="give engine='vllm'"):
+        VideoLLM.from_pretrained(tmp_path, engine_options={"max_model_len": 64})
+    with pytest.raises(InputError, match="engine is for models of transformers"):
+        VideoLLM.from_pretrained(engine="vllm")  # the shipped one is our own
+
+
+def test_engine_options_of_a_benchmark_are_an_object() -> None:
+    command: Any = typer.main.get_command(eval_command.app)
+    for text, reason in (("{", "no JSON"), ("[1]", "a JSON object"), ("3", "a JSON object")):
+        words = ["stage", "--engine", "vllm", "--engine-options", text]
+        with pytest.raises(InputError, match=reason):
+            command.main(args=words, standalone_mode=False)
+    with pytest.raises(InputError, match="--engine must be one of transformers, vllm"):
+        command.main(args=["stage", "--engine", "sglang"], standalone_mode=False)
 
 
 def test_a_folder_of_another_architecture_is_refused(tmp_path: Any) -> None:

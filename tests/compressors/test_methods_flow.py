@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from authors.flashvid import compress, expansion_of, inner_prune
+from authors.flashvid import compress, expansion_of, inner_prune, tree_means
 from authors.framefusion import merge, prune, required_sparsity
 from authors.semvid import budget as frame_budget
 from authors.semvid import select
@@ -19,7 +19,6 @@ from vidllm.compressors.flashvid import (
     diverse,
     parents,
     segment_lengths,
-    trees,
 )
 from vidllm.compressors.framefusion import FrameFusion
 from vidllm.compressors.semvid import SemVid, choose
@@ -155,8 +154,8 @@ def test_flashvid_trees_are_means_and_the_authors_chains_grow() -> None:
         frames = [torch.tensor([[1.0, 0.0]])] * length
         up = parents(frames, [torch.zeros(1, dtype=torch.bool)] * length, 1, 0.8)
         assert [int(u) for u in up] == [-1] + [0] * (length - 1)
-        assert [*trees(frames, up, direct=False)][-1].tolist() == [[1.0, 0.0]]
-        assert [*trees(frames, up, direct=True)][-1].tolist() == [[grown, 0.0]]
+        assert tree_means(frames, up)[0].tolist() == [[1.0, 0.0]]
+        assert tree_means(frames, up, direct=True)[0].tolist() == [[grown, 0.0]]
 
 
 def test_flashvid_keeps_enough_survivors_and_leaves_picks_alone() -> None:

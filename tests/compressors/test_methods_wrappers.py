@@ -17,6 +17,7 @@ from vidllm.compressors import (
     Scorer,
     build,
     get,
+    names,
     parse_wrapped,
 )
 from vidllm.compressors.flashvid import FlashVid
@@ -24,6 +25,7 @@ from vidllm.compressors.framefusion import FrameFusion
 from vidllm.compressors.semvid import SemVid
 from vidllm.compressors.shared.allocation import relevance, shares, uniform_shares
 from vidllm.compressors.shared.parts import part_of
+from vidllm.compressors.spec import spec_of
 from vidllm.errors import InputError, WorkError
 from vidllm.tokens import Keep, Merge, Mix, Selection, VideoTokens
 
@@ -313,3 +315,25 @@ def test_specs_build_what_they_say() -> None:
     assert isinstance(plain, Compressor) and plain == build("aim", keep=0.3)
     with pytest.raises(InputError, match="given twice"):
         parse_wrapped("protect:keep=0.5(aim)", keep=0.5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "keep"),
+    [
+        *((name, 0.3) for name in names() if name != "none"),
+        ("aim:faithful=true:budget=7", 1.0),
+        ("temporal-pool:k=2", 1.0),
+        ("dycoke,uniform", 0.4),
+        ("per-scene:scenes=4(protect:frames=0+-1(aim))", 0.25),
+        ("random:keep=0.5,protect:last=1(frame-budget:by=uniform(aim))", 0.2),
+    ],
+)
+def test_a_method_says_the_spec_that_builds_it(spec: str, keep: float) -> None:
+    method = build(spec, keep=keep)
+    written, share = spec_of(method)
+    assert repr(build(written, keep=share)) == repr(method)
+
+
+def test_what_no_spec_can_say_is_refused() -> None:
+    with pytest.raises(InputError, match="cannot be written"):
+        spec_of(build("dycoke,uniform", budget=9))

@@ -39,6 +39,7 @@ def every_tab_is_seen(page: Any) -> None:
     """None is put away in a menu."""
     from playwright.sync_api import expect
 
+    page.locator("#tabs [role=tablist]").last.scroll_into_view_if_needed()
     for name in ("Ask", "Find", "Captions", "Highlights", "Long video"):
         expect(page.get_by_role("tab", name=name)).to_be_in_viewport(ratio=1)
 

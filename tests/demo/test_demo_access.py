@@ -17,7 +17,7 @@ QUESTION = "when does the red star spin?"
 TABS = ("Ask", "Find", "Captions", "Highlights", "Long video")
 #: What must not lie on each other, from top to bottom.
 BLOCKS = ("#about", "#video", "#timeline", "#upload", "#tabs", "#question", "#examples", "#ask",
-          "#both", "#clear", "#method", "#status", "#stop", "#account", "#full", "#less",
+          "#both", "#clear", "#method", "#status", "#stop", "#full", "#less",
           "#verdict", "#strip", "#compressor", "#recipe", "#keep", "#frames", "#most",
           "#refused", "#python", "#json")  # fmt: skip
 #: Blocks that share pixels, though neither holds the other; and what is wider than the page.

@@ -140,9 +140,11 @@ def processor(family: str) -> Any:
     video = "Qwen3VLVideoProcessor" if name == "Qwen3VL" else "Qwen2VLVideoProcessor"
     least, most = (PATCH * 2) ** 2, (PATCH * 2) ** 2 * 64
     wide = 1000 if name == "Qwen3VL" else 1  # Qwen3-VL counts the pixels of all frames
+    # vLLM norms videos as it norms pictures, so both are alike, as in what Qwen published.
+    norm = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if name == "Qwen3VL" else {}
     return getattr(transformers, f"{name}Processor")(
         image_processor=transformers.Qwen2VLImageProcessor(
-            **patches, size={"shortest_edge": least, "longest_edge": most}
+            **patches, **norm, size={"shortest_edge": least, "longest_edge": most}
         ),
         video_processor=getattr(transformers, video)(
             **patches, size={"shortest_edge": least, "longest_edge": most * wide}

@@ -39,6 +39,7 @@ def clip_of(
         if any(value is not None for value in given.values()):
             raise InputError("frames, fps, start and end belong to load_video when a clip is given")
         return video
+    file: Any = video
     frames, fps, tokens = given["frames"], given["fps"], options["tokens"]
     if frames is None and fps is None:
         frames, fps = llm.frames, llm.fps
@@ -55,6 +56,6 @@ def clip_of(
         if fps is not None:
             raise InputError("give only one of frames and fps")
         method = llm.method_of(options["compressor"], tokens, options["keep"])
-        peek = load_video(video, frames=1, limits=limits or Limits(), **part)
+        peek = load_video(file, frames=1, limits=limits or Limits(), **part)
         frames = fitting_frames(peek, tokens, limits or Limits(), method, llm.count)
-    return load_video(video, frames=frames, fps=fps, limits=limits, listener=listener, **part)
+    return load_video(file, frames=frames, fps=fps, limits=limits, listener=listener, **part)

@@ -54,7 +54,7 @@ class Handlers(Showing):
         said = gr.skip() if session.refused and not path else ""
         session.refused = False
         sample = self.host.sample(path) if path else None
-        asked = questions(sample and sample.stem, self.host.shipped) if path else ()
+        asked = questions(sample.stem if sample else None, self.host.shipped) if path else ()
         # A question of one's own stays; an example goes with the clip that it belongs to.
         own = not asked or bool(question.strip() and question not in EXAMPLES)
         yield {

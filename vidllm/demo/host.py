@@ -118,7 +118,7 @@ class Host:
         """
         with session.lock:
             if not session.path:
-                raise InputError("there is no video yet: drop a file above, or take a sample")
+                raise InputError("there is no video yet: upload one, or take a sample")
             if session.clip is None or session.asked != frames:
                 if job is not None:
                     job.stage("decode")

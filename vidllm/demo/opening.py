@@ -94,7 +94,7 @@ def model_card(llm: VideoLLM, model: str | None) -> str:
         f'<p class="vl-model">Model: <b>{escape(name)}</b>, {weight} parameters. {knows}</p>'
         '<details class="vl-model"><summary>Load another model, for your own videos</summary>'
         "<p>Start the page with a model of the Hugging Face hub or a folder:</p>"
-        f'<pre tabindex="0">vidllm demo --model {_HUB[0]}</pre>'
+        f"<pre>vidllm demo --model {_HUB[0]}</pre>"
         f"<p>For example:</p><ul>{others}</ul>"
         "<p><code>vidllm list models</code> prints every family that was tested, "
         "<code>vidllm cost</code> what one would compute and cache.</p></details>"

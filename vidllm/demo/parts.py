@@ -46,11 +46,15 @@ def layout(host: Host) -> SimpleNamespace:
     with gr.Accordion("Take the answer with you: Python and JSON", open=False), gr.Row():
         with gr.Column(min_width=320):
             p.python = gr.Code(
-                language="python", label="Python", interactive=False, elem_id="python"
+                language="python",
+                label="Python",
+                interactive=False,
+                wrap_lines=True,
+                elem_id="python",
             )
         with gr.Column(min_width=320):
-            p.json = gr.Code(language="json", label="JSON", interactive=False, elem_id="json",
-                             max_lines=16)  # fmt: skip
+            p.json = gr.Code(language="json", label="JSON", interactive=False, wrap_lines=True,
+                             max_lines=16, elem_id="json")  # fmt: skip
     p.sprite = gr.HTML(elem_id="sprite")
     return p
 
@@ -61,9 +65,7 @@ def _player(p: SimpleNamespace) -> None:
         label="Video", height=340, interactive=False, buttons=[], elem_id="video",
     )  # fmt: skip
     p.timeline = gr.HTML(elem_id="timeline")
-    p.upload = gr.UploadButton(
-        "Upload a video, or drop one anywhere", file_types=["video"], elem_id="upload"
-    )
+    p.upload = gr.UploadButton("Upload or drop a video", file_types=["video"], elem_id="upload")
     samples = [str(path) for path in sample_videos()]
     if samples:
         names = [path.rsplit("/", 1)[-1] for path in samples]

@@ -25,6 +25,20 @@ SCRIPT = """
       box.focus();
     }
   });
+  // Enter behind a whole name means that name, and not the first line of the menu that has it.
+  document.addEventListener('keydown', (event) => {
+    const box = event.target.closest('#compressor input, #recipe input');
+    if (!box) return;
+    if (event.key.startsWith('Arrow')) box.dataset.walked = 'yes';
+    else if (event.key !== 'Enter') delete box.dataset.walked;
+    else if (!box.dataset.walked && document.querySelectorAll('[role=option]').length) {
+      const names = [...document.querySelectorAll('[role=option]')].map(
+        (line) => line.textContent.match(/([\\w-]+): /)?.[1]);
+      if (!names.includes(box.value.trim())) return;
+      event.stopPropagation();
+      box.blur();
+    }
+  }, true);
   document.addEventListener('dragover', (event) => event.preventDefault());
   document.addEventListener('drop', (event) => {
     event.preventDefault();

@@ -90,6 +90,7 @@ CSS = """
 .vl-table th, .vl-table td { text-align: right; padding: 4px 8px; font-weight: 400;
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
 .vl-table th:first-child, .vl-words th, .vl-words td { text-align: left; vertical-align: top; }
+.vl-words td { overflow-wrap: anywhere; }
 .vl-table thead th { color: var(--body-text-color-subdued); }
 .vl-verdict { font-weight: 600; margin: 4px 0; }
 .vl-yes { color: var(--vl-good); } .vl-no { color: var(--vl-bad); }
@@ -113,7 +114,7 @@ details.vl-model summary, .vl-model a { color: var(--vl-link); cursor: pointer; 
 .vl-model a { text-decoration: underline; }
 details.vl-model summary { padding: 4px 0; width: fit-content; }
 details.vl-model pre { padding: 8px 12px; border-radius: 6px; background: var(--vl-lane);
-  overflow-x: auto; margin: 4px 0; }
+  white-space: pre-wrap; overflow-wrap: anywhere; margin: 4px 0; }
 details.vl-model ul { list-style: disc; margin: 4px 0 4px 20px; }
 .vl-answer:has(*) .html-container > :not(.vl-hint):not(h4), #full, #less { line-height: 1.5; }
 #full, #less, .vl-scroll { border: 1px solid var(--border-color-primary); border-radius: 8px;
@@ -146,8 +147,11 @@ details.vl-model ul { list-style: disc; margin: 4px 0 4px 20px; }
 .gradio-container :is(.vl-term, .vl-time, .vl-example, .vl-scroll, summary, pre):focus-visible,
 .gradio-container button:focus-visible { outline: 2px solid var(--vl-link); outline-offset: 2px; }
 #status, #account, #strip, #verdict, #found, #peaks { overflow: visible !important; }
+.gradio-container .label-wrap > span:first-child { text-align: left; }
 @media (max-width: 640px) {
-  .vl-strip { grid-template-columns: repeat(auto-fill, minmax(60px, 1fr)); gap: 4px; }
+  .vl-strip { grid-template-columns: repeat(auto-fill, minmax(60px, 1fr)); gap: 4px;
+    max-height: 420px; }
+  #video { height: 260px !important; }
   .vl-tiles { grid-template-columns: 1fr 1fr; }
 }
 """

@@ -1,7 +1,8 @@
 """`Engine`: what `VideoLLM` asks a model for, the same of our own models and of the hub's.
 
-`native.engine.NativeEngine` and `families.engine.HubEngine` are the two there are. A call goes
-through `at_work`, `encode` and `generate`; `decode` then says what the tokens of an answer mean.
+Such are `native.engine.NativeEngine`, `families.engine.HubEngine`, `heads.engine.HeadEngine` and
+`serving.vllm_engine.VllmEngine`. A call goes through `at_work`, `encode` and `generate`; `decode`
+then says what the tokens of an answer mean.
 
 Methods act through hooks on the layers, and hooks see the passes of every thread. So whoever asks
 a model holds its lock until the answer is there (`one_at_a_time`).
@@ -13,7 +14,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -485,22 +486,6 @@ def by_question(method: Compressor) -> bool:
     """Whether what is left of the video depends on the question that comes after it."""
     shared = all(getattr(m, "shares_prefix", False) for m in method.late)
     return method.query_aware or (method.inside_decoder() and not (method.late and shared))
-
-
-def pooled(answers: Sequence[Generation], stages: Sequence[str]) -> list[Generation]:
-    """The answers of one call with some stages summed up and shared by all.
-
-    For what is done once, with the first question, and serves those that follow.
-    """
-    sums = {s: sum(r.seconds.get(s, 0.0) for r in answers) for s in stages}
-    return [
-        replace(
-            r,
-            seconds={s: sums.get(s, v) for s, v in r.seconds.items()},
-            shared_by={**r.shared_by, **dict.fromkeys(sums, len(answers))},
-        )
-        for r in answers
-    ]
 
 
 def weights_state(*modules: nn.Module) -> int:

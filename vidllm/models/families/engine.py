@@ -37,7 +37,6 @@ from ..engine import (
     by_question,
     check_early,
     compressed_once,
-    pooled,
     uncounted,
 )
 from ..hooks.layers import moved_cuts
@@ -291,7 +290,7 @@ class HubEngine(Engine):
         if by_question(work.method):
             return made
         # The first question's pass over the video served them all.
-        return pooled(made, ("compress", "prefill"))
+        return _pooled(made, ("compress", "prefill"))
 
     def _generate(
         self,
@@ -447,3 +446,19 @@ class HubEngine(Engine):
         plain = bool(bos) and text.startswith(str(bos))
         made: Any = self.tokenizer(text, add_special_tokens=not plain)
         return torch.tensor([made["input_ids"]], device=device_of(self.model))
+
+
+def _pooled(answers: Sequence[Generation], stages: Sequence[str]) -> list[Generation]:
+    """The answers of one call with some stages summed up and shared by all.
+
+    For what is done once, with the first question, and serves those that follow.
+    """
+    sums = {s: sum(r.seconds.get(s, 0.0) for r in answers) for s in stages}
+    return [
+        replace(
+            r,
+            seconds={s: sums.get(s, v) for s, v in r.seconds.items()},
+            shared_by={**r.shared_by, **dict.fromkeys(sums, len(answers))},
+        )
+        for r in answers
+    ]

@@ -29,9 +29,9 @@ from .vision_tower import instead
 #: Values of `cache_implementation`, by what they are to a prompt that was shortened.
 _GROWING = (None, "dynamic", "offloaded")
 _QUANTIZED = ("quantized",)
-#: The base of cache layers of fewer bits; in transformers before 5.23 `QuantizedLayer` is.
-_FEWER_BITS = getattr(cache_utils, "BaseQuantizedLayer", cache_utils.QuantizedLayer)
 _FIXED = ("static", "offloaded_static")
+#: The base of layers of fewer bits; in transformers before 5.23 `QuantizedLayer` is.
+_FEWER_BITS = getattr(cache_utils, "BaseQuantizedLayer", cache_utils.QuantizedLayer)
 #: Options of `generate` that guess tokens, and such as need more than the model's own answers.
 _GUESSES = ("prompt_lookup_num_tokens", "assistant_model")
 _INSIDE = ("assistant_early_exit", "use_mtp", "speculation_type")
