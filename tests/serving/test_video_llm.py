@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_engine import Pair, save
+from tiny_engine import Pair, behind_the_last, save
 from transformers import AutoConfig
 
 from vidllm import VideoLLM
@@ -39,6 +39,8 @@ def _clip() -> VideoClip:
 def both(pair: Pair) -> tuple[VideoLLM, VideoLLM]:
     """A model under transformers, and the same in the engine that the tests share."""
     plain = VideoLLM.from_pretrained(pair.folder, device="cpu", dtype="float32")
+    if plain.engine.kind == "qwen2_5_vl":
+        behind_the_last(plain.model.model)
     with torch.device("meta"):
         empty = type(plain.model)(AutoConfig.from_pretrained(pair.folder))
     beside = Processing.beside(str(pair.folder), plain.engine.kind, {})

@@ -248,7 +248,7 @@ class Reference:
         self.model = kind.from_pretrained(folder, dtype=torch.float32).eval()
         self.processor = processor(family)
         if family == "qwen2_5_vl":
-            _behind_the_last(self.model.model)
+            behind_the_last(self.model.model)
 
     def inputs(self, request: Request) -> Any:
         """One prompt, as the family's processor makes it."""
@@ -283,7 +283,7 @@ class Reference:
         return Answer(ids, [float(s[i]) for s, i in zip(scores, ids, strict=True)], read)
 
 
-def _behind_the_last(core: Any) -> None:
+def behind_the_last(core: Any) -> None:
     """Let the text behind a video begin behind its last position, as in vLLM.
 
     transformers (5.19 to 5.23) begins it max(rows, columns) behind the video's begin instead, so

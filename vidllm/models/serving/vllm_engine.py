@@ -189,8 +189,8 @@ class VllmEngine(HubEngine):
             max_tokens=answer,
             stop_token_ids=self.stop_ids(),
             repetition_penalty=float(told.repetition_penalty or 1.0),
-            logprob_token_ids=self._letters,
             detokenize=listener is not None,
+            **({"logprob_token_ids": self._letters} if self._letters else {"logprobs": 1}),
         )
         engine = self.llm.llm_engine
         names: list[str] = []
@@ -209,6 +209,8 @@ class VllmEngine(HubEngine):
                         listener.text(out.outputs[0].text.rstrip("\ufffd").strip())
                     if out.finished:
                         done[name] = out
+        except InputError:
+            raise
         except ValueError as error:  # vLLM's, of a prompt that it does not take
             raise InputError(f"vLLM refuses this question: {_line(error)}") from error
         finally:
@@ -241,7 +243,8 @@ def _choice(method: Compressor) -> Choice:
         InputError: what it does not serve, by name and reason.
     """
     spec, share = spec_of(method)
-    return served(spec, None if share == 1.0 else share)
+    said = share == 1.0 and not method.lacks_share()
+    return served(spec, None if said or spec == "none" else share)
 
 
 def _prompt(clip: VideoClip, text: str, choice: Choice) -> dict[str, Any]:
