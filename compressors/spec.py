@@ -68,8 +68,10 @@ def spec_of(method: Compressor) -> tuple[str, float]:
 
 
 def _spec(method: Compressor) -> str:
-    if isinstance(method, Chain):
-        return ",".join(_spec(item) for item in method.items)
+    return ",".join(map(_item_spec, method.methods))
+
+
+def _item_spec(method: Compressor) -> str:
     options = [
         f"{item.name}={_written(getattr(method, item.name))}"
         for item in fields(method)
