@@ -250,7 +250,7 @@ def _prompt(clip: VideoClip, text: str, choice: Choice) -> dict[str, Any]:
     options |= {} if choice.keep is None else {"keep": choice.keep}
     return {
         "prompt": text,
-        "multi_modal_data": {"video": [(clip.frames, facts)]},
+        "multi_modal_data": {"video": [(clip.frames.copy(), facts)]},  # a clip's are read-only
         "mm_processor_kwargs": options,
     }
 
