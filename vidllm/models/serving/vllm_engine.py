@@ -169,6 +169,7 @@ class VllmEngine(HubEngine):
             InputError: a prompt that it refuses. Stopped: the listener wanted the work to end.
         """
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMValidationError
 
         told = self.model.generation_config
         sampling = SamplingParams(
@@ -196,7 +197,7 @@ class VllmEngine(HubEngine):
                         done[name] = out
         except InputError:
             raise
-        except ValueError as error:  # vLLM's, of a prompt that it does not take
+        except (ValueError, VLLMValidationError) as error:  # of a prompt that it does not take
             raise InputError(f"vLLM refuses this question: {_line(error)}") from error
         finally:
             if left := [name for name in names if name not in done]:
