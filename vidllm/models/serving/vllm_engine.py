@@ -180,6 +180,7 @@ class VllmEngine(HubEngine):
             InputError: a prompt that it refuses. Stopped: the listener wanted the work to end.
         """
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMValidationError
 
         told = self.model.generation_config
         sampling = SamplingParams(
@@ -211,7 +212,7 @@ class VllmEngine(HubEngine):
                         done[name] = out
         except InputError:
             raise
-        except ValueError as error:  # vLLM's, of a prompt that it does not take
+        except (ValueError, VLLMValidationError) as error:  # of a prompt that it does not take
             raise InputError(f"vLLM refuses this question: {_line(error)}") from error
         finally:
             if left := [name for name in names if name not in done]:
@@ -265,7 +266,7 @@ def _prompt(clip: VideoClip, text: str, choice: Choice) -> dict[str, Any]:
     options |= {} if choice.keep is None else {"keep": choice.keep}
     return {
         "prompt": text,
-        "multi_modal_data": {"video": [(clip.frames, facts)]},
+        "multi_modal_data": {"video": [(clip.frames.copy(), facts)]},  # a clip's are read-only
         "mm_processor_kwargs": options,
     }
 
