@@ -312,6 +312,8 @@ class VideoLLM(LoadedModel):
         """
         given: dict[str, Any] = {"frames": frames, "fps": fps, "start": start, "end": end}
         given["seconds"] = seconds
+        if isinstance(video, VideoClip) and not any(v is not None for v in given.values()):
+            return video
         options = {"tokens": tokens, "compressor": compressor, "keep": keep}
         return clip_of(self, video, given, options, limits, listener)
 
