@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hf_results import Results
+from processes import Run
 
 # Before anything imports torch or transformers; child processes inherit it.
 os.environ.update(
@@ -28,8 +29,6 @@ os.environ.pop("VIDLLM_DEBUG", None)
 os.environ.pop("VIDLLM_WEIGHTS", None)
 
 ROOT = Path(__file__).resolve().parent.parent
-
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 # VIDLLM_MODELS_MATRIX=FILE keeps what the tests of hub models find (see hf_results.py).
 FOUND, MATRIX = Results(), os.environ.pop("VIDLLM_MODELS_MATRIX", None)

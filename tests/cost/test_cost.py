@@ -349,7 +349,7 @@ def test_command_shows_tables(capsys: pytest.CaptureFixture[str]) -> None:
         ("--model qwen2.5-vl-8b", "did you mean qwen2.5-vl-7b"),
         ("--model /nowhere/at-all", "no such model folder"),
         ("--keep 0", "--keep must be above 0"),
-        ("--keep half", "--keep is a list of shares"),
+        ("--keep half", "--keep must be above 0 and at most 1, or a percentage"),
         ("--keep nan", "--keep must be above 0"),
         ("--compressor aim", "Give keep"),
         ("--compressor aimm --keep 0.5", "did you mean aim"),

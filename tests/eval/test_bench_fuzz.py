@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from conftest import Run
+from processes import Run
 
 from vidllm.cli.main import main
 from vidllm.errors import InputError, VidllmError

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Run
+from processes import Run
 
 from vidllm.cli.main import main
 from vidllm.eval.bench.kills import counts

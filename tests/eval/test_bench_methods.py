@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run
 from hub_tiny import TAKES_VIDEOS, save_hub
+from processes import Run
 from run_tiny import final, rows_of, write_charades
 from tiny import hub_model, save_tiny
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run
+from processes import Run
 from tiny import save_tiny
 
 from vidllm import InputError

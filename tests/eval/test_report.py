@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run
+from processes import Run
 from report_data import SETTINGS, answer, grounding_items, make_run, write_clips
 
 from vidllm.errors import InputError, WorkError

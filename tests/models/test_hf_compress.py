@@ -21,7 +21,7 @@ from hf_tiny import (
 from torch import Tensor
 from transformers import DynamicCache
 
-from vidllm import InputError
+from vidllm import InputError, WorkError
 from vidllm.ask.compression import compress
 from vidllm.compressors import Chain, Compressor, build
 from vidllm.compressors.base import Scorer
@@ -63,7 +63,7 @@ def test_the_model_is_untouched_afterwards_also_after_an_error(family: str) -> N
         def score(self, tokens: VideoTokens, query: Tensor | None = None) -> Tensor:
             raise ValueError("broken")
 
-    with pytest.raises(ValueError, match="broken"), opened(model, Broken(keep=0.5)):
+    with pytest.raises(WorkError, match="broken: score"), opened(model, Broken(keep=0.5)):
         model.generate(**inputs, **SMALL)
     after = state_of(model)
     assert before[1].keys() == after[1].keys() and before[2:4] == after[2:4]

@@ -86,7 +86,8 @@ def test_a_clip_is_shown_in_a_notebook_and_saved_elsewhere(
     )
     (tmp_path / "IPython" / "display.py").write_text("shown = []\ndisplay = shown.append\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in [name for name in sys.modules if name.split(".")[0] == "IPython"]:
+    for name in ("IPython", "IPython.display"):  # as they were, for whoever asks afterwards
+        monkeypatch.setitem(sys.modules, name, None)
         monkeypatch.delitem(sys.modules, name)
     clip.show(most=2)
     from IPython import display  # type: ignore[import-not-found]
