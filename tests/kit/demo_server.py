@@ -32,6 +32,8 @@ FLAGS = [
 ]
 #: Milliseconds that an event may take: a page that works needs a hundredth, a starved one more.
 WAIT = 120_000
+#: The same for a page to be served: nearly all of it goes into imports of torch and Gradio.
+START = 5 * WAIT
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -74,7 +76,7 @@ def serving(files: Path, *options: str) -> Iterator[str]:
         return False
 
     try:
-        until(answers, "the page was served")
+        until(answers, "the page was served", START)
         yield url
     finally:
         process.terminate()
@@ -187,10 +189,10 @@ def moved_to(page: Any, seconds: float) -> None:
     )
 
 
-def until(happened: Callable[[], Any], what: str) -> None:
-    """Wait for what no event tells of, such as a file that goes."""
+def until(happened: Callable[[], Any], what: str, most: int = WAIT) -> None:
+    """Wait for what no event tells of, such as a file that goes; most: in milliseconds."""
     waits = threading.Event()
-    for _ in range(WAIT // 50):
+    for _ in range(most // 50):
         if happened():
             return
         waits.wait(0.05)
