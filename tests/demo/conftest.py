@@ -27,9 +27,9 @@ def url(uploads: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """A browser."""
+    """A browser; closed with every file, since its event loop runs until then."""
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=WAIT)
