@@ -253,6 +253,7 @@ def test_bad_input_is_a_line_on_the_page(visit: Open, tmp_path: Path, uploads: P
     field.set_input_files(str(big))
     expect(page.get_by_text(re.compile("size", re.I)).first).to_be_visible()
     page.reload()
+    expect(page.locator("#strip p").first).to_contain_text("saw")  # what it opens with is there
     upload(page, short)
     assert not [f for f in uploads.rglob("*") if f.name in {"garbage.mp4", "cut.mp4", "big.mp4"}]
     write(page, "question", " ")
