@@ -28,6 +28,7 @@ from vidllm.cli.options import (
 )
 from vidllm.errors import InputError
 from vidllm.errors.paths import input_folder, output_folder
+from vidllm.models.hub import ENGINES
 
 from ..tasks import get_task, task_names
 from ..tasks import taught as taught  # training reads annotations by it
@@ -44,7 +45,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ENGINES = ("transformers", "vllm")
 _TOKENS, _RUN, _FILES = "Fewer tokens", "The run", "The benchmark"
 
 

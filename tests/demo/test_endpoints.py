@@ -91,6 +91,9 @@ def test_wrong_calls_have_a_line(client: Client, tmp_path: Path) -> None:
         with pytest.raises(AppError, match=words) as told:
             client.predict(*arguments, api_name="/ask")
         assert str(tmp_path) not in str(told.value)
+    for name in ("/compare", "/index"):
+        with pytest.raises(AppError, match="anyway must be true or false"):
+            client.predict(street, QUESTION, anyway="false", api_name=name)
     with pytest.raises((AppError, ValueError)):
         client.predict(elsewhere, QUESTION, api_name="/ask")
     said = client.predict(street, QUESTION, anyway=True, max_new_tokens=4, api_name="/ask")

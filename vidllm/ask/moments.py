@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vidllm.models.answer import Answer
-from vidllm.timecode import Span, TextTime, find_ranges, find_times
+from vidllm.timecode import Span, TextTime, named_times
 
 
 class Piece(NamedTuple):
@@ -28,14 +28,10 @@ def pieces(text: str, duration: float) -> list[Piece]:
     Args:
         duration: of the video, in seconds.
     """
-    inside = [(found.begin, found.end) for found in find_ranges(text)]
     cut: list[Piece] = []
-    last = held = 0
-    for time in find_times(text):
-        while held < len(inside) and inside[held][1] < time.end:
-            held += 1
-        ranged = held < len(inside) and inside[held][0] <= time.begin
-        if time.seconds > duration + 0.5 or not (ranged or time.said):
+    last = 0
+    for time in named_times(text):
+        if time.seconds > duration + 0.5:
             continue
         if time.begin > last:
             cut.append(Piece(text[last : time.begin]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .loading import imports_kept
@@ -10,9 +10,6 @@ from .options import emit, say, tell
 
 if TYPE_CHECKING:
     from vidllm.models.answer import Answer
-
-#: Seconds by which two times may differ that are the same, rounded.
-_SAME = 0.11
 
 
 def tell_answer(
@@ -52,8 +49,8 @@ def spoken(answer: Answer, duration: float, of: str = "ask") -> str:
         duration: of the video, in seconds. of: "ask", "ground" or "caption".
     """
     with imports_kept():
-        from vidllm.ask.moments import captioned, pieces
-        from vidllm.timecode.clock import LONG, by_clock, span_text
+        from vidllm.ask.moments import captioned
+        from vidllm.timecode.clock import LONG, by_clock, names_all, span_text
 
     spans, text = answer.spans, answer.text
     long = duration >= LONG
@@ -64,13 +61,7 @@ def spoken(answer: Answer, duration: float, of: str = "ask") -> str:
         if len(rows) == len(spans) > 0:  # else some words, or some times, would be left out
             lines = [f"{span_text(span, long)}  {' '.join(words.split())}" for span, words in rows]
             return "\n".join(lines)
-    named = [piece.seconds for piece in pieces(text, duration) if piece.seconds is not None]
-    if long:
-        text = by_clock(text)
-    if all(_among(end, named) for span in spans for end in (span.start, span.end)):
-        return text
-    return "\n".join([text, ", ".join(span_text(span, long) for span in spans)])
-
-
-def _among(second: float, named: Sequence[float]) -> bool:
-    return any(abs(second - one) < _SAME for one in named)
+    told = by_clock(text) if long else text
+    if names_all(text, spans):
+        return told
+    return "\n".join([told, ", ".join(span_text(span, long) for span in spans)])

@@ -13,6 +13,7 @@ import gradio as gr
 from gradio.events import api
 from gradio.utils import get_upload_folder
 
+from vidllm.ask.calls import Call
 from vidllm.ask.comparing import compare
 from vidllm.errors import InputError, VidllmError
 from vidllm.errors.plain import plain
@@ -58,8 +59,8 @@ class Endpoints:
         anyway: bool = False,
     ) -> dict[str, Any]:
         """Answer a question about a video; compressor, keep and frames are the page's if absent."""
-        menus = (compressor, keep, frames, max_new_tokens, anyway)
-        return self._answer(request, video, "ask", question, *menus)
+        menus = (compressor, keep, frames, max_new_tokens)
+        return self._answer(request, video, anyway, "ask", question, *menus)
 
     def ground(
         self,
@@ -73,8 +74,8 @@ class Endpoints:
         anyway: bool = False,
     ) -> dict[str, Any]:
         """When what is described happens: spans in seconds."""
-        menus = (compressor, keep, frames, max_new_tokens, anyway)
-        return self._answer(request, video, "ground", query, *menus)
+        menus = (compressor, keep, frames, max_new_tokens)
+        return self._answer(request, video, anyway, "ground", query, *menus)
 
     def caption(
         self,
@@ -87,8 +88,8 @@ class Endpoints:
         anyway: bool = False,
     ) -> dict[str, Any]:
         """What happens when: sentences with their spans."""
-        menus = (compressor, keep, frames, max_new_tokens, anyway)
-        return self._answer(request, video, "caption", "", *menus)
+        menus = (compressor, keep, frames, max_new_tokens)
+        return self._answer(request, video, anyway, "caption", "", *menus)
 
     def highlights(
         self,
@@ -102,8 +103,8 @@ class Endpoints:
         anyway: bool = False,
     ) -> dict[str, Any]:
         """Every moment that fits a description, with scores."""
-        menus = (compressor, keep, frames, max_new_tokens, anyway)
-        return self._answer(request, video, "highlights", query, *menus)
+        menus = (compressor, keep, frames, max_new_tokens)
+        return self._answer(request, video, anyway, "highlights", query, *menus)
 
     def compare(
         self,
@@ -132,7 +133,7 @@ class Endpoints:
                     anyway=anyway,
                 ).as_dict()
 
-        return self._run(request, video, work)
+        return self._run(request, video, anyway, work)
 
     def index(
         self,
@@ -150,27 +151,24 @@ class Endpoints:
             with self.host.turn(job):
                 return index.ask(asked).as_dict()
 
-        return self._run(request, video, work)
+        return self._run(request, video, anyway, work)
 
     def _answer(
         self,
         request: gr.Request,
         video: Any,
+        anyway: bool,
         task: str,
         question: str,
-        compressor: str | None,
-        keep: float | None,
-        frames: int | None,
-        most: int,
-        anyway: bool,
+        *menus: Any,
     ) -> Made:
         def work(session: Session, job: Job) -> Made:
-            call = self._call(session, task, question, compressor, keep, frames, most, anyway)
+            call = replace(self._call(session, task, question, *menus), anyway=anyway)
             clip = self.host.clip(session, int(call.frames or 1), job)
             with self.host.turn(job):
                 return call.run(session.llm, clip, job).as_dict()
 
-        return self._run(request, video, work)
+        return self._run(request, video, anyway, work)
 
     def _call(
         self,
@@ -181,8 +179,7 @@ class Endpoints:
         keep: float | None,
         frames: int | None,
         most: int,
-        anyway: bool = False,
-    ) -> Any:
+    ) -> Call:
         """The call of checked arguments. Raises `InputError` for the first that is wrong."""
         spec, share = self.host.first()
         spec = spec if compressor is None else compressor
@@ -190,14 +187,20 @@ class Endpoints:
         frames = self.host.frames() if frames is None else frames
         names = ["question", "spec", "keep", "frames", "most"]
         values = checked(names, [question, spec, share, frames, most], self.host.settings)
-        if not isinstance(anyway, bool):
-            raise InputError(f"anyway must be true or false, got {short(anyway)}")
-        return replace(self.host.call(session.path, task, *values), anyway=anyway)
+        return self.host.call(session.path, task, *values)
 
-    def _run(self, request: gr.Request, video: Any, work: Callable[[Session, Job], Made]) -> Made:
+    def _run(
+        self,
+        request: gr.Request,
+        video: Any,
+        anyway: object,
+        work: Callable[[Session, Job], Made],
+    ) -> Made:
         """Take up the work of a call, and wait for what comes of it."""
         session = self.host.sessions.of(request.session_hash)
         try:
+            if not isinstance(anyway, bool):  # "false" would open the gate for unknown footage
+                raise InputError(f"anyway must be true or false, got {short(anyway)}")
             path = uploaded(video)
             self.host.sessions.owns(session, path, more=True)
             job = self.host.begin(session, Job(lambda job: self._work(session, path, work, job)),

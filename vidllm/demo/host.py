@@ -27,6 +27,7 @@ from .jobs import Job, Turns
 from .opening import ANSWER_LIMIT, QUESTIONS, Opening, is_shipped
 from .sessions import Session, Sessions
 from .settings import Settings
+from .terms import EVERY
 
 if TYPE_CHECKING:
     from vidllm.ask.video_llm import VideoLLM
@@ -211,7 +212,7 @@ class Host:
         """
         share = self.share(spec, keep)
         if spec == "none":
-            return "every token"
+            return EVERY
         return spec if share is None else f"{spec}, keep {share:g}"
 
     def index(self, session: Session, rate: float, job: Job, *, anyway: bool) -> VideoIndex:

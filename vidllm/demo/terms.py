@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
+#: What a method is called that reduces nothing.
+EVERY = "every token"
 TERMS: dict[str, str] = {
     "video tokens": "The vectors that the vision tower makes of the frames and the LLM reads.",
     "kept": "The LLM reads this token; others may have been merged into it.",

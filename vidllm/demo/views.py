@@ -14,7 +14,7 @@ from vidllm.models.answer import Answer, Receipt
 from .chat import hint
 from .drawing import clock
 from .jobs import Heard
-from .terms import term
+from .terms import EVERY, term
 
 if TYPE_CHECKING:
     from vidllm.longvideo.index import VideoIndex
@@ -70,15 +70,15 @@ def method(name: str) -> str:
     Args:
         name: of the compressor, with its share.
     """
-    name = escape(name)
-    if name == "every token":
+    if name == EVERY:
         return (
-            '<p class="vl-hint"><b>Ask</b> uses every token. <b>Compare</b> has nothing to compare '
+            f'<p class="vl-hint"><b>Ask</b> uses {EVERY}. <b>Compare</b> has nothing to compare '
             "with: choose a compressor under Settings.</p>"
         )
+    name = escape(name)
     return (
         f'<p class="vl-hint"><b>Ask</b> uses <b>{name}</b>. <b>Compare</b> '
-        f"asks twice: with every token, and with {name}.</p>"
+        f"asks twice: with {EVERY}, and with {name}.</p>"
     )
 
 
@@ -145,7 +145,7 @@ def comparison(made: Comparison, name: str) -> str:
     verdict = ("yes", "✓ the answers agree") if made.agree else ("no", "✗ the answers differ")
     return (
         f'<p class="vl-verdict vl-{verdict[0]}">{verdict[1]}{told}</p>'
-        f'<table class="vl-table"><thead><tr><td></td><th scope="col">every token</th>'
+        f'<table class="vl-table"><thead><tr><td></td><th scope="col">{EVERY}</th>'
         f'<th scope="col">{escape(name)}</th>'
         f'<th scope="col">smaller by</th></tr></thead><tbody>{body}</tbody></table>'
         f"{_notes(made.less.notes)}"

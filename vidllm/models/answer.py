@@ -12,7 +12,7 @@ from typing import Any
 from vidllm.errors.plain import plain
 from vidllm.errors.printable import printable_json
 from vidllm.timecode import Span
-from vidllm.timecode.clock import by_clock, is_long, span_text
+from vidllm.timecode.clock import by_clock, is_long, names_all, span_text
 from vidllm.tokens import TokenMap
 
 
@@ -156,8 +156,9 @@ class Answer:
         return printable_json(json.dumps(plain(self.as_dict()), ensure_ascii=False))
 
     def __str__(self) -> str:
-        """The text and its spans, by the clock where they reach beyond ten minutes."""
-        return "\n".join([self._text(), *self._times()])
+        """The text, and those spans that it does not name; by the clock beyond ten minutes."""
+        times = [] if names_all(self.text, self.spans) else self._times()
+        return "\n".join([self._text(), *times])
 
     def __repr__(self) -> str:
         times = f", spans=[{'; '.join(self._times())}]" if self.spans else ""

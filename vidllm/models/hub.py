@@ -1,4 +1,4 @@
-"""Names on the hub: one line for why their files cannot be had."""
+"""Models of the hub: their names, who runs them, and one line for why files cannot be had."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from vidllm.errors import InputError, WorkError
 
+#: Who runs a model of the hub: transformers in this process, or vLLM.
+ENGINES = ("transformers", "vllm")
 # As the hub itself allows it.
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 

@@ -14,12 +14,12 @@ from vidllm.errors import InputError
 from vidllm.errors.bounds import short
 from vidllm.errors.paths import is_folder
 
+from .hub import ENGINES
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 #: Ways to spread a model over devices that accelerate knows by name.
 SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
-#: Who runs a model of the hub: transformers in this process, or vLLM.
-ENGINES = ("transformers", "vllm")
 #: An implementation of attention, or one for each part of a model.
 Attention = str | Mapping[str, str] | None
 

@@ -12,7 +12,7 @@ from .codes import (
     get_timecode,
     number_to_token,
 )
-from .reader import find_ranges, find_times, lone_times, read_time
+from .reader import find_ranges, find_times, lone_times, named_times, read_time
 from .reply import answer_text, plain, unfinished
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "find_times",
     "get_timecode",
     "lone_times",
+    "named_times",
     "number_to_token",
     "plain",
     "read_time",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .base import Span
-from .reader import find_times
+from .reader import find_times, named_times
 
 #: Seconds from which on people count a video by the clock.
 LONG = 600.0
+#: Seconds by which two times may differ that are the same, rounded.
+_SAME = 0.11
 
 
 def clock(seconds: float) -> str:
@@ -27,6 +29,12 @@ def span_text(span: Span, long: bool) -> str:
 def is_long(spans: Sequence[Span]) -> bool:
     """Whether spans reach so far into a video that its times are told by the clock."""
     return max((span.end for span in spans), default=0.0) >= LONG
+
+
+def names_all(text: str, spans: Sequence[Span]) -> bool:
+    """Whether a text names the start and the end of every span, so that nobody need add them."""
+    named = [time.seconds for time in named_times(text)] if spans else []
+    return all(any(abs(end - one) < _SAME for one in named) for span in spans for end in span[:2])
 
 
 def by_clock(text: str) -> str:

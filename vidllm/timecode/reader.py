@@ -133,6 +133,18 @@ def find_times(text: str) -> list[TextPoint]:
     return times
 
 
+def named_times(text: str) -> list[TextPoint]:
+    """The times that a text names as such, in order: clocks, with a unit, or ends of a range."""
+    ranges = [(found.begin, found.end) for found in find_ranges(text)]
+    named, at = [], 0
+    for time in find_times(text):
+        while at < len(ranges) and ranges[at][1] < time.end:
+            at += 1
+        if time.said or (at < len(ranges) and ranges[at][0] <= time.begin):
+            named.append(time)
+    return named
+
+
 def lone_times(text: str) -> list[float]:
     """Times that stand by themselves, in order; bare numbers only where no other words are."""
     found = _analysed(text)
