@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
-import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hf_results import Results
-from processes import Run
+from processes import Run, vidllm
 
 # Before anything imports torch or transformers; child processes inherit it.
 os.environ.update(
@@ -26,6 +26,8 @@ os.environ.update(
 # with threads of OpenMP forks may wait for them forever.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("VIDLLM_DEBUG", None)
+# Where the suite runs in the background a shell has switched Ctrl-C off, for every child as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("VIDLLM_WEIGHTS", None)
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +45,33 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     return report
 
 
+#: Files that take longest, first: what begins last must not keep one processor waiting for another.
+LONGEST = (
+    "test_demo.py",
+    "test_demo_access.py",
+    "test_run_kills.py",
+    "test_hf_bypassed.py",
+    "test_head_courses.py",
+    "test_bench_kills.py",
+    "test_cli.py",
+    "test_endpoints.py",
+    "test_demo_gate.py",
+    "test_demo_work.py",
+    "test_hf_attention.py",
+    "test_retrieval.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors: tests of the page and of processes wait a good deal."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else 2
+
+
 def pytest_sessionfinish() -> None:
     if MATRIX:
         FOUND.write(Path(MATRIX))
@@ -57,25 +86,7 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def cli() -> Run:
     """Run ``vidllm ARGUMENTS`` as a process: ``cli("ask", path, "…", env={…}, cwd=…)``."""
-    script = Path(sys.executable).parent / "vidllm"
-    start = [str(script)] if script.exists() else [sys.executable, "-m", "vidllm.cli"]
-
-    def run(
-        *arguments: object, env: dict[str, str] | None = None, cwd: Path | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*start, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "COLUMNS": "200", **(env or {})},
-            cwd=cwd,
-            timeout=300,
-            check=False,
-        )
-
-    return run
+    return vidllm
 
 
 @pytest.fixture(scope="session")
