@@ -36,9 +36,9 @@ ask: $(VENV)/.core
 
 test: pytest lint
 
-# As many processes as there are processors, whole files each, so that fixtures are shared.
+# Whole files to each process, so that fixtures are shared, in the order of tests/conftest.py.
 pytest: $(VENV)/.test
-	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 5 --dist loadfile --no-loadscope-reorder
 
 # The folders are mapped into one package at install: mypy reads the installed tree.
 lint: $(VENV)/.test

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shlex
 import subprocess
@@ -50,14 +51,15 @@ ROOMS = {
 FACE = ("vidllm", "app")
 
 
-def sources() -> Iterator[tuple[str, Path]]:
+@functools.cache
+def sources() -> list[tuple[str, Path]]:
     """Every module of the package as (dotted name, file), and the launcher."""
+    found = []
     for package, folder in FOLDERS.items():
         for file in sorted((ROOT / folder).rglob("*.py")):
             parts = file.relative_to(ROOT / folder).with_suffix("").parts
-            yield ".".join((package, *(part for part in parts if part != "__init__"))), file
-    if (ROOT / "app.py").exists():
-        yield "app", ROOT / "app.py"
+            found.append((".".join((package, *(p for p in parts if p != "__init__"))), file))
+    return [*found, ("app", ROOT / "app.py")] if (ROOT / "app.py").exists() else found
 
 
 def room(module: str) -> str:
@@ -65,10 +67,11 @@ def room(module: str) -> str:
     return next(name for name in ROOMS if module == name or module.startswith(f"{name}."))
 
 
-def imports(name: str, file: Path) -> Iterator[tuple[str, int]]:
+@functools.cache
+def imports(name: str, file: Path) -> list[tuple[str, int]]:
     """Modules of the project that a file imports, at its top or anywhere inside, with lines."""
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    modules = {module for module, _ in sources()}
+    modules, seen = dict(sources()), []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found = [alias.name for alias in node.names]
@@ -81,7 +84,8 @@ def imports(name: str, file: Path) -> Iterator[tuple[str, int]]:
             found = [full if full in modules else base for full in whole]
         else:
             continue
-        yield from ((module, node.lineno) for module in found if module.split(".")[0] == "vidllm")
+        seen += [(module, node.lineno) for module in found if module.split(".")[0] == "vidllm"]
+    return seen
 
 
 def texts() -> Iterator[tuple[Path, str]]:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pandas
+from processes import vidllm
 
 from vidllm.eval.bench.compressor_cost import Decoder
 
-
-def bench(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vidllm.cli", "bench", "compressors", *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+bench = partial(vidllm, "bench", "compressors")
 
 
 def test_rows_tell_the_measured_share_and_the_cost(tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pandas
 import pytest
 import torch
+from processes import vidllm
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidllm.eval.bench import encoder_cost
@@ -17,10 +17,7 @@ from vidllm.eval.bench.encoder_floor import products
 from vidllm.eval.bench.encoder_learning import ASKED, NOTHING, Reader, draw_clips
 from vidllm.eval.bench.measure import Peak, growth
 
-
-def bench(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vidllm.cli", "bench", *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+bench = partial(vidllm, "bench")
 
 
 def test_encoders_stand_beside_their_rivals(tmp_path: Path) -> None:

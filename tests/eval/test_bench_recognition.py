@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pandas
 import pytest
 import torch
+from processes import vidllm
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,10 +24,7 @@ from vidllm.eval.bench.recognition_runs import (
 )
 from vidllm.stage.order_pairs import PAIRS, StagePairs
 
-
-def bench(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vidllm.cli", "bench", "recognition", *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+bench = partial(vidllm, "bench", "recognition")
 
 
 def runs(clip: Tensor) -> list[int]:

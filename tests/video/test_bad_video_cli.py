@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import vidllm
 from videos import bad_inputs, write_video
 
 KINDS = (
@@ -20,13 +20,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def _ask(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "vidllm.cli", "ask", str(path), "When?", *options],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return vidllm("ask", path, "When?", *options)
 
 
 def _refused(result: subprocess.CompletedProcess[str]) -> str:
