@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import disable as eager
 
 from vidllm.compressors import LATE, Compressor
 from vidllm.errors import InputError
@@ -125,16 +126,16 @@ class Session:
                 turn.enter_context(self.turn)
             stack.callback(self._close)
             handles = [
-                core.register_forward_pre_hook(self._begin, with_kwargs=True),
-                core.register_forward_hook(self._end, always_call=True),
-                self.decoder.register_forward_pre_hook(self._shrink, with_kwargs=True),
-                self.decoder.register_forward_hook(self._finish, with_kwargs=True),
+                core.register_forward_pre_hook(eager(self._begin), with_kwargs=True),
+                core.register_forward_hook(eager(self._end), always_call=True),
+                self.decoder.register_forward_pre_hook(eager(self._shrink), with_kwargs=True),
+                self.decoder.register_forward_hook(eager(self._finish), with_kwargs=True),
             ]
             outside = () if adapter.model is core else (adapter.model, *adapter.wrappers)
             for outer in outside:
                 handles += [
-                    outer.register_forward_pre_hook(self._outside, with_kwargs=True),
-                    outer.register_forward_hook(self._behind, always_call=True),
+                    outer.register_forward_pre_hook(eager(self._outside), with_kwargs=True),
+                    outer.register_forward_hook(eager(self._behind), always_call=True),
                 ]
             for handle in handles:
                 stack.callback(handle.remove)
