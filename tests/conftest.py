@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hf_results import Results
+from hf_results import WRITTEN, Results
 from processes import Run, vidllm
 
 # Before anything imports torch or transformers; child processes inherit it.
@@ -33,20 +33,21 @@ os.environ.pop("VIDLLM_WEIGHTS", None)
 ROOT = Path(__file__).resolve().parent.parent
 
 # VIDLLM_MODELS_MATRIX=FILE keeps what the tests of hub models find (see hf_results.py).
-FOUND, MATRIX = Results(), os.environ.pop("VIDLLM_MODELS_MATRIX", None)
+FOUND = Results()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
     of_hub = item.path.name.startswith(("test_hf_", "test_models_page"))
-    if MATRIX and of_hub and isinstance(item, pytest.Function):
+    if WRITTEN and of_hub and isinstance(item, pytest.Function):
         FOUND.add(item, report)
     return report
 
 
 #: Files that take longest, first: what begins last must not keep one processor waiting for another.
 LONGEST = (
+    "test_hf_matrix.py",
     "test_demo.py",
     "test_demo_access.py",
     "test_run_kills.py",
@@ -59,6 +60,9 @@ LONGEST = (
     "test_demo_work.py",
     "test_hf_attention.py",
     "test_retrieval.py",
+    "test_compressors.py",
+    "test_timetext.py",
+    "test_layout.py",
 )
 
 
@@ -73,8 +77,8 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_sessionfinish() -> None:
-    if MATRIX:
-        FOUND.write(Path(MATRIX))
+    if WRITTEN:
+        FOUND.write(Path(WRITTEN))
 
 
 @pytest.fixture(scope="session")

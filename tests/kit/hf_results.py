@@ -7,12 +7,15 @@ it; the hooks are in conftest.py.
 from __future__ import annotations
 
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+#: The file to write, or None; children of the tests write none.
+WRITTEN = os.environ.pop("VIDLLM_MODELS_MATRIX", None)
 #: Tests of the matrix, and what their cell is called where no batch names it.
 MATRIX = {"test_compressed_is_masked": "", "test_keeping_everything_is_bit_equal": "whole"}
 #: The worst of several outcomes counts.

@@ -5,6 +5,8 @@ positions: logits to 1e-5, 16 greedy tokens the same. Where layers carry a state
 the model on the shortened sequence, layer by layer, at the same positions.
 
 Families that differ from others in facts only are swept with one method of every kind (`KINDS`).
+`make models` tries all of it. The suite takes every method with both attentions and both batches in
+pairs (one prompt with eager, two with sdpa), and the other two pairs with one method of every kind.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from hf_reference import NEW, Run, reference, shortened
+from hf_results import WRITTEN
 from hf_tiny import (
     FAMILIES,
     IMAGE,
@@ -87,16 +90,16 @@ def specs_of(family: str) -> list[str]:
     return SPECS
 
 
-every = pytest.mark.parametrize(
-    ("served", "spec"),
-    [
-        pytest.param((family, way), spec, id=f"{family}-{way}-{spec}")
-        for family in (*FAMILIES, *MORE, *(kind for kind in OTHERS if "+" not in kind))
-        for way in ("sdpa", "eager")
-        for spec in specs_of(family)
-    ],
-    indirect=["served"],
-)
+def cases(batches: dict[str, Any]) -> Iterator[Any]:
+    """Families with a method and an attention, and with a batch where there are several."""
+    for family in (*FAMILIES, *MORE, *(kind for kind in OTHERS if "+" not in kind)):
+        for way in ("sdpa", "eager"):
+            for spec in specs_of(family):
+                for batch in batches:
+                    paired = (way == "sdpa") == (batch in ("two", "whole"))
+                    if WRITTEN or paired or (spec in KINDS and family not in OTHERS):
+                        name = f"{family}-{way}-{spec}-{batch}".removesuffix("-whole")
+                        yield pytest.param((family, way), spec, batch, id=name)
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +111,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
     model.set_attn_implementation("sdpa")
 
 
-@every
-@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(("served", "spec", "batch"), cases(BATCHES), indirect=["served"])
 def test_compressed_is_masked(served: tuple[str, Any], spec: str, batch: str) -> None:
     family, model = served
     inputs = hf_inputs(family, BATCHES[batch])
@@ -132,8 +134,10 @@ def test_compressed_is_masked(served: tuple[str, Any], spec: str, batch: str) ->
     assert torch.equal(want.argmax(-1), run.out[:, length:])
 
 
-@every
-def test_keeping_everything_is_bit_equal(served: tuple[str, Any], spec: str) -> None:
+@pytest.mark.parametrize(
+    ("served", "spec", "batch"), cases({"whole": BATCHES["two"]}), indirect=["served"]
+)
+def test_keeping_everything_is_bit_equal(served: tuple[str, Any], spec: str, batch: str) -> None:
     family, model = served
     inputs = hf_inputs(family, BATCHES["two"])
     plain = model(**inputs).logits
