@@ -194,6 +194,32 @@ def recognition(
 
 
 @app.command()
+def families(
+    names: Annotated[
+        str, typer.Option("--families", help="Model types, comma separated; all by default.")
+    ] = "",
+    frames: Annotated[str, typer.Option(help="Frames of the token grid.")] = "32,128",
+    keeps: Annotated[str, typer.Option(help="Shares of the video tokens kept.")] = (
+        "1,0.5,0.25,0.1,0.05"
+    ),
+    out: Out = Path("eval/results/families.csv"),
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Build every served family at its real size without memory, and count what it would do."""
+    with clean_output(json):
+        from .family_sizes import bench_families, families_table
+
+        rows = bench_families(
+            names_of(names),
+            frames=counts_of("--frames", frames),
+            keeps=read_shares(keeps, "--keeps"),
+            save=saver(out),
+        )
+        show_rows(rows, families_table, out, json)
+
+
+@app.command()
 def models(
     names: Annotated[
         str, typer.Option("--models", help="Published models, comma separated.")
