@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from typing_extensions import Unpack
@@ -48,7 +48,7 @@ from .options import (
 )
 from .sampling import clip_of
 from .sharing import twin
-from .streaming import AnswerStream
+from .streaming import AnswerStream, or_streamed
 
 _LOG = logging.getLogger("vidllm")
 
@@ -69,12 +69,38 @@ class VideoLLM(LoadedModel):
     measures_memory = False
 
     @overload
-    def ask(self, video: Video, question: str, **options: Unpack[AskOptions]) -> Answer: ...
+    def ask(
+        self,
+        video: Video,
+        question: str,
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[AskOptions],
+    ) -> Answer: ...
     @overload
     def ask(
-        self, video: Video, question: list[str] | tuple[str, ...], **options: Unpack[AskOptions]
+        self,
+        video: Video,
+        question: list[str] | tuple[str, ...],
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[AskOptions],
     ) -> list[Answer]: ...
+    @overload
+    def ask(
+        self,
+        video: Video,
+        question: str,
+        *,
+        stream: Literal[True],
+        **options: Unpack[AskOptions],
+    ) -> AnswerStream: ...
+    @overload
+    def ask(
+        self, video: Video, question: str, *, stream: bool, **options: Unpack[AskOptions]
+    ) -> Answer | AnswerStream: ...
     @known_keywords(compressors="compressor")
+    @or_streamed
     @one_at_a_time
     @memory_answered("the question")
     def ask(
@@ -100,7 +126,8 @@ class VideoLLM(LoadedModel):
         listener: Listener | None = None,
         anyway: bool = False,
         times: bool = False,
-    ) -> Answer | list[Answer]:
+        stream: bool = False,
+    ) -> Answer | list[Answer] | AnswerStream:
         """Answer one question, or several about the same video, which is then read once.
 
         Args:
@@ -129,6 +156,7 @@ class VideoLLM(LoadedModel):
             times: write the seconds of all frames before the question, in words; for models of
                 the hub that are not told them otherwise. `ground`, `highlights` and `caption` do
                 it for LLaVA-OneVision and InternVL unless it is False.
+            stream: give the answer to one question piece by piece instead, as `stream` does.
 
         Raises:
             UnknownFootage: the model does not know such footage, and `anyway` is false.
