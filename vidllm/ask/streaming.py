@@ -4,27 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from functools import wraps
 from queue import SimpleQueue
-from typing import Any, TypeVar, cast
 
 from vidllm.models.answer import Answer
 from vidllm.progress import Listener, StopSignal
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def or_streamed(ask: F) -> F:
-    """A method `ask` that with ``stream=True`` gives what the object's `stream` gives.
-
-    To stand outside of what holds the model: a stream holds it while it is read.
-    """
-
-    @wraps(ask)
-    def called(self: Any, *args: Any, stream: bool = False, **options: Any) -> Any:
-        return self.stream(*args, **options) if stream else ask(self, *args, **options)
-
-    return cast(F, called)
 
 
 class AnswerStream(Iterator[str]):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal, overload
+from functools import wraps
+from typing import Any, Literal, TypeVar, cast, overload
 
 import numpy as np
 from typing_extensions import Unpack
@@ -48,9 +49,23 @@ from .options import (
 )
 from .sampling import clip_of
 from .sharing import twin
-from .streaming import AnswerStream, or_streamed
+from .streaming import AnswerStream
 
 _LOG = logging.getLogger("vidllm")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _or_streamed(ask: F) -> F:
+    """A method `ask` that with ``stream=True`` gives what the object's `stream` gives.
+
+    To stand outside of what holds the model: a stream holds it while it is read.
+    """
+
+    @wraps(ask)
+    def called(self: Any, *args: Any, stream: bool = False, **options: Any) -> Any:
+        return self.stream(*args, **options) if stream else ask(self, *args, **options)
+
+    return cast(F, called)
 
 
 class VideoLLM(LoadedModel):
@@ -100,7 +115,7 @@ class VideoLLM(LoadedModel):
         self, video: Video, question: str, *, stream: bool, **options: Unpack[AskOptions]
     ) -> Answer | AnswerStream: ...
     @known_keywords(compressors="compressor")
-    @or_streamed
+    @_or_streamed
     @one_at_a_time
     @memory_answered("the question")
     def ask(

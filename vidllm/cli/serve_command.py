@@ -10,6 +10,9 @@ from typing import Annotated
 import typer
 
 from vidllm.errors import InputError
+from vidllm.errors.paths import is_folder
+from vidllm.models.model_options import PANEL, AdapterFolder, DeviceMap, Revision
+from vidllm.models.tuned import find_tuned
 
 from .options import Debug, option, say
 
@@ -29,9 +32,7 @@ _COMMAND = "vllm.entrypoints.cli.main"
 )
 def serve(
     ctx: typer.Context,
-    model: Annotated[
-        str, option("The model", help="Folder or hub name, of a family that is served.")
-    ],
+    model: Annotated[str, option(PANEL, help="Folder or hub name, of a family that is served.")],
     compressor: Annotated[
         str,
         option("Fewer tokens", help="Method or chain; 'none' leaves it to requests."),
@@ -43,9 +44,23 @@ def serve(
         str, option(_SERVER, help="Address to listen on; 0.0.0.0 for all.")
     ] = "127.0.0.1",
     port: Annotated[int, option(_SERVER, min=1, max=65535, help="Port to listen on.")] = 8000,
+    revision: Revision = None,
+    adapter: AdapterFolder = None,
+    device_map: DeviceMap = None,
     debug: Debug = False,
 ) -> None:
     """Serve a model with vLLM, its videos compressed; other options go to vLLM as they are."""
+    if adapter is not None or find_tuned(model) is not None:
+        raise InputError(
+            "vLLM takes no adapters of vidllm train hub: serve the model that they stand beside, "
+            "or ask without vLLM (vidllm chat, vidllm demo)"
+        )
+    if device_map is not None:
+        raise InputError(
+            "--device-map is of transformers: vLLM spreads a model by --tensor-parallel-size N"
+        )
+    if revision is not None and is_folder(model):
+        raise InputError("--revision names a version of a model on the hub, and --model a folder")
     if find_spec("vllm") is None:
         raise InputError("serve needs vllm: pip install 'vidllm[vllm]' (docs/serving.md)")
     from vidllm.errors.bounds import check
@@ -62,6 +77,7 @@ def serve(
         say(note)
     choose(choice)
     command = [sys.executable, "-m", _COMMAND, "serve", name]
+    command += [] if revision is None else ["--revision", revision]
     command += ["--host", host, "--port", str(port), *ctx.args]
     sys.stdout.flush()
     sys.stderr.flush()

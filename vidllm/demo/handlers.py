@@ -308,7 +308,7 @@ class Handlers(Showing):
         s = self.host.settings
         call = Call(
             self.host.shown_path(session), "index", question, s.model, s.compressor, s.keep,
-            fps=rate, device=s.device, dtype=s.dtype, attn=s.attn, seed=s.seed,
+            fps=rate, seed=s.seed, **s.loading(),
         )  # fmt: skip
         yield {
             p.long_answer: f'<p class="vl-said">{reply(answer.text, session.duration)}</p>',
