@@ -35,7 +35,7 @@ def test_without_vllm_both_say_what_to_install(app: typer.Typer, words: list[str
     ("words", "reason"),
     [
         (["--adapter", "x"], "vLLM takes no adapters of vidllm train hub"),
-        (["--device-map", "auto"], "vLLM spreads a model by --tensor-parallel-size"),
+        (["--device-map=auto"], "vLLM spreads a model by --tensor-parallel-size"),
         (["--revision", "v1.0"], "--revision names a version of a model on the hub"),
     ],
 )

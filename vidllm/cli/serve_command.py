@@ -11,7 +11,7 @@ import typer
 
 from vidllm.errors import InputError
 from vidllm.errors.paths import is_folder
-from vidllm.models.model_options import PANEL, AdapterFolder, DeviceMap, Revision
+from vidllm.models.model_options import PANEL, Revision
 from vidllm.models.tuned import find_tuned
 
 from .options import Debug, option, say
@@ -21,6 +21,12 @@ app = typer.Typer(add_completion=False)
 _SERVER = "The server"
 #: The module behind vLLM's command `vllm`.
 _COMMAND = "vllm.entrypoints.cli.main"
+#: Options of the commands that run transformers, and why they are none of vLLM's.
+_NOT_VLLM = {
+    "--adapter": "vLLM takes no adapters of vidllm train hub; serve the model that they stand "
+    "beside, or ask without vLLM (vidllm chat, vidllm demo)",
+    "--device-map": "vLLM spreads a model by --tensor-parallel-size N",
+}
 
 
 @app.command(
@@ -45,20 +51,14 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, option(_SERVER, min=1, max=65535, help="Port to listen on.")] = 8000,
     revision: Revision = None,
-    adapter: AdapterFolder = None,
-    device_map: DeviceMap = None,
     debug: Debug = False,
 ) -> None:
     """Serve a model with vLLM, its videos compressed; other options go to vLLM as they are."""
-    if adapter is not None or find_tuned(model) is not None:
-        raise InputError(
-            "vLLM takes no adapters of vidllm train hub: serve the model that they stand beside, "
-            "or ask without vLLM (vidllm chat, vidllm demo)"
-        )
-    if device_map is not None:
-        raise InputError(
-            "--device-map is of transformers: vLLM spreads a model by --tensor-parallel-size N"
-        )
+    for name in (word.partition("=")[0] for word in ctx.args):
+        if name in _NOT_VLLM:
+            raise InputError(f"{name} does not go here: {_NOT_VLLM[name]}")
+    if find_tuned(model) is not None:
+        raise InputError(f"--model holds adapters: {_NOT_VLLM['--adapter']}")
     if revision is not None and is_folder(model):
         raise InputError("--revision names a version of a model on the hub, and --model a folder")
     if find_spec("vllm") is None:
