@@ -22,15 +22,26 @@ _ABOUT = {
 _HEAD = """\
 # Benchmarks
 
-Made by `python -m vidllm.eval.tasks.page` from the registry. `vidllm eval TASK --data DIR` reads
-the official files from `DIR`, under the names below (one of several where "or" stands), and the
-videos from `DIR/videos`. `--data hub` takes the records from the data set named under "hub"; the
-videos are still looked for in a folder.
+Which benchmarks can be run, which files each one needs, where these come from, and which licence
+they have. Read the entry of a benchmark before `vidllm eval TASK` ([eval.md](eval.md) says how a
+run works). The tables are made by `python -m vidllm.eval.tasks.page`.
 
-The *headline* is the score that comes with an interval and a paired test. Every answer without a
-time, or without a video, is in the denominator; `--official` scores as the benchmark's own script
-does, and what that changes is said with each task. What goes wrong in such evaluations:
-[footguns.md](footguns.md).
+`vidllm eval TASK --data DIR` reads the official files from the folder DIR, under the names that
+the entry gives; of names joined by "or" one is enough. The videos are in `DIR/videos`, named as in
+the annotations. For `charades` a folder with one video and one line is enough to try it:
+
+```
+DIR/charades_sta_test.txt      AAAAA 15.8 22.5##a person opens a door.
+DIR/videos/AAAAA.mp4
+```
+
+`--data hub` takes the records from the data set of the Hugging Face hub named under "Hub". The
+videos are then still looked for in a folder (`--videos`).
+
+The *headline* is the score that gets an interval and a paired test. An answer without a time, or
+a question without its video, counts as wrong and stays in the denominator. `--official` scores as
+the benchmark's own script does; the entry says what that changes. What goes wrong in evaluations
+of this kind: [footguns.md](footguns.md).
 """
 
 

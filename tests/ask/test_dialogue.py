@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from hub_tiny import TAKES_TEXT, TAKES_VIDEOS, save_hub
 from tiny import tiny_model
 
-from vidllm import Answer, InputError, Receipt, Stopped, StopSignal, VideoClip, VideoLLM
+from vidllm import Answer, InputError, Listener, Receipt, Stopped, StopSignal, VideoClip, VideoLLM
+from vidllm.ask.streaming import AnswerStream
 
 QUESTION, HISTORY = "And then?", [("When does it start?", "At 2 s."), ("Who is it?", "{question}")]
 MESSAGES = [
@@ -138,6 +140,28 @@ def test_an_answer_comes_in_pieces(
     pieces = list(stream)
     assert len(pieces) > 1 and stream.answer.text == whole.text
     assert "".join(pieces) == whole.text and stream.answer.spans == whole.spans
+    asked = llm.ask(clip, QUESTION, max_new_tokens=12, stream=True)
+    assert isinstance(asked, AnswerStream)
+    assert list(asked) == pieces and asked.answer.spans == whole.spans
+    assert llm.ask(clip, QUESTION, max_new_tokens=12, stream=False).text == whole.text
+
+
+def test_a_stream_that_is_asked_for_waits_for_nobody(own: VideoLLM, clip: VideoClip) -> None:
+    """While another thread works on the model it is made, and read afterwards."""
+    made: list[AnswerStream] = []
+
+    def make() -> None:
+        made.append(own.ask(clip, QUESTION, max_new_tokens=3, stream=True))
+
+    class Making(Listener):
+        def stage(self, name: str) -> None:
+            if name == "generate":
+                thread = threading.Thread(target=make)
+                thread.start()
+                thread.join()  # a stream that waits for the model ends neither this nor that
+
+    whole = own.ask(clip, QUESTION, max_new_tokens=3, listener=Making())
+    assert made[0].answer.text == whole.text
 
 
 def test_a_stream_ends_with_its_loop_and_hands_errors_on(own: VideoLLM, clip: VideoClip) -> None:
@@ -154,6 +178,10 @@ def test_a_stream_ends_with_its_loop_and_hands_errors_on(own: VideoLLM, clip: Vi
         own.stream(clip, QUESTION, max_new_token=3)
     with pytest.raises(InputError, match="a stream answers one question"):
         own.stream(clip, [QUESTION])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="a stream answers one question"):
+        own.ask(clip, [QUESTION], stream=True)  # type: ignore[call-overload]
+    with pytest.raises(InputError, match="did you mean max_new_tokens"):
+        own.ask(clip, QUESTION, stream=True, max_new_token=3)  # type: ignore[call-overload]
     signal = StopSignal()
     signal.stop()
     with pytest.raises(Stopped):

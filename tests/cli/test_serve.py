@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import typer
+from processes import Run
 
 from vidllm import VideoLLM
 from vidllm.cli import serve_command
@@ -27,6 +29,22 @@ def test_without_vllm_both_say_what_to_install(app: typer.Typer, words: list[str
     command: Any = typer.main.get_command(app)
     with pytest.raises(InputError, match=r"pip install 'vidllm\[vllm\]'"):
         command.main(args=[*words, "--model", "x"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--adapter", "x"], "vLLM takes no adapters of vidllm train hub"),
+        (["--device-map=auto"], "vLLM spreads a model by --tensor-parallel-size"),
+        (["--revision", "v1.0"], "--revision names a version of a model on the hub"),
+    ],
+)
+def test_what_vllm_cannot_do_is_refused_before_it_is_looked_for(
+    words: list[str], reason: str, tmp_path: Path, cli: Run
+) -> None:
+    asked = cli("serve", "--model", str(tmp_path), *words)
+    assert asked.returncode == 2 and asked.stdout == "" and asked.stderr.count("\n") == 1
+    assert reason in asked.stderr
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is there")

@@ -385,6 +385,36 @@ def test_events_count_in_the_order_in_which_they_came(do: Handlers, host: Host) 
     assert shown["answer"] and "in all" in shown["status"]
 
 
+def test_a_video_of_ones_own_is_not_replaced_by_the_sample_of_the_opening(
+    do: Handlers, host: Host, tmp_path: Path
+) -> None:
+    own = str(write_video(tmp_path / "own.mp4", [i / 4 for i in range(8)]))
+    choose = newest(do.video, do, ["video", "problem", "strip"])
+
+    def came(number: int, visit: str) -> Any:
+        scope = {ARRIVED: number}
+        return SimpleNamespace(session_hash=visit, request=SimpleNamespace(scope=scope))
+
+    # The sample is not sent any more where a video has come since the page asked for it.
+    told(choose(came(2, "bea"), own, "", *MENUS))
+    assert do.first(came(1, "bea")) == skip()
+    # Where it is on its way by then, the browser shows it; it is given the visitor's video back.
+    assert do.first(came(1, "carl")) == SAMPLE
+    told(choose(came(2, "carl"), own, "", *MENUS))
+    assert next(choose(came(3, "carl"), SAMPLE, "", *MENUS)) == {"video": own}
+    session = do.session(came(0, "carl"))
+    assert session.path == own and Path(own).exists()
+    told(choose(came(4, "carl"), own, "", *MENUS))
+    assert session.path == own and session.clip is not None
+    # Chosen behind that, the sample is a video as any other.
+    told(choose(came(5, "carl"), SAMPLE, "", *MENUS))
+    assert session.path == SAMPLE
+    # Who waits has the sample.
+    assert do.first(came(1, "dora")) == SAMPLE
+    told(choose(came(2, "dora"), SAMPLE, "", *MENUS))
+    assert do.session(came(0, "dora")).path == SAMPLE
+
+
 def test_too_long_questions_and_wrong_numbers_are_refused_by_handlers(do: Handlers) -> None:
     told(do.video(SAMPLE, "", *MENUS, ANNE))
     long = "why " * 1000

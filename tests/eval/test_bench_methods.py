@@ -329,6 +329,10 @@ def test_advise_on_the_command_line(
     assert main(["advise", "--table", str(file), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [one["take"]["compressor"] for one in told["advice"]] == ["aim"]
+    assert main(["advise", "--table", str(file), "--keep", "12%", "--json"]) == 0  # near 12.5 %
+    near = json.loads(capsys.readouterr().out)["advice"][0]
+    assert (near["keep"], near["asked"], near["take"]["compressor"]) == (0.125, 0.12, "aim")
+    assert near["lines"][1] == "keep 12 % was not measured: this is for the nearest share"
     assert told["setting"]["model"] == "somewhere/small" and len(told["caveats"]) == 3
     for words, line in (
         (["--task", "groundign"], "--task 'groundign' was not measured: did you mean grounding?"),

@@ -164,7 +164,7 @@ def test_it_looks_closer_and_tells_true_seconds(
     again = index.ground_answer("a star")
     assert again.spans == found[0].spans and again.notes == found[0].notes
     caption = index.caption(20, 150)
-    assert "looked at 1 pieces of 130 s" in caption.notes[0]
+    assert "looked at 1 piece of 130 s" in caption.notes[0]
     shown = asked.look(40.0, 50.0, widen=False).clip.seconds  # some frames twice
     assert shown.min() >= 38 and shown.max() <= 52 and len(shown) == 32
     with pytest.raises(InputError, match="start and end must lie in"):

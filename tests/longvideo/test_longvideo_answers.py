@@ -133,7 +133,7 @@ def test_answers_say_what_was_looked_at(llm: VideoLLM, index: VideoIndex) -> Non
 
 def test_captions_of_a_stretch(index: VideoIndex) -> None:
     told = index.caption(20.0, 50.0)
-    assert told.notes[-1] == "looked at 1 pieces of 30 s"
+    assert told.notes[-1] == "looked at 1 piece of 30 s"
     assert all(20 <= span.start <= span.end <= 50 for span in told.spans)
     for start, end in ((50, 20), (20, 20), (-1, 5), (150, 160), (0, 152), (float("nan"), 9)):
         with pytest.raises(InputError, match="start and end must lie in the 2:30"):

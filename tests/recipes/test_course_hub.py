@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hub_tiny import TAKES_VIDEOS, save_hub
+from processes import Run
 from run_tiny import write_charades
 from safetensors.torch import load_file
 from tiny import write_video
@@ -156,6 +157,9 @@ def test_videos_that_are_gone_are_named(home: Path, tmp_path: Path) -> None:
         ("{good} --resume", "nothing to resume"),
         ("{good} --option checkpoints=true", "did you mean checkpointing"),
         ("{good} --vision vit", "--vision is not for hub"),
+        ("{good} --revision v1.0", "revision names a version of a model on the hub"),
+        ("{good} --device-map here", "device 'here' cannot be used"),
+        ("{good} --adapter {model}", "--adapter: no adapters in"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(
@@ -183,3 +187,35 @@ def test_the_command_line_trains_and_asks(
     line = line.replace(str(home / "model"), str(out))
     assert main(f"train hub --out {tmp_path / 'more'} {line}".split()) == 2
     assert "holds adapters already" in capsys.readouterr().err
+
+
+def test_adapters_are_trained_further_from_the_command_line(
+    home: Path, tmp_path: Path, cli: Run
+) -> None:
+    """In a process of its own; --model is the one that they name."""
+    first = train(settings(home, tmp_path / "first", steps=1))
+    words = f"--data {home / 'data'} --task charades --steps 1 --batch 1 --workers 0 --lr 0.01"
+    line = f"train hub --out {tmp_path / 'more'} --adapter {first} --device-map cpu {words} --json"
+    made = cli(*line.split())
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["step"] == 1
+    told, before = find_tuned(tmp_path / "more"), find_tuned(first)
+    assert told is not None and before is not None
+    assert (told.model, told.compressors, told.keep, told.frames) == (
+        before.model, before.compressors, before.keep, before.frames,
+    )  # fmt: skip
+    for name in FILES:
+        one, two = load_file(first / name), load_file(tmp_path / "more" / name)
+        assert one.keys() == two.keys()
+        moved = max(float((one[key] - two[key]).abs().max()) for key in one)
+        assert 0 < moved <= 0.011, name  # a step of AdamW from where they were, at most
+    card = (tmp_path / "more" / "README.md").read_text(encoding="utf-8")
+    assert "--adapter first" in card and "--lora" not in card
+    again = VideoLLM.from_pretrained(tmp_path / "more")
+    assert again.ask(home / "v.mp4", "when?", max_new_tokens=3).receipt.tokens_kept
+    with pytest.raises(InputError, match="--temporal begins a new one, and the adapters in"):
+        train(settings(home, tmp_path / "third", more={"adapter": str(first)}, lora=None))
+    more: dict[str, Any] = {"adapter": str(first)}
+    with pytest.raises(InputError, match="trained beside a qwen2_5_vl"):
+        other = {"init": str(home / "other"), "lora": None, "temporal": None, "more": more}
+        train(settings(home, tmp_path / "third", **other))

@@ -27,7 +27,8 @@ class Call:
         video: the file. task: "ask", "ground", "highlights", "caption", or "index" (the question
             is asked of an index of the whole video, see `VideoLLM.index`).
         question: what is asked; a query for "ground" and "highlights"; empty for "caption".
-        model, compressors, keep, device, dtype, attn, seed: as `VideoLLM.from_pretrained`.
+        model, compressors, keep, device, dtype, attn, seed, revision, adapter, device_map: as
+            `VideoLLM.from_pretrained`.
         frames: how many are sampled. fps: of an index. max_new_tokens: the longest answer.
         anyway: as `VideoLLM.ask`.
 
@@ -49,6 +50,9 @@ class Call:
     attn: str | None = None
     seed: int = 0
     anyway: bool = False
+    revision: str | None = None
+    adapter: str | None = None
+    device_map: str | None = None
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -153,7 +157,7 @@ class Call:
         return cls(**made)
 
     def _loading(self) -> dict[str, Any]:
-        names = ("keep", "device", "dtype", "attn", "seed")
+        names = ("keep", "revision", "adapter", "device", "device_map", "dtype", "attn", "seed")
         values = {"compressor": self.compressors, **{name: getattr(self, name) for name in names}}
         return {k: v for k, v in values.items() if v is not None and not (k == "seed" and v == 0)}
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, overload
+from functools import wraps
+from typing import Any, Literal, TypeVar, cast, overload
 
 import numpy as np
 from typing_extensions import Unpack
@@ -51,6 +52,20 @@ from .sharing import twin
 from .streaming import AnswerStream
 
 _LOG = logging.getLogger("vidllm")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _or_streamed(ask: F) -> F:
+    """A method `ask` that with ``stream=True`` gives what the object's `stream` gives.
+
+    To stand outside of what holds the model: a stream holds it while it is read.
+    """
+
+    @wraps(ask)
+    def called(self: Any, *args: Any, stream: bool = False, **options: Any) -> Any:
+        return self.stream(*args, **options) if stream else ask(self, *args, **options)
+
+    return cast(F, called)
 
 
 class VideoLLM(LoadedModel):
@@ -69,12 +84,38 @@ class VideoLLM(LoadedModel):
     measures_memory = False
 
     @overload
-    def ask(self, video: Video, question: str, **options: Unpack[AskOptions]) -> Answer: ...
+    def ask(
+        self,
+        video: Video,
+        question: str,
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[AskOptions],
+    ) -> Answer: ...
     @overload
     def ask(
-        self, video: Video, question: list[str] | tuple[str, ...], **options: Unpack[AskOptions]
+        self,
+        video: Video,
+        question: list[str] | tuple[str, ...],
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[AskOptions],
     ) -> list[Answer]: ...
+    @overload
+    def ask(
+        self,
+        video: Video,
+        question: str,
+        *,
+        stream: Literal[True],
+        **options: Unpack[AskOptions],
+    ) -> AnswerStream: ...
+    @overload
+    def ask(
+        self, video: Video, question: str, *, stream: bool, **options: Unpack[AskOptions]
+    ) -> Answer | AnswerStream: ...
     @known_keywords(compressors="compressor")
+    @_or_streamed
     @one_at_a_time
     @memory_answered("the question")
     def ask(
@@ -100,7 +141,8 @@ class VideoLLM(LoadedModel):
         listener: Listener | None = None,
         anyway: bool = False,
         times: bool = False,
-    ) -> Answer | list[Answer]:
+        stream: bool = False,
+    ) -> Answer | list[Answer] | AnswerStream:
         """Answer one question, or several about the same video, which is then read once.
 
         Args:
@@ -129,6 +171,7 @@ class VideoLLM(LoadedModel):
             times: write the seconds of all frames before the question, in words; for models of
                 the hub that are not told them otherwise. `ground`, `highlights` and `caption` do
                 it for LLaVA-OneVision and InternVL unless it is False.
+            stream: give the answer to one question piece by piece instead, as `stream` does.
 
         Raises:
             UnknownFootage: the model does not know such footage, and `anyway` is false.

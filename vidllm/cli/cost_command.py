@@ -10,8 +10,9 @@ import typer
 
 from vidllm.errors import InputError
 from vidllm.errors.bounds import read_shares
+from vidllm.models.model_options import DTYPES
 
-from .options import DTYPES, AsJson, Debug, clean_output, emit, hide_bars, one_of, tell
+from .options import AsJson, Debug, clean_output, emit, hide_bars, one_of, tell
 from .tables import console, table
 
 if TYPE_CHECKING:

@@ -52,14 +52,15 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Open the web page: a video, a question, the answer with its times."""
-    name: str | None = None
-    if settings.model is not None:
+    name, model = settings.named(), settings.model
+    if name is not None:
         from vidllm.models.shipped import find_model
 
-        name = find_model(settings.model)
+        name = find_model(name)
+        model = None if model is None else name
     if name is None or Path(name).is_dir():
         hide_bars()
-    settings = replace(settings, model=name, hosts=tuple(allow_host or ()))
+    settings = replace(settings, model=model, hosts=tuple(allow_host or ()))
     from vidllm.demo.launch import launch
 
     launch(settings, host=host, port=port, root_path=root_path, share=share, ready=say)

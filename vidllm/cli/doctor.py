@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vidllm.errors import VidllmError
+from vidllm.models.model_options import ATTENTION
 from vidllm.models.shipped import (
     broken_files,
     default_model,
@@ -21,8 +22,6 @@ from vidllm.models.shipped import (
     sample_videos,
     weights_dir,
 )
-
-from .options import ATTENTION
 
 _LOW_DISK = 2 * 1024**3
 

@@ -21,22 +21,19 @@ import typer
 
 from vidllm.errors import InputError, WorkError
 from vidllm.errors.bounds import check
-from vidllm.errors.paths import is_folder, shown
+from vidllm.errors.paths import is_folder
 from vidllm.errors.plain import plain
 from vidllm.errors.printable import printable, printable_json
+from vidllm.models.model_options import ATTENTION, DTYPES, PANEL, ModelOptions
 
 from .loading import imports_kept
 
 if TYPE_CHECKING:
     from vidllm.ask.video_llm import VideoLLM
-    from vidllm.models.tuned import Tuned
     from vidllm.video import Limits, VideoClip
 
 READERS = ("pyav", "decord")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
-_MODEL = "The model"
 _TOKENS = "Fewer tokens"
 _VIDEO = "Reading the video"
 _RUN = "The run"
@@ -89,50 +86,14 @@ def _number_or_auto(text: str) -> int | str:
 
 
 @dataclass(frozen=True)
-class CommonOptions:
+class CommonOptions(ModelOptions):
     """The options shared by ``ask``, ``ground``, ``caption`` and every command that runs a model.
 
     A command takes one parameter ``options: CommonOptions`` under ``@common_options``.
     """
 
-    model: Annotated[
-        str | None,
-        option(
-            _MODEL, "--model", help="Shipped name, folder or hub name; the shipped model if absent."
-        ),
-    ] = None
     recipe: Annotated[
-        str | None, option(_MODEL, "--recipe", help="A named system: vidllm list recipes.")
-    ] = None
-    revision: Annotated[
-        str | None,
-        option(_MODEL, "--revision", help="Branch, tag or commit of a model on the hub."),
-    ] = None
-    adapter: Annotated[
-        str | None,
-        option(
-            _MODEL,
-            "--adapter",
-            metavar="DIR",
-            help="Adapters of vidllm train hub, on --model or on the model that they name.",
-        ),
-    ] = None
-    device: Annotated[
-        str | None, option(_MODEL, "--device", help="cpu, cuda, cuda:1, mps; the best if absent.")
-    ] = None
-    device_map: Annotated[
-        str | None,
-        option(
-            _MODEL,
-            "--device-map",
-            help="How a hub model is spread over devices, instead of --device: auto, balanced, …",
-        ),
-    ] = None
-    dtype: Annotated[
-        str | None, option(_MODEL, "--dtype", help=f"Number type: {', '.join(DTYPES)}.")
-    ] = None
-    attn: Annotated[
-        str | None, option(_MODEL, "--attn", help=f"Attention: {', '.join(ATTENTION)}.")
+        str | None, option(PANEL, "--recipe", help="A named system: vidllm list recipes.")
     ] = None
     compressor: Annotated[
         str | None,
@@ -220,23 +181,11 @@ class CommonOptions:
         from vidllm.recipes import get_recipe
         from vidllm.recipes.models import model_of
 
-        named = self.model or (None if (tuned := self.tuned()) is None else tuned.model)
+        named = self.named()
         if named is None and self.recipe is None:
             return None
         recipe = None if self.recipe is None else get_recipe(self.recipe)
         return model_of(recipe, named)
-
-    def tuned(self) -> Tuned | None:
-        """What the folder of adapters says; None without one. Raises `InputError` for another."""
-        from vidllm.models.tuned import find_tuned
-
-        found = find_tuned(self.adapter)
-        if found is None and self.adapter is not None:
-            raise InputError(
-                f"--adapter: no adapters in {shown(self.adapter)}: give a folder of vidllm train "
-                "hub"
-            )
-        return found
 
     def with_model(self) -> CommonOptions:
         """These options with the weights of the recipe as the model, where none is named."""
@@ -305,12 +254,7 @@ class CommonOptions:
             recipe=self.recipe,
             compressor=self.compressor,
             keep=self.keep,
-            device=self.device,
-            dtype=self.dtype,
-            attn=self.attn,
-            revision=self.revision,
-            device_map=self.device_map,
-            adapter=self.adapter,
+            **self.loading(),
             engine=engine,
             engine_options=engine_options,
             frames=self.frames,

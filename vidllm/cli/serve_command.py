@@ -10,6 +10,9 @@ from typing import Annotated
 import typer
 
 from vidllm.errors import InputError
+from vidllm.errors.paths import is_folder
+from vidllm.models.model_options import PANEL, Revision
+from vidllm.models.tuned import find_tuned
 
 from .options import Debug, option, say
 
@@ -18,6 +21,12 @@ app = typer.Typer(add_completion=False)
 _SERVER = "The server"
 #: The module behind vLLM's command `vllm`.
 _COMMAND = "vllm.entrypoints.cli.main"
+#: Options of the commands that run transformers, and why they are none of vLLM's.
+_NOT_VLLM = {
+    "--adapter": "vLLM takes no adapters of vidllm train hub; serve the model that they stand "
+    "beside, or ask without vLLM (vidllm chat, vidllm demo)",
+    "--device-map": "vLLM spreads a model by --tensor-parallel-size N",
+}
 
 
 @app.command(
@@ -29,9 +38,7 @@ _COMMAND = "vllm.entrypoints.cli.main"
 )
 def serve(
     ctx: typer.Context,
-    model: Annotated[
-        str, option("The model", help="Folder or hub name, of a family that is served.")
-    ],
+    model: Annotated[str, option(PANEL, help="Folder or hub name, of a family that is served.")],
     compressor: Annotated[
         str,
         option("Fewer tokens", help="Method or chain; 'none' leaves it to requests."),
@@ -43,9 +50,17 @@ def serve(
         str, option(_SERVER, help="Address to listen on; 0.0.0.0 for all.")
     ] = "127.0.0.1",
     port: Annotated[int, option(_SERVER, min=1, max=65535, help="Port to listen on.")] = 8000,
+    revision: Revision = None,
     debug: Debug = False,
 ) -> None:
     """Serve a model with vLLM, its videos compressed; other options go to vLLM as they are."""
+    for name in (word.partition("=")[0] for word in ctx.args):
+        if name in _NOT_VLLM:
+            raise InputError(f"{name} does not go here: {_NOT_VLLM[name]}")
+    if find_tuned(model) is not None:
+        raise InputError(f"--model holds adapters: {_NOT_VLLM['--adapter']}")
+    if revision is not None and is_folder(model):
+        raise InputError("--revision names a version of a model on the hub, and --model a folder")
     if find_spec("vllm") is None:
         raise InputError("serve needs vllm: pip install 'vidllm[vllm]' (docs/serving.md)")
     from vidllm.errors.bounds import check
@@ -62,6 +77,7 @@ def serve(
         say(note)
     choose(choice)
     command = [sys.executable, "-m", _COMMAND, "serve", name]
+    command += [] if revision is None else ["--revision", revision]
     command += ["--host", host, "--port", str(port), *ctx.args]
     sys.stdout.flush()
     sys.stderr.flush()

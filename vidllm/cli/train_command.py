@@ -12,6 +12,7 @@ import typer
 from vidllm.errors import InputError
 from vidllm.errors.paths import input_folder, output_file, output_folder
 from vidllm.errors.registry import did_you_mean
+from vidllm.models.model_options import AdapterFolder, DeviceMap, Revision
 
 from .options import AsJson, Debug, clean_output, emit, say
 
@@ -61,6 +62,9 @@ def train(
     model: Annotated[
         str, typer.Option("--model", help="hub: the model that is fine-tuned; folder or hub name.")
     ] = "",
+    revision: Revision = None,
+    adapter: AdapterFolder = None,
+    device_map: DeviceMap = None,
     time_code: Annotated[
         str | None, typer.Option(help="How a recipe tells time: relative, absolute or text.")
     ] = None,
@@ -110,11 +114,14 @@ def train(
     (docs/recipes.md); options that are named change it.
 
     RECIPE hub fine-tunes the Hugging Face model --model on videos of your own with fewer tokens:
-    a LoRA, a temporal encoder, learned reducers (docs/finetune.md).
+    a LoRA, a temporal encoder, learned reducers, new ones or those of --adapter
+    (docs/finetune.md).
 
     RECIPE footage measures for the model in --out what its world looks like, so that footage of
     other kinds is noticed (docs/footage.md).
     """
+    if recipe != "hub":
+        _refuse(ctx, HUB_ONLY, "is for hub: footage measures --out, a recipe starts from --init")
     if recipe == "footage":
         _footage(out, seed, layers, json)
         return
@@ -125,7 +132,6 @@ def train(
     if recipe == "hub":
         _hub(ctx, own or [], json)
         return
-    _refuse(ctx, ("model",), "is for hub: a recipe starts from --init")
     if recipe != "stage":
         _recipe(recipe, ctx, own or [], json)
         return
@@ -148,10 +154,12 @@ def train(
         _told(folder, *steps_of(folder), json)
 
 
-#: Options of the stage training alone, and of recipes alone.
+#: Options of hub alone: the model, and how it is loaded.
+HUB_ONLY = ("model", "revision", "adapter", "device_map")
 #: Options that hub does not take.
 NOT_HUB = ("size", "vision", "reduction", "steps_see", "steps_mix", "steps_answer", "clips",
            "half_clips", "init", "time_code", "mixture", "cells")  # fmt: skip
+#: Options of the stage training alone, and of recipes alone.
 STAGE_ONLY = ("reduction", "steps_see", "steps_mix", "steps_answer", "half_clips")
 RECIPE_ONLY = ("steps", "time_code", "mixture", "data", "task", "split", "lora", "own")
 #: Options of which a recipe has its own value.
@@ -196,6 +204,7 @@ def _hub(ctx: typer.Context, own: list[str], json: bool) -> None:
     told = {key: given[key] for key in named}
     told |= {key: given[key] for key in OF_RECIPE if _said(ctx, key)}
     more = _own(given, own)
+    more |= {key: given[key] for key in HUB_ONLY if key != "model" and given[key] is not None}
     with clean_output(json):
         from vidllm.recipes.courses.hub import train as run
         from vidllm.stage.training.run_folder import steps_of

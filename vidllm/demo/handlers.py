@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -35,6 +36,14 @@ class Handlers(Showing):
 
     # ---- the video
 
+    def first(self, request: gr.Request) -> Any:
+        """The sample that the page opens with, for the player; nothing where a video came since."""
+        sample, session = self.host.first_sample(), self.session(request)
+        if sample is None or not session.screen.take(arrived(request), [self.p.video]):
+            return gr.skip()
+        session.offered = True
+        return str(sample)
+
     @careful
     def video(
         self,
@@ -47,13 +56,18 @@ class Handlers(Showing):
     ) -> Iterator[Update]:
         """Another video, or none."""
         p, session = self.p, self.session(request)
+        sample = self.host.sample(path) if path else None
+        if session.offered and sample is not None and sample == self.host.first_sample():
+            session.offered = False
+            if session.path:  # the visitor was quicker than the sample on its way to the browser
+                yield {p.video: session.path}  # whose own event goes on from there
+                return
         session.stop(5.0)
         session.forget()
         self.host.sessions.owns(session, path or "")
         # Where the page itself took an unreadable file away, the line that says why stays.
         said = gr.skip() if session.refused and not path else ""
         session.refused = False
-        sample = self.host.sample(path) if path else None
         asked = questions(sample.stem if sample else None, self.host.shipped) if path else ()
         # A question of one's own stays; an example goes with the clip that it belongs to.
         own = not asked or bool(question.strip() and question not in EXAMPLES)
@@ -308,7 +322,7 @@ class Handlers(Showing):
         s = self.host.settings
         call = Call(
             self.host.shown_path(session), "index", question, s.model, s.compressor, s.keep,
-            fps=rate, device=s.device, dtype=s.dtype, attn=s.attn, seed=s.seed,
+            fps=rate, seed=s.seed, **s.loading(),
         )  # fmt: skip
         yield {
             p.long_answer: f'<p class="vl-said">{reply(answer.text, session.duration)}</p>',

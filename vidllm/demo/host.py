@@ -55,7 +55,7 @@ class Host:
         )
         self.offers: list[Offer] = offers(llm)
         self.no_index = _refusal(llm)
-        self.shipped = is_shipped(settings.model)
+        self.shipped = is_shipped(settings.named())
         self._opening: Opening | None = None
         self._opens = threading.Lock()
 
@@ -198,10 +198,8 @@ class Host:
             self.share(spec, keep),
             int(frames),
             max_new_tokens=int(most),
-            device=s.device,
-            dtype=s.dtype,
-            attn=s.attn,
             seed=s.seed,
+            **s.loading(),
         )
 
     def named(self, spec: str, keep: float) -> str:

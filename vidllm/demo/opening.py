@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vidllm.ask.calls import Call
 from vidllm.models.answer import Answer
+from vidllm.models.model_options import ModelOptions
 from vidllm.models.shipped import default_model
 from vidllm.stage.words import ACTIONS, COLOUR_NAMES, NOUN_NAMES
 
@@ -72,10 +73,11 @@ def questions(sample: str | None, shipped: bool) -> tuple[str, ...]:
     return QUESTIONS.get(sample or "", OTHERS[:2] if shipped else OTHERS)
 
 
-def model_card(llm: VideoLLM, model: str | None) -> str:
+def model_card(llm: VideoLLM, options: ModelOptions) -> str:
     """Which model is loaded, what it knows, and how to load another; HTML."""
     size = sum(p.numel() for p in llm.model.parameters())
     weight = f"{size / 1e9:.1f} B" if size >= 1e9 else f"{size / 1e6:.1f} M"
+    model = options.named()
     if is_shipped(model):
         name = default_model().name
         knows = (
@@ -89,6 +91,8 @@ def model_card(llm: VideoLLM, model: str | None) -> str:
         knows = "What it knows is said by those who trained it."
         if not Path(name).exists():
             knows += f" {_link(name, 'Its model card')}"
+    if options.adapter is not None:
+        name += f" with the adapters {Path(options.adapter).name}"
     others = "".join(f"<li>{_link(one, one)}</li>" for one in _HUB)
     return (
         f'<p class="vl-model">Model: <b>{escape(name)}</b>, {weight} parameters. {knows}</p>'

@@ -76,9 +76,6 @@ def _wire(page: gr.Blocks, host: Host, p: SimpleNamespace, do: Handlers) -> None
     p.stop.click(do.end_work, None, None, **quick)
     on(p.clear.click, do.clear, None, [p.answer], **menus)
     p.upload.upload(None, p.upload, p.video, js=TO_PLAYER, api_visibility="private")
-    first = host.first_sample()
     # The player's own event goes on from there, as with every other clip.
-    page.load(lambda: first and str(first), None, p.video, **quick).then(
-        None, js=SCRIPT, api_visibility="private"
-    )
+    page.load(do.first, None, p.video, **quick).then(None, js=SCRIPT, api_visibility="private")
     page.unload(do.leave)

@@ -24,7 +24,7 @@ def layout(host: Host) -> SimpleNamespace:
     p = SimpleNamespace()
     gr.HTML(
         "<h1>vidllm</h1><p>Ask a video, click a time in the answer, see which video tokens were "
-        f"kept.</p>{model_card(host.llm, host.settings.model)}",
+        f"kept.</p>{model_card(host.llm, host.settings)}",
         elem_id="about",
     )
     with gr.Row(equal_height=False):

@@ -46,6 +46,7 @@ class Session:
     Attributes:
         llm: the shared weights with a memory of this visitor's clip.
         path: of the video, "" for none; refused: the last file could not be read.
+        offered: the sample of the opening went to the browser, which has not told of it yet.
         clip: its sampled frames, and asked: how many were. duration: of the video.
         kept: what a method leaves of the clip. rows: spans of the last answer.
         turns: the questions about the clip and their answers.
@@ -65,6 +66,7 @@ class Session:
     rows: Sequence[Row] = ()
     turns: list[Turn] = field(default_factory=list)
     refused: bool = False
+    offered: bool = False
     jobs: list[Job] = field(default_factory=list)
     looking: Job | None = None
     index: VideoIndex | None = None

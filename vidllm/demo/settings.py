@@ -11,6 +11,7 @@ import typer
 
 from vidllm.errors import InputError
 from vidllm.errors.bounds import check
+from vidllm.models.model_options import PANEL, ModelOptions
 from vidllm.video import Limits
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _model(explained: str) -> Any:
-    return typer.Option(help=explained, rich_help_panel="The model")
+    return typer.Option(help=explained, rich_help_panel=PANEL)
 
 
 def _limit(explained: str) -> Any:
@@ -26,7 +27,7 @@ def _limit(explained: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(ModelOptions):
     """Settings of a page; those with words are options of ``vidllm demo``.
 
     Attributes:
@@ -39,13 +40,9 @@ class Settings:
         InputError: a limit that is not above 0.
     """
 
-    model: Annotated[str | None, _model("Shipped name, folder or hub name.")] = None
     compressor: Annotated[str | None, _model("Token reducers that the page begins with.")] = None
     keep: Annotated[float | None, _model("Share of the video tokens that it begins with.")] = None
     frames: Annotated[int | None, _model("Frames that it begins with.")] = None
-    device: Annotated[str | None, _model("cpu, cuda, …; the best if absent.")] = None
-    dtype: Annotated[str | None, _model("Number type: auto, float32, …")] = None
-    attn: Annotated[str | None, _model("Attention: sdpa, eager, …")] = None
     max_upload_mb: Annotated[float, _limit("Largest file, in MB.")] = 512.0
     max_seconds: Annotated[float, _limit("Longest video.")] = 4 * 3600.0
     max_pixels: Annotated[int, _limit("Pixels of a frame at most.")] = 4096 * 2304
@@ -102,8 +99,6 @@ class Settings:
             self.model,
             compressor=self.compressor,
             keep=self.keep,
-            device=self.device,
-            dtype=self.dtype,
-            attn=self.attn,
+            **self.loading(),
             seed=self.seed,
         )

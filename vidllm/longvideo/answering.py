@@ -163,7 +163,8 @@ class Reader:
                     first, last = cuts.back(span.start, span.end)
                     spans.append(Span(first, last, told.sure))
                     texts.append(f"from {first:.1f} s to {last:.1f} s {sentence}")
-        notes = (f"looked at {count} pieces of {edges[1] - edges[0]:.0f} s",)
+        pieces = "1 piece" if count == 1 else f"{count} pieces"
+        notes = (f"looked at {pieces} of {edges[1] - edges[0]:.0f} s",)
         return self._answer(" ".join(texts), spans, watch, read, "\n".join(raws), notes)
 
     def look(self, cuts: Cuts, head: Sequence[int], tail: Sequence[int]) -> tuple[int, Vote | None]:

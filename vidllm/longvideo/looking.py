@@ -168,7 +168,8 @@ class LookReader:
         made = []
         for low, high in pairwise(edges.tolist()):
             made.append(self._say(self.look(low, high, widen=False), prompt, times).made)
-        notes.append(f"looked at {count} pieces of {edges[1] - edges[0]:.0f} s")
+        pieces = "1 piece" if count == 1 else f"{count} pieces"
+        notes.append(f"looked at {pieces} of {edges[1] - edges[0]:.0f} s")
         spans = [span for part in made for span in part.spans if begin <= span.start <= stop]
         notes += dict.fromkeys(note for part in made for note in part.notes)
         text = "\n".join(part.text for part in made)

@@ -231,7 +231,10 @@ def _weights(cls: Any, folder: str, **options: Any) -> Any:
         loaded: Any = cls.from_pretrained(place, output_loading_info=True, **options)
         model, report = loaded
     except ImportError as error:
-        raise InputError(f"the model in {folder} cannot be loaded: {_line(error)}") from error
+        told = _line(error)
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            told = f"it needs {error.name}: pip install {error.name}"
+        raise InputError(f"the model in {folder} cannot be loaded: {told}") from error
     except Exception as error:  # whatever config and weights trip over together
         if options.get("quantization_config") is not None and not lacks_memory(error):
             raise InputError(f"quantization_config cannot be used: {_line(error)}") from error

@@ -19,6 +19,8 @@ from .method_table import FREE, MET, RANDOM, SPELT, MethodTable, read_table
 
 #: From this p on a difference may be chance.
 LEVEL = 0.05
+#: A share that was not measured is answered by the nearest one, if that is no further from it.
+NEAR = 0.1
 #: So many methods that are as good are named for people.
 MOST_NAMES = 8
 _MAKE = "make one with vidllm bench methods, and give --table FILE"
@@ -30,7 +32,8 @@ class Advice:
     """What to take for one purpose at one share.
 
     Args:
-        purpose: "grounding", "qa", …; score: that decides. keep: the share.
+        purpose: "grounding", "qa", …; score: that decides. keep: the share; asked: the share that
+            it stands for, the same or near to it.
         full: the uncompressed row.
         best: the best method without training; alike: the others of its kind that are not
             clearly worse, best first; is_tested: whether there are others, all tested against it.
@@ -51,6 +54,7 @@ class Advice:
     inside: Row | None
     met: Row | None
     random: Row | None
+    asked: float
 
     @property
     def quickest(self) -> Row:
@@ -69,12 +73,18 @@ class Advice:
         found = [
             f"{self.purpose}, keep {100 * self.keep:g} % ({spelt}; {tokens}; uncompressed "
             f"{self._value(whole)})",
+        ]
+        if self.asked != self.keep:
+            found.append(
+                f"keep {100 * self.asked:g} % was not measured: this is for the nearest share"
+            )
+        found += [
             f"take {taken}: {self._value(best)}{told}{self._against_full()}",
         ]
         if self.alike:
             names = ", ".join(str(row["compressor"]) for row in self.alike[:MOST_NAMES])
             more = len(self.alike) - MOST_NAMES
-            names += f" and {more} others" if more > 0 else ""
+            names += f" and {more} other{'s' * (more > 1)}" if more > 0 else ""
             found.append(f"not clearly worse than {taken}: {names}")
             quick = self.quickest
             if quick["total_s"] is not None:
@@ -112,6 +122,7 @@ class Advice:
             "task": self.purpose,
             "score": self.score,
             "keep": self.keep,
+            "asked": self.asked,
             "uncompressed": self._entry(self.full),
             "take": self._entry(self.best),
             "not_clearly_worse": [self._entry(row) for row in self.alike],
@@ -150,12 +161,12 @@ class Advice:
 
 
 def advise(table: MethodTable, purpose: str, keep: float) -> Advice:
-    """What a table advises.
+    """What a table advises; at the nearest share where that is within a tenth of `keep`.
 
     Raises:
         InputError: a purpose or a share that was not measured; the message has what was.
     """
-    purpose, keep = purpose_like(table, purpose), _share(table, keep)
+    asked, purpose, keep = float(keep), purpose_like(table, purpose), _share(table, keep)
     score, rows = table.scores[purpose][0], table.at(keep)
     ranked = _ranked(rows, score, FREE)
     if not ranked:
@@ -175,6 +186,7 @@ def advise(table: MethodTable, purpose: str, keep: float) -> Advice:
     return Advice(
         purpose, score, keep, table.full, best, tuple(alike), is_tested, plain,
         inside[0] if inside else None, met[0] if met else None, random,
+        keep if abs(asked - keep) < 1e-9 else asked,
     )  # fmt: skip
 
 
@@ -270,13 +282,12 @@ def _spares_tower(row: Row, full: Row) -> bool:
 
 def _share(table: MethodTable, keep: float) -> float:
     check("keep", keep, "--keep")
-    found = next((k for k in table.keeps if abs(k - keep) < 1e-9), None)
-    if found is None:
+    near = min(table.keeps, key=lambda k: abs(k - keep), default=None)
+    if near is None or abs(near - keep) > NEAR * keep:
         known = ", ".join(f"{k:g}" for k in table.keeps)
-        near = min(table.keeps, key=lambda k: abs(k - keep), default=None)
         told = "none was" if near is None else f"{known} were; the nearest is {near:g}"
         raise InputError(f"--keep {keep:g} was not measured: {told}")
-    return found
+    return near
 
 
 def _told(setting: Mapping[str, Any]) -> dict[str, Any]:

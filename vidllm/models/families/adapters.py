@@ -37,8 +37,11 @@ def take_up(engine: HubEngine, tuned: Tuned) -> None:
     engine.compressor = engine.with_trained(engine.compressor)
 
 
-def load_lora(model: nn.Module, folder: Path) -> Any:
+def load_lora(model: nn.Module, folder: Path, *, trained: bool = False) -> Any:
     """Put the LoRA of a folder beside the layers of a model; peft's wrapper around it.
+
+    Args:
+        trained: it is to be trained further.
 
     Raises:
         InputError: peft is not installed, the model has adapters, or these are not for it.
@@ -46,10 +49,23 @@ def load_lora(model: nn.Module, folder: Path) -> Any:
     peft = _peft()
     _check_plain(model)
     try:
-        return peft.PeftModel.from_pretrained(cast(Any, model), str(folder)).eval()
+        put = peft.PeftModel.from_pretrained
+        return put(cast(Any, model), str(folder), is_trainable=trained).eval()
     except Exception as error:  # whatever its files and the model trip over
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"the LoRA in {folder} does not fit this model: {line}") from error
+
+
+def lora_rank(folder: Path) -> int:
+    """The rank of a folder's LoRA.
+
+    Raises:
+        InputError: peft is not installed, or its files are damaged.
+    """
+    try:
+        return int(_peft().PeftConfig.from_pretrained(str(folder)).r)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder} holds no LoRA that peft can read: {error}") from error
 
 
 def new_lora(adapter: Adapter, rank: int) -> Any:

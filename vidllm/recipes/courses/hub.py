@@ -25,7 +25,7 @@ from vidllm.errors.bounds import check
 from vidllm.errors.paths import input_folder, is_folder
 from vidllm.errors.registry import did_you_mean
 from vidllm.models.engine import compressed_once
-from vidllm.models.families.adapters import new_lora
+from vidllm.models.families.adapters import load_lora, lora_rank, new_lora
 from vidllm.models.families.engine import HubEngine
 from vidllm.models.hooks.learned import (
     LearnedParts,
@@ -35,11 +35,12 @@ from vidllm.models.hooks.learned import (
     width_of,
 )
 from vidllm.models.hooks.session import Session
-from vidllm.models.load_options import LoadPlan
+from vidllm.models.load_options import LoadOptions, LoadPlan
 from vidllm.models.loading import model_kind
+from vidllm.models.model_options import adapters_of
 from vidllm.models.native.config import NativeConfig
 from vidllm.models.shipped import find_model
-from vidllm.models.tuned import find_tuned
+from vidllm.models.tuned import TEMPORAL, Tuned, check_tuned, find_tuned
 from vidllm.progress.interruption import leave_to_parent
 from vidllm.stage.training.average import Average
 from vidllm.stage.training.run import TrainingRun, new_accelerator, on_gpu, run_in
@@ -55,7 +56,7 @@ from .video_llm import Pace, base_name, command, last_row
 
 STEPS, BATCH, LR, RANK, WARMUP = 500, 4, 1e-4, 16, 50
 #: Options of this course alone, see `CourseSettings.more`.
-OWN = ("split", "checkpointing")
+OWN = ("split", "checkpointing", "revision", "adapter", "device_map")
 
 
 def train(settings: CourseSettings) -> Path:
@@ -85,15 +86,20 @@ def _checked(settings: CourseSettings) -> tuple[CourseSettings, Compressor, list
         raise InputError(f"no option {odd[0]!r} here: {did_you_mean(odd[0], OWN)}")
     if settings.more.get("checkpointing", "false") not in ("true", "false"):
         raise InputError("--option checkpointing is true or false")
+    start = adapters_of(settings.more.get("adapter"))
+    if start is not None:
+        settings = _from_adapters(settings, start)
     if not settings.init:
         raise InputError("which model? Give --model: a folder, or a name on the hub")
     if find_tuned(settings.init) is not None:
         raise InputError(
-            f"{settings.init} holds adapters already: go on with --resume, or give --model the "
-            "model that they stand beside"
+            f"{settings.init} holds adapters already: go on with --resume, or train them further "
+            "in another folder with --adapter"
         )
     settings = replace(settings, init=find_model(settings.init))
-    if model_kind(settings.init) == NativeConfig.model_type:
+    plan = _plan(settings)
+    plan.check_folder(settings.init)
+    if model_kind(settings.init, **plan.hub) == NativeConfig.model_type:
         raise InputError(
             f"{base_name(settings.init)} is this project's own model: "
             "vidllm train RECIPE --init DIR"
@@ -127,13 +133,45 @@ def _checked(settings: CourseSettings) -> tuple[CourseSettings, Compressor, list
             )
     if settings.temporal is not None:
         read_temporal(settings.temporal)
-    if not (lora or settings.temporal or learned):
+    brought = start is not None and (start.folder / TEMPORAL).is_file()
+    if not (lora or settings.temporal or brought or learned):
         raise InputError("nothing to train: give --lora RANK, --temporal, or a learned compressor")
     input_folder(settings.data, "--data")
     examples = read_examples(settings.task, Path(settings.data), settings.more.get("split"))
     steps, batch = settings.steps or STEPS, settings.batch or BATCH
     rate_ = settings.lr or LR
     return replace(settings, lora=lora, steps=steps, batch=batch, lr=rate_), method, examples
+
+
+def _from_adapters(settings: CourseSettings, start: Tuned) -> CourseSettings:
+    """The settings with what adapters bring that are to be trained further.
+
+    Raises:
+        InputError: a setting that makes anew what they bring.
+    """
+    for name, there in (("lora", start.lora), ("temporal", (start.folder / TEMPORAL).is_file())):
+        if there and getattr(settings, name) is not None:
+            raise InputError(
+                f"--{name} begins a new one, and the adapters in {start.folder} bring theirs: "
+                "give one of the two"
+            )
+    named = settings.compressor is not None
+    return replace(
+        settings,
+        init=settings.init or start.model,
+        lora=lora_rank(start.folder) if start.lora else settings.lora or 0,
+        frames=settings.frames or start.frames,
+        compressor=settings.compressor if named else start.compressors,
+        keep=start.keep if settings.keep is None and not named else settings.keep,
+    )
+
+
+def _plan(settings: CourseSettings, device: Any = "cpu") -> LoadPlan:
+    """How the model is loaded; `device`, if it is not spread over several."""
+    told = {name: settings.more.get(name) for name in ("revision", "device_map")}
+    if told["device_map"] is None:
+        told["device"] = device
+    return LoadPlan.of(cast(LoadOptions, told))
 
 
 class _Trainee(nn.Module):
@@ -165,7 +203,9 @@ class HubTuning(TrainingRun):
         free = ("out", "minutes", "save_every", "log_every", "resume", "workers", "threads",
                 "device", "quiet")  # fmt: skip
         told = asdict(s) | {"init": base_name(s.init), "data": base_name(s.data)}
-        told["more"] = {k: v for k, v in s.more.items() if k != "checkpointing"}
+        told["more"] = {
+            k: base_name(v) for k, v in s.more.items() if k not in ("checkpointing", "device_map")
+        }
         fixed = {"recipe": "hub", **{k: v for k, v in told.items() if k not in free}}
         saved = folder.begun(fixed, self.steps, resume=s.resume)
         if s.threads:
@@ -173,23 +213,40 @@ class HubTuning(TrainingRun):
         cuda = on_gpu(s.device)
         several = DistributedDataParallelKwargs(find_unused_parameters=True)
         accelerator = new_accelerator("bf16" if cuda else "no", cuda, kwargs_handlers=[several])
-        plan = LoadPlan.of({"device": accelerator.device if cuda else "cpu"})
+        plan = _plan(s, accelerator.device if cuda else "cpu")
+        if plan.device_map is not None and accelerator.num_processes > 1:
+            raise InputError(
+                "--device-map spreads a model over the devices of one process: leave it out where "
+                "accelerate launches several"
+            )
         set_seed(s.seed)
         engine = self.engine = HubEngine.load(s.init, plan, seed=s.seed, compressors=method)
         model, adapter = engine.model, engine.adapter
         self.frames = s.frames or engine.usual_frames
         model.requires_grad_(False)
-        temporal = None if s.temporal is None else find_temporal(adapter, s.temporal, "hub")
+        start, told_temporal = adapters_of(s.more.get("adapter")), s.temporal
+        if start is not None:
+            width, kind = width_of(adapter)
+            check_tuned(start, kind, width, len(cast(Any, adapter.decoder).layers))
+            engine.compressor = engine.compressor.trained_in(start.folder)
+            if (start.folder / TEMPORAL).is_file():
+                told_temporal = str(start.folder)
+        temporal = None if told_temporal is None else find_temporal(adapter, told_temporal, "hub")
         self.learned = LearnedParts(adapter, engine.compressor, temporal)
         self.session = Session(adapter, engine.compressor, temporal)
-        self.lora = new_lora(adapter, s.lora) if s.lora else None
+        self.brought = start is not None and start.lora
+        if start is not None and start.lora:
+            self.lora = load_lora(model, start.folder, trained=True)
+        else:
+            self.lora = new_lora(adapter, s.lora) if s.lora else None
         trainee = _Trainee(model, self.learned).train()
         adapter.tower.eval()
         if s.more.get("checkpointing") == "true":
             model.gradient_checkpointing_enable({"use_reentrant": False})
         trained = [p for p in trainee.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1.0, betas=(0.9, 0.98), weight_decay=0.0)
-        self.trainee, optimizer = accelerator.prepare(trainee, optimizer)
+        placed = [plan.device_map is None, True]  # a model that is spread stays where it is
+        self.trainee, optimizer = accelerator.prepare(trainee, optimizer, device_placement=placed)
         self.lessons = HubLessons(
             examples,
             frames=self.frames,
@@ -320,7 +377,9 @@ class HubTuning(TrainingRun):
             "lr": s.lr,
             "seed": s.seed,
             "parameters": {k: sum(p.numel() for p in v) for k, v in counts.items() if v},
-            "command": command(self._recipe(), s, {"init": "model"}),
+            "command": command(
+                self._recipe(), replace(s, lora=None) if self.brought else s, {"init": "model"}
+            ),
             "last": last_row(self.folder.path / LOG),
         }
 

@@ -438,7 +438,8 @@ def command(
         told = base_name(value) if name in ("init", "data") else value
         words += [f"--{(called or {}).get(name, name).replace('_', '-')}", str(told)]
     more = settings.more
-    words += ["--split", str(more["split"])] if more.get("split") else []
+    for name in ("split", "revision", "adapter"):
+        words += [f"--{name}", base_name(str(more[name]))] if more.get(name) else []
     for name in ("fresh", "without"):
         words += ["--option", f"{name}={more[name]}"] if more.get(name) else []
     return shlex.join(words)

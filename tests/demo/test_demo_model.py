@@ -1,0 +1,66 @@
+"""Which model the page asks: adapters, a device map, a revision, as with every other command."""
+
+from __future__ import annotations
+
+import html
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from demo_server import serving
+from hf_tiny import hf_model
+from hub_tiny import TAKES_VIDEOS, save_hub
+
+from vidllm.ask.calls import Call
+from vidllm.cli import demo_command
+from vidllm.models.tuned import STAMP
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, and adapters of it that say how it is asked."""
+    made = tmp_path_factory.mktemp("hub")
+    save_hub(made / "model", "qwen2_5_vl", TAKES_VIDEOS)
+    text: Any = hf_model("qwen2_5_vl").config.get_text_config()
+    stamp = {
+        "adapters_of": str(made / "model"), "model_type": "qwen2_5_vl", "frames": 4,
+        "width": text.hidden_size, "layers": text.num_hidden_layers,
+        "compressors": "uniform", "keep": 0.5,
+    }  # fmt: skip
+    (made / "tuned").mkdir()
+    (made / "tuned" / STAMP).write_text(json.dumps(stamp))
+    return made
+
+
+def test_the_page_asks_adapters_where_they_are_put(home: Path, tmp_path: Path) -> None:
+    options = ["--adapter", str(home / "tuned"), "--device-map", "cpu"]
+    with serving(tmp_path / "files", *options) as url, urllib.request.urlopen(url) as page:
+        shown = html.unescape(page.read().decode())
+    assert "with the adapters tuned" in shown
+    assert "made world only" not in shown  # it is not the shipped model that answers
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--model", "{home}/model", "--revision", "v1.0"], "revision names a version of a model"),
+        (["--model", "{home}/model", "--device-map", "here"], "device 'here' cannot be used"),
+        (["--adapter", "{home}/model"], "--adapter: no adapters in"),
+        (["--device-map", "auto"], "device_map is for models of transformers"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_one_line(
+    home: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    assert demo_command.main([word.format(home=home) for word in words]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and says in err.splitlines()[-1]
+
+
+def test_a_call_as_a_program_names_what_was_loaded() -> None:
+    call = Call("v.mp4", question="when?", adapter="tuned", device_map="auto", revision="v1.0")
+    made = "from_pretrained(revision='v1.0', adapter='tuned', device_map='auto')"
+    assert made in call.python()
+    assert Call.from_dict(call.as_dict()) == call
