@@ -154,6 +154,8 @@ def unfold(page: Any) -> None:
     if not page.locator("#compressor").is_visible():
         page.get_by_text("Settings: compressor").click()
         expect(page.locator("#compressor input")).to_be_visible()
+        # What has just been put on the page sets its own values until it is drawn.
+        page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 def number(page: Any, name: str, value: float) -> None:
