@@ -34,6 +34,8 @@ FLAGS = [
 WAIT = 120_000
 #: The same for a page to be served: nearly all of it goes into imports of torch and Gradio.
 START = 5 * WAIT
+#: Until the browser has drawn what is there now.
+DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -155,7 +157,7 @@ def unfold(page: Any) -> None:
         page.get_by_text("Settings: compressor").click()
         expect(page.locator("#compressor input")).to_be_visible()
         # What has just been put on the page sets its own values until it is drawn.
-        page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        page.evaluate(DRAWN)
 
 
 def number(page: Any, name: str, value: float) -> None:
