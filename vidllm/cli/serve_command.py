@@ -16,8 +16,8 @@ from .options import Debug, option, say
 app = typer.Typer(add_completion=False)
 
 _SERVER = "The server"
-#: The module behind vLLM's command `vllm`.
-_COMMAND = "vllm.entrypoints.cli.main"
+#: vLLM's command `vllm serve`, in a process that has nothing of this one.
+_COMMAND = "vidllm.models.serving.server"
 
 
 @app.command(
