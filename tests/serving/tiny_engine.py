@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -115,7 +116,8 @@ def _config(family: str) -> Any:
         )
     vision["deepstack_visual_indexes"] = [0, 1]
     if family == "qwen3_vl_moe":
-        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+        text["norm_topk_prob"] = True  # as in what Qwen published; vLLM asks for it
         return transformers.Qwen3VLMoeConfig(
             text_config=_text("qwen3_vl_moe_text", **text), vision_config=vision, **_ids()
         )
@@ -154,6 +156,14 @@ def processor(family: str) -> Any:
     )
 
 
+def _as_published(file: Path) -> None:
+    """Turn experts' weights round: (experts, in, out), as Qwen's files have them and vLLM reads."""
+    weights = load_file(file)
+    for name in [name for name in weights if ".experts." in name]:
+        weights[name] = weights[name].mT.contiguous()
+    save_file(weights, file, {"format": "pt"})
+
+
 def save(family: str, folder: Path) -> Path:
     """A checkpoint with random weights that are large enough for answers to differ."""
     torch.manual_seed(0)
@@ -165,6 +175,8 @@ def save(family: str, folder: Path) -> Path:
                 weight.mul_(4.0 if "lm_head" in name else 2.5)
         model.lm_head.weight[95:] = 0.0  # answers hold no marks of pictures
     model.save_pretrained(folder)
+    if family == "qwen3_vl_moe":
+        _as_published(folder / "model.safetensors")
     processor(family).save_pretrained(folder)
     return folder
 
