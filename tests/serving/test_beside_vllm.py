@@ -66,6 +66,13 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
         EngineArgs(model=str(tmp_path), skip_tokenizer_init=True).create_model_config()
 
 
+def test_linear_attention_on_a_cpu_is_refused_in_float32(tmp_path: Path) -> None:
+    folder = str(save("qwen3_5", tmp_path))
+    with pytest.raises(InputError, match="in bfloat16 alone"):
+        EngineArgs(model=folder, dtype="float32").create_model_config()
+    assert EngineArgs(model=folder, dtype="bfloat16").create_model_config().is_multimodal_model
+
+
 def test_vllms_own_pruning_does_not_go_with_ours(tmp_path: Path) -> None:
     folder = save("qwen2_5_vl", tmp_path)
     with pytest.raises(InputError, match="leave out"):
