@@ -91,8 +91,8 @@ test-vllm: $(SERVED)/.made
 $(SERVED)/.made: pyproject.toml Makefile tests/serving/declared_operators.py
 	@echo "installing $(VLLM) into $(SERVED) (several gigabytes, some minutes the first time)" >&2
 	@test -x $(SERVED)/bin/python || $(PYTHON) -m venv $(SERVED)
-	@test -z "$(TORCH)" || $(SERVED)/bin/python -m pip install -qq --no-compile "$(TORCH)"
-	@$(SERVED)/bin/python -m pip install -qq --no-compile $(TORCH) "$(VLLM)" pytest -e .
+	@test -z "$(TORCH)" || $(SERVED)/bin/python -m pip install -qq "$(TORCH)"
+	@$(SERVED)/bin/python -m pip install -qq $(TORCH) "$(VLLM)" pytest -e .
 	@test -z "$(TORCH)" || $(SERVED)/bin/python -m pip uninstall -qq -y torchaudio torchcodec
 	@test -z "$(TORCH)" || cp tests/serving/declared_operators.py \
 		$$($(SERVED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sitecustomize.py

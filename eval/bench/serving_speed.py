@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 Rows = list[dict[str, Any]]
 _QUESTION = "What happens, and when?"
 _MARK = "vidllm-rows:"
+#: What pydantic puts before a reason, in the line behind the one that names the error.
+_WRONG = "Value error, "
 #: Methods that vLLM has itself.
 RIVALS = ("evs", "vidcom2")
 
@@ -122,8 +124,13 @@ def _measured(model: str, arms: Sequence[tuple[str, float]], owner: str, load: L
         if line.startswith(_MARK):
             rows: Rows = json.loads(line.removeprefix(_MARK))
             return rows
-    said = [line for line in done.stderr.splitlines() if "Error" in line]
-    raise WorkError(said[-1].strip()[:300] if said else f"the engine ended with {done.returncode}")
+    raise WorkError(_reason(done.stderr) or f"the engine ended with {done.returncode}")
+
+
+def _reason(text: str) -> str:
+    """The line of an engine's last words that says why it ended; "" for none."""
+    said = [line.strip() for line in text.splitlines() if "Error" in line or _WRONG in line]
+    return said[-1].partition(" [type=")[0].removeprefix(_WRONG)[:300] if said else ""
 
 
 def _engine(job: dict[str, Any]) -> Any:

@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import typer
 from tiny_engine import Reference, Request, save
 from vllm.engine.arg_utils import EngineArgs
 from vllm.multimodal.video_prune import evs, vidcom2
 
+from vidllm.cli import serve_command
 from vidllm.compressors import build
 from vidllm.errors import InputError
 from vidllm.models.serving.client import chat_request
@@ -66,6 +68,13 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
         EngineArgs(model=str(tmp_path), skip_tokenizer_init=True).create_model_config()
 
 
+def test_linear_attention_on_a_cpu_is_refused_in_float32(tmp_path: Path) -> None:
+    folder = str(save("qwen3_5", tmp_path))
+    with pytest.raises(InputError, match="in bfloat16 alone"):
+        EngineArgs(model=folder, dtype="float32").create_model_config()
+    assert EngineArgs(model=folder, dtype="bfloat16").create_model_config().is_multimodal_model
+
+
 def test_vllms_own_pruning_does_not_go_with_ours(tmp_path: Path) -> None:
     folder = save("qwen2_5_vl", tmp_path)
     with pytest.raises(InputError, match="leave out"):
@@ -92,6 +101,26 @@ def test_an_engine_with_a_method_that_cannot_be_served_does_not_start(
     )
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode != 0 and "cannot be served by vLLM" in last and reason in last
+
+
+def test_clients_are_trusted_where_nobody_else_can_reach_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VIDLLM_COMPRESSOR", "none")  # the command sets it
+    asked: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _program, words: asked.append(words))
+    command: Any = typer.main.get_command(serve_command.app)
+    folder, trust = str(save("qwen3_vl", tmp_path)), "--trust-request-mm-kwargs"
+    for host, more, trusted in (
+        ("127.0.0.1", [], 1),
+        ("0.0.0.0", [], 0),
+        ("0.0.0.0", [trust], 1),
+        ("localhost", [trust], 1),
+    ):
+        words = ["--model", folder, "--host", host, *more]
+        command.main(args=words, standalone_mode=False)
+        assert asked[-1].count(trust) == trusted
+        assert (trust in capsys.readouterr().err) == (not trusted)
 
 
 class Server:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_engine import Pair, behind_the_last, save
+from tiny_engine import CLOSE, ROUNDED, Pair, behind_the_last, save
 from transformers import AutoConfig
 
-from vidllm import VideoLLM
+from vidllm import Answer, VideoLLM
 from vidllm.errors import InputError
 from vidllm.models.families.processing import Processing
 from vidllm.models.serving.vllm_engine import VllmEngine
@@ -38,31 +38,43 @@ def _clip() -> VideoClip:
 @pytest.fixture(scope="module")
 def both(pair: Pair) -> tuple[VideoLLM, VideoLLM]:
     """A model under transformers, and the same in the engine that the tests share."""
-    plain = VideoLLM.from_pretrained(pair.folder, device="cpu", dtype="float32")
+    dtype = "bfloat16" if pair.rounded else "float32"
+    plain = VideoLLM.from_pretrained(pair.folder, device="cpu", dtype=dtype)
     if plain.engine.kind == "qwen2_5_vl":
         behind_the_last(plain.model.model)
     with torch.device("meta"):
         empty = type(plain.model)(AutoConfig.from_pretrained(pair.folder))
     beside = Processing.beside(str(pair.folder), plain.engine.kind, {})
+    empty = empty.to(plain.model.dtype)
     return plain, VideoLLM.of(VllmEngine(empty, beside, pair.engine.llm, "hash"))
+
+
+def _edges(answer: Answer) -> list[tuple[float, float]]:
+    return [(span.start, span.end) for span in answer.spans]
 
 
 @pytest.mark.parametrize("method", ["none", "aim:keep=0.3", "evs:budget=20", "dycoke,uniform"])
 def test_the_same_answers_receipts_and_letters(
-    both: tuple[VideoLLM, VideoLLM], method: str
+    pair: Pair, both: tuple[VideoLLM, VideoLLM], method: str
 ) -> None:
+    """Where bfloat16 rounds, answers may part at a near tie: the letters' chances are held."""
     clip = _clip()
     asked: dict[str, Any] = {"choices": CHOICES, "max_new_tokens": 8, "compressor": method}
     asked |= {"keep": 0.4} if "," in method else {}
     plain, served = (llm.ask(clip, QUESTIONS, **asked) for llm in both)
     for one, other in zip(plain, served, strict=True):
-        assert (one.raw, one.spans) == (other.raw, other.spans)
+        if not pair.rounded:
+            assert one.raw == other.raw
+            assert _edges(one) == _edges(other)
+            scores = [span.score for span in other.spans]
+            assert [span.score for span in one.spans] == pytest.approx(scores, abs=CLOSE)
         mine, theirs = one.receipt, other.receipt
         for name in ("frames", "tokens_full", "tokens_kept", "kv_full_mb", "kv_kept_mb"):
             assert getattr(mine, name) == getattr(theirs, name)
         assert mine.flops == pytest.approx(theirs.flops)
         assert set(theirs.shared_by.values()) == {len(QUESTIONS)}
-    assert served[2].letters == pytest.approx(plain[2].letters, abs=2e-4)
+    near = ROUNDED / 2 if pair.rounded else CLOSE
+    assert served[2].letters == pytest.approx(plain[2].letters, abs=near)
     assert served[0].letters is None and served[0].kept is None
 
 

@@ -19,14 +19,18 @@ from .options import Debug, option, say
 app = typer.Typer(add_completion=False)
 
 _SERVER = "The server"
-#: The module behind vLLM's command `vllm`.
-_COMMAND = "vllm.entrypoints.cli.main"
 #: Options of the commands that run transformers, and why they are none of vLLM's.
 _NOT_VLLM = {
     "--adapter": "vLLM takes no adapters of vidllm train hub; serve the model that they stand "
     "beside, or ask without vLLM (vidllm chat, vidllm demo)",
     "--device-map": "vLLM spreads a model by --tensor-parallel-size N",
 }
+#: vLLM's command `vllm serve`, in a process that has nothing of this one.
+_COMMAND = "vidllm.models.serving.server"
+#: vLLM's word for: clients may say how their videos are read, and so what work they cause.
+_TRUST = "--trust-request-mm-kwargs"
+#: Hosts that nobody beside this machine reaches.
+_OWN = ("127.0.0.1", "localhost", "::1")
 
 
 @app.command(
@@ -75,10 +79,13 @@ def serve(
     check_model(name)
     for note in choice.method.notes():
         say(note)
+    trusted = [_TRUST] if host in _OWN and _TRUST not in ctx.args else []
+    if not trusted and _TRUST not in ctx.args:
+        say(f"requests may not name a method or the seconds of frames: {_TRUST} lets them")
     choose(choice)
     command = [sys.executable, "-m", _COMMAND, "serve", name]
     command += [] if revision is None else ["--revision", revision]
-    command += ["--host", host, "--port", str(port), *ctx.args]
+    command += ["--host", host, "--port", str(port), *trusted, *ctx.args]
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, command)

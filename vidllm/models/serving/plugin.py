@@ -33,6 +33,8 @@ SERVED = {
     "Qwen3_5ForConditionalGeneration": "qwen3_kin:CompressedQwen35",
     "Qwen3_5MoeForConditionalGeneration": "qwen3_kin:CompressedQwen35Moe",
 }
+#: Of these, those whose layers of linear attention vLLM 0.32 computes in bfloat16 alone on a CPU.
+_LINEAR = ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
 #: Any share above 0 switches vLLM's own pruning on. What is kept is counted by us alone.
 _ON = 0.5
 
@@ -122,6 +124,18 @@ def _check(found: str) -> None:
         )
 
 
+def _check_dtype(config: Any) -> None:
+    """Refuse what would end the engine with its first request."""
+    from vllm.platforms import current_platform
+
+    wrong = config.architecture in _LINEAR and "bfloat16" not in str(config.dtype)
+    if wrong and current_platform.is_cpu():
+        raise InputError(
+            f"vLLM computes the linear attention of {config.architecture} on a CPU in bfloat16 "
+            "alone: say dtype bfloat16 (--dtype bfloat16)"
+        )
+
+
 def _switched_on(make: Any) -> Any:
     """vLLM's maker of a model's configuration, behind which pruning is on."""
 
@@ -129,6 +143,7 @@ def _switched_on(make: Any) -> Any:
     def create_model_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         config = make(self, *args, **kwargs)
         _check(config.architecture)
+        _check_dtype(config)
         inputs = config.multimodal_config
         if inputs.video_pruning_rate:
             raise InputError(

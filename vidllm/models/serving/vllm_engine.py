@@ -21,6 +21,7 @@ import transformers
 from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.processing_utils import ProcessorMixin
 
 from vidllm.compressors import Compressor
 from vidllm.compressors.spec import spec_of
@@ -42,8 +43,9 @@ from ..question import letter_ids
 from .choice import Choice, served
 from .plugin import check_model, chosen_by_requests
 
-#: vLLM tells a frame's second as its number by a rate: here the number of its microsecond.
-_RATE = 1_000_000
+#: vLLM tells a frame's second as its number by a rate. With a power of two no digit of it changes,
+#: so that half a tenth is rounded in words as it is by us.
+_RATE = 2.0**20
 #: Each is two tokens at most, alone or behind a blank; vLLM looks at no more than 128.
 _LETTERS = ascii_letters + digits
 _OF_TRANSFORMERS = ("attn", "device_map", "max_memory", "offload_folder", "quantization_config")
@@ -134,7 +136,7 @@ class VllmEngine(HubEngine):
     ) -> list[Generation]:
         """The answers to all questions as one batch; what each took is the batch's, shared."""
         kept, script = work.count(video.grid), self.script
-        script = replace(script, expand=lambda placed: script.mark.format(**placed.marks))
+        script = replace(script, expand=lambda placed: self._mark.format(**placed.marks))
         frame = self._chat(dialogue)
         texts = [
             write(script, frame, video.placed, one, times=times, dialogue=dialogue)
@@ -219,6 +221,15 @@ class VllmEngine(HubEngine):
                 engine.abort_request(left, internal=False)
         return [done[name] for name in names]
 
+    @property
+    def _mark(self) -> str:
+        """What vLLM puts a video's frames in place of.
+
+        With transformers from 5.10 on that is the video's own token, and edges around it stay. A
+        script whose mark has them means them to go: its frames bring their own.
+        """
+        return "{video}" if hasattr(ProcessorMixin, "replace_video_token") else self.script.mark
+
     @cached_property
     def _letters(self) -> list[int]:
         """Tokens whose chances as the first of an answer are looked at: letters of options."""
@@ -250,13 +261,13 @@ def _choice(method: Compressor) -> Choice:
 
 def _prompt(clip: VideoClip, text: str, choice: Choice) -> dict[str, Any]:
     """A prompt with its clip; frames have the seconds of the file."""
-    numbers = [round(float(second) * _RATE) for second in clip.seconds]
+    numbers = [float(second) * _RATE for second in clip.seconds]
     # What is said of the whole gives the pace of frames where a family asks for one alone.
     count = len(numbers)
     step = (numbers[-1] - numbers[0]) / (count - 1) if count > 1 else clip.duration * _RATE
     total = max(1, round(step * count))
     facts = {
-        "fps": float(_RATE),
+        "fps": _RATE,
         "duration": total / _RATE,
         "total_num_frames": total,
         "frames_indices": numbers,
@@ -290,6 +301,8 @@ def _started(folder: str, plan: LoadPlan, seed: int) -> Any:
         }
         try:
             return LLM(model=folder, **options)
+        except InputError:
+            raise
         except TypeError as error:
             raise InputError(f"engine_options: {_line(error)}") from error
         except Exception as error:  # whatever weights, memory and options trip over together
