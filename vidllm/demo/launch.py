@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 #: Events that the queue holds for each run that may wait: looks and clicks are many.
 _EVENTS_EACH = 64
+#: Seconds between two looks for events. Gradio looks a thousand times a second, which takes a tenth
+#: of a core from a page that nobody uses.
+_REST = 0.02
 
 
 def launch(
@@ -70,6 +73,7 @@ def launch(
         # Who may not wait for the model is told so by the events themselves; this is only against
         # floods. Nothing goes round the queue.
         page.queue(max_size=_EVENTS_EACH * settings.waiting, api_open=False)
+        page._queue.sleep_when_free = _REST
         _, url, _ = page.launch(
             server_name=host,
             server_port=port,
