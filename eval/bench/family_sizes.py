@@ -20,18 +20,19 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from vidllm.ask.compression import compress
 from vidllm.cli.tables import table
-from vidllm.compressors import find, names
 from vidllm.errors import InputError
 from vidllm.models.cost.flops import Decoder
 from vidllm.models.cost.presets import PRESETS
+from vidllm.models.cost.shapes import config_of
 from vidllm.models.families.family import adapter_for
 from vidllm.models.families.served import FAMILIES
 from vidllm.models.shipped import default_model
 
+from .model_cost import KEEPS, training_free
+
 if TYPE_CHECKING:
     from rich.table import Table
 
-SHARES = (1.0, 0.5, 0.25, 0.1, 0.05)
 #: Tokens of the prompt beside the video.
 TEXT = 100
 _GLM_ROPE = {
@@ -48,7 +49,6 @@ _LACKING: dict[str, dict[str, Any]] = {
     "gemma4": {"vision_config": {}},
     "qwen3_omni_moe_thinker": {"text_config": {"head_dim": 128}},
 }
-_BEHIND = {"mustdrop-cache": "mustdrop-filter,mustdrop-cache"}
 
 
 def families_of(kinds: Sequence[str]) -> list[str]:
@@ -67,7 +67,7 @@ def bench_families(
     kinds: Sequence[str] = (),
     *,
     frames: Sequence[int] = (32, 128),
-    keeps: Sequence[float] = SHARES,
+    keeps: Sequence[float] = KEEPS,
     cells: int = 196,
     save: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -82,10 +82,10 @@ def bench_families(
     Returns:
         A row a family, length and share: model_type, family, config (whose it is), parameters_b
         (billions), layers, width, frames, keep, prompt (tokens), tflops (of the decoder's prefill
-        by torch's count, all pairs of attention, without grouped products of experts, which it
-        does not count), predicted (the same by ``vidllm cost``, or
-        None), share (of the FLOPs of the whole prompt), served and refused (numbers of methods),
-        reasons (of those refused). What could not be built has its reason under error.
+        by torch's count: all pairs of attention, without grouped products of experts, which it
+        does not count), predicted (the same by ``vidllm cost``, or None), share (of the FLOPs of
+        the whole prompt), served and refused (numbers of methods), reasons (of those refused).
+        What could not be built has its reason under error.
 
     Raises:
         InputError: an unknown family, or shares out of range.
@@ -114,8 +114,7 @@ def published(kind: str) -> tuple[str, Any]:
     """The config of a family, and whose it is."""
     for name, preset in PRESETS.items():
         if preset.config["model_type"] == kind:
-            options = {key: value for key, value in preset.config.items() if key != "model_type"}
-            return f"as published: {name}", AutoConfig.for_model(kind, **options)
+            return f"as published: {name}", config_of(preset)
     return "transformers' defaults", AutoConfig.for_model(kind, **_LACKING.get(kind, {}))
 
 
@@ -130,10 +129,7 @@ def _facts(model: Any, labels: Any) -> dict[str, Any]:
     """What the adapter finds, and which methods can be put on the model."""
     text = model.config.get_text_config()
     served, reasons = 0, dict[str, None]()
-    methods = [_BEHIND.get(name, name) for name in names() if name != "none"]
-    for method in methods:
-        if find(method.rpartition(",")[2]).has_parameters:
-            continue  # trained for one model's width
+    for method in training_free():
         try:
             with compress(model, method, keep=0.25, processor=labels):
                 served += 1

@@ -202,6 +202,15 @@ def test_list_prints_lines_or_one_json_object(cli: Run) -> None:
         assert all(entry["name"] and "summary" in entry for entry in entries)
 
 
+def test_a_command_of_the_tests_is_what_a_user_starts(cli: Run, tmp_path: Path) -> None:
+    """Tests start most commands from a process that has their imports behind it."""
+    for words in (["--version"], ["list", "recipes", "--json"], ["ask", "none.mp4", "when?"]):
+        warm, cold = (cli(*words, cwd=tmp_path, cold=cold) for cold in (False, True))
+        assert (warm.returncode, warm.stdout, warm.stderr) == (
+            cold.returncode, cold.stdout, cold.stderr,
+        )  # fmt: skip
+
+
 def test_a_terminal_without_unicode_is_no_obstacle(cli: Run) -> None:
     result = cli("--help", env={"PYTHONIOENCODING": "ascii"})
     assert result.returncode == 0

@@ -7,28 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hf_tiny import hf_model
-from hub_tiny import TAKES_VIDEOS, save_hub
+from hub_tiny import save_home
 from videos import write_video
 
 from vidllm.cli.main import main
 from vidllm.cli.options import CommonOptions
-from vidllm.models.tuned import STAMP
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model, adapters of it that say how it is asked, and a video."""
-    made = tmp_path_factory.mktemp("hub")
-    save_hub(made / "model", "qwen2_5_vl", TAKES_VIDEOS)
-    text: Any = hf_model("qwen2_5_vl").config.get_text_config()
-    stamp = {
-        "adapters_of": str(made / "model"), "model_type": "qwen2_5_vl", "frames": 4,
-        "width": text.hidden_size, "layers": text.num_hidden_layers,
-        "compressors": "uniform", "keep": 0.5,
-    }  # fmt: skip
-    (made / "tuned").mkdir()
-    (made / "tuned" / STAMP).write_text(json.dumps(stamp))
+    made = save_home(tmp_path_factory.mktemp("hub"))
     write_video(made / "v.mp4", 20, size=(64, 48))
     return made
 

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import html
-import json
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 from demo_server import serving
-from hf_tiny import hf_model
-from hub_tiny import TAKES_VIDEOS, save_hub
+from hub_tiny import save_home
 
 from vidllm.ask.calls import Call
 from vidllm.cli import demo_command
-from vidllm.models.tuned import STAMP
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model, and adapters of it that say how it is asked."""
-    made = tmp_path_factory.mktemp("hub")
-    save_hub(made / "model", "qwen2_5_vl", TAKES_VIDEOS)
-    text: Any = hf_model("qwen2_5_vl").config.get_text_config()
-    stamp = {
-        "adapters_of": str(made / "model"), "model_type": "qwen2_5_vl", "frames": 4,
-        "width": text.hidden_size, "layers": text.num_hidden_layers,
-        "compressors": "uniform", "keep": 0.5,
-    }  # fmt: skip
-    (made / "tuned").mkdir()
-    (made / "tuned" / STAMP).write_text(json.dumps(stamp))
-    return made
+    return save_home(tmp_path_factory.mktemp("hub"))
 
 
 def test_the_page_asks_adapters_where_they_are_put(home: Path, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from hf_tiny import hf_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from vidllm.models.tuned import STAMP
+
 #: One id a letter, 0 to 95; then the special tokens, with the ids of `hf_tiny`.
 LETTERS = [*map(chr, range(32, 127)), "\n"]
 SPECIAL = [
@@ -72,4 +74,18 @@ def save_hub(folder: Path, family: str, template: str | None = None) -> Path:
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
     (folder / "video_preprocessor_config.json").write_text(json.dumps(PIXELS[family]))
+    return folder
+
+
+def save_home(folder: Path) -> Path:
+    """A tiny model in ``model``, and in ``tuned`` adapters of it that say how it is asked."""
+    save_hub(folder / "model", "qwen2_5_vl", TAKES_VIDEOS)
+    text: Any = hf_model("qwen2_5_vl").config.get_text_config()
+    stamp = {
+        "adapters_of": str(folder / "model"), "model_type": "qwen2_5_vl", "frames": 4,
+        "width": text.hidden_size, "layers": text.num_hidden_layers,
+        "compressors": "uniform", "keep": 0.5,
+    }  # fmt: skip
+    (folder / "tuned").mkdir()
+    (folder / "tuned" / STAMP).write_text(json.dumps(stamp))
     return folder

@@ -140,6 +140,24 @@ def test_a_compiled_copy_that_somebody_holds_is_compressed_or_refused(
         torch.testing.assert_close(behind, plain, atol=1e-5, rtol=1e-5)
 
 
+def test_what_torch_compiles_holds_nothing_of_a_session() -> None:
+    """Its hooks run as they are: to trace them would take longer than the model itself."""
+    model, inputs = ready()
+    files: set[str] = set()
+
+    def backend(graph: Any, _: Any) -> Any:
+        stacks = [node.stack_trace or "" for node in graph.graph.nodes]
+        files.update(line for stack in stacks for line in stack.splitlines() if "File" in line)
+        return graph.forward
+
+    held = torch.compile(model.model, backend=backend)
+    with torch.no_grad(), compress(model, "aim", keep=0.25) as c:
+        held(**inputs)
+    assert c.receipt.tokens_kept == 4
+    assert any("modeling_llava_onevision.py" in line for line in files)
+    assert not any("session.py" in line for line in files)
+
+
 def _replayed(model: Any, inputs: dict[str, Any], part: Any, **call: Any) -> None:
     """What a captured graph does: the outputs of another run, and no layer is called."""
     kept: list[Any] = []

@@ -235,7 +235,7 @@ from vidllm.eval.scores.letters import read_letter
 from vidllm.timecode import AbsoluteTime
 for unit in sys.argv[1:]:
     for end in ("", "x"):
-        answer = (unit * 50_000)[:50_000] + end
+        answer = (unit * 100_000)[:100_000] + end
         read_letter(answer, "ABCD", ["x", "A man", "dogs", "3"])
         if end:
             AbsoluteTime().captions(answer, 60.0)
@@ -243,6 +243,6 @@ for unit in sys.argv[1:]:
 
 
 def test_a_long_answer_takes_work_in_proportion_to_its_length() -> None:
-    """A square of 50,000 characters would take this process minutes; its limit ends it."""
+    """A square of 100,000 characters would take this process minutes; its limit ends it."""
     done = subprocess.run([sys.executable, "-c", LIMITED, *HEAVY], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]

@@ -147,6 +147,7 @@ PRESETS: dict[str, Preset] = {
                 "patch_size": [14, 14],
             },
             "downsample_ratio": 0.5,
+            "tie_word_embeddings": False,
         },
     ),
     "smolvlm2-2.2b": Preset(

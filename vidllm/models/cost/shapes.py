@@ -69,6 +69,14 @@ class Shape:
         return 0.0 if self.temporal is None else self.temporal(self.grid(frames)[0])
 
 
+def config_of(preset: Preset) -> Any:
+    """A preset as a config of transformers."""
+    from transformers import AutoConfig
+
+    options = {k: v for k, v in preset.config.items() if k != "model_type"}
+    return AutoConfig.for_model(preset.config["model_type"], **options)
+
+
 def shape_of(model: str | None, size: int | None = None) -> Shape:
     """The shape of a preset, a shipped model, a folder or a model on the hub.
 
@@ -87,9 +95,7 @@ def shape_of(model: str | None, size: int | None = None) -> Shape:
     name = by_hub.get(model or "", model)
     if name in PRESETS:
         preset = PRESETS[name]
-        options = {k: v for k, v in preset.config.items() if k != "model_type"}
-        config = AutoConfig.for_model(preset.config["model_type"], **options)
-        return from_config(config, name, preset, size)
+        return from_config(config_of(preset), name, preset, size)
     folder = str(default_model()) if name is None else _find(name)
     if is_folder(folder):
         check_folder(folder)
