@@ -28,16 +28,16 @@ def test_the_same_tokens_from_more_frames(tmp_path: Path) -> None:
 
 
 def test_a_library_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_library, "VIDEOS", 6)
-    monkeypatch.setattr(bench_library, "QUERIES", 3)
+    monkeypatch.setattr(bench_library, "VIDEOS", 4)
+    monkeypatch.setattr(bench_library, "QUERIES", 2)
     found = measured("library", tmp_path)
-    case = "6 videos of about a minute"
-    shown = [found[case, f"a video that shows it within {n} (n=3)"] for n in (1, 5, 10)]
-    moments = [found[case, f"the moment (IoU 0.3) within {n} (n=3)"] for n in (1, 5, 10)]
+    case = "4 videos of about a minute"
+    shown = [found[case, f"a video that shows it within {n} (n=2)"] for n in (1, 5, 10)]
+    moments = [found[case, f"the moment (IoU 0.3) within {n} (n=2)"] for n in (1, 5, 10)]
     assert shown == sorted(shown) and moments == sorted(moments)
-    assert shown[-1] > 0.5  # ten spans of six videos
+    assert shown[-1] > 0.5  # ten spans of four videos
     assert all(m <= s for m, s in zip(moments, shown, strict=True))
-    assert found[case, "seconds of query 3"] > 0
+    assert found[case, "seconds of query 2"] > 0
 
 
 def test_an_unknown_part_is_refused_before_anything_runs(tmp_path: Path) -> None:

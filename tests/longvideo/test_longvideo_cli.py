@@ -191,7 +191,7 @@ def test_a_library_from_the_shell(shell: Shell, index: Path, tmp_path: Path) -> 
 
 
 def test_ctrl_c_says_how_to_go_on(model: Path, tmp_path: Path) -> None:
-    video = write_video(tmp_path / "busy.mp4", 800, fps=2, size=(192, 144), noise=10.0)
+    video = write_video(tmp_path / "busy.mp4", 480, fps=2, size=(192, 144), noise=10.0)
     words = ["index", video, "--model", model, "--fps", 2, "-o", tmp_path / "busy.vidx"]
     process = subprocess.Popen(
         [sys.executable, "-m", "vidllm.cli", *map(str, words)],
@@ -209,7 +209,7 @@ def test_ctrl_c_says_how_to_go_on(model: Path, tmp_path: Path) -> None:
     assert (process.returncode, out) == (130, "")
     (line,) = spoken(said)
     assert line.startswith("vidllm: stopped at ") and line.endswith(
-        " of 6:40: run the same command again to go on"
+        " of 4:00: run the same command again to go on"
     )
     assert main([*map(str, words), "--json"]) == 0
     assert VideoIndex.load(tmp_path / "busy.vidx").facts["complete"]
