@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -166,3 +167,32 @@ def test_the_page_and_the_plot_are_made_of_the_table_alone(home: Path) -> None:
     page = (home / "systems.md").read_text(encoding="utf-8")
     assert again.split("## The claims")[0] == page.split("## The claims")[0]
     assert systems_plot(rows) == (home / "systems.png").read_bytes()
+
+
+def test_finished_arms_are_kept_in_small_files_and_not_run_again(
+    home: Path, tmp_path: Path, cli: Run
+) -> None:
+    kept = tmp_path / "kept"
+    work = replace(measurement(home), kept=kept)
+    work.run(CommonOptions(), train=False, threads=1, workers=0, jobs=1)
+    names = ["start.jsonl.gz", "storm-without.0.jsonl.gz", "storm.0.jsonl.gz"]
+    assert [file.name for file in sorted(kept.iterdir())] == names
+    assert all(str(home).encode() not in gzip.decompress(f.read_bytes()) for f in kept.iterdir())
+    written = {file: file.stat().st_mtime_ns for file in kept.iterdir()}
+    out = tmp_path / "empty"
+    again = [word if word != home / "out" else out for word in words(home, "--kept", kept)]
+    done = cli(*again, "--page", tmp_path / "systems.md")
+    assert done.returncode == 0, done.stderr
+    assert "training storm" not in done.stderr and "asking" not in done.stderr
+    assert (out / "systems.csv").read_bytes() == (home / "out" / "systems.csv").read_bytes()
+    assert written == {file: file.stat().st_mtime_ns for file in kept.iterdir()}
+    with pytest.raises(InputError, match="was trained with batch 1, not 2"):
+        replace(work, home=out, budget=measurement(home, batch=2).budget).finished()
+    with pytest.raises(InputError, match=r"start.jsonl.gz is a run with seed 137, not 138"):
+        replace(work, home=out, exam=replace(work.exam, seed=SEED + 1)).finished()
+    save_tiny(tmp_path / "other")
+    with pytest.raises(InputError, match=r"start.jsonl.gz began with other weights"):
+        replace(work, home=out, budget=Budget(2, 1, 2, init=str(tmp_path / "other"))).finished()
+    (kept / names[0]).write_bytes(b"no gzip")
+    with pytest.raises(InputError, match=r"start.jsonl.gz is no finished arm: delete it"):
+        work.finished()

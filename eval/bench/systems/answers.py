@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from vidllm.errors import InputError
 
 from ...run.journal import Key, Row
 from ...run.records import CONFIG, RunFolder
@@ -13,6 +15,7 @@ from ...run.run_settings import FULL
 from ..methods.candidates import native_config, own_compressor
 from .arms import START
 from .entries import Entry, Exam
+from .finished import start_mark
 
 
 def answers_of(
@@ -29,6 +32,12 @@ def answers_of(
     Raises:
         InputError: a run of another benchmark, split or seed, or damaged files.
     """
+    if (kept := entry.finished) is not None:
+        exam.check(kept.config, entry.file)
+        if kept.start != start_mark(init):
+            raise InputError(f"{entry.file} began with other weights: give another --kept")
+        if (found := _of(exam, kept.config, kept.rows, kept.config["settings"])) is not None:
+            return found
     own = _taken(entry.answers, exam, lambda _: True)
     if own is not None or entry.arm.recipe or entry.start_run is None:
         return own
@@ -42,7 +51,16 @@ def _taken(
         return None
     config, every = _read(folder, (folder / CONFIG).stat().st_mtime_ns)
     exam.check(config, folder)
-    settings = [setting for setting in config["settings"] if wants(setting)]
+    return _of(exam, config, every, [one for one in config["settings"] if wants(one)])
+
+
+def _of(
+    exam: Exam,
+    config: Mapping[str, Any],
+    every: Mapping[Key, Row],
+    settings: Sequence[Mapping[str, Any]],
+) -> tuple[dict[str, Any], dict[Key, Row]] | None:
+    """What was said to the first clips under these settings; None where an answer is missing."""
     items = _first(every, exam.limit)
     if items is None or not settings:
         return None

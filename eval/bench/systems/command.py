@@ -74,6 +74,15 @@ def systems(
     out: Annotated[
         Path, option(_RUN, "--out", help="Folder of trainings and answers; goes on there.")
     ] = Path("runs/systems"),
+    kept: Annotated[
+        Path | None,
+        option(
+            _RUN,
+            "--kept",
+            help="Folder of finished arms, a file each: not run again, new ones are added.",
+            file_okay=False,
+        ),
+    ] = None,
     csv: Annotated[
         Path | None,
         option(_RUN, "--csv", help="The table.", show_default="OUT/systems.csv", dir_okay=False),
@@ -124,6 +133,7 @@ def systems(
         exam=Exam(split, version, options.seed, limit, keeps, data, max_new_tokens),
         seeds=seeds,
         start_run=None if start_run is None else input_folder(start_run, "--start-run"),
+        kept=None if kept is None else output_folder(kept.expanduser()),
     )
     one_of("--split", split, work.exam.task.splits)
     if not page_only:

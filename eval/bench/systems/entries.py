@@ -11,6 +11,7 @@ from vidllm.errors import InputError
 
 from ...tasks.stage import Stage
 from .arms import Arm
+from .finished import Finished, read_finished
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Exam:
         """The benchmark."""
         return Stage(version=self.version)
 
-    def check(self, config: Mapping[str, Any], folder: Path) -> None:
+    def check(self, config: Mapping[str, Any], place: Path | None) -> None:
         """See that a run is of this benchmark.
 
         Raises:
@@ -46,7 +47,7 @@ class Exam:
         for name, value in told.items():
             if config.get(name) != value:
                 raise InputError(
-                    f"{folder} is a run with {name} {config.get(name)}, not {value}: give that "
+                    f"{place} is a run with {name} {config.get(name)}, not {value}: give that "
                     "one, or another folder"
                 )
 
@@ -59,12 +60,14 @@ class Entry:
         home: the folder of everything. model, answers: those of this arm; an arm that is not
             trained has no model of its own.
         start_run: a run that may have the answers of arms without a training; None for none.
+        kept: a folder of finished arms, see `finished`; None for none.
     """
 
     arm: Arm
     seed: int
     home: Path
     start_run: Path | None = None
+    kept: Path | None = None
 
     @property
     def label(self) -> str:
@@ -77,3 +80,13 @@ class Entry:
     @property
     def answers(self) -> Path:
         return self.home / "answers" / self.label
+
+    @property
+    def file(self) -> Path | None:
+        """Of the finished arm."""
+        return None if self.kept is None else self.kept / f"{self.label}.jsonl.gz"
+
+    @property
+    def finished(self) -> Finished | None:
+        """The arm as it was once finished; None where it was not, or nothing is kept."""
+        return None if self.file is None else read_finished(self.file)

@@ -34,12 +34,15 @@ from ..methods.measured_scores import kinds_of
 from .answers import answers_of
 from .arms import START, Arm, Budget
 from .entries import Entry, Exam
+from .finished import start_mark, write_finished
 
 _ADVICE = "delete the folder, to have it trained again"
 
 
 def stamp_of(entry: Entry) -> dict[str, Any]:
     """What a training folder says of itself; {} where none was begun, or nothing is saved yet."""
+    if (kept := entry.finished) is not None:
+        return kept.stamp
     file = entry.model / STAMP
     if not file.is_file():
         return {}
@@ -148,19 +151,25 @@ def cost_of(entry: Entry) -> Cost | None:
     told = stamp_of(entry)
     if not told:
         return None
-    rows = list(_log(entry.model / LOG))
-    parts = [
-        (two["cpu_seconds"] - one["cpu_seconds"]) / (two["step"] - one["step"])
-        for one, two in pairwise(rows)
-        if two["step"] > one["step"] and two["cpu_seconds"] > one["cpu_seconds"]  # one process
-    ]
     names = ("steps", "batch", "clips")
     counts = {name: int(told.get(name) or 0) for name in names}
     rate = float(told.get("lr") or get_recipe(entry.arm.recipe).lr)
     return Cost(
         **counts, lr=rate, trained=dict(told.get("trained") or {}),
-        cpu_seconds=statistics.fmean(parts) if parts else None,
+        cpu_seconds=_cpu_seconds(entry),
     )  # fmt: skip
+
+
+def _cpu_seconds(entry: Entry) -> float | None:
+    """Of a step, by the log of the training."""
+    if (kept := entry.finished) is not None:
+        return kept.cpu_seconds
+    parts = [
+        (two["cpu_seconds"] - one["cpu_seconds"]) / (two["step"] - one["step"])
+        for one, two in pairwise(_log(entry.model / LOG))
+        if two["step"] > one["step"] and two["cpu_seconds"] > one["cpu_seconds"]  # one process
+    ]
+    return statistics.fmean(parts) if parts else None
 
 
 def _log(file: Path) -> Iterator[dict[str, Any]]:
@@ -179,6 +188,7 @@ class Measurement:
         seeds: trainings of every arm.
         start_run: a run of `vidllm bench methods` or `vidllm eval` that asked the start about the
             same clips (it may go on): its answers are taken, where all are there.
+        kept: a folder of finished arms, which are not run again and to which new ones are added.
     """
 
     home: Path
@@ -187,12 +197,13 @@ class Measurement:
     exam: Exam
     seeds: int = 1
     start_run: Path | None = None
+    kept: Path | None = None
 
     @property
     def entries(self) -> list[Entry]:
         """Every arm with every seed, the first seed of all before the second of any."""
         return [
-            Entry(arm, seed, self.home, self.start_run)
+            Entry(arm, seed, self.home, self.start_run, self.kept)
             for seed in range(self.seeds)
             for arm in self.arms
             if arm.recipe or seed == 0
@@ -214,6 +225,19 @@ class Measurement:
                 _train(entry, self.budget, threads=threads, workers=workers, quiet=options.json)
             if not self.is_asked(entry):
                 ask(entry, self.exam, options, self.budget.init, jobs)
+            self._keep(entry)
+
+    def _keep(self, entry: Entry) -> None:
+        """Add a finished arm to those that are kept, where it is not there with all its answers."""
+        found = self.answers(entry)
+        if entry.file is None or found is None:
+            return
+        config, rows = found
+        kept = entry.finished
+        if kept is None or not rows.keys() <= kept.rows.keys():
+            start, stamp = start_mark(self.budget.init), stamp_of(entry)
+            seconds = _cpu_seconds(entry)
+            write_finished(entry.file, start, config, stamp, seconds, rows.values())
 
     def finished(self) -> tuple[list[Entry], list[Entry]]:
         """Those that are trained and asked, and those that are not."""

@@ -1,0 +1,104 @@
+"""A finished arm as one small file, so that a table can grow run by run, on any machine.
+
+`ARM.SEED.jsonl.gz`: a line that says of what run the answers are and what the training took, then
+the rows of the journal without the maps of kept tokens, which the table has no use for.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from vidllm.errors import InputError
+from vidllm.errors.schema import parse, validate
+from vidllm.errors.writing import whole_file
+from vidllm.models.shipped import default_model, find_model
+
+from ...run.folder_schemas import ROW
+from ...run.journal import Key, Row, key_of, line_of
+from ...run.records import FREE
+
+_HEAD = {"start", "config", "stamp", "cpu_seconds"}
+_STAMP = ("steps", "step", "batch", "clips", "lr", "seed", "trained", "recipe")
+_ADVICE = "delete it, to have the arm run again"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What such a file holds.
+
+    Attributes:
+        start: mark of the weights that all began with. config: of the run, without what says where
+            its machine had it. stamp: of the training, {} for an arm without one. cpu_seconds: of
+            a step of it.
+    """
+
+    start: str
+    config: dict[str, Any]
+    stamp: dict[str, Any]
+    cpu_seconds: float | None
+    rows: dict[Key, Row]
+
+
+def write_finished(
+    file: Path,
+    start: str,
+    config: Mapping[str, Any],
+    stamp: Mapping[str, Any],
+    cpu_seconds: float | None,
+    rows: Iterable[Row],
+) -> None:
+    """Write a finished arm; the same arm gives the same bytes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    head: dict[str, Any] = {
+        "start": start,
+        "config": {name: value for name, value in config.items() if name not in FREE},
+        "stamp": {name: stamp[name] for name in _STAMP if name in stamp},
+        "cpu_seconds": cpu_seconds,
+    }
+    head["config"] |= {name: config[name] for name in ("device_name", "items", "clips")}
+    head["config"]["model"] = Path(config["model"]).name
+    lines = [line_of(head), *(line_of({**row, "kept": None}) for row in rows)]
+    with whole_file(file) as part:
+        part.write_bytes(gzip.compress("".join(lines).encode("utf-8", "surrogatepass"), mtime=0))
+
+
+def start_mark(init: str) -> str:
+    """A mark of the start's weights; `init` is its folder or name, "" for the shipped model."""
+    folder = Path(find_model(init) if init else default_model())
+    found = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        found.update(file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def read_finished(file: Path) -> Finished | None:
+    """A finished arm; None where there is none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    return _read(file, file.stat().st_mtime_ns) if file.is_file() else None
+
+
+@lru_cache(maxsize=64)
+def _read(file: Path, _: int) -> Finished:
+    try:
+        lines = gzip.decompress(file.read_bytes()).splitlines()
+    except (OSError, EOFError, zlib.error):
+        raise InputError(f"{file} is no finished arm: {_ADVICE}") from None
+    head: Any = parse(lines[0], f"line 1 of {file}", _ADVICE) if lines else None
+    if not isinstance(head, dict) or not set(head) >= _HEAD:
+        raise InputError(f"{file} does not say what run it is of: {_ADVICE}")
+    rows = {}
+    for number, line in enumerate(lines[1:], 2):
+        row: Any = parse(line, f"line {number} of {file}", _ADVICE)
+        validate(row, ROW, f"line {number} of {file}", _ADVICE)
+        rows[key_of(row)] = row
+    return Finished(**{name: head[name] for name in _HEAD}, rows=rows)
