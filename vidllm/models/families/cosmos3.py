@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
-from torch import nn
-
+from .family import Adapter
 from .qwen3_vl import Qwen3VL
 
 
@@ -14,8 +11,4 @@ class Cosmos3Edge(Qwen3VL):
 
     mrope = token_types = True
     tower_end_name = "post_layernorm"
-
-    @property
-    def attention(self) -> nn.Module:
-        """Of the last layer."""
-        return cast(nn.Module, cast(Any, self.tower).encoder.layers[-1].self_attn)
+    attention = Adapter.attention

@@ -122,9 +122,9 @@ class Adapter(ABC):
         return (*SIGNALS, *DECODER_SIGNALS)
 
     @property
-    @abstractmethod
     def attention(self) -> nn.Module:
-        """The attention layer of the tower whose queries and keys make the signals."""
+        """The attention of the tower whose queries and keys make the signals: of its last layer."""
+        return cast(nn.Module, cast(Any, self.tower).encoder.layers[-1].self_attn)
 
     @abstractmethod
     def clips(self, ids: Tensor, inputs: Mapping[str, Any], sight: Sight | None) -> list[Clip]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..hooks.batches import cell_means
 from ..hooks.vision_tower import Sight, queries_keys, received
@@ -25,11 +25,6 @@ class Gemma4(Adapter):
     def fold(self) -> int:
         """Patches along a side of a token."""
         return int(self.config.vision_config.pooling_kernel_size)
-
-    @property
-    def attention(self) -> nn.Module:
-        """Of the last layer."""
-        return cast(nn.Module, cast(Any, self.tower).encoder.layers[-1].self_attn)
 
     def whole_grid(self) -> str:
         """Its own reason."""

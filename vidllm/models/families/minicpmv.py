@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidllm.errors import InputError
 
@@ -22,11 +22,6 @@ class MiniCPMV(Adapter):
     tower_name = "vision_tower"
     beside = ("target_sizes_videos", "downsample_mode")
     processor_options = {"max_slice_nums": 1}  # noqa: RUF012
-
-    @property
-    def attention(self) -> nn.Module:
-        """Of the last layer."""
-        return cast(nn.Module, cast(Any, self.tower).encoder.layers[-1].self_attn)
 
     def whole_grid(self) -> str:
         """Its own reason."""

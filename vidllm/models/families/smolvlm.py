@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..hooks.vision_tower import Sight, dense_signals, fold_square
 from .frame_images import FramesAsImages
@@ -29,11 +27,6 @@ class SmolVLM(FramesAsImages):
     def fold(self) -> int:
         """Patches along a side of a token."""
         return int(self.config.scale_factor)
-
-    @property
-    def attention(self) -> nn.Module:
-        """Of the last layer."""
-        return cast(nn.Module, cast(Any, self.tower).encoder.layers[-1].self_attn)
 
     def signals(self, sight: Sight) -> dict[str, Tensor]:
         """Mean over the patches that the pixel shuffle puts into a token."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..hooks.packed_row import PackedFacts
 from ..hooks.vision_tower import Sight, packed_signals
-from .family import Clip, grid_from, grids_of
+from .family import Adapter, Clip, grid_from, grids_of
 from .packed import PackedTower
 
 
@@ -21,12 +21,8 @@ class VideoLlama3(PackedTower):
     family = "VideoLLaMA3"
     tower_name = "vision_model"
     tower_end_name = "post_layernorm"
+    attention = Adapter.attention
     stamp = r"Time\s*(\d+(?:\.\d+)?)\s*s:"
-
-    @property
-    def attention(self) -> nn.Module:
-        """Of the last layer."""
-        return cast(nn.Module, cast(Any, self.tower).encoder.layers[-1].self_attn)
 
     def given(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Nothing; but what the processor left out of the next videos is noted for the tower."""
