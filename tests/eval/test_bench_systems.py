@@ -193,6 +193,14 @@ def test_finished_arms_are_kept_in_small_files_and_not_run_again(
     save_tiny(tmp_path / "other")
     with pytest.raises(InputError, match=r"start.jsonl.gz began with other weights"):
         replace(work, home=out, budget=Budget(2, 1, 2, init=str(tmp_path / "other"))).finished()
+    more = replace(work, home=out, exam=replace(work.exam, limit=2))
+    more.run(CommonOptions(), train=False, threads=1, workers=0, jobs=1)
+    waiting = more.finished()[1]
+    assert [entry.label for entry in waiting] == ["storm.0", "storm-without.0"]
+    for text in (b"{}", b'{"start": "", "config": [], "stamp": {}, "cpu_seconds": null}', b""):
+        (kept / names[1]).write_bytes(gzip.compress(text))
+        with pytest.raises(InputError, match=r"line 1 of .*storm-without.0.jsonl.gz"):
+            work.finished()
     (kept / names[0]).write_bytes(b"no gzip")
     with pytest.raises(InputError, match=r"start.jsonl.gz is no finished arm: delete it"):
         work.finished()

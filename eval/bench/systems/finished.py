@@ -7,7 +7,6 @@ the rows of the journal without the maps of kept tokens, which the table has no 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,15 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from vidllm.errors import InputError
-from vidllm.errors.schema import parse, validate
-from vidllm.errors.writing import whole_file
+from vidllm.errors.schema import Anything, Nullable, Number, Object, String, parse, validate
+from vidllm.errors.writing import sha256, whole_file
 from vidllm.models.shipped import default_model, find_model
 
-from ...run.folder_schemas import ROW
+from ...run.folder_schemas import CONFIG, ROW
 from ...run.journal import Key, Row, key_of, line_of
 from ...run.records import FREE
 
-_HEAD = {"start", "config", "stamp", "cpu_seconds"}
+_HEAD = Object(
+    {
+        "start": String(),
+        "config": CONFIG,
+        "stamp": Object(other=Anything()),
+        "cpu_seconds": Nullable(Number()),
+    }
+)
+#: Of a configuration what says where its machine had things; what the table shows stays.
+_PLACES = set(FREE) - {"device_name", "items", "clips"}
 _STAMP = ("steps", "step", "batch", "clips", "lr", "seed", "trained", "recipe")
 _ADVICE = "delete it, to have the arm run again"
 
@@ -58,24 +66,26 @@ def write_finished(
     file.parent.mkdir(parents=True, exist_ok=True)
     head: dict[str, Any] = {
         "start": start,
-        "config": {name: value for name, value in config.items() if name not in FREE},
+        "config": {name: value for name, value in config.items() if name not in _PLACES}
+        | {"model": Path(config["model"]).name},
         "stamp": {name: stamp[name] for name in _STAMP if name in stamp},
         "cpu_seconds": cpu_seconds,
     }
-    head["config"] |= {name: config[name] for name in ("device_name", "items", "clips")}
-    head["config"]["model"] = Path(config["model"]).name
     lines = [line_of(head), *(line_of({**row, "kept": None}) for row in rows)]
     with whole_file(file) as part:
         part.write_bytes(gzip.compress("".join(lines).encode("utf-8", "surrogatepass"), mtime=0))
 
 
 def start_mark(init: str) -> str:
-    """A mark of the start's weights; `init` is its folder or name, "" for the shipped model."""
+    """A mark of the weights of the start and of its learned methods.
+
+    Args:
+        init: its folder or name, "" for the shipped model.
+    """
     folder = Path(find_model(init) if init else default_model())
-    found = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        found.update(file.read_bytes())
-    return found.hexdigest()[:16]
+    # Statistics of footage say what the model knows, and change no answer.
+    files = [file for file in sorted(folder.glob("*.safetensors")) if file.stem != "footage"]
+    return "-".join(sha256(file)[:8] for file in files)
 
 
 def read_finished(file: Path) -> Finished | None:
@@ -93,12 +103,11 @@ def _read(file: Path, _: int) -> Finished:
         lines = gzip.decompress(file.read_bytes()).splitlines()
     except (OSError, EOFError, zlib.error):
         raise InputError(f"{file} is no finished arm: {_ADVICE}") from None
-    head: Any = parse(lines[0], f"line 1 of {file}", _ADVICE) if lines else None
-    if not isinstance(head, dict) or not set(head) >= _HEAD:
-        raise InputError(f"{file} does not say what run it is of: {_ADVICE}")
+    head: Any = parse(lines[0] if lines else b"", f"line 1 of {file}", _ADVICE)
+    validate(head, _HEAD, f"line 1 of {file}", _ADVICE)
     rows = {}
     for number, line in enumerate(lines[1:], 2):
         row: Any = parse(line, f"line {number} of {file}", _ADVICE)
         validate(row, ROW, f"line {number} of {file}", _ADVICE)
         rows[key_of(row)] = row
-    return Finished(**{name: head[name] for name in _HEAD}, rows=rows)
+    return Finished(**head, rows=rows)

@@ -40,9 +40,11 @@ _ADVICE = "delete the folder, to have it trained again"
 
 
 def stamp_of(entry: Entry) -> dict[str, Any]:
-    """What a training folder says of itself; {} where none was begun, or nothing is saved yet."""
-    if (kept := entry.finished) is not None:
-        return kept.stamp
+    """What a training says of itself, of a finished arm or its folder; {} where none was begun."""
+    return _folder_stamp(entry) if (kept := entry.finished) is None else kept.stamp
+
+
+def _folder_stamp(entry: Entry) -> dict[str, Any]:
     file = entry.model / STAMP
     if not file.is_file():
         return {}
@@ -52,13 +54,16 @@ def stamp_of(entry: Entry) -> dict[str, Any]:
     return found
 
 
-def is_trained(entry: Entry, budget: Budget) -> bool:
+def is_trained(entry: Entry, budget: Budget, *, here: bool = False) -> bool:
     """Whether the training is over.
+
+    Args:
+        here: and its model lies in the folder.
 
     Raises:
         InputError: the folder holds a training of another budget.
     """
-    told = stamp_of(entry)
+    told = _folder_stamp(entry) if here else stamp_of(entry)
     for name in ("steps", "batch", "clips", "lr"):
         value = getattr(budget, name)
         if told and told.get(name) != value:
@@ -219,18 +224,19 @@ class Measurement:
             Interrupted: it was stopped from outside; the same command goes on.
         """
         for entry in self.entries:
-            if entry.arm.recipe and not is_trained(entry, self.budget):
+            asked = self.is_asked(entry)
+            # Of a kept arm that is to answer more there may be no model here.
+            if entry.arm.recipe and not asked and not is_trained(entry, self.budget, here=True):
                 if not train:
                     continue
                 _train(entry, self.budget, threads=threads, workers=workers, quiet=options.json)
-            if not self.is_asked(entry):
+            if not asked:
                 ask(entry, self.exam, options, self.budget.init, jobs)
             self._keep(entry)
 
     def _keep(self, entry: Entry) -> None:
         """Add a finished arm to those that are kept, where it is not there with all its answers."""
-        found = self.answers(entry)
-        if entry.file is None or found is None:
+        if entry.file is None or (found := self.answers(entry)) is None:
             return
         config, rows = found
         kept = entry.finished
