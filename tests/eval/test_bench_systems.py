@@ -197,6 +197,8 @@ def test_finished_arms_are_kept_in_small_files_and_not_run_again(
     more.run(CommonOptions(), train=False, threads=1, workers=0, jobs=1)
     waiting = more.finished()[1]
     assert [entry.label for entry in waiting] == ["storm.0", "storm-without.0"]
+    shares = replace(work, home=out, exam=replace(work.exam, keeps=(0.5, 0.25))).finished()[1]
+    assert len(shares) == 3  # nobody was asked at a quarter
     for text in (b"{}", b'{"start": "", "config": [], "stamp": {}, "cpu_seconds": null}', b""):
         (kept / names[1]).write_bytes(gzip.compress(text))
         with pytest.raises(InputError, match=r"line 1 of .*storm-without.0.jsonl.gz"):

@@ -36,12 +36,22 @@ def answers_of(
         exam.check(kept.config, entry.file)
         if kept.start != start_mark(init):
             raise InputError(f"{entry.file} began with other weights: give another --kept")
-        if (found := _of(exam, kept.config, kept.rows, kept.config["settings"])) is not None:
+        found = _of(exam, kept.config, kept.rows, kept.config["settings"])
+        if found is not None and _is_whole(entry, exam, kept.config):
             return found
     own = _taken(entry.answers, exam, lambda _: True)
+    if own is not None and not _is_whole(entry, exam, own[0]):
+        return None
     if own is not None or entry.arm.recipe or entry.start_run is None:
         return own
     return _taken(entry.start_run, exam, lambda setting: _asks(entry, exam, init, setting))
+
+
+def _is_whole(entry: Entry, exam: Exam, config: Mapping[str, Any]) -> bool:
+    """Whether an arm was asked at every share of the test that it takes, or refused there."""
+    refused = {float(label.rpartition("@")[2]) for label in config.get("refused") or ()}
+    asked = {setting.get("keep") for setting in config["settings"]} | refused
+    return all(keep in asked for keep in exam.keeps if entry.arm.takes(keep))
 
 
 def _taken(

@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from vidllm.compressors import build
 from vidllm.encoders.temporal import temporal_names
 from vidllm.errors import InputError
 from vidllm.errors.registry import did_you_mean
@@ -62,6 +63,16 @@ class Arm:
     asked: str
     about: str
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def takes(self, keep: float) -> bool:
+        """Whether it can be asked at a share: a chain's own parts may not allow one."""
+        if "+" not in self.asked:
+            return True
+        try:
+            build(self.asked.replace("+", ","), keep=keep)
+        except InputError:
+            return False
+        return True
 
     def settings(self, budget: Budget, out: Path, cells: Path, seed: int) -> CourseSettings:
         """How it is trained in `out`; `cells` is a folder that all share."""

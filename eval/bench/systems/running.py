@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from vidllm.cli.options import CommonOptions, say
-from vidllm.compressors import build
 from vidllm.errors import InputError
 from vidllm.errors.schema import parse
 from vidllm.recipes import get_recipe
@@ -100,8 +99,7 @@ def order_of(entry: Entry, exam: Exam, jobs: int) -> Order:
     The start is asked with all tokens once; a trained arm has its own answers to all tokens.
     """
     spec = entry.arm.asked or None
-    chains = "," in _chain(spec)
-    pairs = tuple((spec, keep) for keep in exam.keeps if not chains or _can(spec, keep))
+    pairs = tuple((spec, keep) for keep in exam.keeps if entry.arm.takes(keep))
     return Order(
         task=exam.task,
         wanted=Wanted(pairs, full=bool(entry.arm.recipe) or entry.arm.name == START),
@@ -114,18 +112,6 @@ def order_of(entry: Entry, exam: Exam, jobs: int) -> Order:
         skip_refused=True,
         jobs=jobs,
     )
-
-
-def _chain(spec: str | None) -> str:
-    return (spec or "").replace("+", ",")
-
-
-def _can(spec: str | None, keep: float) -> bool:
-    try:
-        build(_chain(spec), keep=keep)
-    except InputError:  # a share that a chain's own parts do not allow
-        return False
-    return True
 
 
 def ask(entry: Entry, exam: Exam, options: CommonOptions, init: str, jobs: int) -> None:
