@@ -7,46 +7,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..hooks.vision_tower import Sight, dense_signals
-from .family import Adapter, Clip
+from ..hooks.vision_tower import Sight
+from .family import Clip
+from .square_frames import SquareFrames
 
 
-class LlavaOnevision(Adapter):
+class LlavaOnevision(SquareFrames):
     """Frames of 27 x 27 patches become 14 x 14 tokens; the newline is never touched."""
 
     family = "LLaVA-OneVision"
-    tower_name = "vision_tower"
-    merging = "pooled"
-
-    @property
-    def side(self) -> int:
-        """Patches along a side of a frame."""
-        vision = self.config.vision_config
-        return int(vision.image_size // vision.patch_size)
-
-    @property
-    def attention(self) -> nn.Module:
-        """Of the last layer; of the last but one where the tower has a CLS token."""
-        layers = [m for m in self.tower.modules() if hasattr(m, "q_proj") and hasattr(m, "k_proj")]
-        layers = [m for m in layers if hasattr(m, "num_heads")]
-        # An attention pooling head has fused projections, so it is not among them.
-        cls = self.config.vision_feature_select_strategy == "default"
-        return layers[max(-2 if cls else -1, -len(layers))]
 
     @property
     def cells(self) -> int:
         """Tokens along a side of a frame."""
         return math.ceil(self.side / 2)
-
-    def whole_grid(self) -> str:
-        """Empty but for checkpoints that read their tower in another way."""
-        layer = self.config.vision_feature_layer
-        if layer != -1:
-            return f"reads layer {layer} of its tower, not the last"
-        full = self.config.vision_feature_select_strategy == "full"
-        return "" if full else "leaves out the CLS token of its tower"
 
     def clips(self, ids: Tensor, inputs: Mapping[str, Any], sight: Sight | None) -> list[Clip]:
         """Seconds are not told: frames count as seconds."""
@@ -64,12 +40,8 @@ class LlavaOnevision(Adapter):
         grids = [(int(frames), side, side)] * int(count)
         return self.grid_clips(ids, grids, extra=1)
 
-    def signals(self, sight: Sight) -> dict[str, Tensor]:
-        """Pooled as the features are."""
-        return self.pooled(dense_signals(sight, self.side**2))
-
     def pooled(self, planes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of patches (F, side², ...) to tokens (F * cells², ...)."""
+        """Between patches."""
         found = {}
         for name, plane in planes.items():
             wide = plane.unflatten(1, (self.side, self.side))

@@ -8,12 +8,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..hooks.vision_tower import Sight, dense_signals
+from ..hooks.vision_tower import Sight
 from .family import Clip
-from .llava_onevision import LlavaOnevision
+from .square_frames import SquareFrames
 
 
-class LlavaNextVideo(LlavaOnevision):
+class LlavaNextVideo(SquareFrames):
     """Frames of 24 x 24 patches become 12 x 12 tokens, and nothing stands behind a video."""
 
     beside = ("pixel_values_videos",)
@@ -42,11 +42,11 @@ class LlavaNextVideo(LlavaOnevision):
     def frames(self, ids: Tensor, videos: int, frames: int) -> list[Clip]:
         return self.grid_clips(ids, [(frames, self.cells, self.cells)] * videos)
 
-    def signals(self, sight: Sight) -> dict[str, Tensor]:
-        """Pooled as the features are."""
-        planes, stride = {}, self.side // self.cells
-        for name, plane in dense_signals(sight, self.side**2).items():
+    def pooled(self, planes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Means of squares."""
+        found, stride = {}, self.side // self.cells
+        for name, plane in planes.items():
             wide = plane.reshape(len(plane), self.side**2, -1).mT
             small = F.avg_pool2d(wide.unflatten(2, (self.side, self.side)), stride)
-            planes[name] = small.movedim(1, -1).flatten(0, 2).reshape(-1, *plane.shape[2:])
-        return planes
+            found[name] = small.movedim(1, -1).flatten(0, 2).reshape(-1, *plane.shape[2:])
+        return found

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vidllm.errors import InputError
 
-from ..hooks.vision_tower import Sight, packed_signals
+from ..hooks.vision_tower import Sight, fold_fours, packed_signals
 from .family import Adapter, Clip
 
 _MARKS = 2  # ids between two frames of a video: the end of one and the start of the next
@@ -38,39 +38,28 @@ class MiniCPMV(Adapter):
         if not found:
             return []
         merge = 2 if (found["downsample_mode"] or self.config.downsample_mode) == "4x" else 4
-        units = (torch.as_tensor(found["target_sizes_videos"]) // merge).tolist()
-        copies = self.copies(ids, self.video_token, sum(h * w for h, w in units))
+        sizes = (torch.as_tensor(found["target_sizes_videos"]) // merge).tolist()
+        copies = self.copies(ids, self.video_token, sum(h * w for h, w in sizes))
         grids: list[tuple[int, int, int]] = []
         first = 0
         for line in ids[::copies]:
             places, end = torch.nonzero(line == self.video_token).flatten(), 0
             while end < len(places):
-                (rows, columns), start = units[first], end
-                end += rows * columns
-                alone = not start or int(places[start] - places[start - 1]) > 1 + _MARKS
-                if alone:
-                    grids.append((0, rows, columns))
-                count, *before = grids[-1]
-                if before != [rows, columns]:
+                size, start = tuple(sizes[first]), end
+                end, first = end + size[0] * size[1], first + 1
+                if not start or int(places[start] - places[start - 1]) > 1 + _MARKS:
+                    grids.append((0, *size))
+                if grids[-1][1:] != size:
                     raise InputError(
                         f"{self.family}: frames that are cut into slices are not served: give the "
                         "processor max_slice_nums=1"
                     )
-                grids[-1], first = (count + 1, rows, columns), first + 1
+                grids[-1] = (grids[-1][0] + 1, *size)
         return self.grid_clips(ids, grids)
 
     def signals(self, sight: Sight) -> dict[str, Tensor]:
         """Mean over the patches of a token; in the last layer these are 2 x 2 either way."""
-        bounds = sight.arguments["cu_seqlens"]
-        shares = torch.as_tensor(sight.inputs["target_sizes"])
-        fold = round((int(shares.prod(-1).sum()) / int(bounds[-1])) ** 0.5)
-        planes = {}
-        for name, plane in packed_signals(sight).items():
-            frames = zip(
-                plane.split(bounds.diff().tolist()), (shares // fold).tolist(), strict=True
-            )
-            squares = [
-                rows.unflatten(0, (h // 2, 2, w // 2, 2)).mean((1, 3)) for rows, (h, w) in frames
-            ]
-            planes[name] = torch.cat([square.flatten(0, 1) for square in squares])
-        return planes
+        counts = sight.arguments["cu_seqlens"].diff().tolist()
+        sizes = torch.as_tensor(sight.inputs["target_sizes"])
+        fold = round((int(sizes.prod(-1).sum()) / sum(counts)) ** 0.5)
+        return fold_fours(packed_signals(sight), counts, (sizes // fold).tolist())

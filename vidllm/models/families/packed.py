@@ -12,6 +12,9 @@ from ..hooks.packed_row import PackedFacts
 from ..hooks.vision_tower import Sight, fold_groups, packed_signals
 from .family import Adapter, grids_of
 
+#: The grid (T, H, W) of a video's tokens, and what its row in the tower is.
+PackedVideo = tuple[tuple[int, int, int], PackedFacts]
+
 
 class PackedTower(Adapter):
     """Base of these families: `merge` x `merge` patches, which stand side by side, make a token."""
@@ -35,9 +38,7 @@ class PackedTower(Adapter):
         """Empty: the projector looks at the patches of one token only."""
         return ""
 
-    def tower_videos(
-        self, call: Mapping[str, Any]
-    ) -> list[tuple[tuple[int, int, int], PackedFacts]]:
+    def tower_videos(self, call: Mapping[str, Any]) -> list[PackedVideo]:
         """The videos of a call of `get_video_features`, in order: grids of tokens, and the row.
 
         Args:
@@ -54,3 +55,18 @@ class PackedTower(Adapter):
     def signals(self, sight: Sight) -> dict[str, Tensor]:
         """Mean over the patches of a token."""
         return fold_groups(packed_signals(sight), self.merge**2)
+
+
+def windows_of(tower: Any, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a tower that attends in windows (Qwen2.5's): its order of the tokens of `grid` (V, 3), and
+    (W + 1,) patches before every window; on the CPU."""
+    grid = grid.cpu()
+    if hasattr(tower, "get_window_index"):  # transformers 5.0
+        order, ends = tower.get_window_index(grid)
+        return torch.as_tensor(order), torch.as_tensor(ends).unique_consecutive()
+    from transformers.vision_utils import get_vision_window_index
+
+    sizes = {
+        name: getattr(tower, name) for name in ("spatial_merge_size", "window_size", "patch_size")
+    }
+    return get_vision_window_index(grid, **sizes)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..hooks.packed_row import PackedFacts
 from ..hooks.vision_tower import Sight
 from .family import Clip, floats_of, grid_from, grids_of
-from .packed import PackedTower
+from .packed import PackedTower, windows_of
 
 
 class Qwen25VL(PackedTower):
@@ -38,28 +38,13 @@ class Qwen25VL(PackedTower):
     def row_facts(self, grid: Tensor) -> PackedFacts:
         """With the windows that tokens are in."""
         tower, unit = cast(Any, self.tower), self.merge**2
-        order, ends = self._windows(grid)
+        order, ends = windows_of(self.tower, grid)
         windows, each = torch.empty_like(order), (len(ends) - 1) // int(grid[0, 0])
         windows[order] = torch.searchsorted(ends[1:], torch.arange(len(order)) * unit, right=True)
         return PackedFacts(unit, windows=windows % each, full=tuple(tower.fullatt_block_indexes))
 
     def signals(self, sight: Sight) -> dict[str, Tensor]:
         """Back from the order of windows to that of the prompt."""
-        order = torch.argsort(self._windows(sight.inputs["grid_thw"])[0])
+        order = torch.argsort(windows_of(self.tower, sight.inputs["grid_thw"])[0])
         planes = super().signals(sight)
         return {name: plane[order.to(plane.device)] for name, plane in planes.items()}
-
-    def _windows(self, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """The tower's order of tokens, and (W + 1,) patches before every window; on the CPU."""
-        tower, grid = cast(Any, self.tower), grid.cpu()
-        if hasattr(tower, "get_window_index"):  # transformers 5.0
-            order, ends = tower.get_window_index(grid)
-            return torch.as_tensor(order), torch.as_tensor(ends).unique_consecutive()
-        from transformers.vision_utils import get_vision_window_index
-
-        return get_vision_window_index(
-            grid,
-            spatial_merge_size=tower.spatial_merge_size,
-            window_size=tower.window_size,
-            patch_size=tower.patch_size,
-        )

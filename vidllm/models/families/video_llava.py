@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from vidllm.tokens import VideoTokens
 
-from ..hooks.vision_tower import Sight, dense_signals
 from .family import Clip
 from .llava_video import LlavaNextVideo
 
@@ -42,7 +40,3 @@ class VideoLlava(LlavaNextVideo):
             tokens = replace(tokens, span=spans)
             clips.append(replace(clip, where=clip.where[patch], tokens=tokens, slots=slots[patch]))
         return clips
-
-    def signals(self, sight: Sight) -> dict[str, Tensor]:
-        """Of the patches alone."""
-        return {n: torch.flatten(p, 0, 1) for n, p in dense_signals(sight, self.side**2).items()}

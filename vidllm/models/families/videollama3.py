@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..hooks.packed_row import PackedFacts
-from ..hooks.vision_tower import Sight, packed_signals
+from ..hooks.vision_tower import Sight, fold_parts, packed_signals
 from .family import Adapter, Clip, grid_from, grids_of
-from .packed import PackedTower
+from .packed import PackedTower, PackedVideo
 
 
 class VideoLlama3(PackedTower):
@@ -35,42 +35,33 @@ class VideoLlama3(PackedTower):
         if grid is None:
             return []
         self.given(inputs)
-        sides = torch.as_tensor(grid_from(inputs, sight, "merge_sizes")).tolist()
-        grids = grids_of(grid, sides)
+        grids = grids_of(grid, torch.as_tensor(grid_from(inputs, sight, "merge_sizes")).tolist())
         return self.grid_clips(ids, grids, present=self._present(grids))
 
     def _present(self, grids: list[tuple[int, int, int]]) -> list[Tensor] | None:
         """For every video the tokens of its grid that its processor left."""
         mask = self._given.get().get("mask")
         sizes = [t * h * w for t, h, w in grids]
-        if mask is None or len(mask) % max(1, sum(sizes)):
+        whole = max(1, sum(sizes))
+        if mask is None or len(mask) % whole:
             return None
-        every = max(1, len(mask) // max(1, sum(sizes)))  # as often as rows stand in the batch
+        every = max(1, len(mask) // whole)  # as often as rows stand in the batch
         parts = torch.as_tensor(mask).cpu().bool()[::every].split(sizes)
         return [torch.nonzero(part).flatten() for part in parts]
 
-    def tower_videos(
-        self, call: Mapping[str, Any]
-    ) -> list[tuple[tuple[int, int, int], PackedFacts]]:
+    def tower_videos(self, call: Mapping[str, Any]) -> list[PackedVideo]:
         """Each with patches a token of its own."""
         sides = torch.as_tensor(call["video_merge_sizes"]).tolist()
         grids = grids_of(call["video_grid_thw"], sides)
         nothing: list[Any] = [None] * len(grids)
-        present = self._present(grids) or nothing
-        facts = [PackedFacts(m * m, present=own) for m, own in zip(sides, present, strict=True)]
+        facts = [
+            PackedFacts(m * m, present=own)
+            for m, own in zip(sides, self._present(grids) or nothing, strict=True)
+        ]
         return list(zip(grids, facts, strict=True))
 
     def signals(self, sight: Sight) -> dict[str, Tensor]:
         """Mean over the patches of a token, which stand side by side."""
-        tower, planes = sight.inputs, packed_signals(sight)
-        counts = torch.as_tensor(tower["grid_thw"]).prod(-1).tolist()
-        sides = torch.as_tensor(tower["merge_sizes"]).tolist()
-        return {
-            name: torch.cat(
-                [
-                    part.unflatten(0, (-1, side * side)).mean(1)
-                    for part, side in zip(plane.split(counts), sides, strict=True)
-                ]
-            )
-            for name, plane in planes.items()
-        }
+        counts = torch.as_tensor(sight.inputs["grid_thw"]).prod(-1).tolist()
+        groups = torch.as_tensor(sight.inputs["merge_sizes"]).square().tolist()
+        return fold_parts(packed_signals(sight), counts, groups)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -218,6 +218,31 @@ def fold_square(signals: Mapping[str, Tensor], fold: int) -> dict[str, Tensor]:
 def fold_groups(signals: Mapping[str, Tensor], group: int) -> dict[str, Tensor]:
     """Patches (N, ...) whose tokens are `group` patches in a row each, to (N / group, ...)."""
     return {name: plane.unflatten(0, (-1, group)).mean(1) for name, plane in signals.items()}
+
+
+def fold_parts(
+    signals: Mapping[str, Tensor], counts: list[int], groups: Sequence[int]
+) -> dict[str, Tensor]:
+    """As `fold_groups`, of parts of `counts` patches with a group each."""
+    folded = {}
+    for name, plane in signals.items():
+        parts = zip(plane.split(counts), groups, strict=True)
+        folded[name] = torch.cat([part.unflatten(0, (-1, group)).mean(1) for part, group in parts])
+    return folded
+
+
+def fold_fours(
+    signals: Mapping[str, Tensor], counts: list[int], grids: Sequence[Sequence[int]]
+) -> dict[str, Tensor]:
+    """Frames of `counts` patches, on `grids` (h, w) each, to tokens of 2 x 2 patches."""
+    folded = {}
+    for name, plane in signals.items():
+        frames = [
+            frame.unflatten(0, (h // 2, 2, w // 2, 2)).mean((1, 3)).flatten(0, 1)
+            for frame, (h, w) in zip(plane.split(counts), grids, strict=True)
+        ]
+        folded[name] = torch.cat(frames)
+    return folded
 
 
 def turned(x: Tensor) -> Tensor:
