@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vidllm.ask.compression import compress
 from vidllm.models.families.family import adapter_for
+from vidllm.models.families.packed import windows_of
 from vidllm.models.hooks.vision_tower import watch
 
 ONE = [[3, Video(4), 6]]
@@ -69,7 +70,7 @@ def test_windows_of_qwen2_5_come_back_in_order() -> None:
     inputs = hf_inputs("qwen2_5_vl", [[3, Video(2, 4), 6]])
     with watch(adapter.tower, adapter.attention) as sights:
         model(**inputs)
-    order, _ = adapter._windows(sights[-1].inputs["grid_thw"])
+    order, _ = windows_of(adapter.tower, sights[-1].inputs["grid_thw"])
     assert not torch.equal(order, torch.arange(len(order)))
     hidden = sights[-1].hidden.unflatten(0, (-1, 4)).mean(1)
     keys = adapter.signals(sights[-1])["vision-keys"]
