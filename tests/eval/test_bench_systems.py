@@ -206,3 +206,6 @@ def test_finished_arms_are_kept_in_small_files_and_not_run_again(
     (kept / names[0]).write_bytes(b"no gzip")
     with pytest.raises(InputError, match=r"start.jsonl.gz is no finished arm: delete it"):
         work.finished()
+    (kept / names[0]).write_bytes(gzip.compress(bytes(2**28 + 1), 1))
+    with pytest.raises(InputError, match=r"start.jsonl.gz unpacks to more than 256 MiB: delete it"):
+        work.finished()

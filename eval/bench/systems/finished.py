@@ -35,6 +35,8 @@ _HEAD = Object(
 _PLACES = set(FREE) - {"device_name", "items", "clips"}
 _STAMP = ("steps", "step", "batch", "clips", "lr", "seed", "trained", "recipe")
 _ADVICE = "delete it, to have the arm run again"
+#: Bytes of an unpacked file at most; those of 60 clips have 1.5 million.
+_MOST = 2**28
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,13 @@ def read_finished(file: Path) -> Finished | None:
 @lru_cache(maxsize=64)
 def _read(file: Path, _: int) -> Finished:
     try:
-        lines = gzip.decompress(file.read_bytes()).splitlines()
+        with gzip.open(file) as packed:
+            text = packed.read(_MOST + 1)
     except (OSError, EOFError, zlib.error):
         raise InputError(f"{file} is no finished arm: {_ADVICE}") from None
+    if len(text) > _MOST:
+        raise InputError(f"{file} unpacks to more than {_MOST >> 20} MiB: {_ADVICE}")
+    lines = text.splitlines()
     head: Any = parse(lines[0] if lines else b"", f"line 1 of {file}", _ADVICE)
     validate(head, _HEAD, f"line 1 of {file}", _ADVICE)
     rows = {}
