@@ -160,8 +160,9 @@ def _models() -> list[str]:
     found = models_matrix()
     versions, matrix = found["versions"], found["matrix"]
     every = {kind: FAMILIES[kind][0] for kind in FAMILIES if kind in matrix}
-    # Those that all tests run on; the others share their code and are tried with a few methods.
-    families = {k: n for k, n in every.items() if any(k in t for t in found["tests"].values())}
+    # Those that every method is tried on; the others share their code and are tried with a few.
+    most = max(len(specs) for ways in matrix.values() for specs in ways.values())
+    families = {k: n for k, n in every.items() if len(max(matrix[k].values(), key=len)) == most}
     sharing = {kind: name for kind, name in every.items() if kind not in families}
     lines = [
         "# Models",
