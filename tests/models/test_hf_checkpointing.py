@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hf_tiny import Video, hf_inputs, hf_model, tokenizer
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vidllm import InputError
 from vidllm.ask.compression import compress
 
-#: Between the decoder's layers, with scores of theirs; with signals of the tower; before both.
-SPECS = (
-    *("fastv", "dart", "framefusion", "aim-prune", "mustdrop-filter"),
-    *("visionzip", "holitom", "fastvid", "flashvid", "aim"),
-)
+#: Between the decoder's layers, with scores of theirs; with signals of the tower, or before both.
+INSIDE = ("fastv", "dart", "framefusion", "aim-prune", "mustdrop-filter")
+SPECS = (*INSIDE, "visionzip", "holitom", "fastvid", "flashvid", "aim")
 
 
 def trained(family: str, reentrant: bool | None) -> Any:
@@ -45,6 +45,11 @@ def gradients(model: Any, family: str, spec: str, inside: bool = True) -> dict[s
 def test_gradients_are_those_without_checkpointing(spec: str) -> None:
     family = "qwen2_5_vl" if spec in ("fastv", "visionzip") else "llava_onevision"
     want = gradients(trained(family, None), family, spec)
+    if spec in INSIDE and Version(transformers.__version__) < Version("5.23"):
+        # Its layers are run a second time with the hooks that are on them.
+        with pytest.raises(InputError, match=f"{spec} leaves tokens out .* a second time"):
+            gradients(trained(family, False), family, spec)
+        return
     for reentrant, inside in ((True, True), (False, False)):
         got = gradients(trained(family, reentrant), family, spec, inside)
         for name, gradient in got.items():

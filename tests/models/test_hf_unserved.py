@@ -11,7 +11,7 @@ from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPI
 
 from vidllm import InputError
 from vidllm.models.families.family import adapter_for
-from vidllm.models.families.served import FAMILIES, PARTS
+from vidllm.models.families.served import FAMILIES, PARTS, SINCE
 from vidllm.models.families.unserved import takes_video, why_not
 
 
@@ -56,3 +56,11 @@ def test_what_is_served_has_no_reason_not_to_be() -> None:
     found: dict[str, Any] = {kind: why_not(kind) for kind in (*FAMILIES, *PARTS)}
     assert not any(found.values())
     assert takes_video("qwen3_5") and takes_video("glm4v_moe") and not takes_video("llava")
+
+
+def test_a_transformers_before_that_of_a_family_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(SINCE) <= set(FAMILIES)
+    for kind in FAMILIES:
+        monkeypatch.setitem(SINCE, kind, "99.1")
+        with pytest.raises(InputError, match=f"a {kind} model needs transformers 99.1 or newer"):
+            adapter_for(Of(kind))

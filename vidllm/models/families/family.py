@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import Any, ClassVar, cast
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 
 from vidllm.encoders.vision.signals import SIGNALS
@@ -20,7 +22,7 @@ from vidllm.tokens.video_tokens import Keep
 from ..engine import Shared
 from ..hooks.pruning import DECODER_SIGNALS
 from ..hooks.vision_tower import Sight
-from .served import FAMILIES, PARTS
+from .served import FAMILIES, PARTS, SINCE
 from .unserved import refusal
 
 _BEFORE = 24  # ids before a frame in which its time is looked for
@@ -329,6 +331,13 @@ def _inside(model: Any) -> str:
     return path if known or hasattr(inner, "get_base_model") else ""
 
 
+def too_old_for(kind: str) -> str | None:
+    """The transformers that a model type needs, where the one that is installed is older."""
+    least = SINCE.get(kind)
+    old = least is not None and Version(transformers.__version__) < Version(least)
+    return least if old else None
+
+
 def adapter_for(model: nn.Module, processor: Any = None) -> Adapter:
     """The adapter of a model.
 
@@ -337,7 +346,7 @@ def adapter_for(model: nn.Module, processor: Any = None) -> Adapter:
         processor: the model's processor or its tokenizer, where the family needs one.
 
     Raises:
-        InputError: a family that is not served.
+        InputError: a family that is not served, or not with this transformers.
     """
     wrapped: Any = model
     inside = _inside(model)
@@ -352,6 +361,11 @@ def adapter_for(model: nn.Module, processor: Any = None) -> Adapter:
         inner, kind = getattr(inner, PARTS[kind][0]), PARTS[kind][1]
     if kind not in FAMILIES:
         raise InputError(refusal(kind))
+    if (least := too_old_for(kind)) is not None:
+        raise InputError(
+            f"a {kind} model needs transformers {least} or newer, and this is "
+            f"{transformers.__version__}: pip install -U 'transformers>={least}'"
+        )
     name, module, cls = FAMILIES[kind]
     adapter: Adapter = getattr(import_module(f".{module}", __package__), cls)(inner, processor)
     adapter.family, adapter.holder = name, holder

@@ -31,6 +31,17 @@ FAMILIES: dict[str, tuple[str, str, str]] = {
     "cosmos3_omni": ("Cosmos3", "qwen3_vl", "Qwen3VL"),
     "cosmos3_edge": ("Cosmos3-Edge", "cosmos3", "Cosmos3Edge"),
 }
+#: The transformers that a model type needs, where that is newer than what vidllm itself needs: with
+#: the ones before, `make test-transformers` fails.
+SINCE: dict[str, str] = {
+    "qwen2_5_omni_thinker": "5.21",
+    "qwen3_omni_moe_thinker": "5.21",
+    "gemma4": "5.23",
+    "minicpmv4_6": "5.19",
+    "minicpmv4_7": "5.19",
+    "molmo2": "5.20",
+    "video_llava": "5.21",
+}
 #: Model types that hold one of these as a part -> (the part's name, its model type).
 PARTS: dict[str, tuple[str, str]] = {
     "qwen2_5_omni": ("thinker", "qwen2_5_omni_thinker"),
