@@ -18,6 +18,7 @@ from vidllm import InputError
 from vidllm.cli.options import CommonOptions
 from vidllm.compressors import build
 from vidllm.encoders.temporal import temporal_names
+from vidllm.errors.writing import csv_text
 from vidllm.eval.bench.systems.arms import ARMS, START, Budget, chosen, encoder_arms
 from vidllm.eval.bench.systems.claims import (
     CLAIMS,
@@ -159,6 +160,11 @@ def test_claims_are_read_from_paired_answers_and_from_files(home: Path, tmp_path
             )
         found = next(one for one in verdicts(asked, tmp_path) if one.recipe == "dist")
         assert found.verdict == wanted and "2 seeds" in found.evidence and "tiny" in found.evidence
+    wide = [{**row, "low": 0.4, "high": 1.0} for row in rows if row["value"] in (0.9, 0.5)]
+    (tmp_path / "claim-dist.csv").write_text(csv_text(wide), encoding="utf-8")
+    found = next(one for one in verdicts(asked, tmp_path) if one.recipe == "dist")
+    assert found.verdict == UNCLEAR  # one seed each, and intervals over clips that meet
+    assert "dist 0.9 (0.4–1, 1 seed) against frozen 0.5 (0.4–1, 1 seed)" in found.evidence
 
 
 def test_the_page_and_the_plot_are_made_of_the_table_alone(home: Path) -> None:

@@ -204,27 +204,35 @@ def _rows(folder: Path | None, name: str) -> list[dict[str, str]]:
 
 
 def _head_verdict(claim: HeadClaim, rows: Sequence[Mapping[str, str]]) -> Verdict:
-    """By the seeds: held where every training of one is above every one of the other."""
-    sides = []
-    for arm in (claim.better, claim.worse):
+    """Held where every training of one is above every one of the other, by their intervals."""
+    arms, sides = (claim.better, claim.worse), []
+    for arm in arms:
         mine = [r for r in rows if r.get("arm") == arm and r.get("measure") == claim.measure]
-        sides.append([float(row["value"]) for row in mine])
-    waits = tuple(
-        arm for arm, side in zip((claim.better, claim.worse), sides, strict=True) if not side
-    )
+        sides.append([_interval(row) for row in mine])
+    waits = tuple(arm for arm, side in zip(arms, sides, strict=True) if not side)
     if waits:
         return Verdict(claim.recipe, claim.says, UNTOLD, waits=waits)
     one, two = sides
-    verdict = HELD if min(one) > max(two) else FAILED if max(one) < min(two) else UNCLEAR
+    above = min(low for _, low, _ in one) > max(high for _, _, high in two)
+    below = max(high for _, _, high in one) < min(low for _, low, _ in two)
     told = " against ".join(
-        f"{name} {statistics.mean(side):.3g} ({min(side):.3g}–{max(side):.3g}, {len(side)} seeds)"
-        for name, side in zip((claim.better, claim.worse), sides, strict=True)
+        f"{name} {statistics.mean(value for value, _, _ in side):.3g} "
+        f"({min(low for _, low, _ in side):.3g}–{max(high for _, _, high in side):.3g}, "
+        f"{len(side)} seed{'s' * (len(side) > 1)})"
+        for name, side in zip(arms, sides, strict=True)
     )
     sizes = {row.get("size", "small") for row in rows} - {"small"}
     toy = f"; at size {sizes.pop()}, which means nothing" if sizes else ""
     steps = sorted({int(float(row["steps"])) for row in rows if row.get("steps")} - {0})
     counted = f"; {', '.join(map(str, steps))} steps" if steps else ""
+    verdict = HELD if above else FAILED if below else UNCLEAR
     return Verdict(claim.recipe, claim.says, verdict, f"{claim.measure}: {told}{counted}{toy}")
+
+
+def _interval(row: Mapping[str, str]) -> tuple[float, float, float]:
+    """A value with its interval over clips; a fact, such as a speed, has none but itself."""
+    value = float(row["value"])
+    return value, float(row.get("low") or value), float(row.get("high") or value)
 
 
 def _retrieval(rows: Sequence[Mapping[str, str]]) -> Verdict:
