@@ -71,7 +71,8 @@ CLAIMS = (
           "mustdrop-window", keep=0.05),
     Claim("mustdrop", "all stages together beat the filter in the LLM alone", "mustdrop",
           "mustdrop-filter", keep=0.05),
-    Claim("lita", "relative time tokens beat seconds as text", "lita", "lita-text"),
+    Claim("lita", "relative time tokens, which the start speaks, beat seconds as text, which it "
+          "must learn", "lita", "lita-text"),
     Claim("lita", "SlowFast tokens beat evenly spread ones", "lita", "lita-uniform"),
     Claim("lita", "training with SlowFast tokens beats taking them at test time only, to an eighth",
           "lita", "start-lita"),
