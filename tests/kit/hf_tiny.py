@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from vidllm.models.families.family import too_old_for
+from vidllm.models.families.served import too_old_for
 
 #: Those that all tests of hub models run on; and those that share their code with these.
 FAMILIES = (

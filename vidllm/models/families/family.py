@@ -7,11 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any, ClassVar, cast
 
 import torch
-import transformers
-from packaging.version import Version
 from torch import Tensor, nn
 
 from vidllm.encoders.vision.signals import SIGNALS
@@ -22,7 +21,7 @@ from vidllm.tokens.video_tokens import Keep
 from ..engine import Shared
 from ..hooks.pruning import DECODER_SIGNALS
 from ..hooks.vision_tower import Sight
-from .served import FAMILIES, PARTS, SINCE
+from .served import FAMILIES, PARTS, too_old_for
 from .unserved import refusal
 
 _BEFORE = 24  # ids before a frame in which its time is looked for
@@ -331,13 +330,6 @@ def _inside(model: Any) -> str:
     return path if known or hasattr(inner, "get_base_model") else ""
 
 
-def too_old_for(kind: str) -> str | None:
-    """The transformers that a model type needs, where the one that is installed is older."""
-    least = SINCE.get(kind)
-    old = least is not None and Version(transformers.__version__) < Version(least)
-    return least if old else None
-
-
 def adapter_for(model: nn.Module, processor: Any = None) -> Adapter:
     """The adapter of a model.
 
@@ -364,7 +356,7 @@ def adapter_for(model: nn.Module, processor: Any = None) -> Adapter:
     if (least := too_old_for(kind)) is not None:
         raise InputError(
             f"a {kind} model needs transformers {least} or newer, and this is "
-            f"{transformers.__version__}: pip install -U 'transformers>={least}'"
+            f"{version('transformers')}: pip install -U 'transformers>={least}'"
         )
     name, module, cls = FAMILIES[kind]
     adapter: Adapter = getattr(import_module(f".{module}", __package__), cls)(inner, processor)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 #: transformers' model type -> (name of the family, module, class).
 FAMILIES: dict[str, tuple[str, str, str]] = {
     "qwen2_5_vl": ("Qwen2.5-VL", "qwen2_5_vl", "Qwen25VL"),
@@ -79,3 +81,13 @@ EXAMPLES: dict[str, str] = {
     "cosmos3_omni": "nvidia/Cosmos3-Nano",
     "cosmos3_edge": "nvidia/Cosmos3-Edge",
 }
+
+
+def too_old_for(kind: str) -> str | None:
+    """The transformers that a model type needs, where the one that is installed is older."""
+    least = SINCE.get(kind)
+    return least if least and _minor(version("transformers")) < _minor(least) else None
+
+
+def _minor(told: str) -> tuple[int, ...]:
+    return tuple(map(int, told.split(".")[:2]))
