@@ -15,7 +15,7 @@ from run_tiny import done, order, tiny_options
 from safetensors.torch import load_file
 from tiny import save_tiny
 
-from vidllm import InputError, VideoLLM
+from vidllm import InputError, VideoClip, VideoLLM, load_video
 from vidllm.eval.bench.claims.alignment_claim import measure_alignment
 from vidllm.eval.bench.claims.choice_claim import measure_choice
 from vidllm.eval.bench.claims.claim_rows import ClaimSettings, claim_table
@@ -24,6 +24,7 @@ from vidllm.eval.tasks import get_task
 from vidllm.models.cost.shapes import shape_of
 from vidllm.models.heads.sentence_aligner import SecondsByQuestion, SentenceAligner
 from vidllm.models.heads.systems import load_system
+from vidllm.models.native.footage import UnknownFootage
 from vidllm.models.shipped import sample_videos
 from vidllm.recipes import get_recipe
 from vidllm.recipes.courses import CourseSettings, find_course
@@ -247,3 +248,18 @@ def test_claims_are_measured_arm_by_arm(tmp_path: Path, cli: Callable[..., Any])
     with (tmp_path / "claim.csv").open(encoding="utf-8") as file:
         arms = {row["arm"] for row in csv.DictReader(file)}
     assert arms == {"framewise", "squeezetime"}
+
+
+@pytest.mark.parametrize("name", ["nasva", "tem-adapter", "dist"])
+def test_footage_that_the_frozen_model_does_not_know_is_refused(
+    name: str, tmp_path: Path, sample: Path
+) -> None:
+    """On the shipped model, which knows its own footage; nothing is learnt in a step."""
+    home = trained(name, tmp_path / name, size="small", steps=1, clips=2, batch=2)
+    llm = VideoLLM.from_pretrained(str(home))
+    assert llm.footage is not None and llm.knows(load_video(sample))
+    grain = torch.rand(8, 96, 96, 3, generator=torch.Generator().manual_seed(0)) * 255
+    other = VideoClip.from_frames(grain.to(torch.uint8).numpy(), fps=2.0)
+    with pytest.raises(UnknownFootage):
+        llm.ask(other, ASKED[name])
+    assert "means nothing" in llm.ask(other, ASKED[name], anyway=True).notes[0]

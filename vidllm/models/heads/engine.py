@@ -32,6 +32,7 @@ from ..engine import (
     TowerCounter,
     uncounted,
 )
+from ..native.footage import clip_pixels
 from ..parts import ModelParts
 from ..question import check_text
 from .system import HeadSystem
@@ -96,7 +97,10 @@ class HeadEngine(Engine):
         self.tokenizer = system.tokenizer  # type: ignore[assignment]  # of a system without words none
         self.compressor = build("none")
         self.code = get_timecode("text")
+        frozen = system.frozen if system.config.start else None
+        self.footage = None if frozen is None else frozen.footage
         self._last: tuple[weakref.ref[VideoClip], SeenClip] | None = None
+        self._known: weakref.WeakKeyDictionary[VideoClip, bool] = weakref.WeakKeyDictionary()
 
     @classmethod
     def load(
@@ -174,6 +178,16 @@ class HeadEngine(Engine):
             "choice": "it chooses among the options of a question (vidllm ask)",
             "recognition": "it names an action (vidllm ask … 'what happens?')",
         }[self.model.course]
+
+    def knows(self, clip: VideoClip) -> bool:
+        """By the tower of the frozen model; a system without one makes no claim."""
+        if self.footage is None:
+            return True
+        if clip not in self._known:
+            vision = self.model.frozen.model.vision
+            pixels = clip_pixels(clip, vision.image_size)
+            self._known[clip] = self.footage.knows(vision, pixels)
+        return self._known[clip]
 
     def check_serves(self, method: Compressor) -> None:
         if method.name != "none":

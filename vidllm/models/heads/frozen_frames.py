@@ -14,6 +14,7 @@ from torch import Tensor
 from vidllm.encoders.vision import VisionEncoder, to_pixels
 from vidllm.errors import InputError
 
+from ..native.footage import KnownFootage
 from ..native.model import NativeVideoLLM
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class FrozenFrames:
 
     Args:
         model: one of our own. reads: of `READS`.
+        footage: what footage it knows; None for a model that makes no claim.
 
     Raises:
         InputError: something else to read, or a tower that sees whole clips.
@@ -42,6 +44,7 @@ class FrozenFrames:
 
     model: NativeVideoLLM
     reads: str = "mixed"
+    footage: KnownFootage | None = None
 
     def __post_init__(self) -> None:
         if self.reads not in READS:

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from vidllm.errors import InputError, WorkError
 
-from ..loading import load_native
+from ..loading import footage_home, load_native
+from ..native.footage import load_known
 from ..native.model import NativeVideoLLM
 from ..shipped import find_model
 from .action_namer import ActionNamer
@@ -77,7 +78,7 @@ def load_system(folder: str | Path) -> HeadSystem:
 
     Raises:
         InputError: a folder that holds none, or whose frozen model is not there.
-        WorkError: weights that cannot be read or do not fit.
+        WorkError: weights, or statistics of footage, that cannot be read or do not fit.
     """
     home = Path(folder)
     config = HeadConfig.read(home)
@@ -86,7 +87,8 @@ def load_system(folder: str | Path) -> HeadSystem:
         beside = home / config.start  # a model that was trained on for trying out lies inside
         start = str(beside) if (beside / "config.json").is_file() else config.start
         model, _ = load_start(start, mark=config.mark)
-        frozen = FrozenFrames(model, config.reads)
+        footage = load_known(footage_home(find_model(start)), model.vision)
+        frozen = FrozenFrames(model, config.reads, footage)
     if (home / "tokenizer.json").is_file():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(home))
     system = system_of(config, frozen, tokenizer)
