@@ -80,11 +80,6 @@ def products(clip: Clip) -> None:
         rows @ rows.T
 
 
-def set_products(clip: Clip) -> None:
-    """All rows of every second frame with each other: a window of frames has two at least."""
-    products(Clip(clip.x[::2], clip.kept))
-
-
 def half_products(clip: Clip) -> None:
     """Every second row of a frame with the others."""
     for frame in clip.x:
@@ -166,7 +161,7 @@ PASSES: dict[str, tuple[Pass, ...]] = {
     "visionzip": (read, merge),
     "mustdrop": (read, units, merge),
     "lita": (read, means, merge),
-    "holitom": (read, pairs, set_products, merge),
+    "holitom": (read, pairs, merge),
     "semvid": (read, means, pairs, pairs, products, write),
     "framefusion": (read, pairs, merge),
     "nasva": (read, means, write),
