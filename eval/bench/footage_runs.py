@@ -29,6 +29,7 @@ from torch import nn
 from vidllm.cli.tables import table
 from vidllm.errors import InputError, VidllmError
 from vidllm.models.native.footage import KnownFootage, clip_pixels
+from vidllm.models.native.model import NativeVideoLLM
 from vidllm.stage.files import clip_scene, one_thread
 from vidllm.stage.render import VIDEO_SIZE, render_tracks, to_uint8
 from vidllm.stage.scenes import USUAL
@@ -120,7 +121,7 @@ def bench_footage(
     Raises:
         InputError: a model without statistics, or a folder that is none.
     """
-    if llm.footage is None:
+    if llm.footage is None or not isinstance(llm.model, NativeVideoLLM):
         raise InputError("this model carries no statistics of its footage: see docs/footage.md")
     if other is not None and not other.is_dir():
         raise InputError(f"--other {other} is no folder")

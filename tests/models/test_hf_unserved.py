@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 import torch
 from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
 
-from vidllm import InputError
+from vidllm import InputError, VideoLLM
 from vidllm.models.families.family import adapter_for
-from vidllm.models.families.served import FAMILIES, PARTS, SINCE
+from vidllm.models.families.served import FAMILIES, PARTS, SINCE, _minor
 from vidllm.models.families.unserved import takes_video, why_not
 
 
@@ -58,9 +59,16 @@ def test_what_is_served_has_no_reason_not_to_be() -> None:
     assert takes_video("qwen3_5") and takes_video("glm4v_moe") and not takes_video("llava")
 
 
-def test_a_transformers_before_that_of_a_family_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transformers_before_that_of_a_family_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of a model object, and of a folder before anything but its config is read."""
     assert set(SINCE) <= set(FAMILIES)
     for kind in FAMILIES:
         monkeypatch.setitem(SINCE, kind, "99.1")
+        (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
         with pytest.raises(InputError, match=f"a {kind} model needs transformers 99.1 or newer"):
             adapter_for(Of(kind))
+        with pytest.raises(InputError, match=f"a {kind} model needs transformers 99.1 or newer"):
+            VideoLLM.from_pretrained(str(tmp_path))
+    assert _minor("5.21rc1") == _minor("5.21.0.dev0") == (5, 21)

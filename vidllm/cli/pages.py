@@ -268,7 +268,7 @@ def _models() -> list[str]:
         [
             [test.removeprefix("test_").replace("_", " "), *(own.get(k, "–") for k in families)]
             for test, own in found["tests"].items()
-            if len(own) == len(families)
+            if set(families) <= set(own)
         ],
     )
     lines += [

@@ -20,7 +20,7 @@ from vidllm.timecode import get_timecode
 from .deltas import base_of, whole_state
 from .families.processing import Processing
 from .families.scripts import SCRIPTS
-from .families.served import FAMILIES, PARTS
+from .families.served import FAMILIES, PARTS, check_transformers
 from .families.unserved import refusal
 from .folder import check_folder, read_config, tensor_shapes
 from .heads.head_config import MODEL_TYPE as HEAD_TYPE
@@ -78,7 +78,7 @@ def model_kind(folder: str, **hub: Any) -> str:
         hub: revision, token and so on.
 
     Raises:
-        InputError: no such model, or a config that cannot be read.
+        InputError: no such model, a config that cannot be read, or a transformers that is too old.
     """
     tuned = find_tuned(folder)
     folder = folder if tuned is None else tuned.model
@@ -95,6 +95,7 @@ def model_kind(folder: str, **hub: Any) -> str:
     _, kind = PARTS.get(kind, ("", kind))  # of such a model that part is loaded
     if kind not in (NativeConfig.model_type, HEAD_TYPE, *FAMILIES):
         raise InputError(f"'{folder}': {refusal(kind)}, or leave --model out for the shipped one")
+    check_transformers(kind)
     return kind
 
 

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any, ClassVar, cast
 
 import torch
@@ -21,7 +20,7 @@ from vidllm.tokens.video_tokens import Keep
 from ..engine import Shared
 from ..hooks.pruning import DECODER_SIGNALS
 from ..hooks.vision_tower import Sight
-from .served import FAMILIES, PARTS, too_old_for
+from .served import FAMILIES, PARTS, check_transformers
 from .unserved import refusal
 
 _BEFORE = 24  # ids before a frame in which its time is looked for
@@ -353,11 +352,7 @@ def adapter_for(model: nn.Module, processor: Any = None) -> Adapter:
         inner, kind = getattr(inner, PARTS[kind][0]), PARTS[kind][1]
     if kind not in FAMILIES:
         raise InputError(refusal(kind))
-    if (least := too_old_for(kind)) is not None:
-        raise InputError(
-            f"a {kind} model needs transformers {least} or newer, and this is "
-            f"{version('transformers')}: pip install -U 'transformers>={least}'"
-        )
+    check_transformers(kind)
     name, module, cls = FAMILIES[kind]
     adapter: Adapter = getattr(import_module(f".{module}", __package__), cls)(inner, processor)
     adapter.family, adapter.holder = name, holder

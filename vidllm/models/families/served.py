@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
+
+from vidllm.errors import InputError
 
 #: transformers' model type -> (name of the family, module, class).
 FAMILIES: dict[str, tuple[str, str, str]] = {
@@ -89,5 +92,14 @@ def too_old_for(kind: str) -> str | None:
     return least if least and _minor(version("transformers")) < _minor(least) else None
 
 
+def check_transformers(kind: str) -> None:
+    """Refuse a model type that needs a newer transformers, with an `InputError`."""
+    if (least := too_old_for(kind)) is not None:
+        raise InputError(
+            f"a {kind} model needs transformers {least} or newer, and this is "
+            f"{version('transformers')}: pip install -U 'transformers>={least}'"
+        )
+
+
 def _minor(told: str) -> tuple[int, ...]:
-    return tuple(map(int, told.split(".")[:2]))
+    return tuple(int(number) for number in re.findall(r"\d+", told)[:2])
