@@ -20,7 +20,7 @@ from vidllm.tokens.video_tokens import Keep
 from ..engine import Shared
 from ..hooks.pruning import DECODER_SIGNALS
 from ..hooks.vision_tower import Sight
-from .served import FAMILIES, PARTS, check_transformers
+from .served import FAMILIES, PARTS, SINCE, check_transformers
 from .unserved import refusal
 
 _BEFORE = 24  # ids before a frame in which its time is looked for
@@ -352,7 +352,8 @@ def adapter_for(model: nn.Module, processor: Any = None) -> Adapter:
         inner, kind = getattr(inner, PARTS[kind][0]), PARTS[kind][1]
     if kind not in FAMILIES:
         raise InputError(refusal(kind))
-    check_transformers(kind)
+    if kind in SINCE:
+        check_transformers(kind)
     name, module, cls = FAMILIES[kind]
     adapter: Adapter = getattr(import_module(f".{module}", __package__), cls)(inner, processor)
     adapter.family, adapter.holder = name, holder
