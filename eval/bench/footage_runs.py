@@ -121,7 +121,9 @@ def bench_footage(
     Raises:
         InputError: a model without statistics, or a folder that is none.
     """
-    if llm.footage is None or not isinstance(llm.model, NativeVideoLLM):
+    if llm.footage is not None and not isinstance(llm.model, NativeVideoLLM):
+        raise InputError("a head knows what the model under it knows: measure that one")
+    if llm.footage is None:
         raise InputError("this model carries no statistics of its footage: see docs/footage.md")
     if other is not None and not other.is_dir():
         raise InputError(f"--other {other} is no folder")

@@ -20,6 +20,7 @@ from vidllm.eval.bench.claims.alignment_claim import measure_alignment
 from vidllm.eval.bench.claims.choice_claim import measure_choice
 from vidllm.eval.bench.claims.claim_rows import ClaimSettings, claim_table
 from vidllm.eval.bench.claims.recognition_claim import measure_recognition
+from vidllm.eval.bench.footage_runs import bench_footage
 from vidllm.eval.tasks import get_task
 from vidllm.models.cost.shapes import shape_of
 from vidllm.models.heads.sentence_aligner import SecondsByQuestion, SentenceAligner
@@ -263,3 +264,5 @@ def test_footage_that_the_frozen_model_does_not_know_is_refused(
     with pytest.raises(UnknownFootage):
         llm.ask(other, ASKED[name])
     assert "means nothing" in llm.ask(other, ASKED[name], anyway=True).notes[0]
+    with pytest.raises(InputError, match="the model under it"):
+        bench_footage(llm)

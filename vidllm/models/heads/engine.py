@@ -32,7 +32,7 @@ from ..engine import (
     TowerCounter,
     uncounted,
 )
-from ..native.footage import clip_pixels
+from ..native.footage import ClipCheck
 from ..parts import ModelParts
 from ..question import check_text
 from .system import HeadSystem
@@ -100,7 +100,7 @@ class HeadEngine(Engine):
         frozen = system.frozen if system.config.start else None
         self.footage = None if frozen is None else frozen.footage
         self._last: tuple[weakref.ref[VideoClip], SeenClip] | None = None
-        self._known: weakref.WeakKeyDictionary[VideoClip, bool] = weakref.WeakKeyDictionary()
+        self._checked = ClipCheck(self.footage)
 
     @classmethod
     def load(
@@ -181,13 +181,7 @@ class HeadEngine(Engine):
 
     def knows(self, clip: VideoClip) -> bool:
         """By the tower of the frozen model; a system without one makes no claim."""
-        if self.footage is None:
-            return True
-        if clip not in self._known:
-            vision = self.model.frozen.model.vision
-            pixels = clip_pixels(clip, vision.image_size)
-            self._known[clip] = self.footage.knows(vision, pixels)
-        return self._known[clip]
+        return self.footage is None or self._checked.knows(clip, self.model.frozen.model.vision)
 
     def check_serves(self, method: Compressor) -> None:
         if method.name != "none":

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -52,7 +51,7 @@ from ..question import PROMPTS, check_room, longest, positions_of, prompt_ids, u
 from ..shipped import default_model
 from .clip_memory import ClipMemory, NativeClip
 from .config import NativeConfig
-from .footage import KnownFootage, clip_pixels, load_known
+from .footage import ClipCheck, KnownFootage, load_known
 from .generation import Prompt, answer_prompt
 from .model import NativeVideoLLM, slots_of, window
 
@@ -101,7 +100,7 @@ class NativeEngine(Engine):
         options = {"n": self.config.time_tokens} if self.config.time_code == "relative" else {}
         self.code = get_timecode(self.config.time_code, **options)
         self.memory = ClipMemory(model)
-        self._known: WeakKeyDictionary[VideoClip, bool] = WeakKeyDictionary()
+        self._checked = ClipCheck(footage)
 
     @classmethod
     def load(
@@ -182,13 +181,7 @@ class NativeEngine(Engine):
         return PROMPTS["caption"] if task == "caption" else wrap(task, query)
 
     def knows(self, clip: VideoClip) -> bool:
-        if self.footage is None:
-            return True
-        if clip not in self._known:
-            vision = self.model.vision
-            pixels = clip_pixels(clip, vision.image_size)
-            self._known[clip] = self.footage.knows(vision, pixels)
-        return self._known[clip]
+        return self._checked.knows(clip, self.model.vision)
 
     def check_serves(self, method: Compressor) -> None:
         check_needs(method, self.model.provides, "this model's vision tower")

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -293,6 +294,27 @@ def clip_pixels(clip: VideoClip, size: int) -> Tensor:
     # One by one: as float32, frames are many times their bytes.
     return torch.cat([to_pixels(torch.from_numpy(clip.frames[i][None].copy()), size)
                       for i in chosen])  # fmt: skip
+
+
+class ClipCheck:
+    """Whether a model knows clips; each is looked at once.
+
+    Args:
+        footage: what it knows; None for a model that makes no claim, which knows all.
+    """
+
+    def __init__(self, footage: KnownFootage | None) -> None:
+        self.footage = footage
+        self._known: WeakKeyDictionary[VideoClip, bool] = WeakKeyDictionary()
+
+    def knows(self, clip: VideoClip, vision: Any) -> bool:
+        """Whether a clip is of that footage, as the model's tower `vision` sees it."""
+        if self.footage is None:
+            return True
+        if clip not in self._known:
+            pixels = clip_pixels(clip, vision.image_size)
+            self._known[clip] = self.footage.knows(vision, pixels)
+        return self._known[clip]
 
 
 def spread(count: int, most: int) -> np.ndarray:
