@@ -34,7 +34,8 @@ from vidllm.stage.training import losses
 from vidllm.stage.training.average import Average
 from vidllm.stage.training.cells import CellCache, mark_of
 from vidllm.stage.training.data import DataSettings, StageBatches
-from vidllm.stage.training.run import TrainingRun, accelerator_for, decay_groups, run_in
+from vidllm.stage.training.query_blocks import QUERY_BLOCKS
+from vidllm.stage.training.run import TrainingRun, accelerator_for, decay_groups, on_gpu, run_in
 from vidllm.stage.training.run_folder import LOG, TrainingFolder
 from vidllm.stage.training.settings import TrainSettings, plan_of
 from vidllm.stage.training.tokenizer import USER
@@ -141,6 +142,8 @@ class Tuning(TrainingRun):
                 f"{start.name} writes the time of every frame before its tokens, which this "
                 "training does not: make a model with stamps=False and time_embedding=True"
             )
+        if not on_gpu(settings.device):  # the fused kernel's way back is slow
+            self.model.language_model.set_attn_implementation(QUERY_BLOCKS)
         specs = [recipe.compressors, *(spec for spec, _ in recipe.mixture)]
         reductions = Reductions(self.model, specs, start.folder)
         self.parts = self._part(reductions)

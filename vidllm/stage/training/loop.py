@@ -28,7 +28,7 @@ from .run import TrainingRun, accelerator_for, decay_groups, on_gpu, run_in
 from .run_folder import TrainingFolder, course
 from .settings import PLANS, TrainSettings, build_model
 from .start import start_from, start_gate
-from .trainee import Trainee, attend_by_products, planned_method
+from .trainee import Trainee, attend_by_blocks, planned_method
 
 
 def _rate(step: int, settings: TrainSettings) -> float:
@@ -83,8 +83,8 @@ class _Run(TrainingRun):
             start_from(self.model, self.tokenizer, settings.init)
         # Three times as fast on a CPU.
         self.model.vision.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if not on_gpu(settings.device):  # a third of a step: the fused kernel's way back is slow
-            attend_by_products(self.model)
+        if not on_gpu(settings.device):  # the fused kernel's way back is slow
+            attend_by_blocks(self.model)
         trainee = Trainee(self.model, self.tokenizer, settings.weights)
         if settings.init:
             start_gate(trainee.heads.gate, settings.init)

@@ -21,6 +21,7 @@ from vidllm.tokens import Selection, VideoTokens, apply_all
 from ..render import render, to_uint8
 from . import losses
 from .data import IGNORE, block_mask
+from .query_blocks import QUERY_BLOCKS
 from .tokenizer import USER
 
 
@@ -155,11 +156,11 @@ def gated(features: Tensor, span: Tensor, gate: Tensor, keep: int) -> Reduced:
     )
 
 
-def attend_by_products(model: NativeVideoLLM) -> None:
-    """Let tower and LLM attend by plain matrix products instead of a fused kernel."""
-    model.language_model.set_attn_implementation("eager")
+def attend_by_blocks(model: NativeVideoLLM) -> None:
+    """Let tower and LLM attend by blocks of queries instead of a fused kernel."""
+    model.language_model.set_attn_implementation(QUERY_BLOCKS)
     if isinstance(model.vision, HubTower):
-        cast(Any, model.vision.model).set_attn_implementation("eager")
+        cast(Any, model.vision.model).set_attn_implementation(QUERY_BLOCKS)
 
 
 @dataclass(frozen=True)
