@@ -46,6 +46,14 @@ def test_packed_questions_see_the_video_and_themselves(dtype: torch.dtype) -> No
     assert torch.allclose(got, wanted, atol=1e-5 if dtype == torch.float32 else 0.05)
 
 
+def test_dropped_weights_are_made_up_for() -> None:
+    torch.manual_seed(0)
+    query, key, value = drawn(2, 5), drawn(2, 400), torch.ones(2, 2, 400, 8)
+    got = attend(query * 0, key, value, scale=1.0, causal=False, dropout=0.5)
+    assert not torch.allclose(got, torch.ones_like(got), atol=1e-3)
+    assert torch.allclose(got.mean(), torch.tensor(1.0), atol=0.1)
+
+
 def test_queries_behind_a_cache_see_all_of_it() -> None:
     torch.manual_seed(0)
     query, key, value = drawn(2, 3), drawn(2, 10), drawn(2, 10)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
@@ -29,6 +30,7 @@ def attend(
     *,
     scale: float,
     causal: bool,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Attention (B, H, L, d) of queries (B, H, L, d) to keys and values (B, h, S, d).
 
@@ -36,6 +38,7 @@ def attend(
         mask: (B or 1, H or 1, L, S), added to the scores; its least finite number hides.
         causal: no query sees a key behind its own place. A `mask` must say so too: here it only
             means that those products are not made.
+        dropout: share of the weights that are dropped.
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -53,7 +56,8 @@ def attend(
         elif causal:
             hidden = torch.ones(last - first, seen, dtype=torch.bool, device=scores.device)
             scores = scores.masked_fill(hidden.triu(before + first + 1), -torch.inf)
-        left.append(scores.softmax(-1) @ value[:, :, :seen])
+        weights = F.dropout(scores.softmax(-1), dropout) if dropout else scores.softmax(-1)
+        left.append(weights @ value[:, :, :seen])
     return torch.cat(left, dim=2) if len(left) > 1 else left[0]
 
 
@@ -69,15 +73,9 @@ def _attention(
     is_causal: bool | None = None,
     **_options: Any,
 ) -> tuple[Tensor, None]:
-    """`attend` as an attention of transformers, (B, H, L, d) to (B, L, H, d).
-
-    Raises:
-        NotImplementedError: dropout of attention, which none of our models has.
-    """
-    if dropout:
-        raise NotImplementedError("attention by blocks of queries has no dropout")
+    """`attend` as an attention of transformers, (B, H, L, d) to (B, L, H, d)."""
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
-    out = attend(query, key, value, attention_mask, scale=scaling, causal=causal)
+    out = attend(query, key, value, attention_mask, scale=scaling, causal=causal, dropout=dropout)
     return out.transpose(1, 2), None
 
 
