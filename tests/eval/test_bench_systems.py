@@ -167,6 +167,19 @@ def test_claims_are_read_from_paired_answers_and_from_files(home: Path, tmp_path
     assert "dist 0.9 (0.4–1, 1 seed) against frozen 0.5 (0.4–1, 1 seed)" in found.evidence
 
 
+def test_comparable_is_judged_by_a_share_of_the_other(tmp_path: Path) -> None:
+    for value, wanted in ((0.97, HELD), (0.94, UNCLEAR), (0.8, FAILED)):
+        rows = [
+            {"recipe": "squeezetime", "arm": arm, "measure": "accuracy", "value": middle,
+             "low": middle - 0.01, "high": middle + 0.01}
+            for arm, middle in (("squeezetime", value), ("framewise", 0.99))
+        ]  # fmt: skip
+        (tmp_path / "claim-squeezetime.csv").write_text(csv_text(rows), encoding="utf-8")
+        (found,) = [one for one in verdicts([], tmp_path) if one.says == "at comparable accuracy"]
+        assert found.verdict == wanted, value
+        assert "against 95% of framewise 0.99" in found.evidence
+
+
 def test_the_page_and_the_plot_are_made_of_the_table_alone(home: Path) -> None:
     setting, rows = read_rows(home / "out" / "systems.csv")
     again = systems_page(setting, rows, [], csv="out/systems.csv", plot="systems.png")

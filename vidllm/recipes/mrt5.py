@@ -19,4 +19,5 @@ RECIPE = Recipe(
     ),
     steps=1500,
     tasks=("stage",),
+    weights="vidllm-stage",  # the gate was trained with it, and 0.125 is its default
 )

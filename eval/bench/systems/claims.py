@@ -45,13 +45,18 @@ class Claim:
 
 @dataclass(frozen=True)
 class HeadClaim:
-    """Two arms of a CSV of `vidllm bench claim`, by a measure; more is better."""
+    """Two arms of a CSV of `vidllm bench claim`, by a measure; more is better.
+
+    Attributes:
+        of: so much of `worse`'s value is claimed to be reached.
+    """
 
     recipe: str
     says: str
     measure: str
     better: str
     worse: str
+    of: float = 1.0
 
 
 CLAIMS = (
@@ -99,7 +104,8 @@ HEAD_CLAIMS = (
     HeadClaim("dist", "order needs the side network", "order", "dist", "frozen"),
     HeadClaim("squeezetime", "faster than a tower of single frames", "clips a second",
               "squeezetime", "framewise"),
-    HeadClaim("squeezetime", "at comparable accuracy", "accuracy", "squeezetime", "framewise"),
+    HeadClaim("squeezetime", "at comparable accuracy", "accuracy", "squeezetime", "framewise",
+              of=COMPARABLE),
 )  # fmt: skip
 
 
@@ -205,7 +211,10 @@ def _rows(folder: Path | None, name: str) -> list[dict[str, str]]:
 
 
 def _head_verdict(claim: HeadClaim, rows: Sequence[Mapping[str, str]]) -> Verdict:
-    """Held where every training of one is above every one of the other, by their intervals."""
+    """Held where every training of one is above every one of the other, by their intervals.
+
+    Of the other counts the share that the claim names.
+    """
     arms, sides = (claim.better, claim.worse), []
     for arm in arms:
         mine = [r for r in rows if r.get("arm") == arm and r.get("measure") == claim.measure]
@@ -214,9 +223,10 @@ def _head_verdict(claim: HeadClaim, rows: Sequence[Mapping[str, str]]) -> Verdic
     if waits:
         return Verdict(claim.recipe, claim.says, UNTOLD, waits=waits)
     one, two = sides
-    above = min(low for _, low, _ in one) > max(high for _, _, high in two)
-    below = max(high for _, _, high in one) < min(low for _, low, _ in two)
-    told = " against ".join(
+    above = min(low for _, low, _ in one) > claim.of * max(high for _, _, high in two)
+    below = max(high for _, _, high in one) < claim.of * min(low for _, low, _ in two)
+    share = "" if claim.of == 1 else f"{claim.of:.0%} of "
+    told = f" against {share}".join(
         f"{name} {statistics.mean(value for value, _, _ in side):.3g} "
         f"({min(low for _, low, _ in side):.3g}–{max(high for _, _, high in side):.3g}, "
         f"{len(side)} seed{'s' * (len(side) > 1)})"
