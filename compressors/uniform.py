@@ -41,14 +41,22 @@ class Uniform(Compressor):
         counts = torch.bincount(tokens.frame)
         counts = counts[counts > 0]
         ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        shares = ((2 * ends * budget + len(tokens)) // (2 * len(tokens))).diff().tolist()
+        shares = ((2 * ends * budget + len(tokens)) // (2 * len(tokens))).diff()
         order = torch.argsort(tokens.frame, stable=True)
         place, value = _places(tokens)
+        each = int(counts[0])
+        if bool((counts == each).all()):
+            cells = place[order].view(-1, each)
+            if bool((cells == cells[0]).all()):  # then the cells go round in one order
+                around = torch.argsort(value[order[:each]], stable=True)
+                frame = torch.arange(len(counts)).repeat_interleave(shares, output_size=budget)
+                which = around[torch.arange(budget) % each]
+                return Keep(order[frame * each + which].sort().values)
         kept_before = torch.zeros(int(place.max()) + 1, dtype=torch.float64)
-        sizes, one = counts.tolist(), torch.ones(max(shares), dtype=torch.float64)
+        sizes, one = counts.tolist(), torch.ones(int(shares.max()), dtype=torch.float64)
         kept = []
         for mine, cells, share in zip(
-            order.split(sizes), place[order].split(sizes), shares, strict=True
+            order.split(sizes), place[order].split(sizes), shares.tolist(), strict=True
         ):
             if not share:
                 continue

@@ -262,6 +262,23 @@ def test_uniform_is_spread_over_the_whole_sequence() -> None:
     assert get("uniform", budget=4)(clip((4, 2, 2))).position.tolist() == [0, 7, 9, 14]
 
 
+@pytest.mark.parametrize("keep", [0.05, 0.3, 0.8])
+@pytest.mark.parametrize("shape", [(1, 3, 3), (7, 4, 4), (12, 3, 5)])
+def test_uniform_keeps_in_a_frame_the_cells_that_were_kept_least_often(
+    shape: tuple[int, int, int], keep: float
+) -> None:
+    tokens = clip(shape)
+    kept = get("uniform", keep=keep)(tokens)
+    value = [(r * 0.7548776662466927 + c * 0.5698402909980532) % 1 for r, c in tokens.cell.tolist()]
+    times = [0] * (shape[1] * shape[2])
+    for frame in range(shape[0]):
+        mine = kept.position[kept.frame == frame] % len(times)
+        wanted = sorted(range(len(times)), key=lambda cell: (times[cell], value[cell]))[: len(mine)]
+        assert mine.tolist() == sorted(wanted)
+        for cell in wanted:
+            times[cell] += 1
+
+
 def test_none_refuses_to_shrink() -> None:
     with pytest.raises(InputError, match="keeps all 16 tokens"):
         get("none", keep=0.5)(clip((4, 2, 2)))
