@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,9 @@ def test_a_system_answers_its_questions_and_refuses_the_rest_in_a_line(
             llm.ground(clip, "the red star spins")
     if name == "squeezetime":
         assert answer.text in ("A. move left", "B. move right")
+        (note,) = answer.notes
+        share = re.fullmatch(r".* names one of 2 actions whatever a clip shows: .* by (\d+)%", note)
+        assert share and 50 <= int(share[1]) <= 100
         with pytest.raises(InputError, match="does not know the action 'spins'"):
             llm.ask(clip, "what happens? A. spins B. move left")
     for wrong in ("describe the video .", ""):

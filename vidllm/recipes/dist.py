@@ -12,4 +12,5 @@ RECIPE = Recipe(
     trained=("head",),
     steps=3000,
     tasks=("stage-actions",),
+    weights="dist",
 )
