@@ -12,5 +12,5 @@ RECIPE = Recipe(
     trained=("head",),
     steps=3000,
     tasks=("stage-actions",),
-    weights="dist",
+    weights="vidllm-dist",
 )
