@@ -159,11 +159,12 @@ def test_a_model_carries_its_own_recipe(tmp_path: Path) -> None:
         check_carries(get_recipe("flextok"), str(folder))
 
 
-def test_the_dist_that_ships_names_the_actions_of_clips_it_never_saw(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["dist", "squeezetime"])
+def test_what_ships_names_the_actions_of_clips_it_never_saw(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["eval", "stage-actions", "--recipe", "dist", "--limit", "8", "--seed", "11"]
+    words = ["eval", "stage-actions", "--recipe", name, "--limit", "8", "--seed", "11"]
     places = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     assert main([*words, *places, "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["results"].values()
-    assert found["scores"]["accuracy"] >= 0.75  # a guess has 0.1; 0.92 over 200 clips
+    assert found["scores"]["accuracy"] >= 0.75  # a guess has 0.1; 0.92 and 0.985 over 200 clips

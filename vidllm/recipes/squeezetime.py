@@ -14,4 +14,5 @@ RECIPE = Recipe(
     trained=("tower", "head"),
     steps=3000,
     tasks=("stage-actions",),
+    weights="vidllm-squeezetime",
 )
