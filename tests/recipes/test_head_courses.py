@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,11 +256,11 @@ def test_claims_are_measured_arm_by_arm(tmp_path: Path, cli: Callable[..., Any])
     assert arms == {"framewise", "squeezetime"}
 
 
-@pytest.mark.parametrize("name", ["nasva", "tem-adapter", "dist"])
+@pytest.mark.parametrize("name", NAMES)
 def test_footage_that_the_frozen_model_does_not_know_is_refused(
     name: str, tmp_path: Path, sample: Path
 ) -> None:
-    """On the shipped model, which knows its own footage; nothing is learnt in a step."""
+    """By the shipped model, which knows its own footage; nothing is learnt in a step."""
     home = trained(name, tmp_path / name, size="small", steps=1, clips=2, batch=2)
     llm = VideoLLM.from_pretrained(str(home))
     assert llm.footage is not None and llm.knows(load_video(sample))
@@ -270,3 +271,16 @@ def test_footage_that_the_frozen_model_does_not_know_is_refused(
     assert "means nothing" in llm.ask(other, ASKED[name], anyway=True).notes[0]
     with pytest.raises(InputError, match="the model under it"):
         bench_footage(llm)
+
+
+def test_a_head_without_the_model_that_knows_its_footage_is_refused(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    told = json.loads((folders["squeezetime"] / "config.json").read_text(encoding="utf-8"))
+    assert told["guard"] == "vidllm-stage" and not told["start"]
+    home = shutil.copytree(folders["squeezetime"], tmp_path / "head")
+    (home / "config.json").write_text(json.dumps({**told, "guard": str(tmp_path / "none")}))
+    with pytest.raises(InputError, match="the model whose footage this head knows is missing"):
+        VideoLLM.from_pretrained(str(home))
+    (home / "config.json").write_text(json.dumps({**told, "guard": ""}))  # makes no claim
+    assert VideoLLM.from_pretrained(str(home)).footage is None

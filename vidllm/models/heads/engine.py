@@ -32,11 +32,11 @@ from ..engine import (
     TowerCounter,
     uncounted,
 )
-from ..native.footage import ClipCheck
+from ..native.footage import ClipCheck, KnownFootage
 from ..parts import ModelParts
 from ..question import check_text
 from .system import HeadSystem
-from .systems import load_system
+from .systems import load_guard, load_system
 
 if TYPE_CHECKING:
     from vidllm.video import VideoClip
@@ -86,19 +86,23 @@ class HeadEngine(Engine):
 
     Args:
         system: with its weights.
+        guard: a tower and the footage that it knows, for a system that stands on no model.
     """
 
     model: HeadSystem
     family = "vidllm head"
     writes_times = False
 
-    def __init__(self, system: HeadSystem) -> None:
+    def __init__(
+        self, system: HeadSystem, guard: tuple[nn.Module, KnownFootage] | None = None
+    ) -> None:
         self.model, self.config = system.eval(), system.config
         self.tokenizer = system.tokenizer  # type: ignore[assignment]  # of a system without words none
         self.compressor = build("none")
         self.code = get_timecode("text")
-        frozen = system.frozen if system.config.start else None
-        self.footage = None if frozen is None else frozen.footage
+        self._tower, self.footage = guard or (None, None)
+        if system.config.start:
+            self._tower, self.footage = system.frozen.model.vision, system.frozen.footage
         self._last: tuple[weakref.ref[VideoClip], SeenClip] | None = None
         self._checked = ClipCheck(self.footage)
 
@@ -122,7 +126,8 @@ class HeadEngine(Engine):
             WorkError: weights that cannot be loaded.
         """
         system = load_system(folder)
-        made = cls(system)
+        guard = load_guard(system.config)
+        made = cls(system, guard)
         if isinstance(compressors, str):
             compressors = build(compressors, keep=1.0)
         if compressors is not None:
@@ -133,6 +138,8 @@ class HeadEngine(Engine):
         system.to(place)
         if system._frozen[0] is not None:
             nn.Module.to(system.frozen.model, device=place)
+        if guard is not None:
+            guard[0].to(place)
         return made
 
     @property
@@ -180,8 +187,8 @@ class HeadEngine(Engine):
         }[self.model.course]
 
     def knows(self, clip: VideoClip) -> bool:
-        """By the tower of the frozen model; a system without one makes no claim."""
-        return self.footage is None or self._checked.knows(clip, self.model.frozen.model.vision)
+        """By the tower of the frozen model, or of the guard; without both there is no claim."""
+        return self.footage is None or self._checked.knows(clip, self._tower)
 
     def check_serves(self, method: Compressor) -> None:
         if method.name != "none":

@@ -31,6 +31,7 @@ _SCHEMA = Object(
         "head": _PARTS,
         "encoder": _PARTS,
         "labels": Array(String(longest=1000), 0, 10**5),
+        "guard": String(longest=4096),
     },
     other=Anything(),
 )
@@ -48,6 +49,8 @@ class HeadConfig:
         reads: which features of the frozen part.
         text: options of the sentence encoder. head: {"name": …} and options of the head.
         encoder: {"name": …} and options of a vision encoder. labels: that it tells apart.
+        guard: of a system without a start, the model whose footage it was taught on: it answers
+            about what that model knows; "" for no claim.
     """
 
     recipe: str
@@ -61,6 +64,7 @@ class HeadConfig:
     head: Mapping[str, Any] = field(default_factory=dict)
     encoder: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
+    guard: str = ""
 
     #: As `Spending` asks a config of transformers: there is no decoder to be accounted for.
     model_type = MODEL_TYPE

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from vidllm.errors import InputError, WorkError
 
 from ..loading import footage_home, load_native
-from ..native.footage import load_known
+from ..native.footage import KnownFootage, load_known
 from ..native.model import NativeVideoLLM
 from ..shipped import find_model
 from .action_namer import ActionNamer
@@ -48,6 +49,24 @@ def system_of(
         known = ", ".join(SYSTEMS)
         raise InputError(f"no system of a course {config.course!r}: there are {known}")
     return SYSTEMS[config.course](config, frozen, tokenizer)
+
+
+def load_guard(config: HeadConfig) -> tuple[nn.Module, KnownFootage] | None:
+    """The tower, and what footage it knows, of the model that a system without a start names.
+
+    Raises:
+        InputError: no such model. WorkError: statistics that cannot be read or do not fit.
+    """
+    if config.start or not config.guard:
+        return None
+    try:
+        folder = find_model(config.guard)
+    except InputError as error:
+        raise InputError(f"the model whose footage this head knows is missing: {error}") from error
+    model, _ = load_native(folder, None)
+    vision = model.vision.requires_grad_(False).eval()
+    known = load_known(footage_home(folder), vision)
+    return None if known is None else (vision, known)
 
 
 def load_start(start: str, *, mark: str = "") -> tuple[NativeVideoLLM, PreTrainedTokenizerBase]:

@@ -25,6 +25,8 @@ from .head_start import Start
 
 #: Frames of a clip, and pixels of a side where the encoder does not say.
 FRAMES, SIDE = 16, 96
+#: The model that has measured what the made world looks like.
+GUARD = "vidllm-stage"
 #: Clips between those of one training seed and the next.
 SEED = 10**6
 #: By recipe and size: options of the encoder, and how it is trained.
@@ -77,6 +79,7 @@ class RecognitionLesson(Lesson):
             recipe.name, "recognition", "" if start is None else start.name,
             "" if start is None else start.mark, frames=FRAMES, reads="cells",
             encoder=encoder or own, labels=StagePairs().labels,
+            guard=GUARD if start is None else "",
         )  # fmt: skip
         self.system = ActionNamer(config, None if start is None else start.frozen)
         side = int(self.system.recogniser.encoder.image_size)
