@@ -100,8 +100,11 @@ class HeadEngine(Engine):
         self.tokenizer = system.tokenizer  # type: ignore[assignment]  # of a system without words none
         self.compressor = build("none")
         self.code = get_timecode("text")
-        self._tower, self.footage = guard or (None, None)
-        if system.config.start:
+        self._tower: nn.Module | None = None
+        self.footage = None
+        if guard is not None:
+            self._tower, self.footage = guard
+        elif system.config.start:
             self._tower, self.footage = system.frozen.model.vision, system.frozen.footage
         self._last: tuple[weakref.ref[VideoClip], SeenClip] | None = None
         self._checked = ClipCheck(self.footage)
