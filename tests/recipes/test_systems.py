@@ -22,7 +22,8 @@ from vidllm.eval.tasks import task_names
 from vidllm.models.loading import model_parts
 from vidllm.models.parts import ModelParts
 from vidllm.recipes import RECIPES, Recipe, get_recipe, list_recipes
-from vidllm.recipes.courses import FILES
+from vidllm.recipes.courses import FILES, CourseSettings
+from vidllm.recipes.courses.variant import as_trained
 from vidllm.recipes.models import check_carries, model_of, ships
 from vidllm.timecode import get_timecode
 
@@ -92,7 +93,36 @@ def test_a_model_that_lacks_a_part_is_refused_by_name_and_reason(
         get_recipe(name).check_model("it", made)
     said = str(caught.value)
     assert f"recipe {name!r}" in said and reason in said and len(said.splitlines()) == 1
-    assert get_recipe(name).refusal("it", ModelParts(**{**vars(made), "recipe": name})) == ""
+    lacks = "needs trained weights" in reason or "it has none" in reason
+    has = {} if lacks else {"learned": get_recipe(name).learned}
+    own = ModelParts(**{**vars(made), **has, "recipe": name})  # its other parts may be others
+    assert get_recipe(name).refusal("it", own) == (str(caught.value) if lacks else "")
+
+
+def test_a_variant_differs_from_its_recipe_in_the_method_alone() -> None:
+    for name, other in (("lita", "uniform"), ("vtg-llm", "vtg-llm:timed=false"),
+                        ("timesuite", "spatial-pool")):  # fmt: skip
+        recipe = get_recipe(name)
+        made = as_trained(recipe, CourseSettings(out="", compressor=other))
+        own = [(spec.replace(f"{name}:keep", f"{other}:keep"), w) for spec, w in recipe.mixture]
+        assert list(made.mixture) == own
+    storm = as_trained(get_recipe("storm"), CourseSettings(out="", compressor="aim"))
+    assert {spec.split(":")[0] for spec, _ in storm.mixture} == {"none", "aim"}
+    with pytest.raises(InputError, match="the parameters of flextok would learn nothing"):
+        as_trained(get_recipe("plain"), CourseSettings(out="", compressor="flextok"))
+    assert as_trained(get_recipe("lita"), CourseSettings(out="", compressor="none")).keep == 1
+    with pytest.raises(InputError, match=r"none keeps every token: leave out --keep 0\.5"):
+        as_trained(get_recipe("lita"), CourseSettings(out="", compressor="none", keep=0.5))
+
+
+@pytest.mark.parametrize("recipe", ["storm", "dist"])
+def test_no_training_begins_with_a_system_that_is_no_video_llm(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", recipe, "--size", "tiny", "--steps", "1", "--out", str(tmp_path / "out")]
+    assert main([*words, "--init", "vidllm-dist"]) == 2
+    said = capsys.readouterr().err
+    assert "is a system without an LLM" in said and len(said.splitlines()) == 1
 
 
 def test_what_needs_no_training_is_carried_by_a_usual_model() -> None:

@@ -129,8 +129,15 @@ def load_native(folder: str, attn: str | None) -> tuple[NativeVideoLLM, PreTrain
     """A model of this project and its tokenizer, in float32 on the CPU.
 
     Raises:
+        InputError: a model of another kind, which transformers would fill up with fresh weights.
         WorkError: weights or tokenizer that cannot be read.
     """
+    kind = model_kind(folder)
+    if kind != NativeConfig.model_type:
+        what = "a system without an LLM" if kind == HEAD_TYPE else f"of the kind {kind!r}"
+        raise InputError(
+            f"{Path(folder).name} is {what}: a video LLM of this project is needed here"
+        )
     options: dict[str, Any] = {} if attn is None else {"attn_implementation": attn}
     model = _weights(NativeVideoLLM, folder, dtype=torch.float32, **options, **_on_base(folder))
     try:

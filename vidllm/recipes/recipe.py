@@ -117,7 +117,8 @@ class Recipe:
         Args:
             model: its name, for the line. parts: what it is made of.
         """
-        if parts.recipe == self.name:
+        own = parts.recipe == self.name  # trained by it, perhaps with parts of a user's choice
+        if own and not self.answers:
             return ""
         train = f"train it (vidllm train {self.name} --out DIR) and give --model DIR"
         if not self.answers:
@@ -136,17 +137,17 @@ class Recipe:
                     f"none: what is left of it is {alone}; ask for that by its name, or use a "
                     "model with one"
                 )
-            if not wanted & set(parts.mixing):
+            if not own and not wanted & set(parts.mixing):
                 return (
                     f"recipe {self.name!r} has the temporal encoder {' or '.join(sorted(wanted))}, "
                     f"and {model} has {' and '.join(parts.mixing)}: {train}"
                 )
-        if self.vision is not None and parts.vision != self.vision:
+        if not own and self.vision is not None and parts.vision != self.vision:
             have = parts.vision or "a tower of another kind"
             return (
                 f"recipe {self.name!r} has the tower {self.vision}, and {model} has {have}: {train}"
             )
-        if self.time_code is not None and parts.time_code != self.time_code:
+        if not own and self.time_code is not None and parts.time_code != self.time_code:
             have = parts.time_code or "another"
             return (
                 f"recipe {self.name!r} tells time by the {self.time_code} code, and {model} by "

@@ -15,6 +15,7 @@ from vidllm.encoders.temporal import get_temporal
 from vidllm.encoders.temporal.alike import encoders_like
 from vidllm.encoders.vision import build_vision, load_vision, vision_names
 from vidllm.errors import InputError
+from vidllm.models.heads.head_config import MODEL_TYPE as HEAD_TYPE
 from vidllm.models.loading import load_native, model_kind
 from vidllm.models.native.config import NativeConfig
 from vidllm.models.native.model import NativeVideoLLM, TimeEmbedding
@@ -95,7 +96,12 @@ def _loaded(settings: CourseSettings) -> Start:
     if settings.size not in ("small", "tiny"):
         raise InputError(f"size must be small or tiny, not '{settings.size}'")
     folder = find_model(settings.init) if settings.init else str(default_model())
-    if model_kind(folder) != NativeConfig.model_type:
+    kind = model_kind(folder)
+    if kind == HEAD_TYPE:
+        raise InputError(
+            f"--init {settings.init} is a system without an LLM: give the video LLM to start from"
+        )
+    if kind != NativeConfig.model_type:
         raise InputError(
             f"--init {settings.init} is no model of this project, which alone is trained here: "
             "make one of pretrained parts (NativeVideoLLM.from_parts), or tune it with its own "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from vidllm.compressors import Compressor, build
@@ -35,6 +36,10 @@ def as_trained(recipe: Recipe, settings: CourseSettings) -> Recipe:
         given["trained"] = tuple(dict.fromkeys((*recipe.trained, "temporal")))
     if settings.compressor is not None:
         given["compressors"] = settings.compressor
+    if given.get("compressors", recipe.compressors) == "none":
+        if settings.keep is not None and settings.keep < 1:
+            raise InputError(f"none keeps every token: leave out --keep {settings.keep:g}")
+        given["keep"] = 1.0
     if settings.lora is not None:
         own = recipe.lora or Lora(0, 0)
         given["lora"] = None if settings.lora == 0 else _of_rank(own, settings.lora)
@@ -43,14 +48,41 @@ def as_trained(recipe: Recipe, settings: CourseSettings) -> Recipe:
     made = replace(recipe, **given)
     if settings.mixture is not None:
         made = replace(made, mixture=read_mixture(settings.mixture))
+    elif settings.keep is None and (alike := _with_method(recipe, made.compressors)):
+        made = replace(made, mixture=alike)
     elif settings.compressor is not None or settings.keep is not None or not made.mixture:
         made = replace(made, mixture=usual_mixture(made.compressors, made.keep))
     method = build(made.compressors, keep=1.0 if made.keep is None else made.keep)
     if settings.compressor is not None and method.has_parameters:
         made = replace(made, trained=tuple(dict.fromkeys((*made.trained, "compressor"))))
+    met = " ".join(spec for spec, _ in made.mixture)
+    for name in made.learned if "compressor" in made.trained else ():
+        if not re.search(rf"(?<![\w-]){name}(?![\w-])", met):
+            raise InputError(
+                f"the parameters of {name} would learn nothing: training meets {met}; give "
+                f"--keep below 1, or a --mixture with {name}"
+            )
     for spec, _ in made.mixture:
         check_trains(build(spec), spec)
     return made
+
+
+def _with_method(recipe: Recipe, compressors: str) -> tuple[tuple[str, float], ...]:
+    """The recipe's mixture with another method at the same shares; () where that says nothing.
+
+    So a recipe and its variant differ in the method alone.
+    """
+    own, chained = recipe.compressors, set(",(")
+    if compressors == "none" or chained & {*own, *compressors} or "keep=" in compressors:
+        return ()
+    made = []
+    for spec, weight in recipe.mixture:
+        name, _, options = spec.partition(":")
+        if name not in (own.partition(":")[0], "none"):
+            return ()
+        share = [option for option in options.split(":") if option.startswith("keep=")]
+        made.append((":".join([compressors, *share]) if name != "none" else spec, weight))
+    return tuple(made)
 
 
 def check_trains(method: Compressor, spec: str) -> None:
