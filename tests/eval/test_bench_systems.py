@@ -15,6 +15,7 @@ from processes import Run
 from tiny import save_tiny
 
 from vidllm import InputError
+from vidllm.cli.main import main
 from vidllm.cli.options import CommonOptions
 from vidllm.compressors import build
 from vidllm.encoders.temporal import temporal_names
@@ -29,6 +30,7 @@ from vidllm.eval.bench.systems.claims import (
     verdicts,
 )
 from vidllm.eval.bench.systems.entries import Exam
+from vidllm.eval.bench.systems.finished import check_size
 from vidllm.eval.bench.systems.page import systems_page, systems_plot
 from vidllm.eval.bench.systems.running import Measurement
 from vidllm.eval.bench.systems.table import Asked, systems_rows
@@ -127,6 +129,26 @@ def test_the_same_command_goes_on_and_does_nothing_twice(home: Path, cli: Run) -
         other.run(CommonOptions(), train=True, threads=1, workers=0, jobs=1)
 
 
+def test_a_folder_of_another_size_is_refused(home: Path) -> None:
+    work = measurement(home)
+    other = replace(work, budget=replace(work.budget, size="small"))
+    with pytest.raises(InputError, match=r"storm\.0 was trained with size tiny, not small"):
+        other.finished()
+
+
+def test_tiny_trainings_are_not_added_to_the_committed_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = Path(__file__).parents[2] / "eval" / "results" / "systems"
+    check_size(kept, "small")  # stamps without a size are of that one
+    before = sorted(kept.iterdir())
+    words = ["bench", "systems", "--size", "tiny", "--arms", "pyra", "--kept", str(kept)]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "was trained with size small, not tiny: give that --size, or another --kept" in said
+    assert sorted(kept.iterdir()) == before and not list((tmp_path / "out").rglob("*.*"))
+
+
 def test_the_start_may_have_been_asked_by_another_run(home: Path, tmp_path: Path) -> None:
     asked = home / "out" / "answers" / START
     work = replace(measurement(home), home=tmp_path, start_run=asked)
@@ -211,7 +233,10 @@ def test_finished_arms_are_kept_in_small_files_and_not_run_again(
         replace(work, home=out, exam=replace(work.exam, seed=SEED + 1)).finished()
     save_tiny(tmp_path / "other")
     with pytest.raises(InputError, match=r"start.jsonl.gz began with other weights"):
-        replace(work, home=out, budget=Budget(2, 1, 2, init=str(tmp_path / "other"))).finished()
+        other = Budget(2, 1, 2, size="tiny", init=str(tmp_path / "other"))
+        replace(work, home=out, budget=other).finished()
+    with pytest.raises(InputError, match=r"without.0.jsonl.gz was trained with size tiny, not sma"):
+        replace(work, home=out, arms=chosen("lita"), budget=replace(work.budget, size="small"))
     more = replace(work, home=out, exam=replace(work.exam, limit=2))
     more.run(CommonOptions(), train=False, threads=1, workers=0, jobs=1)
     waiting = more.finished()[1]
