@@ -255,6 +255,7 @@ class Measurement:
         return answers_of(entry, self.exam, self.budget.init)
 
     def told(self) -> dict[str, Any]:
-        """The budget, for the table."""
-        told = {"told": self.budget.told(), "seeds": self.seeds}
+        """The budget and how much is asked, for the table."""
+        told = {"told": self.budget.told(), "seeds": self.seeds, "keeps": list(self.exam.keeps)}
+        told |= {"max_new_tokens": self.exam.max_new_tokens}
         return {**asdict(self.budget), **told, "borrowed": self.start_run is not None}
