@@ -236,6 +236,21 @@ def test_what_training_met_is_told_by_its_mixture(tmp_path: Path, tiny: Path) ->
     assert met_in_training(None) == {} and own_compressor(None) is None
 
 
+def test_a_trained_recipe_met_its_own_mixture() -> None:
+    shipped = native_config(None)
+    assert shipped is not None
+    lita = {**shipped, "recipe": "lita", "compressors": "lita", "keep": 0.125}
+    assert met_in_training(lita) == {"lita": [0.25, 0.125, 0.05]}
+    storm = {**shipped, "recipe": "storm", "compressors": "temporal-pool", "keep": 0.25}
+    met = met_in_training(storm)
+    assert met == {"temporal-pool": [0.5, 0.25, 0.125, 0.0625], "spatial-pool": [0.25]}
+    assert kind_of("frame-sample", met) == FREE  # which the shipped model met
+    assert met_in_training({**shipped, "recipe": "plain", "compressors": "none", "keep": 1.0}) == {}
+    for changed in ({"recipe": "of-nobody"}, {"compressors": "uniform"}, {"keep": 0.5}):
+        assert met_in_training({**lita, **changed}) == {}
+    assert met_in_training({**shipped, "recipe": ""}) == met_in_training(shipped) != {}
+
+
 Change = Mapping[str, tuple[float, float]]
 
 

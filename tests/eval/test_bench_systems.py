@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from processes import Run
 from tiny import save_tiny
 
 from vidllm import InputError
+from vidllm.cli.main import main
 from vidllm.cli.options import CommonOptions
 from vidllm.compressors import build
 from vidllm.encoders.temporal import temporal_names
@@ -29,12 +32,14 @@ from vidllm.eval.bench.systems.claims import (
     verdicts,
 )
 from vidllm.eval.bench.systems.entries import Exam
-from vidllm.eval.bench.systems.page import systems_page, systems_plot
+from vidllm.eval.bench.systems.finished import check_size
+from vidllm.eval.bench.systems.page import command_of, systems_page, systems_plot
 from vidllm.eval.bench.systems.running import Measurement
 from vidllm.eval.bench.systems.table import Asked, systems_rows
 from vidllm.recipes import get_recipe
 from vidllm.recipes.courses.variant import as_trained
 
+WORDS = (HELD, FAILED, UNCLEAR, UNTOLD)
 SEED = 137  # the first clips of this benchmark seed are short
 
 
@@ -109,6 +114,9 @@ def test_arms_are_trained_asked_and_stand_in_one_table(home: Path) -> None:
     page = (home / "systems.md").read_text(encoding="utf-8")
     assert "## 50 % of the tokens" in page and "`storm-without`" in page
     assert "--steps 2 --batch 1 --clips 2" in page and str(home) not in page
+    assert "vidllm bench systems --model start --size tiny --steps 2" in page
+    assert "--version 2 --keep 0.5 --max-new-tokens 3\n" in page
+    assert "Every system begins at the model `start` and is trained" in page
     assert "| `nasva` |" in page and "**not yet run**" in page
     assert (home / "systems.png").read_bytes()[:4] == b"\x89PNG"
     cells = [file.name for file in (home / "out" / "cells").glob("*.bin")]
@@ -125,6 +133,26 @@ def test_the_same_command_goes_on_and_does_nothing_twice(home: Path, cli: Run) -
     other = measurement(home, batch=2)
     with pytest.raises(InputError, match="was trained with batch 1, not 2"):
         other.run(CommonOptions(), train=True, threads=1, workers=0, jobs=1)
+
+
+def test_a_folder_of_another_size_is_refused(home: Path) -> None:
+    work = measurement(home)
+    other = replace(work, budget=replace(work.budget, size="small"))
+    with pytest.raises(InputError, match=r"storm\.0 was trained with size tiny, not small"):
+        other.finished()
+
+
+def test_tiny_trainings_are_not_added_to_the_committed_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = Path(__file__).parents[2] / "eval" / "results" / "systems"
+    check_size(kept, "small")  # stamps without a size are of that one
+    before = sorted(kept.iterdir())
+    words = ["bench", "systems", "--size", "tiny", "--arms", "pyra", "--kept", str(kept)]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "was trained with size small, not tiny: give that --size, or another --kept" in said
+    assert sorted(kept.iterdir()) == before and not list((tmp_path / "out").rglob("*.*"))
 
 
 def test_the_start_may_have_been_asked_by_another_run(home: Path, tmp_path: Path) -> None:
@@ -188,6 +216,30 @@ def test_the_page_and_the_plot_are_made_of_the_table_alone(home: Path) -> None:
     assert systems_plot(rows) == (home / "systems.png").read_bytes()
 
 
+def test_the_committed_page_is_the_one_that_its_table_makes() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    setting, rows = read_rows(docs / "results" / "systems.csv")
+    page = (docs / "systems.md").read_text(encoding="utf-8")
+    made = systems_page(setting, rows, [], csv="results/systems.csv", plot="systems.png")
+    claimed = [k for k in page.splitlines() if any(f"| **{word}** |" in k for word in WORDS)]
+    assert len(claimed) == len(verdicts([], None))
+    assert made.splitlines() == [line for line in page.splitlines() if line not in claimed]
+
+
+def test_the_page_names_what_differs_from_the_defaults() -> None:
+    setting, _ = read_rows(Path(__file__).parents[2] / "docs" / "results" / "systems.csv")
+    usual = command_of(setting)
+    told = setting["budget"] | {"keeps": [0.25, 0.125, 0.05], "max_new_tokens": None}
+    assert command_of({**setting, "budget": told}) == usual
+    assert not re.search("--(keep|model|size|max-new-tokens)", usual)
+    other = told | {"init": "runs/my start", "keeps": [0.5, 0.1], "max_new_tokens": 7}
+    words = shlex.split(command_of({**setting, "budget": other}))
+    assert words[:5] == ["vidllm", "bench", "systems", "--model", "my start"]
+    assert words[-4:] == ["--keep", "0.5,0.1", "--max-new-tokens", "7"]
+    tiny = {**setting, "budget": told | {"size": "tiny"}}
+    assert "--size tiny" in command_of(tiny)
+
+
 def test_finished_arms_are_kept_in_small_files_and_not_run_again(
     home: Path, tmp_path: Path, cli: Run
 ) -> None:
@@ -211,7 +263,10 @@ def test_finished_arms_are_kept_in_small_files_and_not_run_again(
         replace(work, home=out, exam=replace(work.exam, seed=SEED + 1)).finished()
     save_tiny(tmp_path / "other")
     with pytest.raises(InputError, match=r"start.jsonl.gz began with other weights"):
-        replace(work, home=out, budget=Budget(2, 1, 2, init=str(tmp_path / "other"))).finished()
+        other = Budget(2, 1, 2, size="tiny", init=str(tmp_path / "other"))
+        replace(work, home=out, budget=other).finished()
+    with pytest.raises(InputError, match=r"without.0.jsonl.gz was trained with size tiny, not sma"):
+        replace(work, home=out, arms=chosen("lita"), budget=replace(work.budget, size="small"))
     more = replace(work, home=out, exam=replace(work.exam, limit=2))
     more.run(CommonOptions(), train=False, threads=1, workers=0, jobs=1)
     waiting = more.finished()[1]

@@ -307,3 +307,6 @@ def test_the_bench_measures_every_arm_and_goes_on(
     assert main(words) == 0  # all arms are there
     for name, before in weights.items():
         assert (tmp_path / "arms" / "seed-0" / name).stat().st_mtime_ns == before
+    capsys.readouterr()
+    assert main([*words, "--steps", "2"]) == 2
+    assert "another budget (steps 1, not 2): give another --folder" in capsys.readouterr().err

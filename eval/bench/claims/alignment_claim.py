@@ -58,10 +58,11 @@ def measure_alignment(
     settings: ClaimSettings, save: Callable[[list[Row]], None] | None = None
 ) -> list[Row]:
     """Train every arm and test it; rows as `claim_rows.Ledger` makes them."""
-    recipe, ledger = get_recipe("nasva"), Ledger("nasva", settings, save)
-    arms = settings.chosen(ARMS)
+    recipe, arms = get_recipe("nasva"), settings.chosen(ARMS)
+    ledger = Ledger("nasva", settings, save, [*arms, "even"] if settings.long else arms)
     lesson = _lesson(recipe, settings, "nasva", 0)
-    ledger.settings = settings = replace(settings, steps=lesson.settings.steps)
+    ledger.begin(lesson.settings.steps)
+    settings = ledger.settings
     frozen, version = lesson.frozen, max(lesson.versions)
     tests = {
         "narrated": [

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -44,10 +43,11 @@ def measure_choice(
     settings: ClaimSettings, save: Callable[[list[Row]], None] | None = None
 ) -> list[Row]:
     """Train every arm and test it; rows as `claim_rows.Ledger` makes them."""
-    recipe, ledger = get_recipe("tem-adapter"), Ledger("tem-adapter", settings, save)
-    arms = settings.chosen(ARMS)
+    recipe, arms = get_recipe("tem-adapter"), settings.chosen(ARMS)
+    ledger = Ledger("tem-adapter", settings, save, arms)
     first = ChoiceLesson(recipe, settings.training(0))
-    ledger.settings = settings = replace(settings, steps=first.settings.steps)
+    ledger.begin(first.settings.steps)
+    settings = ledger.settings
     tests = _questions(first, settings.tested)
     for arm in arms:
         for seed in range(settings.seeds):

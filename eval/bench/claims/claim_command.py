@@ -42,7 +42,10 @@ def claim(
         Path | None, typer.Option(help="Where frozen features are kept.", file_okay=False)
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "cpu",
-    out: Annotated[Path | None, typer.Option(help="CSV file to write.", dir_okay=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="CSV file to write; rows of other arms stay in it.", dir_okay=False),
+    ] = None,
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -68,7 +71,7 @@ def claim(
         home.mkdir(parents=True, exist_ok=True)
         settings = ClaimSettings(
             home, size, init, steps or 0, batch or 0, clips or 0, seeds, tested, long,
-            _place(device), tuple(part.strip() for part in arms.split(",") if part.strip()),
+            _place(device), tuple(part.strip() for part in arms.split(",") if part.strip()), place,
         )  # fmt: skip
 
         def save(rows: list[dict[str, Any]]) -> None:

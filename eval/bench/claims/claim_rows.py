@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ class ClaimSettings:
         seeds: trainings of every arm. tested: clips of the test, the same for all.
         long: clips of the split long, which take minutes each; 0 for none.
         arms: only these; empty for all.
+        out: CSV in which rows of other arms stay; None for none.
     """
 
     folder: Path
@@ -43,6 +45,7 @@ class ClaimSettings:
     long: int = 0
     device: str = "cpu"
     arms: tuple[str, ...] = ()
+    out: Path | None = None
 
     def __post_init__(self) -> None:
         if min(self.seeds, self.tested) < 1 or self.long < 0:
@@ -78,14 +81,42 @@ class Ledger:
     """Rows as they come, so that nothing measured is lost.
 
     Args:
-        recipe: whose claim. settings: of the measurement. save: gets all rows after every arm.
+        recipe: whose claim. settings: of the measurement. save: gets all rows after every arm,
+            behind those of other arms in `settings.out`.
+        arms: that are measured.
+
+    Raises:
+        InputError: `settings.out` is another file than that of a claim.
     """
 
     def __init__(
-        self, recipe: str, settings: ClaimSettings, save: Callable[[list[Row]], None] | None
+        self,
+        recipe: str,
+        settings: ClaimSettings,
+        save: Callable[[list[Row]], None] | None,
+        arms: Sequence[str],
     ) -> None:
         self.recipe, self.settings, self._save = recipe, settings, save
+        self.kept = [row for row in _written(settings.out) if row["arm"] not in arms]
         self.rows: list[Row] = []
+
+    def begin(self, steps: int) -> None:
+        """Take the steps of every training, which the course may have filled in.
+
+        Raises:
+            InputError: rows of other arms, which stay in the file, are of other settings.
+        """
+        self.settings = s = replace(self.settings, steps=steps)
+        same = {"recipe": self.recipe, "size": s.size, "device": s.device, "steps": steps}
+        for row in self.kept:
+            for name, value in same.items():
+                if name == "steps" and row.get(name) == "0":  # an arm without training
+                    continue
+                if row.get(name) != str(value):
+                    raise InputError(
+                        f"{s.out} has rows of {row['arm']} with {name} {row.get(name)}, not "
+                        f"{value}: measure with that too, or give another --out"
+                    )
 
     def shares(
         self,
@@ -139,7 +170,21 @@ class Ledger:
     def save(self) -> None:
         """Hand all rows over."""
         if self._save is not None:
-            self._save(self.rows)
+            self._save([*self.kept, *self.rows])
+
+
+def _written(file: Path | None) -> list[Row]:
+    """The rows of a claim's CSV as they stand there."""
+    if file is None or not file.is_file():
+        return []
+    try:
+        rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
+    except (UnicodeDecodeError, csv.Error):
+        rows = [{}]
+    wanted = {"recipe", "arm", "seed", "measure", "value"}
+    if any(None in row or None in row.values() or not wanted <= row.keys() for row in rows):
+        raise InputError(f"{file} is no CSV of vidllm bench claim: give another --out")
+    return rows
 
 
 def claim_table(rows: Sequence[Row]) -> Table:

@@ -24,7 +24,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,14 +64,15 @@ def measure_recognition(
     name: str, settings: ClaimSettings, save: Callable[[list[Row]], None] | None = None
 ) -> list[Row]:
     """Train every arm of "dist" or "squeezetime" and test it; rows as `claim_rows.Ledger`'s."""
-    recipe, ledger = get_recipe(name), Ledger(name, settings, save)
-    for arm in settings.chosen(tuple(ARMS[name])):
+    recipe, arms = get_recipe(name), settings.chosen(tuple(ARMS[name]))
+    ledger = Ledger(name, settings, save, arms)
+    for arm in arms:
         for seed in range(settings.seeds):
             encoder = ARMS[name][arm]
             if encoder is not None and name == "squeezetime":
                 encoder = {**encoder, "tower": TOWERS[settings.size]}
             lesson = RecognitionLesson(recipe, settings.training(seed), encoder)
-            ledger.settings = replace(settings, steps=lesson.settings.steps)
+            ledger.begin(lesson.settings.steps)
             _cost(ledger, arm, seed, lesson)
             learn(lesson)
             _test(ledger, arm, seed, lesson, settings.tested)

@@ -15,6 +15,7 @@ from vidllm.errors.registry import did_you_mean
 from vidllm.models.folder import read_config
 from vidllm.models.native.config import NativeConfig
 from vidllm.models.shipped import default_model, find_model
+from vidllm.recipes import get_recipe
 
 from ...run.run_settings import Wanted, parts_of, wanted
 from ..model_cost import training_free
@@ -85,24 +86,38 @@ def own_compressor(config: Mapping[str, Any] | None) -> str | None:
 def met_in_training(config: Mapping[str, Any] | None) -> dict[str, list[float]]:
     """Which reductions a model was trained under: compressor → shares, the largest first.
 
-    Models of `vidllm train` meet the mixture of `vidllm.stage.training.settings`; of other models
-    nothing is known, and nothing is claimed. A method with parameters was trained only where it is
-    the model's own.
+    A model that was trained as a recipe met the recipe's mixture, where it has the recipe's own
+    reduction; other models of `vidllm train` met that of `vidllm.stage.training.settings`. Of all
+    else nothing is known, and nothing is claimed. A method with parameters was trained only where
+    it is the model's own.
 
     Args:
         config: see `native_config`.
     """
     if config is None:
         return {}
-    from vidllm.stage.training.settings import plan_of
-
     found: dict[str, list[float]] = {}
-    for spec, _ in plan_of(config["vision"]).mixture:
+    for spec, _ in _mixture(config):
         method = build(spec)
         is_trained = not method.has_parameters or method.name == own_compressor(config)
         if method.name != "none" and is_trained:
             found.setdefault(method.name.replace(",", "+"), []).append(method.keep)
     return {name: sorted(keeps, reverse=True) for name, keeps in found.items()}
+
+
+def _mixture(config: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    name = config.get("recipe")
+    if not name:
+        from vidllm.stage.training.settings import plan_of
+
+        return plan_of(config["vision"]).mixture
+    try:
+        recipe = get_recipe(str(name))
+    except InputError:  # of a package that is not here
+        return ()
+    usual = {"compressors": recipe.compressors, "keep": 1.0 if recipe.keep is None else recipe.keep}
+    # With another reduction or share a training meets another mixture, which no config tells.
+    return recipe.mixture if usual.items() <= {**usual, **config}.items() else ()
 
 
 def asked_for(

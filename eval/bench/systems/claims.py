@@ -250,20 +250,18 @@ def _retrieval(rows: Sequence[Mapping[str, str]]) -> Verdict:
     says = "retrieval is kept at half the tower's FLOPs and a twentieth of the tokens"
     if not rows:
         return Verdict("tempme", says, UNTOLD)
-    from ..retrieval_arms import verdict
+    from ..retrieval_arms import findings
 
-    read: list[dict[str, Any]] = [
-        {k: float(v) if k in _NUMBERS and v else v for k, v in row.items()} for row in rows
-    ]
-    told = verdict(read)
-    good = [("(kept or better)" in s, "(half)" in s and "95 % fewer" in s)
-            for s in told.splitlines()]  # fmt: skip
-    kept = {all(pair) for pair in good}
-    return Verdict(
-        "tempme", says,
-        UNTOLD if not kept else UNCLEAR if len(kept) > 1 else HELD if kept.pop() else FAILED,
-        told.replace("\n", "; "),
-    )  # fmt: skip
+    found = findings([{k: float(v) if k in _NUMBERS and v else v for k, v in row.items()}
+                      for row in rows])  # fmt: skip
+    held = {one.held for one in found}
+    word = UNTOLD if not held else UNCLEAR
+    if len(held) == 1:
+        word = {True: HELD, False: FAILED, None: UNCLEAR}[held.pop()]
+    return Verdict("tempme", says, word, "; ".join(one.told for one in found))
 
 
-_NUMBERS = ("R-Sum", "V2T R-Sum", "gflops_share", "tokens_share", "speed_up")
+_NUMBERS = (
+    "R@1", "R-Sum", "V2T R-Sum", "gflops_share", "tokens_share", "speed_up", "to_lora",
+    "to_lora_low", "to_lora_high",
+)  # fmt: skip

@@ -33,7 +33,7 @@ _HEAD = Object(
 )
 #: Of a configuration what says where its machine had things; what the table shows stays.
 _PLACES = set(FREE) - {"device_name", "items", "clips"}
-_STAMP = ("steps", "step", "batch", "clips", "lr", "seed", "trained", "recipe")
+_STAMP = ("steps", "step", "batch", "clips", "lr", "size", "seed", "trained", "recipe")
 _ADVICE = "delete it, to have the arm run again"
 #: Bytes of an unpacked file at most; those of 60 clips have 1.5 million.
 _MOST = 2**28
@@ -54,6 +54,26 @@ class Finished:
     stamp: dict[str, Any]
     cpu_seconds: float | None
     rows: dict[Key, Row]
+
+
+def size_of(stamp: Mapping[str, Any]) -> str:
+    """The size of a training; stamps without one are from a time when all kept ones were small."""
+    return str(stamp.get("size", "small"))
+
+
+def check_size(folder: Path, size: str) -> None:
+    """See that the trainings of finished arms are of a size.
+
+    Raises:
+        InputError: one is of another, or a file is damaged.
+    """
+    for file in sorted(folder.glob("*.jsonl.gz")):
+        kept = read_finished(file)
+        if kept is not None and kept.stamp and size_of(kept.stamp) != size:
+            raise InputError(
+                f"{file} was trained with size {size_of(kept.stamp)}, not {size}: give that "
+                "--size, or another --kept"
+            )
 
 
 def write_finished(

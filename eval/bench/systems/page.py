@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from ...report.plots import SIZE, Cost, draw_score_against
 from ...report.style import LIGHT, dress, new_figure, png, tag_column
 from ..methods.advice import LEVEL
 from ..methods.method_table import SPELT
-from .arms import ENCODERS, START
+from .arms import ENCODERS, START, Budget
 from .claims import Verdict
+from .entries import Exam
 from .table import SCORES
 
 Row = Mapping[str, Any]
@@ -46,6 +48,7 @@ def systems_page(
     ).get_template("systems.md.j2")
     seeds = len({row["seed"] for row in main if row["seed"] is not None})
     return template.render(
+        begin=_begin(setting["budget"]),
         budget=setting["budget"]["told"],
         csv=csv,
         plot=plot,
@@ -66,13 +69,27 @@ def systems_page(
 
 
 def command_of(setting: Mapping[str, Any]) -> str:
-    """The command that makes such a table; paths are left out."""
+    """The command that makes such a table; files are left out, and a start has its name alone."""
     budget, words = setting["budget"], ["vidllm bench systems"]
+    words += [f"--model {shlex.quote(Path(budget['init']).name)}"] if budget["init"] else []
+    words += [f"--size {budget['size']}"] if budget["size"] != Budget.size else []
     words += [f"--{name} {budget[name]:g}" for name in ("steps", "batch", "clips", "lr")]
     words += [f"--seeds {budget['seeds']}"]
     words += [f"--split {setting['split']} --seed {setting['seed']} --limit {setting['limit']}"]
     words += [f"--version {setting['options']['version']}"] if setting.get("options") else []
+    # Tables of before they were told were asked by the defaults.
+    keeps, longest = budget.get("keeps", Exam.keeps), budget.get("max_new_tokens")
+    if tuple(keeps) != Exam.keeps:
+        words += [f"--keep {','.join(f'{keep:g}' for keep in keeps)}"]
+    words += [] if longest is None else [f"--max-new-tokens {longest}"]
     return " ".join(words)
+
+
+def _begin(budget: Mapping[str, Any]) -> str:
+    """What every training begins at, in words."""
+    if budget["init"]:
+        return f"the model `{Path(budget['init']).name}`"
+    return "the shipped model" if budget["size"] == Budget.size else "a fresh tiny model"
 
 
 def _exam(setting: Mapping[str, Any], rows: Sequence[Row]) -> str:

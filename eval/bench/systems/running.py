@@ -33,7 +33,7 @@ from ..methods.measured_scores import kinds_of
 from .answers import answers_of
 from .arms import START, Arm, Budget
 from .entries import Entry, Exam
-from .finished import start_mark, write_finished
+from .finished import check_size, size_of, start_mark, write_finished
 
 _ADVICE = "delete the folder, to have it trained again"
 
@@ -63,11 +63,12 @@ def is_trained(entry: Entry, budget: Budget, *, here: bool = False) -> bool:
         InputError: the folder holds a training of another budget.
     """
     told = _folder_stamp(entry) if here else stamp_of(entry)
-    for name in ("steps", "batch", "clips", "lr"):
+    have = {**told, "size": size_of(told)}
+    for name in ("size", "steps", "batch", "clips", "lr"):
         value = getattr(budget, name)
-        if told and told.get(name) != value:
+        if told and have.get(name) != value:
             raise InputError(
-                f"{entry.model} was trained with {name} {told.get(name)}, not {value}: give the "
+                f"{entry.model} was trained with {name} {have.get(name)}, not {value}: give the "
                 "budget of that folder, or another --out"
             )
     return bool(told) and int(told["step"]) >= budget.steps
@@ -180,6 +181,9 @@ class Measurement:
         start_run: a run of `vidllm bench methods` or `vidllm eval` that asked the start about the
             same clips (it may go on): its answers are taken, where all are there.
         kept: a folder of finished arms, which are not run again and to which new ones are added.
+
+    Raises:
+        InputError: the finished arms are of another size.
     """
 
     home: Path
@@ -189,6 +193,10 @@ class Measurement:
     seeds: int = 1
     start_run: Path | None = None
     kept: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.kept is not None:  # also of arms that are not asked for: one table has one size
+            check_size(self.kept, self.budget.size)
 
     @property
     def entries(self) -> list[Entry]:
@@ -247,6 +255,7 @@ class Measurement:
         return answers_of(entry, self.exam, self.budget.init)
 
     def told(self) -> dict[str, Any]:
-        """The budget, for the table."""
-        told = {"told": self.budget.told(), "seeds": self.seeds}
+        """The budget and how much is asked, for the table."""
+        told = {"told": self.budget.told(), "seeds": self.seeds, "keeps": list(self.exam.keeps)}
+        told |= {"max_new_tokens": self.exam.max_new_tokens}
         return {**asdict(self.budget), **told, "borrowed": self.start_run is not None}
