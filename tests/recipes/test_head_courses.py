@@ -28,10 +28,11 @@ from vidllm.models.cost.shapes import shape_of
 from vidllm.models.heads.sentence_aligner import SecondsByQuestion, SentenceAligner
 from vidllm.models.heads.systems import load_system
 from vidllm.models.native.footage import UnknownFootage
-from vidllm.models.shipped import sample_videos
+from vidllm.models.shipped import sample_videos, weight_files
 from vidllm.recipes import get_recipe
 from vidllm.recipes.courses import CourseSettings, find_course
 from vidllm.recipes.courses.video_llm import BATCH, CLIPS
+from vidllm.stage.training.checkpoint import CHECKPOINT
 
 NAMES = ("nasva", "tem-adapter", "dist", "squeezetime")
 #: What each answers, and what none of the others is asked.
@@ -77,6 +78,22 @@ def test_a_course_leaves_a_model_its_log_and_a_card(folders: dict[str, Path]) ->
         assert json.loads((folder / "config.json").read_text())["recipe"] == name
     with pytest.raises(InputError, match="holds a trained model already"):
         trained("nasva", folders["nasva"])
+
+
+def test_a_trainings_folder_ships_without_what_it_goes_on_from(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = shutil.copytree(folders["nasva"], tmp_path / "own")
+    for name in (".lock", "cells.bin", "cells.bin.json", "samples/.DS_Store", "samples/v.mp4"):
+        file = home / name if "/" not in name else tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    aside = {CHECKPOINT, "features.bin", "features.bin.json", "start"}
+    assert aside <= {entry.name for entry in home.iterdir()}
+    monkeypatch.setenv("VIDLLM_WEIGHTS", str(tmp_path))
+    models = ("README.md", "config.json", "log.jsonl", "model.safetensors", "tokenizer.json",
+              "tokenizer_config.json", "training.json")  # fmt: skip
+    assert weight_files() == [*(f"own/{name}" for name in models), "samples/v.mp4"]
 
 
 def test_what_is_given_counts_where_other_courses_have_it_anyway(
