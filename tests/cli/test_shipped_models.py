@@ -11,6 +11,7 @@ import pytest
 from tiny import save_tiny
 
 from vidllm.cli.doctor import _weights
+from vidllm.cli.listing import entries, table
 from vidllm.errors.writing import sha256
 
 
@@ -63,3 +64,16 @@ def test_doctor_finds_a_head_without_the_model_that_it_needs(home: Path) -> None
     rewrite(home / "head", course="poetry")
     (said,) = broken()
     assert "config.json" in said and "course" in said
+
+
+def test_the_list_says_what_a_shipped_model_is_and_which_one_it_needs(home: Path) -> None:
+    found = {entry["name"]: entry for entry in entries("models")}
+    assert json.loads(json.dumps(found))  # as `--json` prints it
+    assert {"name", "kind", "summary"} <= set(found["head"])
+    assert (found["head"]["recipe"], found["head"]["needs"]) == ("dist", "usual")
+    assert (found["changed"]["recipe"], found["changed"]["needs"]) == ("lita", "usual")
+    lines = dict(line.split(None, 1) for line in table(list(found.values())).splitlines())
+    assert "recipe dist: names an action, needs usual; 0.0 MB of weights" in lines["head"]
+    assert "recipe lita: changes to usual; " in lines["changed"]
+    assert lines["usual"].split(") ")[1].endswith("MB of weights, in weights/usual")
+    assert "changes" not in lines["usual"] and max(map(len, lines.values())) < 200
