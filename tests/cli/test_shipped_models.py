@@ -12,7 +12,9 @@ from tiny import save_tiny
 
 from vidllm.cli.doctor import _weights
 from vidllm.cli.listing import entries, table
+from vidllm.cli.main import main
 from vidllm.errors.writing import sha256
+from vidllm.recipes import RECIPES, Recipe, get_recipe
 
 
 @pytest.fixture
@@ -77,3 +79,28 @@ def test_the_list_says_what_a_shipped_model_is_and_which_one_it_needs(home: Path
     assert "recipe lita: changes to usual; " in lines["changed"]
     assert lines["usual"].split(") ")[1].endswith("MB of weights, in weights/usual")
     assert "changes" not in lines["usual"] and max(map(len, lines.values())) < 200
+
+
+def ship(monkeypatch: pytest.MonkeyPatch, recipe: str, weights: str) -> None:
+    own = Recipe(**{**vars(get_recipe(recipe)), "weights": weights})
+    monkeypatch.setitem(RECIPES, recipe, own)
+
+
+def test_the_cost_of_a_recipe_is_that_of_its_own_model_where_that_ships(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def model(*words: str) -> str:
+        capsys.readouterr()
+        assert main(["cost", *words, "--json"]) == 0
+        return str(json.loads(capsys.readouterr().out)["model"])
+
+    ship(monkeypatch, "lita", "changed")
+    assert model() == "usual" == model("--recipe", "storm-sampling")
+    assert model("--recipe", "lita") == "changed"
+    assert model("--recipe", "lita", "--model", "usual") == "usual"
+    ship(monkeypatch, "dist", "head")
+    capsys.readouterr()
+    assert main(["cost", "--recipe", "dist"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and len(said.err.splitlines()) == 1
+    assert "head is a system without an LLM, which has no prefill" in said.err
