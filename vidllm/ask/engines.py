@@ -82,6 +82,8 @@ def load_engine(
     else:
         folder = model_of(named, name)
         engine = _load(folder, name, loading, options | {"seed": seed}, adapted)
+        if named is not None and ships(named) and folder == model_of(named):
+            engine.by_recipe = named.name
     engine.name = _called(name if isinstance(name, nn.Module) else folder)
     if adapted:
         _adapt(engine, tuned, found, temporal, recipe or "")
