@@ -18,6 +18,9 @@ from safetensors.torch import load_file
 from tiny import save_tiny
 
 from vidllm import InputError, VideoClip, VideoLLM, load_video
+from vidllm.demo.host import Host
+from vidllm.demo.opening import EXAMPLES, model_card
+from vidllm.demo.settings import Settings
 from vidllm.eval.bench.claims.alignment_claim import measure_alignment
 from vidllm.eval.bench.claims.choice_claim import measure_choice
 from vidllm.eval.bench.claims.claim_rows import ClaimSettings, claim_table
@@ -182,6 +185,19 @@ def test_a_system_answers_its_questions_and_refuses_the_rest_in_a_line(
         llm.caption(clip)
     with pytest.raises(InputError, match="no LLM that could read fewer tokens"):
         VideoLLM.from_pretrained(folders[name], compressor="aim", keep=0.5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_web_page_suggests_what_a_system_answers(name: str, folders: dict[str, Path]) -> None:
+    llm, settings = VideoLLM.from_pretrained(folders[name]), Settings(model=str(folders[name]))
+    host = Host(llm, settings)
+    for clip in (*sample_videos(), None):
+        suggested = host.questions(clip)
+        assert suggested and set(suggested) <= EXAMPLES  # else they would stay with other clips
+        llm.engine.check_questions(suggested, None)
+    host.close()
+    card = model_card(llm, settings)
+    assert "It has no LLM: it " in card and "said by those who trained it" in card
 
 
 def test_a_head_is_refused_without_the_model_it_stands_on(
