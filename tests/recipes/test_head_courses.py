@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tiny import save_tiny
 
 from vidllm import InputError, VideoClip, VideoLLM, load_video
+from vidllm.cli.main import main
 from vidllm.demo.host import Host
 from vidllm.demo.opening import EXAMPLES, model_card
 from vidllm.demo.settings import Settings
@@ -34,7 +35,7 @@ from vidllm.models.native.footage import UnknownFootage
 from vidllm.models.shipped import sample_videos, weight_files
 from vidllm.recipes import get_recipe
 from vidllm.recipes.courses import CourseSettings, find_course
-from vidllm.recipes.courses.video_llm import BATCH, CLIPS
+from vidllm.recipes.courses.video_llm import BATCH
 from vidllm.stage.training.checkpoint import CHECKPOINT
 
 NAMES = ("nasva", "tem-adapter", "dist", "squeezetime")
@@ -49,8 +50,9 @@ TASKS = {"nasva": "stage-align", "tem-adapter": "stage-choice", "dist": "stage-a
 
 
 def trained(name: str, out: Path, **settings: Any) -> Path:
-    given = {"size": "tiny", "steps": 4, "clips": 4, "log_every": 1, "quiet": True, **settings}
+    given = {"size": "tiny", "steps": 4, "log_every": 1, "quiet": True, **settings}
     recipe = get_recipe(name)
+    given |= {} if recipe.course == "recognition" else {"clips": 4}
     return find_course(recipe).train(recipe, CourseSettings(out=str(out), **given))
 
 
@@ -119,19 +121,38 @@ def test_what_is_given_counts_where_other_courses_have_it_anyway(
 def test_a_stopped_training_goes_on_as_if_it_had_not_been(
     name: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    more = {} if name == "tem-adapter" else {"clips": CLIPS}
-    whole = trained(name, tmp_path / "whole", **more)
+    whole = trained(name, tmp_path / "whole")
     parts = tmp_path / "parts"
-    trained(name, parts, minutes=1e-9, **more)
+    trained(name, parts, minutes=1e-9)
     assert json.loads((parts / "training.json").read_text())["step"] == 1
     with pytest.raises(InputError, match="seed"):
-        trained(name, parts, resume=True, seed=7, **more)
+        trained(name, parts, resume=True, seed=7)
     with pytest.raises(InputError, match="lr"):
-        trained(name, parts, resume=True, lr=0.5, **more)
-    trained(name, parts, resume=True, **more)
+        trained(name, parts, resume=True, lr=0.5)
+    trained(name, parts, resume=True)
     one, two = (load_file(folder / "model.safetensors") for folder in (whole, parts))
     assert one.keys() == two.keys()
     assert all(torch.equal(value, two[key]) for key, value in one.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "says"),
+    [
+        ("squeezetime", ["--init", "vidllm-stage"], "squeezetime is trained from nothing"),
+        ("squeezetime", ["--clips", "8"], "--clips is for recipes that keep features of clips"),
+        ("dist", ["--clips", "8"], "dist sees none twice: leave it out"),
+        ("dist", ["--option", "features=x.bin"], "--option features is for recipes that keep"),
+        ("nasva", ["--option", "out=elsewhere"], "no setting 'out' here"),
+        ("nasva", ["--option", "seed=3"], "no setting 'seed' here"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    name: str, words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", name, "--out", str(tmp_path / "run"), "--size", "tiny", *words]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and says in said.err and len(said.err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_gradient_goes_through_the_frozen_tower(folders: dict[str, Path]) -> None:
@@ -294,7 +315,7 @@ def test_footage_that_the_frozen_model_does_not_know_is_refused(
     name: str, tmp_path: Path, sample: Path
 ) -> None:
     """By the shipped model, which knows its own footage; nothing is learnt in a step."""
-    home = trained(name, tmp_path / name, size="small", steps=1, clips=2, batch=2)
+    home = trained(name, tmp_path / name, size="small", steps=1, batch=2)
     llm = VideoLLM.from_pretrained(str(home))
     assert llm.footage is not None and llm.knows(load_video(sample))
     grain = torch.rand(8, 96, 96, 3, generator=torch.Generator().manual_seed(0)) * 255

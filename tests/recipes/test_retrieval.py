@@ -172,6 +172,7 @@ def test_a_training_that_is_stopped_at_every_step_ends_the_same(
         ({"lora": 0}, "--lora must be at least 1"),
         ({"temporal": "ssd"}, "--temporal is not for tempme"),
         ({"data": "films"}, "--data stage"),
+        ({"clips": 8}, "--clips is for recipes that keep .* tempme sees none twice"),
         ({"more": {"stpes": 3}}, "has no option 'stpes'"),
         ({"init": "."}, "holds no dual encoder"),
         ({"size": "huge"}, "tiny, not 'huge'"),

@@ -116,6 +116,11 @@ def plan_of(recipe: Recipe, settings: CourseSettings) -> Plan:
                 f"--{name.replace('_', '-')} is not for {recipe.name}: its dual encoder has a CLIP "
                 "tower behind a convolutional stem and no LLM"
             )
+    if settings.clips is not None:
+        raise InputError(
+            f"--clips is for recipes that keep what is seen in clips, and {recipe.name} sees none "
+            "twice: leave it out"
+        )
     if settings.data != "stage":
         raise InputError(
             f"{recipe.name} is trained on the captions of the made world: --data stage"
