@@ -129,6 +129,8 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(
         trained(name, parts, resume=True, seed=7)
     with pytest.raises(InputError, match="lr"):
         trained(name, parts, resume=True, lr=0.5)
+    with pytest.raises(InputError, match=r"is trained with ema 0\.998, not 0\.5"):
+        trained(name, parts, resume=True, more={"ema": "0.5"})
     trained(name, parts, resume=True)
     one, two = (load_file(folder / "model.safetensors") for folder in (whole, parts))
     assert one.keys() == two.keys()

@@ -161,6 +161,8 @@ def test_a_training_that_is_stopped_at_every_step_ends_the_same(
     assert "6 of 6 steps" in (folder / "README.md").read_text()
     with pytest.raises(InputError, match="give the options of that training"):
         course.train(RECIPE, replace(HOW, out=str(out), resume=True, keep=0.2))
+    with pytest.raises(InputError, match=r"is trained with lr 0.\d+, not 0.5"):
+        course.train(RECIPE, replace(HOW, out=str(out), resume=True, lr=0.5))
     with pytest.raises(InputError, match="holds a trained model"):
         course.train(RECIPE, replace(HOW, out=str(out)))
 

@@ -66,7 +66,8 @@ class Lesson(ABC):
     def same(self) -> dict[str, Any]:
         """What must not change on the way; `--resume` must have the same."""
         told = asdict(self.settings)
-        names = ("size", "steps", "batch", "clips", "lr", "seed")
+        names = ("size", "steps", "batch", "clips", "lr", "seed", "warmup", "weight_decay", "clip",
+                 "ema")  # fmt: skip
         return {
             "recipe": self.system.config.recipe,
             "mark": self.system.config.mark,

@@ -171,7 +171,7 @@ class _Run(TrainingRun):
         self, recipe: Recipe, settings: CourseSettings, plan: Plan, folder: TrainingFolder
     ) -> None:
         self.recipe, self.settings, self.plan = recipe, settings, plan
-        fixed = {k: v for k, v in asdict(plan).items() if k not in ("steps", "lr")}
+        fixed = {k: v for k, v in asdict(plan).items() if k != "steps"}
         saved = folder.begun(fixed, plan.total, resume=settings.resume)
         accelerator = accelerator_for(settings.device, settings.threads, settings.seed)
         method = (
