@@ -75,7 +75,9 @@ def sample() -> Path:
 def test_a_course_leaves_a_model_its_log_and_a_card(folders: dict[str, Path]) -> None:
     for name, folder in folders.items():
         card = (folder / "README.md").read_text(encoding="utf-8")
-        assert card.startswith(f"# {name}\n") and "4 of 4 steps" in card and "Toy" in card
+        head, title = card.removeprefix("---\n").split("---\n\n", 1)
+        assert head.startswith("license: apache-2.0\nlibrary_name: vidllm\ntags: [video, ")
+        assert title.startswith(f"# {name}\n") and "4 of 4 steps" in card and "Toy" in card
         told = json.loads((folder / "training.json").read_text(encoding="utf-8"))
         assert told["recipe"] == name and told["step"] == 4
         rows = [json.loads(x) for x in (folder / "log.jsonl").read_text().splitlines()]
@@ -115,6 +117,17 @@ def test_what_is_given_counts_where_other_courses_have_it_anyway(
         f"vidllm train squeezetime --size tiny --steps 1 --batch {usual} --lr 0.002 --seed 0`"
         in card
     )
+
+
+def test_the_card_names_the_options_that_were_given_and_no_place(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    more = {"ema": "0.5", "warmup": 3, "features": str(tmp_path / "own.bin")}
+    start = folders["tem-adapter"] / "start"
+    home = trained("nasva", tmp_path / "run", init=str(start), steps=1, more=more)
+    card = (home / "README.md").read_text(encoding="utf-8")
+    given = "--init start --option features=own.bin --option warmup=3 --option ema=0.5`"
+    assert given in card and str(tmp_path) not in card and str(start.parent) not in card
 
 
 @pytest.mark.parametrize("name", ["tem-adapter", "squeezetime"])

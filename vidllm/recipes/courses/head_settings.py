@@ -19,7 +19,7 @@ _ELSEWHERE = (
     "frames",
 )  # fmt: skip
 #: Settings that `CourseSettings.more` may give: all that it has no field for.
-_OWN = ("features", "warmup", "weight_decay", "clip", "ema")
+OWN = ("features", "warmup", "weight_decay", "clip", "ema")
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class HeadSettings:
         given |= {"save_every": settings.save_every, "log_every": settings.log_every}
         more = dict(settings.more)
         for name, value in more.items():
-            if name not in _OWN:
-                raise InputError(f"no setting {name!r} here: {did_you_mean(name, _OWN)}")
+            if name not in OWN:
+                raise InputError(f"no setting {name!r} here: {did_you_mean(name, OWN)}")
             if isinstance(value, str):
                 more[name] = _read(name, value, type(getattr(cls, name, "")))
         return cls(**{**given, **counts, **more})
