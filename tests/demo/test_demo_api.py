@@ -23,6 +23,7 @@ from vidllm.compressors import build, names
 from vidllm.models.answer import Answer, Receipt
 from vidllm.progress import Listener
 from vidllm.recipes import get_recipe, list_recipes
+from vidllm.recipes.models import ships
 from vidllm.stage.training.tokenizer import build_tokenizer
 from vidllm.timecode import get_timecode
 from vidllm.tokens import budget_of
@@ -150,7 +151,8 @@ def test_every_offer_tells_what_asking_would_say(llm: VideoLLM, clip: VideoClip)
     assert {o.served for o in found} == {True, False}
     for offer in found:
         if offer.kind == "recipe":  # a system is more than its reduction
-            lacks = get_recipe(offer.name).refusal("this model", llm.engine.parts)
+            recipe = get_recipe(offer.name)
+            lacks = recipe.refusal("this model", llm.engine.parts, ships=ships(recipe))
             if lacks:
                 assert offer.reason == lacks, offer.name
                 continue

@@ -10,8 +10,12 @@ import pytest
 from demo_server import serving
 from hub_tiny import save_home
 
+from vidllm import VideoLLM
 from vidllm.ask.calls import Call
 from vidllm.cli import demo_command
+from vidllm.demo.opening import model_card
+from vidllm.demo.settings import Settings
+from vidllm.models.shipped import find_model, weights_dir
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +30,14 @@ def test_the_page_asks_adapters_where_they_are_put(home: Path, tmp_path: Path) -
         shown = html.unescape(page.read().decode())
     assert "with the adapters tuned" in shown
     assert "made world only" not in shown  # it is not the shipped model that answers
+
+
+def test_a_model_that_ships_is_shown_by_its_name_with_what_it_knows() -> None:
+    settings = Settings(model=find_model("vidllm-squeezetime"))
+    card = model_card(VideoLLM.from_pretrained("vidllm-squeezetime"), settings)
+    assert "Model: <b>vidllm-squeezetime</b>" in card and str(weights_dir()) not in card
+    assert "it names an action" in card and "made world only" in card
+    assert "those who trained it" not in card
 
 
 @pytest.mark.parametrize(

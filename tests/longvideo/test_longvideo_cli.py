@@ -158,6 +158,26 @@ def test_what_makes_no_sense_for_an_index_is_refused(
     assert "no such" in shell.refused("ask", tmp_path / "none.vidx", "when?")
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--recipe", "squeezetime"], "leave out --recipe squeezetime"),
+        (["--model", "vidllm-squeezetime"], "leave out --model"),
+    ],
+)
+def test_a_system_that_makes_no_index_is_refused_by_what_brought_it(
+    capsys: pytest.CaptureFixture[str], video: Path, tmp_path: Path, words: list[str], says: str
+) -> None:
+    for command in (
+        ["index", video, "--out", tmp_path / "v.vidx"],
+        ["library", "add", tmp_path / "lib", video],
+    ):
+        assert main([*map(str, command), *words, "--device", "cpu"]) == 2
+        out, err = capsys.readouterr()
+        (line,) = spoken(err)
+        assert out == "" and "an index needs a video-LLM" in line and line.endswith(says)
+
+
 def test_a_library_from_the_shell(shell: Shell, index: Path, tmp_path: Path) -> None:
     folder, more = tmp_path / "library", []
     for k in (1, 2):

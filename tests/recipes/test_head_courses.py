@@ -18,6 +18,10 @@ from safetensors.torch import load_file
 from tiny import save_tiny
 
 from vidllm import InputError, VideoClip, VideoLLM, load_video
+from vidllm.cli.main import main
+from vidllm.demo.host import Host
+from vidllm.demo.opening import EXAMPLES, model_card
+from vidllm.demo.settings import Settings
 from vidllm.eval.bench.claims.alignment_claim import measure_alignment
 from vidllm.eval.bench.claims.choice_claim import measure_choice
 from vidllm.eval.bench.claims.claim_rows import ClaimSettings, claim_table
@@ -28,10 +32,11 @@ from vidllm.models.cost.shapes import shape_of
 from vidllm.models.heads.sentence_aligner import SecondsByQuestion, SentenceAligner
 from vidllm.models.heads.systems import load_system
 from vidllm.models.native.footage import UnknownFootage
-from vidllm.models.shipped import sample_videos
+from vidllm.models.shipped import sample_videos, weight_files
 from vidllm.recipes import get_recipe
 from vidllm.recipes.courses import CourseSettings, find_course
-from vidllm.recipes.courses.video_llm import BATCH, CLIPS
+from vidllm.recipes.courses.video_llm import BATCH
+from vidllm.stage.training.checkpoint import CHECKPOINT
 
 NAMES = ("nasva", "tem-adapter", "dist", "squeezetime")
 #: What each answers, and what none of the others is asked.
@@ -45,8 +50,9 @@ TASKS = {"nasva": "stage-align", "tem-adapter": "stage-choice", "dist": "stage-a
 
 
 def trained(name: str, out: Path, **settings: Any) -> Path:
-    given = {"size": "tiny", "steps": 4, "clips": 4, "log_every": 1, "quiet": True, **settings}
+    given = {"size": "tiny", "steps": 4, "log_every": 1, "quiet": True, **settings}
     recipe = get_recipe(name)
+    given |= {} if recipe.course == "recognition" else {"clips": 4}
     return find_course(recipe).train(recipe, CourseSettings(out=str(out), **given))
 
 
@@ -69,7 +75,9 @@ def sample() -> Path:
 def test_a_course_leaves_a_model_its_log_and_a_card(folders: dict[str, Path]) -> None:
     for name, folder in folders.items():
         card = (folder / "README.md").read_text(encoding="utf-8")
-        assert card.startswith(f"# {name}\n") and "4 of 4 steps" in card and "Toy" in card
+        head, title = card.removeprefix("---\n").split("---\n\n", 1)
+        assert head.startswith("license: apache-2.0\nlibrary_name: vidllm\ntags: [video, ")
+        assert title.startswith(f"# {name}\n") and "4 of 4 steps" in card and "Toy" in card
         told = json.loads((folder / "training.json").read_text(encoding="utf-8"))
         assert told["recipe"] == name and told["step"] == 4
         rows = [json.loads(x) for x in (folder / "log.jsonl").read_text().splitlines()]
@@ -77,6 +85,22 @@ def test_a_course_leaves_a_model_its_log_and_a_card(folders: dict[str, Path]) ->
         assert json.loads((folder / "config.json").read_text())["recipe"] == name
     with pytest.raises(InputError, match="holds a trained model already"):
         trained("nasva", folders["nasva"])
+
+
+def test_a_trainings_folder_ships_without_what_it_goes_on_from(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = shutil.copytree(folders["nasva"], tmp_path / "own")
+    for name in (".lock", "cells.bin", "cells.bin.json", "samples/.DS_Store", "samples/v.mp4"):
+        file = home / name if "/" not in name else tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    aside = {CHECKPOINT, "features.bin", "features.bin.json", "start"}
+    assert aside <= {entry.name for entry in home.iterdir()}
+    monkeypatch.setenv("VIDLLM_WEIGHTS", str(tmp_path))
+    models = ("README.md", "config.json", "log.jsonl", "model.safetensors", "tokenizer.json",
+              "tokenizer_config.json", "training.json")  # fmt: skip
+    assert weight_files() == [*(f"own/{name}" for name in models), "samples/v.mp4"]
 
 
 def test_what_is_given_counts_where_other_courses_have_it_anyway(
@@ -95,23 +119,55 @@ def test_what_is_given_counts_where_other_courses_have_it_anyway(
     )
 
 
+def test_the_card_names_the_options_that_were_given_and_no_place(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    more = {"ema": "0.5", "warmup": 3, "features": str(tmp_path / "own.bin")}
+    start = folders["tem-adapter"] / "start"
+    home = trained("nasva", tmp_path / "run", init=str(start), steps=1, more=more)
+    card = (home / "README.md").read_text(encoding="utf-8")
+    given = "--init start --option features=own.bin --option warmup=3 --option ema=0.5`"
+    assert given in card and str(tmp_path) not in card and str(start.parent) not in card
+
+
 @pytest.mark.parametrize("name", ["tem-adapter", "squeezetime"])
 def test_a_stopped_training_goes_on_as_if_it_had_not_been(
     name: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    more = {} if name == "tem-adapter" else {"clips": CLIPS}
-    whole = trained(name, tmp_path / "whole", **more)
+    whole = trained(name, tmp_path / "whole")
     parts = tmp_path / "parts"
-    trained(name, parts, minutes=1e-9, **more)
+    trained(name, parts, minutes=1e-9)
     assert json.loads((parts / "training.json").read_text())["step"] == 1
     with pytest.raises(InputError, match="seed"):
-        trained(name, parts, resume=True, seed=7, **more)
+        trained(name, parts, resume=True, seed=7)
     with pytest.raises(InputError, match="lr"):
-        trained(name, parts, resume=True, lr=0.5, **more)
-    trained(name, parts, resume=True, **more)
+        trained(name, parts, resume=True, lr=0.5)
+    with pytest.raises(InputError, match=r"is trained with ema 0\.998, not 0\.5"):
+        trained(name, parts, resume=True, more={"ema": "0.5"})
+    trained(name, parts, resume=True)
     one, two = (load_file(folder / "model.safetensors") for folder in (whole, parts))
     assert one.keys() == two.keys()
     assert all(torch.equal(value, two[key]) for key, value in one.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "says"),
+    [
+        ("squeezetime", ["--init", "vidllm-stage"], "squeezetime is trained from nothing"),
+        ("squeezetime", ["--clips", "8"], "--clips is for recipes that keep features of clips"),
+        ("dist", ["--clips", "8"], "dist sees none twice: leave it out"),
+        ("dist", ["--option", "features=x.bin"], "--option features is for recipes that keep"),
+        ("nasva", ["--option", "out=elsewhere"], "no setting 'out' here"),
+        ("nasva", ["--option", "seed=3"], "no setting 'seed' here"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    name: str, words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", name, "--out", str(tmp_path / "run"), "--size", "tiny", *words]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and says in said.err and len(said.err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_gradient_goes_through_the_frozen_tower(folders: dict[str, Path]) -> None:
@@ -165,6 +221,19 @@ def test_a_system_answers_its_questions_and_refuses_the_rest_in_a_line(
         llm.caption(clip)
     with pytest.raises(InputError, match="no LLM that could read fewer tokens"):
         VideoLLM.from_pretrained(folders[name], compressor="aim", keep=0.5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_web_page_suggests_what_a_system_answers(name: str, folders: dict[str, Path]) -> None:
+    llm, settings = VideoLLM.from_pretrained(folders[name]), Settings(model=str(folders[name]))
+    host = Host(llm, settings)
+    for clip in (*sample_videos(), None):
+        suggested = host.questions(clip)
+        assert suggested and set(suggested) <= EXAMPLES  # else they would stay with other clips
+        llm.engine.check_questions(suggested, None)
+    host.close()
+    card = model_card(llm, settings)
+    assert "It has no LLM: it " in card and "said by those who trained it" in card
 
 
 def test_a_head_is_refused_without_the_model_it_stands_on(
@@ -261,7 +330,7 @@ def test_footage_that_the_frozen_model_does_not_know_is_refused(
     name: str, tmp_path: Path, sample: Path
 ) -> None:
     """By the shipped model, which knows its own footage; nothing is learnt in a step."""
-    home = trained(name, tmp_path / name, size="small", steps=1, clips=2, batch=2)
+    home = trained(name, tmp_path / name, size="small", steps=1, batch=2)
     llm = VideoLLM.from_pretrained(str(home))
     assert llm.footage is not None and llm.knows(load_video(sample))
     grain = torch.rand(8, 96, 96, 3, generator=torch.Generator().manual_seed(0)) * 255

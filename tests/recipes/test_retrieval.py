@@ -161,6 +161,8 @@ def test_a_training_that_is_stopped_at_every_step_ends_the_same(
     assert "6 of 6 steps" in (folder / "README.md").read_text()
     with pytest.raises(InputError, match="give the options of that training"):
         course.train(RECIPE, replace(HOW, out=str(out), resume=True, keep=0.2))
+    with pytest.raises(InputError, match=r"is trained with lr 0.\d+, not 0.5"):
+        course.train(RECIPE, replace(HOW, out=str(out), resume=True, lr=0.5))
     with pytest.raises(InputError, match="holds a trained model"):
         course.train(RECIPE, replace(HOW, out=str(out)))
 
@@ -172,6 +174,7 @@ def test_a_training_that_is_stopped_at_every_step_ends_the_same(
         ({"lora": 0}, "--lora must be at least 1"),
         ({"temporal": "ssd"}, "--temporal is not for tempme"),
         ({"data": "films"}, "--data stage"),
+        ({"clips": 8}, "--clips is for recipes that keep .* tempme sees none twice"),
         ({"more": {"stpes": 3}}, "has no option 'stpes'"),
         ({"init": "."}, "holds no dual encoder"),
         ({"size": "huge"}, "tiny, not 'huge'"),

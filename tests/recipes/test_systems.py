@@ -12,6 +12,7 @@ import pytest
 from tiny import save_tiny, write_video
 
 from vidllm import VideoLLM
+from vidllm.ask.serving import offers
 from vidllm.cli.listing import entries, table
 from vidllm.cli.main import main
 from vidllm.compressors import build
@@ -123,6 +124,19 @@ def test_no_training_begins_with_a_system_that_is_no_video_llm(
     assert main([*words, "--init", "vidllm-dist"]) == 2
     said = capsys.readouterr().err
     assert "is a system without an LLM" in said and len(said.splitlines()) == 1
+
+
+def test_who_names_another_model_for_what_ships_is_told_to_leave_it_out(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "tiny")
+    with pytest.raises(InputError) as caught:
+        VideoLLM.from_pretrained(folder, recipe="dist")
+    said = str(caught.value)
+    assert said.endswith("is none of it: leave out --model: its weights ship as vidllm-dist")
+    with pytest.raises(InputError, match=r"vidllm train nasva --out DIR\) and give --model DIR"):
+        VideoLLM.from_pretrained(folder, recipe="nasva")
+    llm = VideoLLM.from_pretrained(folder)
+    found = {offer.name: offer.reason for offer in offers(llm) if offer.kind == "recipe"}
+    assert "its weights ship" in found["dist"] and "vidllm train nasva" in found["nasva"]
 
 
 def test_what_needs_no_training_is_carried_by_a_usual_model() -> None:

@@ -27,7 +27,7 @@ from vidllm.models.native.model import NativeVideoLLM
 from vidllm.models.serving.vllm_engine import VllmEngine
 from vidllm.models.tuned import Tuned, find_tuned
 from vidllm.recipes import get_recipe
-from vidllm.recipes.models import check_carries, model_of
+from vidllm.recipes.models import check_carries, model_of, ships
 
 #: Options that only transformers' own models take.
 _OF_HUB = (
@@ -82,12 +82,14 @@ def load_engine(
     else:
         folder = model_of(named, name)
         engine = _load(folder, name, loading, options | {"seed": seed}, adapted)
+        if named is not None and ships(named) and folder == model_of(named):
+            engine.by_recipe = named.name
     engine.name = _called(name if isinstance(name, nn.Module) else folder)
     if adapted:
         _adapt(engine, tuned, found, temporal, recipe or "")
     if named is not None and (adapted or (own and isinstance(name, nn.Module))):
         told = type(name).__name__ if isinstance(name, nn.Module) else str(name)
-        named.check_model(told, engine.parts)
+        named.check_model(told, engine.parts, ships=ships(named))
     return engine
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from vidllm.compressors import Compressor, build, describe
 from vidllm.errors import InputError
 from vidllm.recipes import get_recipe, list_recipes
+from vidllm.recipes.models import ships
 
 from .video_llm import VideoLLM
 
@@ -71,7 +72,8 @@ def _refused(llm: VideoLLM, kind: str, name: str) -> str:
     """Which part of a recipe the model cannot carry; "" for none."""
     if kind != "recipe":
         return ""
-    return get_recipe(name).refusal("this model", llm.engine.parts)
+    recipe = get_recipe(name)
+    return recipe.refusal("this model", llm.engine.parts, ships=ships(recipe))
 
 
 def refusal(llm: VideoLLM, method: Compressor) -> str:

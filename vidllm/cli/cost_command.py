@@ -51,7 +51,7 @@ def cost(
         typer.Option(
             "--model",
             help="Preset such as qwen2.5-vl-7b, shipped name, folder or hub name; the shipped "
-            "model if absent.",
+            "model, or the recipe's own, if absent.",
         ),
     ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames that the model sees.")] = None,
@@ -101,7 +101,7 @@ def cost(
         from vidllm.models.cost.prediction import cost_of, even_plan, limit, plan_of, timed
         from vidllm.models.cost.shapes import shape_of
 
-        shape = shape_of(model, size)
+        shape = shape_of(_model(model, recipe), size)
         count = shape.frames if frames is None else frames
         if math.prod(shape.grid(count)) > _MOST_TOKENS:
             raise InputError(
@@ -166,6 +166,16 @@ def _seconds(text: str) -> dict[str, float]:
 
     timed(found, 1.0)  # refuses what makes no sense, before a model is looked at
     return found
+
+
+def _model(model: str | None, recipe: str | None) -> str | None:
+    """The model that is named, or else the recipe's own where that ships; None for the default."""
+    from vidllm.recipes import get_recipe
+    from vidllm.recipes.models import ships
+
+    if model is None and recipe is not None and ships(named := get_recipe(recipe)):
+        return named.weights
+    return model
 
 
 def _method(

@@ -14,12 +14,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vidllm.errors import VidllmError
+from vidllm.models.folder import read_config
+from vidllm.models.heads.head_config import MODEL_TYPE as HEAD_TYPE
+from vidllm.models.heads.head_config import HeadConfig
 from vidllm.models.model_options import ATTENTION
 from vidllm.models.shipped import (
     broken_files,
     default_model,
     manifest,
     sample_videos,
+    shipped_models,
     weights_dir,
 )
 
@@ -142,9 +146,10 @@ def _decoders() -> Iterator[Check]:
 def _weights() -> Iterator[Check]:
     from vidllm.video import load_video
 
-    problems = broken_files()
+    problems = [f"{problem}: get the weights folder again" for problem in broken_files()]
+    problems += _unfit_models()
     for problem in problems:
-        yield Check("weights", "broken", f"{problem}: get the weights folder again")
+        yield Check("weights", "broken", problem)
     if not problems:
         count = len(manifest()["files"])
         yield Check("weights", "ok", f"{default_model().name}, {count} files as shipped")
@@ -156,6 +161,28 @@ def _weights() -> Iterator[Check]:
     state = "broken" if clip.notes or len(clip) != 2 else "ok"
     detail = f"{samples[0].name}: {clip.width}x{clip.height}, {clip.duration:.1f} s"
     yield Check("sample", state, detail)
+
+
+def _unfit_models() -> Iterator[str]:
+    """What is wrong with shipped models that need another one, by their configs alone."""
+    from vidllm.models.deltas import base_of
+
+    for name in shipped_models():
+        folder = weights_dir() / name
+        try:
+            config = read_config(folder)
+            base_of(str(folder), config)
+            if config.get("model_type") != HEAD_TYPE:
+                continue
+            head = HeadConfig.read(folder)
+        except (VidllmError, OSError) as error:
+            yield str(error)
+            continue
+        under = head.start or head.guard  # a guard only counts where nothing is stood on
+        # What a head for trying out stands on lies in its own folder; a path is somebody's own.
+        inside = not Path(under).is_absolute() and (folder / under / "config.json").is_file()
+        if under and under not in shipped_models() and not inside:
+            yield f"{name} needs the model {under}, which does not ship: get the weights again"
 
 
 def _commands() -> Iterator[Check]:

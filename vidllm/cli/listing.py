@@ -13,6 +13,8 @@ from vidllm.errors.registry import did_you_mean
 from vidllm.models.cost.presets import PRESETS
 from vidllm.models.families.served import EXAMPLES, FAMILIES
 from vidllm.models.folder import read_config
+from vidllm.models.heads.head_config import ANSWERS
+from vidllm.models.heads.head_config import MODEL_TYPE as HEAD_TYPE
 from vidllm.models.shipped import shipped_models, weights_dir
 from vidllm.recipes import Recipe, list_recipes, package_of_recipe
 
@@ -74,13 +76,28 @@ def _models() -> list[dict[str, Any]]:
         size = sum(file.stat().st_size for file in files) / 1e6
         kind = str(config.get("model_type", ""))
         summary = f"{size:.1f} MB of weights, in {weights_dir().name}/{name}"
-        found.append({"name": name, "kind": kind, "summary": summary})
+        recipe, needs, what = _of_another(config)
+        found.append({"name": name, "kind": kind, "summary": f"{what}{summary}",
+                      "recipe": recipe, "needs": needs})  # fmt: skip
     for kind, (family, _, _) in FAMILIES.items():
         hubs = [p.hub for p in PRESETS.values() if p.hub and p.config["model_type"] == kind]
         hubs += [EXAMPLES[kind]] if kind in EXAMPLES else []
         summary = f"family of hub models, for example {', '.join(hubs)}"
         found.append({"name": family, "kind": kind, "summary": summary})
     return found
+
+
+def _of_another(config: dict[str, Any]) -> tuple[str, str, str]:
+    """The recipe of a shipped model, the model that it needs, and what it is in a few words."""
+    recipe = str(config.get("recipe") or "")
+    if base := str(config.get("base") or ""):
+        return recipe, base, f"{f'recipe {recipe}: ' * bool(recipe)}changes to {base}; "
+    if config.get("model_type") != HEAD_TYPE:
+        return recipe, "", ""
+    under = str(config.get("start") or config.get("guard") or "")
+    needs = f", needs {under}" if under else ""
+    does = ANSWERS.get(str(config.get("course")), "")
+    return recipe, under, f"recipe {recipe}: {does}{needs}; "
 
 
 def _recipes() -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from .events import arrived, careful
 from .exporting import as_json
 from .jobs import Heard, Job
 from .looking import Look, look
-from .opening import EXAMPLES, questions
+from .opening import EXAMPLES
 from .sessions import Row, Session, Turn
 from .showing import HIDDEN, NO_RECIPE, STAGES, Part, Showing, Update
 from .strip import sprite
@@ -68,7 +68,7 @@ class Handlers(Showing):
         # Where the page itself took an unreadable file away, the line that says why stays.
         said = gr.skip() if session.refused and not path else ""
         session.refused = False
-        asked = questions(sample.stem if sample else None, self.host.shipped) if path else ()
+        asked = self.host.questions(sample) if path else ()
         # A question of one's own stays; an example goes with the clip that it belongs to.
         own = not asked or bool(question.strip() and question not in EXAMPLES)
         yield {

@@ -24,7 +24,15 @@ from vidllm.models.shipped import sample_videos
 from vidllm.progress import StopSignal, attentive
 
 from .jobs import Job, Turns
-from .opening import ANSWER_LIMIT, QUESTIONS, Opening, is_shipped
+from .opening import (
+    ANSWER_LIMIT,
+    QUESTIONS,
+    Opening,
+    course_of,
+    is_shipped,
+    questions,
+    shipped_name,
+)
 from .sessions import Session, Sessions
 from .settings import Settings
 from .terms import EVERY
@@ -56,6 +64,7 @@ class Host:
         self.offers: list[Offer] = offers(llm)
         self.no_index = _refusal(llm)
         self.shipped = is_shipped(settings.named())
+        self._ships, self._course = bool(shipped_name(settings.named())), course_of(llm)
         self._opening: Opening | None = None
         self._opens = threading.Lock()
 
@@ -137,6 +146,10 @@ class Host:
         """The sample that a file is, or is a copy of."""
         file = Path(path)
         return next((s for s in sample_videos() if s.name == file.name and _same(s, file)), None)
+
+    def questions(self, sample: Path | None) -> tuple[str, ...]:
+        """Those that the page suggests for a sample, or for a visitor's own clip."""
+        return questions(None if sample is None else sample.stem, self._ships, self._course)
 
     def opens_with(self, path: str, spec: str, keep: float, frames: float) -> bool:
         """Whether a clip under these settings is the one whose answer the page opens with.

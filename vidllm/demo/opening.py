@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from vidllm.ask.calls import Call
 from vidllm.models.answer import Answer
+from vidllm.models.heads.head_config import ANSWERS, HeadConfig
 from vidllm.models.model_options import ModelOptions
-from vidllm.models.shipped import default_model
+from vidllm.models.shipped import default_model, shipped_models, weights_dir
 from vidllm.stage.words import ACTIONS, COLOUR_NAMES, NOUN_NAMES
 
 if TYPE_CHECKING:
@@ -37,7 +38,23 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 }
 #: Of a clip that is not known.
 OTHERS = ("what happens first?", "what happens last?", "what happens in this video?")
-EXAMPLES = frozenset(OTHERS).union(*QUESTIONS.values())
+#: Of a system without an LLM, by its course, where the sample has none or there is no sample: each
+#: answers these alone.
+HEADS: dict[str, tuple[str, ...]] = {
+    "alignment": ("when does the red star spin?",),
+    "choice": ("what does the red star do? A. spins B. grows C. blinks",),
+    "recognition": ("what happens?",),
+}
+#: Questions with options, by the sample's name.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "red-star": (
+        "what does the red star do? A. spins B. grows C. blinks",
+        "what does the red plane do? A. spins B. grows C. blinks",
+    ),
+    "pink-hand": ("what does the pink hand do? A. spins B. grows C. blinks",),
+    "two-flowers": ("what does the yellow flower do? A. spins B. grows C. blinks",),
+}
+EXAMPLES = frozenset(OTHERS).union(*(q for by in (QUESTIONS, HEADS, CHOICES) for q in by.values()))
 #: Tokens of an answer, if nobody says how many.
 ANSWER_LIMIT = 128
 
@@ -59,27 +76,46 @@ class Opening:
 
 
 def is_shipped(model: str | None) -> bool:
-    """Whether a model is the one that ships with vidllm; None names it."""
+    """Whether a model is the default one of those that ship with vidllm; None names it."""
     return model is None or Path(model).resolve() == default_model().resolve()
 
 
-def questions(sample: str | None, shipped: bool) -> tuple[str, ...]:
+def shipped_name(model: str | None) -> str:
+    """The name of a model that ships with vidllm, "" for another; None names the default."""
+    if is_shipped(model):
+        return default_model().name
+    path = Path(str(model)).resolve()
+    ships = path.parent == weights_dir().resolve() and path.name in shipped_models()
+    return path.name if ships else ""
+
+
+def course_of(llm: VideoLLM) -> str:
+    """What a system without an LLM was taught; "" for a video LLM."""
+    return llm.config.course if isinstance(llm.config, HeadConfig) else ""
+
+
+def questions(sample: str | None, shipped: bool, course: str = "") -> tuple[str, ...]:
     """Questions for a clip.
 
     Args:
-        sample: its name among the samples; None for a visitor's own. shipped: the shipped model
-            answers, which knows no summary of a clip in a sentence.
+        sample: its name among the samples; None for a visitor's own. shipped: a shipped model
+            answers, which knows no summary of a clip in a sentence. course: of a system without
+            an LLM, which refuses what is not of its kind.
     """
-    return QUESTIONS.get(sample or "", OTHERS[:2] if shipped else OTHERS)
+    name = sample or ""
+    if course == "alignment" and name in QUESTIONS:
+        return tuple(one for one in QUESTIONS[name] if one.startswith("when"))
+    if course:
+        return CHOICES[name] if course == "choice" and name in CHOICES else HEADS[course]
+    return QUESTIONS.get(name, OTHERS[:2] if shipped else OTHERS)
 
 
 def model_card(llm: VideoLLM, options: ModelOptions) -> str:
     """Which model is loaded, what it knows, and how to load another; HTML."""
     size = sum(p.numel() for p in llm.model.parameters())
     weight = f"{size / 1e9:.1f} B" if size >= 1e9 else f"{size / 1e6:.1f} M"
-    model = options.named()
-    if is_shipped(model):
-        name = default_model().name
+    model, course = options.named(), course_of(llm)
+    if name := shipped_name(model):
         knows = (
             f"It ships with vidllm and knows <b>a made world only</b>: {len(NOUN_NAMES)} signs "
             f"({', '.join(NOUN_NAMES[:3])}, …) in {len(COLOUR_NAMES)} colours that do "
@@ -91,6 +127,8 @@ def model_card(llm: VideoLLM, options: ModelOptions) -> str:
         knows = "What it knows is said by those who trained it."
         if not Path(name).exists():
             knows += f" {_link(name, 'Its model card')}"
+    if course:
+        knows = f"It has no LLM: it {ANSWERS[course]}, and refuses other questions. {knows}"
     if options.adapter is not None:
         name += f" with the adapters {Path(options.adapter).name}"
     others = "".join(f"<li>{_link(one, one)}</li>" for one in _HUB)

@@ -12,11 +12,9 @@ from vidllm.models.shipped import sample_videos
 from .arguments import LONGEST_ANSWER, RATE, SHARE
 from .chat import chat, hint
 from .host import Host
-from .opening import ANSWER_LIMIT, QUESTIONS, model_card
+from .opening import ANSWER_LIMIT, model_card
 from .showing import NO_RECIPE
 from .views import method, refusals
-
-_FIRST = next(iter(QUESTIONS.values()))[0]
 
 
 def layout(host: Host) -> SimpleNamespace:
@@ -73,12 +71,12 @@ def _player(p: SimpleNamespace) -> None:
 
 
 def _tabs(p: SimpleNamespace, host: Host) -> None:
-    longest = host.settings.max_question
+    longest, first = host.settings.max_question, host.questions(host.first_sample())[0]
     with gr.Tabs(elem_id="tabs"):
         with gr.Tab("Ask"):
             p.answer = gr.HTML(chat((), 0.0), elem_id="answer", elem_classes="vl-answer")
             p.question = gr.Textbox(
-                label="Question", value=_FIRST, lines=1, max_length=longest, elem_id="question",
+                label="Question", value=first, lines=1, max_length=longest, elem_id="question",
                 info="Each question is answered by itself, from the video alone.",
             )  # fmt: skip
             p.examples = gr.HTML(elem_id="examples")

@@ -274,11 +274,16 @@ def _finished(
     return done
 
 
-#: Said where another model is given for an index.
+#: Said where another model is given for an index, with the option that gave it.
 NOT_NATIVE = (
     "an index needs a video-LLM of the hub, or one of vidllm's own models with relative time "
-    "tokens, such as the shipped one: leave out --model"
+    "tokens, such as the shipped one: leave out {}"
 )
+
+
+def _not_native(engine: Engine) -> InputError:
+    given = f"--recipe {engine.by_recipe}" if engine.by_recipe else "--model"
+    return InputError(NOT_NATIVE.format(given))
 
 
 class HasEngine(Protocol):
@@ -296,7 +301,7 @@ def native_engine(llm: HasEngine | Engine) -> NativeEngine:
     """
     engine = llm if isinstance(llm, Engine) else llm.engine
     if not isinstance(engine, NativeEngine):
-        raise InputError(NOT_NATIVE)
+        raise _not_native(engine)
     return engine
 
 
@@ -321,7 +326,7 @@ def indexing_engine(llm: HasEngine | Engine) -> NativeEngine | HubEngine:
         check_method(engine, engine.compressor)
         return engine
     if engine.config.time_code != "relative":
-        raise InputError(NOT_NATIVE)
+        raise _not_native(engine)
     if engine.config.stamps:
         raise InputError("an index is not made for models that are told times as text")
     if isinstance(engine.model.vision, VisionEncoder):

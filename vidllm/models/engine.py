@@ -245,6 +245,7 @@ class Engine(ABC):
 
     Attributes:
         family: its name for people. name: what it was loaded by.
+        by_recipe: the recipe that was named and whose own weights these are; "" for none.
         config: of the model. decoder_config: of its LLM.
         code: how it tells time. compressor: what it is asked with, unless a call says otherwise.
         footage: what it knows; None for a model that makes no claim.
@@ -257,6 +258,7 @@ class Engine(ABC):
     tokenizer: PreTrainedTokenizerBase
     family: str
     name: str = ""
+    by_recipe: str = ""
     config: Any
     code: TimeCode
     compressor: Compressor

@@ -25,6 +25,11 @@ from .folder import read_config
 from .hub import is_hub_name
 from .tuned import find_tuned
 
+#: What a training folder keeps to go on from, by name and by how names begin, and the fresh model
+#: that a head for trying out stands on; the trainings of higher rooms write them.
+_TRAINING = ("checkpoint.safetensors", "state", "start")
+_KEPT = ("cells.bin", "features.bin")
+
 
 def weights_dir() -> Path:
     """The folder of the shipped weights, or the one that ``VIDLLM_WEIGHTS`` names.
@@ -173,12 +178,21 @@ def write_manifest(default: str, sample: str) -> Path:
 
 
 def weight_files() -> list[str]:
-    """Files of the weights folder that the manifest covers, relative to it, sorted."""
+    """Files of the weights folder that the manifest covers, relative to it, sorted.
+
+    A model may be a training's folder as it stands: what is hidden, or only there to go on from,
+    is not among them.
+    """
     folder = weights_dir()
     names = [entry.relative_to(folder) for entry in folder.rglob("*") if entry.is_file()]
     own = {"__init__.py", "manifest.json"}
     return sorted(
-        name.as_posix()
-        for name in names
-        if name.as_posix() not in own and "__pycache__" not in name.parts
+        name.as_posix() for name in names if name.as_posix() not in own and _is_shipped(name)
     )
+
+
+def _is_shipped(name: Path) -> bool:
+    """Whether a file, relative to the weights folder, is one of a model or a sample."""
+    parts = name.parts
+    aside = any(part.startswith(".") or part == "__pycache__" for part in parts)
+    return not aside and not any(part in _TRAINING or part.startswith(_KEPT) for part in parts[1:])

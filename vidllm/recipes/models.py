@@ -43,4 +43,5 @@ def check_carries(recipe: Recipe, folder: str, name: str | os.PathLike[str] | No
     """
     from vidllm.models.loading import model_parts
 
-    recipe.check_model(str(name or Path(folder).name), model_parts(folder))
+    told = str(name or Path(folder).name)
+    recipe.check_model(told, model_parts(folder), ships=ships(recipe))

@@ -111,16 +111,19 @@ class Recipe:
         }
         return ModelParts(**{**own, **other})
 
-    def refusal(self, model: str, parts: ModelParts) -> str:
+    def refusal(self, model: str, parts: ModelParts, *, ships: bool = False) -> str:
         """Why a model cannot carry this system, in one line; "" where it can.
 
         Args:
             model: its name, for the line. parts: what it is made of.
+            ships: trained weights of this system do, see `models.ships`.
         """
         own = parts.recipe == self.name  # trained by it, perhaps with parts of a user's choice
         if own and not self.answers:
             return ""
         train = f"train it (vidllm train {self.name} --out DIR) and give --model DIR"
+        if ships:
+            train = f"leave out --model: its weights ship as {self.weights}"
         if not self.answers:
             served = " and ".join(self.tasks)
             return (
@@ -161,12 +164,12 @@ class Recipe:
             )
         return ""
 
-    def check_model(self, model: str, parts: ModelParts) -> None:
-        """See that a model can carry this system.
+    def check_model(self, model: str, parts: ModelParts, *, ships: bool = False) -> None:
+        """See that a model can carry this system; all as for `refusal`.
 
         Raises:
             InputError: it lacks a part; the message says which.
         """
-        reason = self.refusal(model, parts)
+        reason = self.refusal(model, parts, ships=ships)
         if reason:
             raise InputError(reason)

@@ -102,9 +102,9 @@ def shape_of(model: str | None, size: int | None = None) -> Shape:
         kind = read_config(folder).get("model_type")
         if kind == HEAD_TYPE:
             raise InputError(
-                f"{folder} is a system without an LLM, which has no prefill and no KV cache to "
-                "predict: give the model of a video LLM (vidllm bench claim measures the FLOPs of "
-                "dist and squeezetime)"
+                f"{name or folder} is a system without an LLM, which has no prefill and no KV "
+                "cache to predict: give the model of a video LLM (vidllm bench claim measures the "
+                "FLOPs of dist and squeezetime)"
             )
     try:
         config = AutoConfig.from_pretrained(folder)

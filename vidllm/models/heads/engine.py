@@ -35,6 +35,7 @@ from ..engine import (
 from ..native.footage import ClipCheck, KnownFootage
 from ..parts import ModelParts
 from ..question import check_text
+from .head_config import ANSWERS
 from .system import HeadSystem
 from .systems import load_guard, load_system
 
@@ -183,11 +184,12 @@ class HeadEngine(Engine):
         return query
 
     def _tells(self) -> str:
-        return {
-            "alignment": "it says when a sentence happens (vidllm ground)",
-            "choice": "it chooses among the options of a question (vidllm ask)",
-            "recognition": "it names an action (vidllm ask … 'what happens?')",
-        }[self.model.course]
+        how = {
+            "alignment": "vidllm ground",
+            "choice": "vidllm ask",
+            "recognition": "vidllm ask … 'what happens?'",
+        }
+        return f"it {ANSWERS[self.model.course]} ({how[self.model.course]})"
 
     def knows(self, clip: VideoClip) -> bool:
         """By the tower of the frozen model, or of the guard; without both there is no claim."""

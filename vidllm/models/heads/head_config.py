@@ -12,7 +12,13 @@ from vidllm.errors import InputError
 from vidllm.errors.schema import Anything, Array, Integer, Number, Object, String, damage, validate
 
 MODEL_TYPE = "vidllm-head"
-COURSES = ("alignment", "choice", "recognition")
+#: What a system does, by the course that it was taught.
+ANSWERS = {
+    "alignment": "says when a sentence happens",
+    "choice": "chooses among the options of a question",
+    "recognition": "names an action",
+}
+COURSES = tuple(ANSWERS)
 _ADVICE = "get the model again, or train it again"
 _PARTS = Object(other=Anything())
 _SCHEMA = Object(

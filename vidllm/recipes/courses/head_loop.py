@@ -11,7 +11,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,15 @@ from vidllm.stage.training.average import Average
 from vidllm.stage.training.run import TrainingRun, decay_groups, new_accelerator, on_gpu, run_in
 from vidllm.stage.training.run_folder import STAMP, TrainingFolder
 
-from .head_settings import HeadSettings
+from .head_settings import OWN, HeadSettings
 
 CARD = "README.md"
+#: What the hub files a card under, by course.
+_TAGS = {
+    "alignment": "temporal-grounding",
+    "choice": "video-question-answering",
+    "recognition": "action-recognition",
+}
 #: Told of work that has a length: (done, total).
 Heard = Callable[[int, int], None]
 
@@ -66,7 +72,8 @@ class Lesson(ABC):
     def same(self) -> dict[str, Any]:
         """What must not change on the way; `--resume` must have the same."""
         told = asdict(self.settings)
-        names = ("size", "steps", "batch", "clips", "lr", "seed")
+        names = ("size", "steps", "batch", "clips", "lr", "seed", "warmup", "weight_decay", "clip",
+                 "ema")  # fmt: skip
         return {
             "recipe": self.system.config.recipe,
             "mark": self.system.config.mark,
@@ -178,12 +185,16 @@ class HeadRun(TrainingRun):
     def _card(self, seconds: float) -> str:
         s, config = self.lesson.settings, self.lesson.system.config
         count = sum(p.numel() for p in self.plain.parameters() if p.requires_grad)
-        stands = f"the frozen model `{config.start}`" if config.start else "nothing"
+        start = Path(config.start).name  # where it lies is nobody's business
+        stands = f"the frozen model `{start}`" if start else "nothing"
         toy = " Toy: it stands on random weights, and what it says means nothing."
         told = [f"--{key} {getattr(s, key)}" for key in ("size", "steps", "batch")]
         told += [f"--lr {s.lr:g}", f"--seed {s.seed}"]
-        told += [f"--clips {s.clips}"] * bool(s.clips) + [f"--init {config.start}"] * bool(s.init)
+        told += [f"--clips {s.clips}"] * bool(s.clips) + [f"--init {start}"] * bool(s.init)
+        told += [f"--option {name}={value}" for name, value in _own(s).items()]
         return (
+            "---\nlicense: apache-2.0\nlibrary_name: vidllm\n"
+            f"tags: [video, {_TAGS[config.course]}]\n---\n\n"
             f"# {config.recipe}\n\n{self.lesson.card()}{toy if s.size == 'tiny' else ''}\n\n"
             f"Stands on {stands}; {count / 1e6:.2f} M parameters were trained in {self.done} of "
             f"{s.steps} steps of {s.batch}, seed {s.seed}, {seconds:.0f} s. The losses are in "
@@ -192,6 +203,14 @@ class HeadRun(TrainingRun):
             f"Made by `vidllm train {config.recipe} {' '.join(told)}`; ask it with `--model` and "
             "this folder.\n"
         )
+
+
+def _own(settings: HeadSettings) -> dict[str, Any]:
+    """What `--option` gave; of a file its last part."""
+    usual = {item.name: item.default for item in fields(HeadSettings)}
+    given = {name: getattr(settings, name) for name in OWN}
+    given["features"] = Path(settings.features).name
+    return {name: value for name, value in given.items() if value != usual[name]}
 
 
 def _seconds_of(folder: Path) -> float:

@@ -18,6 +18,8 @@ _ELSEWHERE = (
     "vision", "temporal", "time_code", "compressor", "keep", "mixture", "data", "task", "lora",
     "frames",
 )  # fmt: skip
+#: Settings that `CourseSettings.more` may give: all that it has no field for.
+OWN = ("features", "warmup", "weight_decay", "clip", "ema")
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,9 @@ class HeadSettings:
         given = {name: getattr(settings, name) for name in same}
         given |= {"save_every": settings.save_every, "log_every": settings.log_every}
         more = dict(settings.more)
-        known = [item.name for item in fields(cls)]
         for name, value in more.items():
-            if name not in known:
-                raise InputError(f"no setting {name!r} here: {did_you_mean(name, known)}")
+            if name not in OWN:
+                raise InputError(f"no setting {name!r} here: {did_you_mean(name, OWN)}")
             if isinstance(value, str):
                 more[name] = _read(name, value, type(getattr(cls, name, "")))
         return cls(**{**given, **counts, **more})

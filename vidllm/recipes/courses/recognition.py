@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidllm.errors import InputError
 from vidllm.models.heads.action_namer import ActionNamer
 from vidllm.models.heads.head_config import HeadConfig
 from vidllm.progress.interruption import Halt
@@ -115,4 +116,13 @@ def stacked(clips: list[tuple[Tensor, Tensor, int]]) -> dict[str, Tensor]:
 def train(recipe: Recipe, settings: CourseSettings) -> Path:
     """Train the recogniser in a folder; see `head_loop.teach`."""
     own = HeadSettings.of(settings)
+    for name, given in (("--clips", settings.clips is not None),
+                        ("--option features", bool(own.features))):  # fmt: skip
+        if given:
+            raise InputError(
+                f"{name} is for recipes that keep features of clips, and {recipe.name} sees none "
+                "twice: leave it out"
+            )
+    if settings.init and recipe.start == "nothing":
+        raise InputError(f"{recipe.name} is trained from nothing: leave out --init")
     return teach(lambda: RecognitionLesson(recipe, own), own, quiet=settings.quiet)

@@ -116,6 +116,11 @@ def plan_of(recipe: Recipe, settings: CourseSettings) -> Plan:
                 f"--{name.replace('_', '-')} is not for {recipe.name}: its dual encoder has a CLIP "
                 "tower behind a convolutional stem and no LLM"
             )
+    if settings.clips is not None:
+        raise InputError(
+            f"--clips is for recipes that keep what is seen in clips, and {recipe.name} sees none "
+            "twice: leave it out"
+        )
     if settings.data != "stage":
         raise InputError(
             f"{recipe.name} is trained on the captions of the made world: --data stage"
@@ -166,7 +171,7 @@ class _Run(TrainingRun):
         self, recipe: Recipe, settings: CourseSettings, plan: Plan, folder: TrainingFolder
     ) -> None:
         self.recipe, self.settings, self.plan = recipe, settings, plan
-        fixed = {k: v for k, v in asdict(plan).items() if k not in ("steps", "lr")}
+        fixed = {k: v for k, v in asdict(plan).items() if k != "steps"}
         saved = folder.begun(fixed, plan.total, resume=settings.resume)
         accelerator = accelerator_for(settings.device, settings.threads, settings.seed)
         method = (

@@ -38,6 +38,9 @@ COURSE = (
     "size", "temporal", "reduce", "steps_see", "steps_mix", "see_batch", "batch", "frames", "seed",
 )  # fmt: skip
 
+#: Settings that checkpoints of earlier versions may lack, so that those can still be gone on from.
+LATER = ("lr", "warmup", "weight_decay", "clip", "ema")
+
 
 def course(settings: TrainSettings) -> dict[str, Any]:
     """The settings that must not change on the way."""
@@ -101,6 +104,8 @@ class TrainingFolder:
         """
         found = read_checkpoint(self.path)
         for name, value in fixed.items():
+            if name in LATER and name not in found.settings:
+                continue
             if found.settings.get(name) != value:
                 raise InputError(
                     f"{self.path} is trained with {name.replace('_', '-')} "
