@@ -135,6 +135,20 @@ def test_the_same_command_goes_on_and_does_nothing_twice(home: Path, cli: Run) -
         other.run(CommonOptions(), train=True, threads=1, workers=0, jobs=1)
 
 
+def test_a_training_under_another_mixture_is_refused(home: Path) -> None:
+    work = measurement(home)
+    (entry,) = [one for one in work.finished()[0] if one.label == "storm.0"]
+    stamp = entry.model / "training.json"
+    told = stamp.read_text(encoding="utf-8")
+    assert json.loads(told)["mixture"] == [list(part) for part in get_recipe("storm").mixture]
+    stamp.write_text(json.dumps({**json.loads(told), "mixture": [["none", 1.0]]}), encoding="utf-8")
+    try:
+        with pytest.raises(InputError, match=r"storm\.0 was trained under another mixture"):
+            work.finished()
+    finally:
+        stamp.write_text(told, encoding="utf-8")
+
+
 def test_a_folder_of_another_size_is_refused(home: Path) -> None:
     work = measurement(home)
     other = replace(work, budget=replace(work.budget, size="small"))

@@ -22,6 +22,7 @@ from vidllm.errors import InputError
 from vidllm.errors.schema import parse
 from vidllm.recipes import get_recipe
 from vidllm.recipes.courses import find_course
+from vidllm.recipes.courses.variant import as_trained
 from vidllm.stage.training.checkpoint import CHECKPOINT
 from vidllm.stage.training.run_folder import LOG, STAMP
 
@@ -60,7 +61,7 @@ def is_trained(entry: Entry, budget: Budget, *, here: bool = False) -> bool:
         here: and its model lies in the folder.
 
     Raises:
-        InputError: the folder holds a training of another budget.
+        InputError: the folder holds a training of another budget or mixture.
     """
     told = _folder_stamp(entry) if here else stamp_of(entry)
     have = {**told, "size": size_of(told)}
@@ -70,6 +71,14 @@ def is_trained(entry: Entry, budget: Budget, *, here: bool = False) -> bool:
             raise InputError(
                 f"{entry.model} was trained with {name} {have.get(name)}, not {value}: give the "
                 "budget of that folder, or another --out"
+            )
+    if "mixture" in told:  # older stamps do not tell it
+        settings = entry.arm.settings(budget, entry.model, entry.home, entry.seed)
+        mixture = as_trained(get_recipe(entry.arm.recipe), settings).mixture
+        if told["mixture"] != [list(part) for part in mixture]:
+            raise InputError(
+                f"{entry.label} was trained under another mixture of reductions than it has now: "
+                f"delete {entry.model} and its finished file, to train it again"
             )
     return bool(told) and int(told["step"]) >= budget.steps
 

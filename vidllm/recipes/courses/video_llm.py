@@ -291,6 +291,7 @@ class Tuning(TrainingRun):
             "more": {name: base_name(str(value)) for name, value in self.settings.more.items()},
             "recipe": self.recipe.name,
             "course": self.recipe.course,
+            "mixture": [list(part) for part in self.recipe.mixture],
             "steps": self.steps,
             "step": self.done,
             "trained": self.counts,
