@@ -22,6 +22,7 @@ from vidllm.errors import InputError
 from vidllm.eval.tasks import task_names
 from vidllm.models.loading import model_parts
 from vidllm.models.parts import ModelParts
+from vidllm.models.shipped import weights_dir
 from vidllm.recipes import RECIPES, Recipe, get_recipe, list_recipes
 from vidllm.recipes.courses import FILES, CourseSettings
 from vidllm.recipes.courses.variant import as_trained
@@ -61,7 +62,8 @@ def test_the_list_says_what_is_trained_whether_weights_ship_and_for_which_tasks(
     assert list(found) == list(RECIPES)
     assert json.loads(json.dumps(list(found.values())))  # as `--json` prints it
     lines = dict(line.split(None, 1) for line in table(list(found.values())).splitlines())
-    assert "trains projector and llm, no weights shipped" in lines["lita"]
+    assert "trains projector and llm, weights: vidllm-lita" in lines["lita"]
+    assert "trains projector and temporal and llm, no weights shipped" in lines["storm"]
     assert "for stage, activitynet-rtl" in lines["lita"]
     assert "nothing trained" in lines["aim"] and "aim:keep=0.25,aim-prune" in lines["aim"]
     assert "weights: vidllm-stage" in lines["plain"]
@@ -212,3 +214,12 @@ def test_what_ships_names_the_actions_of_clips_it_never_saw(
     assert main([*words, *places, "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["results"].values()
     assert found["scores"]["accuracy"] >= 0.75  # a guess has 0.1; 0.92 and 0.985 over 200 clips
+
+
+def test_the_lita_that_ships_finds_an_event_by_a_twentieth_of_the_tokens() -> None:
+    llm = VideoLLM.from_pretrained(recipe="lita")
+    answer = llm.ask(weights_dir() / "samples" / "red-star.mp4", "when does the red star spin?",
+                     keep=0.05)  # fmt: skip
+    (span,) = answer.spans  # the event is from 15.8 to 22.5 s
+    assert answer.receipt.tokens_kept == 51 and answer.receipt.model == "vidllm-lita"
+    assert min(span.end, 22.5) - max(span.start, 15.8) > 0.8 * (22.5 - 15.8)

@@ -20,4 +20,5 @@ RECIPE = Recipe(
     ),
     steps=1500,
     tasks=("stage", "activitynet-rtl"),
+    weights="vidllm-lita",
 )
