@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import urllib.request
 from pathlib import Path
 
@@ -40,12 +41,23 @@ def test_a_model_that_ships_is_shown_by_its_name_with_what_it_knows() -> None:
     assert "those who trained it" not in card
 
 
+def test_a_recipe_brings_its_weights_and_stands_in_the_menus(tmp_path: Path) -> None:
+    page = serving(tmp_path / "files", "--recipe", "lita")
+    with page as url, urllib.request.urlopen(f"{url.rstrip('/')}/config") as told:
+        parts = [one["props"] for one in json.loads(told.read())["components"]]
+    shown = {one.get("elem_id"): one.get("value") for one in parts}
+    assert (shown["recipe"], shown["compressor"], shown["keep"]) == ("lita", "lita", 0.125)
+    assert any("Model: <b>vidllm-lita</b>" in str(one.get("value")) for one in parts)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["--model", "{home}/model", "--revision", "v1.0"], "revision names a version of a model"),
         (["--model", "{home}/model", "--device-map", "here"], "device 'here' cannot be used"),
         (["--adapter", "{home}/model"], "--adapter: no adapters in"),
+        (["--recipe", "vtg-llm"], "recipe 'vtg-llm' tells time by the absolute code"),
+        (["--recipe", "litta"], "no recipe 'litta': did you mean lita"),
         (["--device-map", "auto"], "device_map is for models of transformers"),
     ],
 )

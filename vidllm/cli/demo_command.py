@@ -52,6 +52,12 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Open the web page: a video, a question, the answer with its times."""
+    if settings.recipe is not None and settings.model is None:
+        from vidllm.recipes import get_recipe
+        from vidllm.recipes.models import ships
+
+        recipe = get_recipe(settings.recipe)
+        settings = replace(settings, model=recipe.weights if ships(recipe) else None)
     name, model = settings.named(), settings.model
     if name is not None:
         from vidllm.models.shipped import find_model

@@ -82,9 +82,18 @@ class Host:
         """A recipe or compressor by name."""
         return next((o for o in self.offers if (o.kind, o.name) == (kind, name)), None)
 
+    def begun(self) -> Offer | None:
+        """The recipe that the page begins with."""
+        name = self.settings.recipe
+        offer = None if name is None else self.offer("recipe", name)
+        return offer if offer is not None and offer.served else None
+
     def first(self) -> tuple[str, float]:
         """The compressor and the share that the page begins with."""
         method: Compressor = self.llm.compressor
+        if (begun := self.begun()) is not None and self.settings.compressor is None:
+            keep = self.settings.keep if begun.keep is None else self.settings.keep or begun.keep
+            return begun.spec, 1.0 if keep is None else keep
         if method.name != "none":
             spec = self.settings.compressor or method.name
             return spec, float(method.keep)

@@ -138,6 +138,7 @@ def _long(p: SimpleNamespace, host: Host) -> None:
 def _tokens(p: SimpleNamespace, host: Host) -> None:
     spec, keep = host.first()
     recipes = [(f"{o.name}: {o.summary}", o.name) for o in host.served if o.kind == "recipe"]
+    begun = host.begun()
     gr.HTML("<h2>Which tokens are kept</h2>")
     p.strip = gr.HTML(hint("The frames of your video appear here."), elem_id="strip")
     with gr.Accordion("Settings: compressor, share kept, frames", open=False, elem_id="settings"):
@@ -152,7 +153,8 @@ def _tokens(p: SimpleNamespace, host: Host) -> None:
             elem_id="compressor",
         )  # fmt: skip
         p.recipe = gr.Dropdown(
-            [("none", NO_RECIPE), *recipes], value=NO_RECIPE, label="Recipe",
+            [("none", NO_RECIPE), *recipes], label="Recipe",
+            value=NO_RECIPE if begun is None else begun.name,
             allow_custom_value=True, info="A named system: it sets compressor and share.",
             elem_id="recipe",
         )  # fmt: skip

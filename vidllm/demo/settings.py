@@ -40,6 +40,9 @@ class Settings(ModelOptions):
         InputError: a limit that is not above 0.
     """
 
+    recipe: Annotated[
+        str | None, _model("A named system that it begins with: vidllm list recipes.")
+    ] = None
     compressor: Annotated[str | None, _model("Token reducers that the page begins with.")] = None
     keep: Annotated[float | None, _model("Share of the video tokens that it begins with.")] = None
     frames: Annotated[int | None, _model("Frames that it begins with.")] = None
@@ -97,6 +100,7 @@ class Settings(ModelOptions):
 
         return VideoLLM.from_pretrained(
             self.model,
+            recipe=self.recipe,
             compressor=self.compressor,
             keep=self.keep,
             **self.loading(),
