@@ -324,7 +324,8 @@ def retrieval(
     debug: Debug = False,
 ) -> None:
     """Test TempMe's claim: retrieval with and without merging in the tower, and its ablations."""
-    from .retrieval_arms import bench_retrieval, retrieval_table, verdict
+    from .claims.retrieval_claim import verdict
+    from .retrieval_arms import bench_retrieval, retrieval_table
 
     with clean_output(json):
         if keep is not None:

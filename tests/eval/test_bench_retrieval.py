@@ -10,7 +10,8 @@ import pytest
 
 from vidllm import InputError
 from vidllm.errors.writing import csv_text
-from vidllm.eval.bench.retrieval_arms import bench_retrieval, verdict
+from vidllm.eval.bench.claims.retrieval_claim import verdict
+from vidllm.eval.bench.retrieval_arms import bench_retrieval
 from vidllm.eval.bench.systems.claims import FAILED, HELD, UNCLEAR, UNTOLD, Verdict, verdicts
 
 #: Stamps as the course writes them, and the arguments that made them.

@@ -18,6 +18,8 @@ from ...scores.statistics import bootstrap
 if TYPE_CHECKING:
     from rich.table import Table
 
+#: What "at small cost" and "comparable" are: so much of the score of what is compared with.
+COMPARABLE = 0.95
 Row = dict[str, Any]
 
 

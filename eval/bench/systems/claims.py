@@ -16,13 +16,13 @@ from typing import Any, Literal
 from vidllm.errors import InputError
 
 from ...run.run_settings import FULL
+from ..claims.claim_rows import COMPARABLE
+from ..claims.retrieval_claim import findings
 from ..methods.measured_scores import Measured
 from .arms import START
 from .table import Asked
 
 HELD, FAILED, UNCLEAR, UNTOLD = "held", "did not hold", "not clear", "not yet run"
-#: What "at small cost" and "comparable" are here: so much of the start's score with all tokens.
-COMPARABLE = 0.95
 
 
 @dataclass(frozen=True)
@@ -250,8 +250,6 @@ def _retrieval(rows: Sequence[Mapping[str, str]]) -> Verdict:
     says = "retrieval is kept at half the tower's FLOPs and a twentieth of the tokens"
     if not rows:
         return Verdict("tempme", says, UNTOLD)
-    from ..retrieval_arms import findings
-
     found = findings([{k: float(v) if k in _NUMBERS and v else v for k, v in row.items()}
                       for row in rows])  # fmt: skip
     held = {one.held for one in found}
