@@ -12,8 +12,9 @@ from vidllm.errors.writing import csv_text
 
 
 def words(out: Path, *more: str, recipe: str = "dist", steps: int = 1) -> list[str]:
+    clips = ["--clips", "2"] if recipe in ("nasva", "tem-adapter") else []
     return ["bench", "claim", recipe, "--size", "tiny", "--steps", str(steps), "--seeds", "1",
-            "--tested", "2", "--clips", "2", "--batch", "2", "--out", str(out), *more]  # fmt: skip
+            "--tested", "2", *clips, "--batch", "2", "--out", str(out), *more]  # fmt: skip
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -91,3 +92,19 @@ def test_a_file_that_is_no_claim_is_not_overwritten(
     assert main(words(out, "--arms", "frozen")) == 2
     assert "is no CSV of vidllm bench claim: give another --out" in capsys.readouterr().err
     assert out.read_bytes() == text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "option", "says"),
+    [
+        ("dist", ["--clips", "4"], "dist sees none twice: leave it out"),
+        ("squeezetime", ["--init", "vidllm-stage"], "is trained from nothing: leave out --init"),
+    ],
+)
+def test_options_that_a_claim_does_not_use_are_refused(
+    recipe: str, option: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words(tmp_path / "claim.csv", recipe=recipe), *option]) == 2
+    said = capsys.readouterr().err
+    assert says in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "claim.csv").exists()

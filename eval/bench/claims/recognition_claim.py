@@ -33,7 +33,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from vidllm.models.cost.memory import tensor_peak
 from vidllm.recipes import get_recipe
 from vidllm.recipes.courses.head_loop import learn
-from vidllm.recipes.courses.recognition import FRAMES, SIDE, RecognitionLesson, stacked
+from vidllm.recipes.courses.recognition import (
+    FRAMES,
+    SIDE,
+    RecognitionLesson,
+    check_used,
+    stacked,
+)
 from vidllm.stage.order_pairs import StagePairs
 
 from .claim_rows import ClaimSettings, Ledger, Row
@@ -65,6 +71,7 @@ def measure_recognition(
 ) -> list[Row]:
     """Train every arm of "dist" or "squeezetime" and test it; rows as `claim_rows.Ledger`'s."""
     recipe, arms = get_recipe(name), settings.chosen(tuple(ARMS[name]))
+    check_used(recipe, clips=bool(settings.clips), features=False, init=bool(settings.init))
     ledger = Ledger(name, settings, save, arms)
     for arm in arms:
         for seed in range(settings.seeds):

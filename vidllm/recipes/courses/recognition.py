@@ -113,16 +113,25 @@ def stacked(clips: list[tuple[Tensor, Tensor, int]]) -> dict[str, Tensor]:
     }
 
 
-def train(recipe: Recipe, settings: CourseSettings) -> Path:
-    """Train the recogniser in a folder; see `head_loop.teach`."""
-    own = HeadSettings.of(settings)
-    for name, given in (("--clips", settings.clips is not None),
-                        ("--option features", bool(own.features))):  # fmt: skip
+def check_used(recipe: Recipe, *, clips: bool, features: bool, init: bool) -> None:
+    """See that nothing is given that this course does not use.
+
+    Raises:
+        InputError: it is; the message says what to leave out.
+    """
+    for name, given in (("--clips", clips), ("--option features", features)):
         if given:
             raise InputError(
                 f"{name} is for recipes that keep features of clips, and {recipe.name} sees none "
                 "twice: leave it out"
             )
-    if settings.init and recipe.start == "nothing":
+    if init and recipe.start == "nothing":
         raise InputError(f"{recipe.name} is trained from nothing: leave out --init")
+
+
+def train(recipe: Recipe, settings: CourseSettings) -> Path:
+    """Train the recogniser in a folder; see `head_loop.teach`."""
+    own = HeadSettings.of(settings)
+    check_used(recipe, clips=settings.clips is not None, features=bool(own.features),
+               init=bool(settings.init))  # fmt: skip
     return teach(lambda: RecognitionLesson(recipe, own), own, quiet=settings.quiet)
