@@ -223,3 +223,8 @@ def test_the_lita_that_ships_finds_an_event_by_a_twentieth_of_the_tokens() -> No
     (span,) = answer.spans  # the event is from 15.8 to 22.5 s
     assert answer.receipt.tokens_kept == 51 and answer.receipt.model == "vidllm-lita"
     assert min(span.end, 22.5) - max(span.start, 15.8) > 0.8 * (22.5 - 15.8)
+
+
+@pytest.mark.parametrize("recipe", [r for r in EVERY if r.values[0].course == "video-llm"])  # type: ignore[attr-defined]
+def test_without_an_option_training_meets_the_recipe_s_own_mixture(recipe: Recipe) -> None:
+    assert as_trained(recipe, CourseSettings(out="")).mixture == recipe.mixture

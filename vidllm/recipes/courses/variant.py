@@ -48,10 +48,9 @@ def as_trained(recipe: Recipe, settings: CourseSettings) -> Recipe:
     made = replace(recipe, **given)
     if settings.mixture is not None:
         made = replace(made, mixture=read_mixture(settings.mixture))
-    elif settings.keep is None and (alike := _with_method(recipe, made.compressors)):
-        made = replace(made, mixture=alike)
     elif settings.compressor is not None or settings.keep is not None or not made.mixture:
-        made = replace(made, mixture=usual_mixture(made.compressors, made.keep))
+        alike = () if settings.keep is not None else _with_method(recipe, made.compressors)
+        made = replace(made, mixture=alike or usual_mixture(made.compressors, made.keep))
     method = build(made.compressors, keep=1.0 if made.keep is None else made.keep)
     if settings.compressor is not None and method.has_parameters:
         made = replace(made, trained=tuple(dict.fromkeys((*made.trained, "compressor"))))
