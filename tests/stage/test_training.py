@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vidllm import InputError
 from vidllm.compressors import build
@@ -201,6 +202,31 @@ def test_a_run_saves_a_model_that_loads(temporal: str, tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert {"words", "pointing", "naming", "telling", "meaning", "iou", "qa"} <= set(rows[-1])
     assert json.loads((out / "training.json").read_text())["step"] == 6
+
+
+class Products(TorchDispatchMode):
+    """The number types of all products while it is on."""
+
+    NAMES = ("mm", "addmm", "bmm", "baddbmm", "convolution")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func.overloadpacket.__name__ in self.NAMES:
+            self.types |= {x.dtype for x in args if isinstance(x, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+def test_products_are_of_numbers_that_the_processor_multiplies(tmp_path: Path) -> None:
+    with Products() as seen:
+        out = run(tmp_path / "run")
+    told = json.loads((out / "training.json").read_text())["precision"]
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert torch.bfloat16 in seen.types and told == "bfloat16"
+    else:  # number by number it would take twenty times as long
+        assert seen.types == {torch.float32} and told == "float32"
 
 
 def files_of(out: Path) -> dict[str, bytes]:

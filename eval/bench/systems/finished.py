@@ -34,7 +34,7 @@ _HEAD = Object(
 #: Of a configuration what says where its machine had things; what the table shows stays.
 _PLACES = set(FREE) - {"device_name", "items", "clips"}
 _STAMP = ("steps", "step", "batch", "clips", "lr", "size", "seed", "trained", "recipe",
-          "mixture")  # fmt: skip
+          "mixture", "precision")  # fmt: skip
 _ADVICE = "delete it, to have the arm run again"
 #: Bytes of an unpacked file at most; those of 60 clips have 1.5 million.
 _MOST = 2**28

@@ -284,6 +284,7 @@ class _Run(TrainingRun):
         state = {k: v.detach().to("cpu", torch.bfloat16) for k, v in model.state_dict().items()}
         told = {**asdict(self.plan), "start_steps": self.plan.start_steps, "step": self.done}
         told |= {"steps": self.plan.total, "init": Path(self.settings.init).name}
+        told["precision"] = self.precision
         self.folder.write_model(
             model,
             self.tokenizer,

@@ -296,6 +296,7 @@ class Tuning(TrainingRun):
             "step": self.done,
             "trained": self.counts,
             "start": self.start.name,
+            "precision": self.precision,
         }
         texts = {CARD: card(self.recipe, self._facts())}
         if self.base is not None:

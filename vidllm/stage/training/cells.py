@@ -23,6 +23,7 @@ from vidllm.models.native.model import NativeVideoLLM
 from vidllm.progress.interruption import Halt, leave_to_parent
 
 from .data import StageBatches
+from .run import multiplies_bfloat16
 from .settings import TrainSettings
 from .trainee import paint
 
@@ -52,7 +53,8 @@ class _CellMaker(Dataset[Tensor]):
     def _cells(self, index: int, device: torch.device) -> Tensor:
         row = self.clips.moving(self.clips.settings.scene(self.todo[index]))
         batch = {k: torch.from_numpy(np.asarray(v))[None].to(device) for k, v in row.items()}
-        with torch.autocast(device.type, torch.bfloat16):
+        fast = multiplies_bfloat16(device.type == "cuda")
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
             cells = self.model.vision(paint(batch, self.model.vision.image_size, noisy=True))
         return cells.to(torch.bfloat16).cpu().view(torch.int16)
 

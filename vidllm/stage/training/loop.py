@@ -116,7 +116,7 @@ class _Run(TrainingRun):
         trainee = cast(Trainee, self.plain)
         gate = trainee.heads.gate.state_dict()
         learned = {"mrt5": {k: v.detach().cpu().contiguous() for k, v in gate.items()}}
-        told = {**asdict(self.settings), "step": self.done}
+        told = {**asdict(self.settings), "step": self.done, "precision": self.precision}
         self.folder.write_model(self.model, self.tokenizer, state, learned, told)
 
     def ends_at(self) -> tuple[int, ...]:

@@ -77,11 +77,26 @@ def on_gpu(device: str) -> bool:
     return torch.cuda.is_available() and device in ("auto", "cuda")
 
 
+def multiplies_bfloat16(cuda: bool) -> bool:
+    """Whether a device has instructions for products of bfloat16.
+
+    Where a CPU has none, torch multiplies number by number: a training step takes many times as
+    long as in float32.
+    """
+    if cuda:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def accelerator_for(device: str, threads: int, seed: int, **options: Any) -> Accelerator:
-    """A `new_accelerator` in bfloat16, with torch's threads (0: as they are) and seed set."""
+    """A `new_accelerator` with torch's threads (0: as they are) and seed set.
+
+    In bfloat16 where the device multiplies such numbers itself, else in float32.
+    """
     if threads:
         torch.set_num_threads(threads)
-    made = new_accelerator("bf16", on_gpu(device), **options)
+    cuda = on_gpu(device)
+    made = new_accelerator("bf16" if multiplies_bfloat16(cuda) else "no", cuda, **options)
     set_seed(seed)
     return made
 
@@ -151,6 +166,11 @@ class TrainingRun(ABC):
         self.sums: dict[str, list[Tensor]] = {}
         self.halt = Halt()
         self.began = time.monotonic()
+
+    @property
+    def precision(self) -> str:
+        """Of the products in a step: "bfloat16" or "float32". Weights are float32 in both."""
+        return "bfloat16" if self.accelerator.mixed_precision == "bf16" else "float32"
 
     @abstractmethod
     def work(self) -> None:
