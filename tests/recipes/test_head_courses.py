@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,12 @@ from vidllm.models.heads.sentence_aligner import SecondsByQuestion, SentenceAlig
 from vidllm.models.heads.systems import load_system
 from vidllm.models.native.footage import UnknownFootage
 from vidllm.models.shipped import sample_videos, weight_files
+from vidllm.progress.interruption import Halt
 from vidllm.recipes import get_recipe
 from vidllm.recipes.courses import CourseSettings, find_course
+from vidllm.recipes.courses.alignment import ROUNDS, AlignmentLesson, narrated_seconds
+from vidllm.recipes.courses.head_settings import HeadSettings
+from vidllm.recipes.courses.head_start import painted
 from vidllm.recipes.courses.video_llm import BATCH
 from vidllm.stage.training.checkpoint import CHECKPOINT
 
@@ -221,6 +226,24 @@ def test_a_system_answers_its_questions_and_refuses_the_rest_in_a_line(
         llm.caption(clip)
     with pytest.raises(InputError, match="no LLM that could read fewer tokens"):
         VideoLLM.from_pretrained(folders[name], compressor="aim", keep=0.5)
+
+
+def test_a_narrated_clip_is_learnt_from_as_it_is_asked_about(tmp_path: Path) -> None:
+    settings = HeadSettings(str(tmp_path), size="tiny", clips=5, steps=1)
+    lesson = AlignmentLesson(get_recipe("nasva"), settings)
+    lesson.prepare(lambda done, total: None, Halt())
+    assert lesson.features is not None
+    assert Counter(k for clip in lesson.clips for k in clip) == dict.fromkeys(range(5), ROUNDS)
+    number = max(range(len(lesson.clips)), key=lambda k: len(lesson.clips[k]))
+    chosen, start, frames, seconds = lesson.clips[number], 0.0, [], []
+    assert len(chosen) > 1
+    for scene in map(lesson.scene, chosen):
+        shown = narrated_seconds(scene)
+        frames.append(painted(scene, shown, lesson.frozen.size, scene.seed))
+        seconds.append(torch.from_numpy(shown + start).float())
+        start += scene.duration
+    asked = lesson.frozen(torch.cat(frames), torch.cat(seconds))
+    torch.testing.assert_close(lesson.features[number], asked, atol=0.02, rtol=0.01)  # bfloat16
 
 
 @pytest.mark.parametrize("name", NAMES)

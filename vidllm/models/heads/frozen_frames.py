@@ -66,19 +66,26 @@ class FrozenFrames:
         """Pixels of a side of the frames."""
         return int(self.model.vision.image_size)
 
-    @torch.no_grad()
     def __call__(self, frames: Tensor, seconds: Tensor) -> Tensor:
         """Frames (T, 3, S, S) in 0..1 at seconds (T,) to features (T, width) float32, no graph."""
+        return self.features(self.rows(frames), seconds)
+
+    @torch.no_grad()
+    def rows(self, frames: Tensor) -> Tensor:
+        """Frames (T, 3, S, S) in 0..1 to what is read of each alone (T, N, width)."""
         model = self.model
         weight = next(model.projector.parameters())
-        parts = frames.to(weight.device, weight.dtype).split(_PART)
-        if self.reads == "cells":
-            rows = torch.cat([model.vision(part) for part in parts])
-        else:
-            rows = torch.cat([model.project(part) for part in parts])
+        look = model.vision if self.reads == "cells" else model.project
+        return torch.cat(
+            [look(part) for part in frames.to(weight.device, weight.dtype).split(_PART)]
+        )
+
+    @torch.no_grad()
+    def features(self, rows: Tensor, seconds: Tensor) -> Tensor:
+        """Of all frames of a clip, `rows` (T, N, width) at seconds (T,), to (T, width) float32."""
         if self.reads == "mixed":
-            times = seconds.to(weight.device, torch.float32)
-            rows = model.mix(rows[None], times[None])[0]
+            times = seconds.to(rows.device, torch.float32)
+            rows = self.model.mix(rows[None], times[None])[0]
         rows = rows.float()
         return F.layer_norm(rows, rows.shape[-1:]).mean(1)
 

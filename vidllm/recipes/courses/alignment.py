@@ -1,13 +1,15 @@
 """The course "alignment": sentences of narrated clips find their seconds (NaSVA).
 
-A training clip is several scenes one after the other. Features of each scene are made once, one a
-second; every batch puts other scenes together and tells their events in other words, so that few
-scenes give many clips. Clips begin anywhere in the first hour, so that places far on are no news.
+A training clip is several scenes one after the other. It goes through the temporal encoders as a
+whole, as a clip that is asked about does; its features are made once, one a second. What the tower
+sees of a scene serves several clips. Every batch tells the events in other words and lets its clips
+begin anywhere in the first hour, so that places far on are no news.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from . import CourseSettings
 from .feature_file import FeatureFile
 from .head_loop import Heard, Lesson, teach
 from .head_settings import HeadSettings, filled
-from .head_start import Start, seen
+from .head_start import Start, painted
 
 #: Hidden sizes of the sentence encoder and the head, and what else a size means.
 SIZES: dict[str, dict[str, Any]] = {
@@ -46,6 +48,8 @@ SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 #: Features a second, scenes of a clip at most, and the latest begin of a clip in seconds.
 FPS, MOST_SCENES, LATEST = 1.0, 8, 3600.0
+#: Clips that a scene stands in, and scenes out of which clips are put together.
+ROUNDS, POOL = 3, 64
 
 
 def narrated_seconds(scene: Scene) -> np.ndarray:
@@ -53,6 +57,24 @@ def narrated_seconds(scene: Scene) -> np.ndarray:
     number = max(1, math.ceil(round(scene.duration * FPS, 6)))
     shown = np.floor(np.arange(number) / FPS * scene.fps + 1e-6)
     return np.minimum(shown, scene.frame_count - 1) / scene.fps
+
+
+def joined_scenes(scenes: int) -> list[tuple[int, ...]]:
+    """The scenes of every training clip, by number, the same for every seed of a training.
+
+    Clips of one pool follow each other, so that what the tower sees of a scene is made once.
+    """
+    rng = np.random.default_rng(29)
+    found: list[tuple[int, ...]] = []
+    for first in range(0, scenes, POOL):
+        pool = np.arange(first, min(first + POOL, scenes))
+        for _ in range(ROUNDS):
+            left = rng.permutation(pool).tolist()
+            while left:
+                count = int(rng.integers(1, MOST_SCENES + 1))
+                found.append(tuple(left[:count]))
+                left = left[count:]
+    return found
 
 
 class AlignmentLesson(Lesson):
@@ -80,6 +102,7 @@ class AlignmentLesson(Lesson):
         self.system.text.take_words(words)
         self.versions = plan_of(self.frozen.model.config.vision).versions
         self.scene = lru_cache(maxsize=None)(self._scene)
+        self.clips = joined_scenes(self.settings.clips)
         self.features: FeatureFile | None = None
 
     def _scene(self, number: int) -> Scene:
@@ -88,11 +111,33 @@ class AlignmentLesson(Lesson):
     def prepare(self, heard: Heard, halt: Halt) -> None:
         s = self.settings
         path = Path(s.features) if s.features else Path(s.out) / "features.bin"
-        seconds = [narrated_seconds(self.scene(k)) for k in range(s.clips)]
         told = {"mark": self.system.config.mark, "reads": "mixed", "fps": FPS}
-        told["versions"] = list(self.versions)
-        self.features = FeatureFile(path, [len(x) for x in seconds], self.frozen.width, told)
-        self.features.fill(lambda k: seen(self.frozen, self.scene(k), seconds[k], k), heard, halt)
+        told |= {"versions": list(self.versions), "scenes": s.clips, "rounds": ROUNDS}
+        rows = [len(self._seconds(chosen)) for chosen in self.clips]
+        self.features = FeatureFile(path, rows, self.frozen.width, told)
+        one = lru_cache(maxsize=POOL)(self._rows)
+
+        def make(clip: int) -> Tensor:
+            chosen = self.clips[clip]
+            seconds = torch.from_numpy(self._seconds(chosen)).float()
+            return self.frozen.features(torch.cat([one(number) for number in chosen]), seconds)
+
+        self.features.fill(make, heard, halt)
+
+    def _rows(self, number: int) -> Tensor:
+        scene = self.scene(number)
+        frames = painted(scene, narrated_seconds(scene), self.frozen.size, number)
+        return self.frozen.rows(frames)
+
+    def _starts(self, chosen: Sequence[int]) -> list[float]:
+        """The second at which each scene of a clip begins."""
+        ends = np.cumsum([self.scene(number).duration for number in chosen]).tolist()
+        return [0.0, *ends[:-1]]
+
+    def _seconds(self, chosen: Sequence[int]) -> np.ndarray:
+        """(T,) of a clip's frames."""
+        parts = zip(chosen, self._starts(chosen), strict=True)
+        return np.concatenate([narrated_seconds(self.scene(k)) + start for k, start in parts])
 
     def batch(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([19, self.settings.seed, index])
@@ -102,25 +147,24 @@ class AlignmentLesson(Lesson):
     def _clip(self, rng: np.random.Generator) -> tuple[Tensor, np.ndarray, Narration]:
         """Features (T, D), their seconds (T,), and what is told."""
         assert self.features is not None  # `prepare` came first
-        most = min(MOST_SCENES, self.settings.clips)
-        count = int(rng.integers(1, most + 1))
-        chosen = rng.choice(self.settings.clips, count, replace=False).tolist()
+        clip = int(rng.integers(len(self.clips)))
+        chosen = self.clips[clip]
         origin = float(rng.uniform(0, LATEST)) if rng.random() < 0.5 else 0.0
-        parts, times, told = [], [], []
-        for number in chosen:
-            scene = self.scene(number)
-            parts.append(self.features[number])
-            times.append(origin + narrated_seconds(scene))
-            told.append(narration_of(scene, rng).later(origin))
-            origin += scene.duration
-        return torch.cat(parts), np.concatenate(times), joined(told)
+        told = joined(
+            [
+                narration_of(self.scene(number), rng).later(origin + start)
+                for number, start in zip(chosen, self._starts(chosen), strict=True)
+            ]
+        )
+        return self.features[clip], self._seconds(chosen) + origin, told
 
     def card(self) -> str:
+        scenes = self.settings.clips
         return (
             "Says when a sentence happens (NaSVA, arXiv 2312.14055): sentences are queries over "
-            "one feature a second. Taught on clips of 1 to "
-            f"{min(MOST_SCENES, self.settings.clips)} scenes one after the other, drawn from "
-            f"{self.settings.clips} scenes of the split train of the made world (docs/stage.md)."
+            f"one feature a second. Taught on {len(self.clips)} clips of 1 to "
+            f"{min(MOST_SCENES, scenes)} scenes one after the other, put together of {scenes} "
+            "scenes of the split train of the made world (docs/stage.md)."
         )
 
 
