@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
+
+from vidllm.compressors.holitom import HoliTom, programme
 
 # Numbers of a block.
 _BLOCK = 2**17
@@ -24,6 +27,14 @@ class Clip:
 
     x: Tensor
     kept: int
+
+    @cached_property
+    def still(self) -> list[tuple[int, Tensor]]:
+        """Sets of cells that HoliTom finds still: the first frame of each and its cells."""
+        like = torch.nn.functional.cosine_similarity(self.x[:-1].float(), self.x[1:].float(), dim=2)
+        same = like > HoliTom.tau
+        windows = [(a, b) for a, b in programme(same)[0] if b > a]
+        return [(a, same[a:b].all(0).nonzero().flatten()) for a, b in windows]
 
     def blocks(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Blocks of rows in float32, and the same rows a frame later."""
@@ -77,6 +88,13 @@ def products(clip: Clip) -> None:
     """All rows of a frame with each other."""
     for frame in clip.x:
         rows = frame.float()
+        rows @ rows.T
+
+
+def still_products(clip: Clip) -> None:
+    """All cells of a still set with each other, once a set."""
+    for first, cells in clip.still:
+        rows = clip.x[first].index_select(0, cells).float()
         rows @ rows.T
 
 
@@ -161,7 +179,7 @@ PASSES: dict[str, tuple[Pass, ...]] = {
     "visionzip": (read, merge),
     "mustdrop": (read, units, merge),
     "lita": (read, means, merge),
-    "holitom": (read, pairs, merge),
+    "holitom": (read, pairs, still_products, merge),
     "semvid": (read, means, pairs, pairs, products, write),
     "framefusion": (read, pairs, merge),
     "nasva": (read, means, write),
