@@ -133,6 +133,8 @@ def test_the_card_names_the_options_that_were_given_and_no_place(
     card = (home / "README.md").read_text(encoding="utf-8")
     given = "--init start --option features=own.bin --option warmup=3 --option ema=0.5`"
     assert given in card and str(tmp_path) not in card and str(start.parent) not in card
+    stamp = (home / "training.json").read_text(encoding="utf-8")
+    assert str(tmp_path) not in stamp and str(start.parent) not in stamp
 
 
 @pytest.mark.parametrize("name", ["tem-adapter", "squeezetime"])

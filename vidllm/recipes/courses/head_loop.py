@@ -164,6 +164,7 @@ class HeadRun(TrainingRun):
         system, s = self.lesson.system, self.lesson.settings
         seconds = round(self.spent + time.monotonic() - self.began, 1)
         stamp = {**asdict(s), **self.lesson.same, "seconds": seconds}
+        stamp |= {"init": Path(s.init).name, "features": Path(s.features).name}
         stamp |= {"out": self.folder.path.name, "step": self.done, "precision": self.precision}
         self.average.swap(system)
         weights = save(system.kept(), {"format": "pt"})

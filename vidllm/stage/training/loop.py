@@ -117,6 +117,7 @@ class _Run(TrainingRun):
         gate = trainee.heads.gate.state_dict()
         learned = {"mrt5": {k: v.detach().cpu().contiguous() for k, v in gate.items()}}
         told = {**asdict(self.settings), "step": self.done, "precision": self.precision}
+        told |= {name: Path(told[name]).name for name in ("init", "cells")}
         self.folder.write_model(self.model, self.tokenizer, state, learned, told)
 
     def ends_at(self) -> tuple[int, ...]:
