@@ -304,6 +304,14 @@ def test_the_page_runs(folders: dict[str, Path], sample: Path) -> None:
     assert len(run_page("docs/heads.md", {"llm": llm}, swaps)["few"]) == 5
 
 
+def test_a_shipped_system_is_loaded_by_its_name() -> None:
+    assert load_system("vidllm-dist").config.recipe == "dist"
+    with pytest.raises(InputError, match=r"vidllm-stage is no system without an LLM: VideoLLM\."):
+        load_system("vidllm-stage")
+    with pytest.raises(InputError, match="no model 'vidllm-dits': did you mean vidllm-dist"):
+        load_system("vidllm-dits")
+
+
 def test_a_trained_aligner_chooses_frames_for_a_model(
     folders: dict[str, Path], sample: Path
 ) -> None:

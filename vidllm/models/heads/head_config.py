@@ -91,6 +91,10 @@ class HeadConfig:
             told = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(damage(file, "it is no JSON", _ADVICE)) from error
+        if isinstance(told, dict) and told.get("model_type", MODEL_TYPE) != MODEL_TYPE:
+            raise InputError(
+                f"{folder.name} is no system without an LLM: VideoLLM.from_pretrained loads it"
+            )
         validate(told, _SCHEMA, file, _ADVICE)
         known = {item.name for item in fields(cls)}
         given = {name: value for name, value in told.items() if name in known}

@@ -93,13 +93,14 @@ def load_start(start: str, *, mark: str = "") -> tuple[NativeVideoLLM, PreTraine
 
 
 def load_system(folder: str | Path) -> HeadSystem:
-    """The system of a folder, on the CPU and in evaluation mode.
+    """The system of a folder or a shipped name, on the CPU and in evaluation mode.
 
     Raises:
-        InputError: a folder that holds none, or whose frozen model is not there.
+        InputError: no such folder or name, one that holds no such system, or whose frozen model is
+            not there.
         WorkError: weights, or statistics of footage, that cannot be read or do not fit.
     """
-    home = Path(folder)
+    home = Path(find_model(str(folder)))
     config = HeadConfig.read(home)
     frozen = tokenizer = None
     if config.start:
