@@ -134,11 +134,13 @@ def test_who_names_another_model_for_what_ships_is_told_to_leave_it_out(tmp_path
         VideoLLM.from_pretrained(folder, recipe="dist")
     said = str(caught.value)
     assert said.endswith("is none of it: leave out --model: its weights ship as vidllm-dist")
-    with pytest.raises(InputError, match=r"vidllm train nasva --out DIR\) and give --model DIR"):
-        VideoLLM.from_pretrained(folder, recipe="nasva")
+    with pytest.raises(InputError, match=r"vidllm train tem-adapter --out DIR\) and give"):
+        VideoLLM.from_pretrained(folder, recipe="tem-adapter")
     llm = VideoLLM.from_pretrained(folder)
     found = {offer.name: offer.reason for offer in offers(llm) if offer.kind == "recipe"}
-    assert "its weights ship" in found["dist"] and "vidllm train nasva" in found["nasva"]
+    assert (
+        "its weights ship" in found["dist"] and "vidllm train tem-adapter" in found["tem-adapter"]
+    )
 
 
 def test_what_needs_no_training_is_carried_by_a_usual_model() -> None:

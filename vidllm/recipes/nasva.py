@@ -12,5 +12,6 @@ RECIPE = Recipe(
     course="alignment",
     trained=("head",),
     steps=4000,
+    weights="vidllm-nasva",
     tasks=("stage-align", "htm-align"),
 )
