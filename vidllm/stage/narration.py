@@ -102,11 +102,11 @@ class NarratedClip:
         """Seconds of the whole."""
         return float(sum(scene.duration for scene in self.scenes))
 
-    def narration(self) -> Narration:
-        """What is told of all chapters."""
+    def narration(self, rng: np.random.Generator | None = None) -> Narration:
+        """What is told of all chapters; `rng` as in `narration_of`."""
         return joined(
             [
-                narration_of(scene).later(start)
+                narration_of(scene, rng).later(start)
                 for scene, start in zip(self.scenes, self.starts, strict=True)
             ]
         )

@@ -26,7 +26,7 @@ from vidllm.ask.video_llm import VideoLLM
 from vidllm.models.heads.frozen_frames import FrozenFrames
 from vidllm.models.heads.sentence_aligner import SentenceAligner
 from vidllm.recipes import Recipe, get_recipe
-from vidllm.recipes.courses.alignment import AlignmentLesson, narrated_seconds
+from vidllm.recipes.courses.alignment import AlignmentLesson, joined_seconds, narrated_seconds
 from vidllm.recipes.courses.head_loop import learn
 from vidllm.recipes.courses.head_start import painted, seen
 from vidllm.stage.files import clip_scene
@@ -100,11 +100,8 @@ def _lesson(recipe: Recipe, settings: ClaimSettings, arm: str, seed: int) -> Ali
 
 
 def _narrated(frozen: FrozenFrames, clip: NarratedClip) -> _Told:
-    times = [narrated_seconds(scene) for scene in clip.scenes]
-    frames = torch.cat(
-        [painted(s, t, frozen.size, s.seed) for s, t in zip(clip.scenes, times, strict=True)]
-    )
-    seconds = np.concatenate([t + start for t, start in zip(times, clip.starts, strict=True)])
+    size, seconds = frozen.size, joined_seconds(clip)
+    frames = torch.cat([painted(s, narrated_seconds(s), size, s.seed) for s in clip.scenes])
     features = frozen(frames, torch.from_numpy(seconds.astype(np.float32)))
     return _Told(clip.vid, features, seconds, clip.narration())
 

@@ -9,7 +9,6 @@ begin anywhere in the first hour, so that places far on are no news.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from vidllm.encoders.heads.sentences import pad_words
 from vidllm.models.heads.head_config import HeadConfig
 from vidllm.models.heads.sentence_aligner import SentenceAligner
 from vidllm.progress.interruption import Halt
-from vidllm.stage.narration import Narration, joined, narration_of
+from vidllm.stage.narration import NarratedClip, Narration
 from vidllm.stage.scenes import Scene, make_scene
 from vidllm.stage.training.settings import plan_of
 
@@ -57,6 +56,12 @@ def narrated_seconds(scene: Scene) -> np.ndarray:
     number = max(1, math.ceil(round(scene.duration * FPS, 6)))
     shown = np.floor(np.arange(number) / FPS * scene.fps + 1e-6)
     return np.minimum(shown, scene.frame_count - 1) / scene.fps
+
+
+def joined_seconds(clip: NarratedClip) -> np.ndarray:
+    """The seconds (T,) of a narrated clip's frames, those of each scene from its start on."""
+    parts = zip(clip.scenes, clip.starts, strict=True)
+    return np.concatenate([narrated_seconds(scene) + start for scene, start in parts])
 
 
 def joined_scenes(scenes: int) -> list[tuple[int, ...]]:
@@ -113,14 +118,13 @@ class AlignmentLesson(Lesson):
         path = Path(s.features) if s.features else Path(s.out) / "features.bin"
         told = {"mark": self.system.config.mark, "reads": "mixed", "fps": FPS}
         told |= {"versions": list(self.versions), "scenes": s.clips, "rounds": ROUNDS}
-        rows = [len(self._seconds(chosen)) for chosen in self.clips]
+        rows = [len(joined_seconds(self._joined(clip))) for clip in range(len(self.clips))]
         self.features = FeatureFile(path, rows, self.frozen.width, told)
         one = lru_cache(maxsize=POOL)(self._rows)
 
         def make(clip: int) -> Tensor:
-            chosen = self.clips[clip]
-            seconds = torch.from_numpy(self._seconds(chosen)).float()
-            return self.frozen.features(torch.cat([one(number) for number in chosen]), seconds)
+            seconds = torch.from_numpy(joined_seconds(self._joined(clip))).float()
+            return self.frozen.features(torch.cat([one(k) for k in self.clips[clip]]), seconds)
 
         self.features.fill(make, heard, halt)
 
@@ -129,15 +133,8 @@ class AlignmentLesson(Lesson):
         frames = painted(scene, narrated_seconds(scene), self.frozen.size, number)
         return self.frozen.rows(frames)
 
-    def _starts(self, chosen: Sequence[int]) -> list[float]:
-        """The second at which each scene of a clip begins."""
-        ends = np.cumsum([self.scene(number).duration for number in chosen]).tolist()
-        return [0.0, *ends[:-1]]
-
-    def _seconds(self, chosen: Sequence[int]) -> np.ndarray:
-        """(T,) of a clip's frames."""
-        parts = zip(chosen, self._starts(chosen), strict=True)
-        return np.concatenate([narrated_seconds(self.scene(k)) + start for k, start in parts])
+    def _joined(self, clip: int) -> NarratedClip:
+        return NarratedClip(f"train {clip}", tuple(map(self.scene, self.clips[clip])))
 
     def batch(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([19, self.settings.seed, index])
@@ -148,15 +145,10 @@ class AlignmentLesson(Lesson):
         """Features (T, D), their seconds (T,), and what is told."""
         assert self.features is not None  # `prepare` came first
         clip = int(rng.integers(len(self.clips)))
-        chosen = self.clips[clip]
         origin = float(rng.uniform(0, LATEST)) if rng.random() < 0.5 else 0.0
-        told = joined(
-            [
-                narration_of(self.scene(number), rng).later(origin + start)
-                for number, start in zip(chosen, self._starts(chosen), strict=True)
-            ]
-        )
-        return self.features[clip], self._seconds(chosen) + origin, told
+        shown = self._joined(clip)
+        told = shown.narration(rng).later(origin)
+        return self.features[clip], joined_seconds(shown) + origin, told
 
     def card(self) -> str:
         scenes = self.settings.clips
