@@ -172,6 +172,7 @@ def test_every_temporal_encoder_takes_the_place_of_another(name: str, tmp_path: 
     start = load_start(recipe, made)
     found = [spec["name"] for spec in start.model.config.temporal]
     assert found == ([] if name == "identity" else [name, name]) or name == "ssd"
+    assert all("head_dim" not in spec for spec in specs if name == "h3")  # outer products there
     assert start.fresh == (set() if name == "ssd" else {"temporal"})
     tokens = torch.randn(1, 4, 16, 32)
     mixed = start.model.mix(tokens, torch.arange(4.0)[None])
