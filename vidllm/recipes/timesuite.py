@@ -20,5 +20,6 @@ RECIPE = Recipe(
         ("timesuite:keep=0.05", 0.15),
     ),
     steps=1500,
+    lr=2e-3,
     tasks=("stage", "charades", "qvhighlights-highlights"),
 )

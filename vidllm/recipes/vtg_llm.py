@@ -20,5 +20,6 @@ RECIPE = Recipe(
         ("vtg-llm:keep=0.05", 0.25),
     ),
     steps=1500,
+    lr=2e-3,
     tasks=("stage", "charades", "qvhighlights-highlights", "youcook2"),
 )
