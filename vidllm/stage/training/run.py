@@ -115,8 +115,8 @@ def hold_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     pieces_of_their_own, trim_above, more_at_once = -4, -1, -2  # M_MMAP_MAX, M_TRIM_…, M_TOP_PAD
-    told = ((pieces_of_their_own, 0), (trim_above, -1), (more_at_once, 64 << 20))
-    return all([mallopt(parameter, value) == 1 for parameter, value in told])
+    told = mallopt(pieces_of_their_own, 0), mallopt(trim_above, -1), mallopt(more_at_once, 64 << 20)
+    return all(told)
 
 
 def new_accelerator(mixed_precision: str, cuda: bool, **options: Any) -> Accelerator:
