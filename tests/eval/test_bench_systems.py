@@ -89,7 +89,9 @@ def test_every_arm_can_be_trained_and_asked() -> None:
         if arm.recipe:
             recipe = get_recipe(arm.recipe)
             made = as_trained(recipe, arm.settings(budget, Path("out"), Path("cells"), 0))
-            assert made.steps == 5 and made.mixture and made.lr == budget.lr
+            assert made.steps == 5 and made.mixture and made.lr == arm.rate(budget)
+    rates = {arm.name: arm.rate(budget) for arm in ARMS}
+    assert rates["vtg-llm"] == budget.lr and rates["vtg-llm-relative"] == get_recipe("vtg-llm").lr
     assert [arm.name for arm in encoder_arms()] == [f"encoder-{n}" for n in temporal_names()]
     names = {arm.name for arm in ARMS}
     assert all({claim.better, claim.worse} <= names for claim in CLAIMS)

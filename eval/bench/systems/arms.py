@@ -74,18 +74,41 @@ class Arm:
             return False
         return True
 
+    def rate(self, budget: Budget) -> float:
+        """The highest learning rate: the budget's, or its own."""
+        return float(self.options.get("lr", budget.lr))
+
     def settings(self, budget: Budget, out: Path, cells: Path, seed: int) -> CourseSettings:
         """How it is trained in `out`; `cells` is a folder that all share."""
-        options = dict(self.options)
+        options = {name: value for name, value in self.options.items() if name != "lr"}
         more = {"cells": str(cells), **options.pop("more", {})}
         return CourseSettings(
             out=str(out), size=budget.size, init=budget.init, steps=budget.steps,
-            batch=budget.batch, clips=budget.clips, lr=budget.lr, seed=seed, more=more,
+            batch=budget.batch, clips=budget.clips, lr=self.rate(budget), seed=seed, more=more,
             save_every=SAVED, **options,
         )  # fmt: skip
 
 
 START = "start"
+
+
+def _spoken(
+    recipe: str, called: str, parts: Mapping[str, tuple[str, str, Mapping[str, Any]]]
+) -> list[Arm]:
+    """Arms of a recipe that keep the start's time tokens, at the recipe's own rate.
+
+    In these steps no model learns another way to tell times, and what cannot ground at all shows
+    nothing of its parts: they are compared here.
+
+    Args:
+        parts: by name what is asked, what it is beside the recipe, and options.
+    """
+    own = {"time_code": "relative", "lr": get_recipe(recipe).lr}
+    return [
+        Arm("-".join(filter(None, (recipe, "relative", name))), recipe, asked,
+            f"{called} with the start's time tokens{what}", {**own, **options})
+        for name, (asked, what, options) in parts.items()
+    ]  # fmt: skip
 
 
 def _arms() -> tuple[Arm, ...]:
@@ -115,17 +138,23 @@ def _arms() -> tuple[Arm, ...]:
         Arm("vtg-llm", "vtg-llm", "", "VTG-LLM"),
         Arm("vtg-llm-sampling", "vtg-llm", "frame-sample", "VTG-LLM with frames for slots",
             {"compressor": "frame-sample"}),
-        Arm("vtg-llm-attention", "vtg-llm", "", "VTG-LLM with cross-attention for slots",
-            {"compressor": "vtg-llm:sampler=cross-attention"}),
         Arm("timesuite", "timesuite", "", "TimeSuite"),
-        Arm("timesuite-plain", "timesuite", "", "TimeSuite without adaptive positions",
-            {"compressor": "timesuite:tape=false"}),
-        Arm("timesuite-uncaptioned", "timesuite", "", "TimeSuite that is never asked for captions",
-            {"more": {"without": "captions"}}),
-        Arm("vtg-llm-untimed", "vtg-llm", "", "VTG-LLM whose tokens know no frame and second",
-            {"compressor": "vtg-llm:timed=false"}),
-        Arm("timesuite-pool", "timesuite", "spatial-pool", "TimeSuite with pooling for its shuffle",
-            {"compressor": "spatial-pool"}),
+        *_spoken("vtg-llm", "VTG-LLM", {
+            "": ("", "", {}),
+            "sampling": ("frame-sample", " with frames for slots", {"compressor": "frame-sample"}),
+            "attention": ("", " with cross-attention for slots",
+                          {"compressor": "vtg-llm:sampler=cross-attention"}),
+            "untimed": ("", " whose tokens know no frame and second",
+                        {"compressor": "vtg-llm:timed=false"}),
+        }),
+        *_spoken("timesuite", "TimeSuite", {
+            "": ("", "", {}),
+            "pool": ("spatial-pool", " with pooling for its shuffle",
+                     {"compressor": "spatial-pool"}),
+            "plain": ("", " without adaptive positions", {"compressor": "timesuite:tape=false"}),
+            "uncaptioned": ("", " that is never asked for captions",
+                            {"more": {"without": "captions"}}),
+        }),
         Arm("pyra", "pyra", "", "PYRA"),
         Arm("mrt5", "mrt5", "", "MrT5"),
         Arm("flextok", "flextok", "", "FlexTok"),

@@ -138,16 +138,16 @@ def _best(rows: Sequence[Row]) -> list[str]:
 
 
 def _costs(rows: Sequence[Row]) -> list[str]:
-    heads = ["system", "seed", "parameters trained", "steps", "clips a step", "CPU s a step",
-             "all, CPU minutes"]  # fmt: skip
+    heads = ["system", "seed", "parameters trained", "rate", "steps", "clips a step",
+             "CPU s a step", "all, CPU minutes"]  # fmt: skip
     lines = []
     for row in _once(rows):
         if row["steps"] is None:
             continue
         each = row["step_cpu_s"]
         minutes = each and each * row["steps"] / 60
-        cells = [f"`{row['system']}`", _seed(row), f"{row['trained']:,.0f}", f"{row['steps']:g}",
-                 f"{row['batch']:g}", _two(each), _two(minutes)]  # fmt: skip
+        cells = [f"`{row['system']}`", _seed(row), f"{row['trained']:,.0f}", f"{row['lr']:g}",
+                 f"{row['steps']:g}", f"{row['batch']:g}", _two(each), _two(minutes)]  # fmt: skip
         lines.append(cells)
     return markdown_table(heads, lines) if lines else []
 

@@ -65,8 +65,9 @@ def is_trained(entry: Entry, budget: Budget, *, here: bool = False) -> bool:
     """
     told = _folder_stamp(entry) if here else stamp_of(entry)
     have = {**told, "size": size_of(told)}
+    wanted = replace(budget, lr=entry.arm.rate(budget))
     for name in ("size", "steps", "batch", "clips", "lr"):
-        value = getattr(budget, name)
+        value = getattr(wanted, name)
         if told and have.get(name) != value:
             raise InputError(
                 f"{entry.model} was trained with {name} {have.get(name)}, not {value}: give the "
@@ -99,7 +100,8 @@ def _train(entry: Entry, budget: Budget, *, threads: int, workers: int, quiet: b
         workers=workers,
         quiet=quiet,
     )
-    say(f"training {entry.label}: {budget.told()}, seed {entry.seed}")
+    own = replace(budget, lr=entry.arm.rate(budget))
+    say(f"training {entry.label}: {own.told()}, seed {entry.seed}")
     find_course(recipe).train(recipe, settings)
 
 
