@@ -94,7 +94,7 @@ class MethodTable:
 def commented(setting: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     """A CSV file whose first line is a comment with the setting as JSON."""
     head = json.dumps(plain(dict(setting)), ensure_ascii=False)
-    return f"# {head}\n{csv_text([{k: _digits(v) for k, v in row.items()} for row in rows])}"
+    return f"# {head}\n{csv_text(rounded(rows))}"
 
 
 def read_commented(file: Path, advice: str) -> tuple[Any, csv.DictReader[str]]:
@@ -111,6 +111,11 @@ def read_commented(file: Path, advice: str) -> tuple[Any, csv.DictReader[str]]:
     if not head.startswith("# {"):
         raise InputError(damage(file, "its first line is not '# {…}' with the setting", advice))
     return parse(head[2:], file, advice), csv.DictReader(body.splitlines())
+
+
+def rounded(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows as a file of `commented` holds them."""
+    return [{name: _digits(value) for name, value in row.items()} for row in rows]
 
 
 def _digits(value: Any) -> Any:

@@ -151,7 +151,7 @@ def _write(
     json: bool,
 ) -> None:
     from ...run.records import write_whole
-    from ..methods.method_table import commented
+    from ..methods.method_table import commented, rounded
     from .claims import verdicts
     from .page import systems_page, systems_plot
     from .table import Asked, setting_of, systems_rows
@@ -161,7 +161,7 @@ def _write(
     asked = [Asked(entry, *found) for entry in entries if (found := work.answers(entry))]
     if not asked:
         raise InputError("nothing was asked yet: leave out --page-only")
-    rows = systems_rows(asked)
+    rows = rounded(systems_rows(asked))  # so that the page says what the table says
     setting = setting_of(asked[0], work.told(), waiting)
     found = verdicts(asked, claims)
     csv.parent.mkdir(parents=True, exist_ok=True)
