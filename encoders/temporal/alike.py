@@ -21,7 +21,9 @@ def parameters_of(specs: Sequence[Mapping[str, Any]], dim: int) -> int:
     )
 
 
-def encoders_like(specs: Sequence[Mapping[str, Any]], name: str, dim: int) -> list[dict[str, Any]]:
+def encoders_like(
+    specs: Sequence[Mapping[str, Any]], name: str, dim: int, slots: int | None = None
+) -> list[dict[str, Any]]:
     """The encoder called `name` in the place of others, [] for "identity".
 
     What both can be told, such as how the clip is read, stays as it is; the layers of the first are
@@ -31,6 +33,8 @@ def encoders_like(specs: Sequence[Mapping[str, Any]], name: str, dim: int) -> li
     Args:
         specs: what stands there now; the usual pair (slot, then raster) where nothing does.
         dim: width of a token.
+        slots: tokens a frame, for encoders that are sized by them (MambaMixer); None for their own
+            default.
 
     Raises:
         InputError: no encoder of that name.
@@ -43,6 +47,8 @@ def encoders_like(specs: Sequence[Mapping[str, Any]], name: str, dim: int) -> li
     made = [
         {"name": name, **{k: v for k, v in s.items() if k in known and k != "name"}} for s in shape
     ]
+    if slots is not None and "slots" in known:
+        made = [{"slots": slots, **spec} for spec in made]
     if "layers" not in known:
         return made
     trials = [[{**made[0], "layers": depth}, *made[1:]] for depth in range(1, DEEPEST + 1)]

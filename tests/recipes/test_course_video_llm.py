@@ -173,6 +173,9 @@ def test_every_temporal_encoder_takes_the_place_of_another(name: str, tmp_path: 
     found = [spec["name"] for spec in start.model.config.temporal]
     assert found == ([] if name == "identity" else [name, name]) or name == "ssd"
     assert all("head_dim" not in spec for spec in specs if name == "h3")  # outer products there
+    if name == "mambamixer":  # its channels mix over the frame's own tokens
+        sides = [spec["slots"] for spec in start.model.config.temporal]
+        assert sides == [start.model.grid_side**2] * 2
     assert start.fresh == (set() if name == "ssd" else {"temporal"})
     tokens = torch.randn(1, 4, 16, 32)
     mixed = start.model.mix(tokens, torch.arange(4.0)[None])

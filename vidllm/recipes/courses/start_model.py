@@ -66,7 +66,7 @@ def load_start(recipe: Recipe, settings: CourseSettings) -> Start:
         _change_tower(start, recipe, wanted=settings.vision is not None)
     own = [dict(spec) for spec in config.temporal]
     if settings.temporal is not None:
-        specs = encoders_like(own, settings.temporal, _width(model))
+        specs = encoders_like(own, settings.temporal, _width(model), model.grid_side**2)
     elif recipe.temporal is None or {s["name"] for s in own} & set(recipe.temporal_names):
         specs = own
     else:
