@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import mmap
 import os
 import random
 import signal
@@ -75,7 +76,8 @@ def _spin() -> tuple[str, str]:
 
 
 def _fill() -> tuple[str, str]:
-    return WHOLE, str(len(b"x" * 2**26))
+    with mmap.mmap(-1, 2**26) as pages:  # new pages, also where this process holds what it freed
+        return WHOLE, str(pages.write(bytes(2**26)))
 
 
 def _crash() -> tuple[str, str]:
